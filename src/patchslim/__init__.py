@@ -1,0 +1,28 @@
+"""Make a vision transformer faster by giving it fewer patches. Nothing is computed on import."""
+
+from patchslim.adapter import Adapter, adapter_names, find_adapter
+from patchslim.cost import Cost
+from patchslim.errors import PatchslimError
+from patchslim.model import SlimModel
+from patchslim.reducer import Reducer, find_reducer, reducer_names
+from patchslim.reduction import Reduction
+from patchslim.schedule import Schedule
+from patchslim.slim import macs, slim
+from patchslim.tokens import Tokens
+
+__all__ = [
+    "Adapter",
+    "Cost",
+    "PatchslimError",
+    "Reducer",
+    "Reduction",
+    "Schedule",
+    "SlimModel",
+    "Tokens",
+    "adapter_names",
+    "find_adapter",
+    "find_reducer",
+    "macs",
+    "reducer_names",
+    "slim",
+]

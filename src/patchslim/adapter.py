@@ -1,0 +1,181 @@
+"""`Adapter`: where one family of models keeps its parts.
+
+An adapter knows a host library and nothing of methods or schedules. It is stateless: every call
+gets the host. A family is one file in `patchslim/adapters`, named `<library>_<family>.py`; only the
+files of the library that a model comes from are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from patchslim.cost import HostShape
+from patchslim.errors import UnsupportedModel
+from patchslim.tokens import Tokens
+from patchslim.versions import check_version
+
+Part = Literal["qkv", "qk", "kv", "q", "v"]
+
+
+class Adapter(ABC):
+    """Takes a host apart into embed, project, mix, feed and head, using the host's own modules.
+
+    Class attributes:
+        family: what the family is called in messages and tables.
+        surface: attributes of the host that its slimmed form shows as its own. None of them may
+            run a forward pass of the dense host.
+    """
+
+    family: ClassVar[str]
+    surface: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def serves(self, host: nn.Module) -> bool:
+        """Whether this is the adapter for hosts of this class."""
+
+    @abstractmethod
+    def refusal(self, host: nn.Module) -> str | None:
+        """Why this very host cannot be served exactly, or None."""
+
+    @abstractmethod
+    def prefix(self, host: nn.Module) -> int:
+        """How many leading rows are not patches."""
+
+    @abstractmethod
+    def reads(self, host: nn.Module) -> int | None:
+        """How many leading rows the head reads, or None where it may read all of them."""
+
+    @abstractmethod
+    def misfit(
+        self, host: nn.Module, size: tuple[int, int], options: Mapping[str, Any]
+    ) -> str | None:
+        """Why images of this height and width do not fit the host, or None."""
+
+    @abstractmethod
+    def shape(self, host: nn.Module, image_size: tuple[int, int] | None = None) -> HostShape:
+        """Rows and costs of the host at its own image size, or at another."""
+
+    @abstractmethod
+    def image_shape(self, host: nn.Module) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the host is made for."""
+
+    @abstractmethod
+    def embed(self, host: nn.Module, images: Tensor, options: Mapping[str, Any]) -> Tokens:
+        """The tokens that enter the first block."""
+
+    @abstractmethod
+    def blocks(self, host: nn.Module) -> nn.ModuleList | nn.Sequential:
+        """The blocks in order."""
+
+    @abstractmethod
+    def scale(self, host: nn.Module, index: int) -> float:
+        """The factor on the query-key product in block `index`."""
+
+    @abstractmethod
+    def dropout(self, host: nn.Module, index: int) -> float:
+        """The attention dropout that is in force now in block `index`."""
+
+    @abstractmethod
+    def project(
+        self, host: nn.Module, index: int, tokens: Tokens, part: Part
+    ) -> tuple[Tensor, ...]:
+        """The queries, keys, values named by `part`, each (B, heads, N, channels)."""
+
+    @abstractmethod
+    def mix(self, host: nn.Module, index: int, queries: Tokens, attended: Tensor) -> Tensor:
+        """The residual stream after attention, for the rows that asked."""
+
+    @abstractmethod
+    def feed(self, host: nn.Module, index: int, x: Tensor) -> Tensor:
+        """The residual stream after the feed-forward."""
+
+    @abstractmethod
+    def norm(self, host: nn.Module, x: Tensor) -> Tensor:
+        """What the host does to features after its last block."""
+
+    @abstractmethod
+    def head(self, host: nn.Module, tokens: Tokens, options: Mapping[str, Any]) -> Any:
+        """What the host itself would return, from the tokens after the last block."""
+
+    @abstractmethod
+    def logits(self, output: Any) -> Tensor:
+        """The tensor to compare in what the host returned."""
+
+    @abstractmethod
+    def returns_rows(self, host: nn.Module) -> bool:
+        """Whether the host returns its sequence, so that it has to be put back in order."""
+
+    @abstractmethod
+    def options(self, host: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of a call that can be honoured; an error for any other."""
+
+    @abstractmethod
+    def recipe(self, host: nn.Module) -> dict[str, Any] | None:
+        """Plain data from which `rebuild` makes a host of the same architecture, or None."""
+
+    @abstractmethod
+    def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
+        """A host of the architecture that `recipe` describes, with any weights."""
+
+    @abstractmethod
+    def has_class_token(self, host: nn.Module) -> bool:
+        """Whether the first row is a class token."""
+
+    def pools_by_query(self, host: nn.Module) -> bool:
+        """Whether the head pools with a query of its own, which can stand in for a class token."""
+        return False
+
+    def readout(self, host: nn.Module, tokens: Tokens) -> Tensor:
+        """Attention of the pooling head's query over the patches (B, n), where it pools so."""
+        raise UnsupportedModel(f"{self.family}: this host's head has no query of its own.")
+
+    def checkpoints(self, host: nn.Module) -> bool:
+        """Whether the host was asked to recompute activations in the backward pass."""
+        return False
+
+
+def adapter_names() -> list[str]:
+    """The families that ship with the package: the files of `patchslim/adapters`."""
+    package = importlib.import_module("patchslim.adapters")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def load_adapter(name: str) -> Adapter:
+    """The adapter in the file `name`."""
+    module = importlib.import_module(f"patchslim.adapters.{name}")
+    own = [
+        found
+        for found in vars(module).values()
+        if isinstance(found, type)
+        and issubclass(found, Adapter)
+        and not inspect.isabstract(found)
+        and found.__module__ == module.__name__
+    ]
+    return own[0]()
+
+
+def find_adapter(host: nn.Module) -> Adapter:
+    """The adapter that serves `host`, after making sure that it can serve it exactly."""
+    libraries = {cls.__module__.partition(".")[0] for cls in type(host).__mro__}
+    for name in adapter_names():
+        library = name.partition("_")[0]
+        if library not in libraries:
+            continue
+        check_version(library)
+        adapter = load_adapter(name)
+        if adapter.serves(host):
+            reason = adapter.refusal(host)
+            if reason is not None:
+                raise UnsupportedModel(f"{adapter.family}: this model cannot be slimmed: {reason}")
+            return adapter
+    raise UnsupportedModel(
+        f"No adapter knows {type(host).__module__}.{type(host).__name__}. Known families: "
+        f"{', '.join(adapter_names())}. To add one, see docs/adding-a-family.md."
+    )

@@ -1,0 +1,70 @@
+"""The one attention function. Hosts hand over q, k, v and get the attended values back.
+
+Everything that a reduced sequence needs of attention is said by one additive bias: the sizes of
+merged tokens, a padding mask, a soft mask in training. Without any of it there is no bias and the
+fused kernel of the dense model runs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchslim.tokens import Tokens
+
+FAINT = 1e-6  # what a fully silenced token still weighs in training, so that gradients are finite
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k' * scale + bias) v, with q (B, H, n, d), k (B, H, N, d), v (B, H, N, e)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def attention_map(q: Tensor, k: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+    """The attention weights themselves (B, H, n, N), for whoever needs to see or fold them."""
+    logits = (q * scale) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+
+def attention_bias(keys: Tokens, *, proportional: bool) -> Tensor | None:
+    """What is added to the logits of each key, broadcastable to (B, H, queries, keys), or None.
+
+    Args:
+        keys: the tokens that are attended to.
+        proportional: whether a token that stands for s patches weighs s times as much (ToMe).
+    """
+    bias: Tensor | None = None
+    if proportional and keys.size is not None:
+        bias = keys.size.log().to(keys.x.dtype)
+    if keys.alive is not None:
+        silent = _silence(keys.alive, keys.x.dtype)
+        bias = silent if bias is None else bias + silent
+    if bias is None:
+        return None
+    bias = F.pad(bias, (keys.prefix, 0))[:, None, None, :]
+    if keys.alive is not None and keys.alive.is_floating_point():
+        bias = _spare_self(bias)
+    return bias
+
+
+def _silence(alive: Tensor, dtype: torch.dtype) -> Tensor:
+    """The log weight of each key: exactly nothing for padding, nearly nothing for a soft mask."""
+    if alive.is_floating_point():
+        return (alive.float() + FAINT).log().to(dtype)
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(alive.shape, dtype=dtype, device=alive.device).masked_fill(~alive, lowest)
+
+
+def _spare_self(bias: Tensor) -> Tensor:
+    """The bias (B, 1, 1, N) as a matrix in which no token is silenced for itself (DynamicViT)."""
+    own = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
+    return bias.expand(-1, -1, bias.shape[-1], -1).masked_fill(own, 0.0)

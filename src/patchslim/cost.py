@@ -1,0 +1,212 @@
+"""Exact operation counts, from shapes alone.
+
+Convention of the literature (whose "GFLOPs" are these multiply-adds): one image, projections,
+the two attention products, feed-forward, patch embedding and head; bias, norm, softmax and
+activation are free. What a method spends on choosing (similarities, a row of attention) is counted
+apart as `choosing`, since published figures leave it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchslim.reducer import Reducer
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What one block costs.
+
+    Attributes:
+        width: channels of a token.
+        q, k, v: multiply-adds a row of each projection.
+        query_width: channels of q over all heads: the cost of one query-key pair.
+        value_width: channels of v over all heads: the cost of one attention-value pair.
+        key_width: channels of one head's key.
+        out: multiply-adds a row of what follows attention before the residual is closed.
+        feed: multiply-adds a row of the feed-forward.
+        score: multiply-adds a row of scoring by class attention.
+    """
+
+    width: int
+    q: int
+    k: int
+    v: int
+    query_width: int
+    value_width: int
+    key_width: int
+    out: int
+    feed: int
+    score: int
+
+    def map_row(self, rows: int) -> int:
+        """One row of the attention map over `rows` keys."""
+        return rows * self.score
+
+    @classmethod
+    def standard(cls, width: int, heads: int, *, ratio: float = 4.0) -> BlockShape:
+        """A block of the plain vision transformer."""
+        square = width * width
+        return cls(
+            width=width,
+            q=square,
+            k=square,
+            v=square,
+            query_width=width,
+            value_width=width,
+            key_width=width // heads,
+            out=square,
+            feed=2 * int(ratio * width) * width,
+            score=width,
+        )
+
+
+@dataclass(frozen=True)
+class HostShape:
+    """What a whole host costs, and how its rows are laid out.
+
+    Attributes:
+        grid: height and width of the patch grid.
+        prefix: rows that are not patches.
+        embed: multiply-adds of the patch embedding.
+        blocks: one entry a block.
+        head: multiply-adds of the head that do not depend on the number of rows.
+        head_row: multiply-adds of the head a row that it reads.
+        head_pair: multiply-adds of the head a pair of rows.
+        read: how many leading rows the head reads, or None where it reads all.
+    """
+
+    grid: tuple[int, int]
+    prefix: int
+    embed: int
+    blocks: tuple[BlockShape, ...]
+    head: int
+    head_row: int = 0
+    head_pair: int = 0
+    read: int | None = None
+
+    @property
+    def entering(self) -> int:
+        """Rows that enter the first block."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How many rows pass through each part of one block."""
+
+    q: int
+    k: int
+    v: int
+    mix: int
+    feed: int
+
+    @classmethod
+    def even(cls, rows: int, *, feed: int | None = None) -> Flow:
+        """All rows through attention, and `feed` of them (or all) through the feed-forward."""
+        return cls(rows, rows, rows, rows, rows if feed is None else feed)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one image.
+
+    Attributes:
+        embed, blocks, head: the parts, by the convention of the literature.
+        choosing: what the method adds to decide; not part of `total`.
+        rows: rows that leave each block.
+    """
+
+    embed: int
+    blocks: tuple[int, ...]
+    head: int
+    choosing: int = 0
+    rows: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """All parts, by the convention of the literature."""
+        return self.embed + sum(self.blocks) + self.head
+
+    def __str__(self) -> str:
+        return f"{self.total / 1e9:.3f} GMACs"
+
+
+def block_macs(shape: BlockShape, flow: Flow) -> int:
+    """Multiply-adds of one block through which the rows of `flow` pass."""
+    return (
+        flow.q * shape.q
+        + flow.k * shape.k
+        + flow.v * shape.v
+        + flow.q * flow.k * shape.query_width
+        + flow.mix * flow.v * shape.value_width
+        + flow.mix * shape.out
+        + flow.feed * shape.feed
+    )
+
+
+def host_macs(host: HostShape, flows: Sequence[Flow]) -> Cost:
+    """Multiply-adds of a host through whose blocks the rows of `flows` pass."""
+    blocks = tuple(map(block_macs, host.blocks, flows))
+    rows = flows[-1].feed if host.read is None else host.read
+    head = host.head + rows * host.head_row + rows * rows * host.head_pair
+    return Cost(host.embed, blocks, head, rows=tuple(flow.feed for flow in flows))
+
+
+def dense_macs(host: HostShape) -> Cost:
+    """Multiply-adds of the untouched host."""
+    return host_macs(host, [Flow.even(host.entering)] * host.depth)
+
+
+def slim_macs(host: HostShape, reducer: Reducer, counts: Sequence[int], *, tail: bool) -> Cost:
+    """Multiply-adds of the slimmed host that has `counts` rows left after each block.
+
+    Args:
+        host: the host's shape.
+        reducer: the method.
+        counts: rows left after each block, prefix included.
+        tail: whether the last block computes only the rows that the head reads.
+    """
+    flows: list[Flow] = []
+    choosing = 0
+    rows = host.entering
+    for index, (shape, left) in enumerate(zip(host.blocks, counts, strict=True)):
+        last = index + 1 == host.depth
+        read = host.read if tail and last else None
+        decides = left < rows and not skips(reducer, read)
+        if decides:
+            choosing += reducer.macs(rows, host.prefix, shape)
+        flow = _flow(reducer, rows, left if decides else rows, read)
+        flows.append(flow)
+        rows = flow.feed
+    cost = host_macs(host, flows)
+    return Cost(cost.embed, cost.blocks, cost.head, choosing, cost.rows)
+
+
+def skips(reducer: Reducer, read: int | None) -> bool:
+    """Whether the exact tail makes the last decision pointless: nobody reads what it leaves."""
+    return read is not None and reducer.place.value in ("P1", "P2")
+
+
+def _flow(reducer: Reducer, rows: int, left: int, read: int | None) -> Flow:
+    """The rows through one block in which `rows` enter and `left` come out."""
+    match reducer.place.value if left < rows else None:
+        case "P0":
+            flow = Flow.even(left)
+        case "P1":
+            flow = Flow.even(rows, feed=left)
+        case "P2":
+            flow = Flow(left, rows, rows, left, left)
+        case "P3":
+            return Flow(rows, rows, left, left, left)
+        case _:
+            flow = Flow.even(rows)
+    return flow if read is None else Flow(read, flow.k, flow.v, read, read)

@@ -1,0 +1,299 @@
+"""`SlimModel`: adapter, reducer and schedule around the untouched host. The loop is written here, once.
+
+The host's modules stay as they are and are called, never copied or hooked. A forward pass keeps all
+it knows in values that it passes on, so that threads may share one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from patchslim.adapter import Adapter
+from patchslim.attention import attention, attention_bias, attention_map
+from patchslim.cost import Cost, HostShape, dense_macs, skips, slim_macs
+from patchslim.errors import WrongInput
+from patchslim.reducer import Place, Reducer, Signals
+from patchslim.reduction import Reduction
+from patchslim.schedule import Schedule
+from patchslim.tokens import Tokens
+
+Tail = Literal["exact", "full"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to happen in one block: how many rows come out, and how many leading ones are read."""
+
+    index: int
+    left: int
+    read: int | None = None
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention gave: the rows that asked, their values, and what a reducer may look at."""
+
+    queries: Tokens
+    values: Tensor
+    signals: Signals
+
+
+class SlimModel(nn.Module):
+    """The host with fewer tokens: the same call, the same kind of output.
+
+    Made by `patchslim.slim`. `host` is the model that was given, unchanged; dropping the SlimModel
+    leaves nothing behind.
+    """
+
+    def __init__(
+        self, host: nn.Module, adapter: Adapter, reducer: Reducer, schedule: Schedule, tail: Tail
+    ) -> None:
+        super().__init__()
+        self.host = host
+        self.adapter = adapter
+        self.reducer = reducer
+        self.schedule = schedule
+        self.tail: Tail = tail
+        self.training = host.training
+
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the host's surface that run no dense forward pass."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            adapter = self.__dict__.get("adapter")
+            if adapter is not None and name in adapter.surface:
+                return getattr(self.host, name)
+            raise AttributeError(
+                f"SlimModel has no {name!r}. The untouched model is at .host (beware: calling it "
+                "runs the dense model)."
+            ) from None
+
+    def forward(self, images: Tensor | None = None, **options: Any) -> Any:
+        """What the host returns for `images`; keyword arguments are the host's own."""
+        if images is None:
+            images = options.pop("pixel_values", None)
+        options = self.adapter.options(self.host, options)
+        tokens = self._embed(images, options, track=self.adapter.returns_rows(self.host))
+        recompute = (
+            self.training and torch.is_grad_enabled() and self.adapter.checkpoints(self.host)
+        )
+        for step in self.steps(tokens, tail=self.tail):
+            run = partial(self._step, step)
+            tokens = checkpoint(run, tokens, use_reentrant=False) if recompute else run(tokens)
+        return self.adapter.head(self.host, tokens, options)
+
+    def steps(self, tokens: Tokens, *, tail: Tail) -> list[Step]:
+        """What will happen in each block to `tokens` that enter the first."""
+        depth = len(self.adapter.blocks(self.host))
+        counts = self.schedule.counts(tokens.x.shape[1], tokens.prefix, depth, self.reducer)
+        steps = [Step(index, left) for index, left in enumerate(counts)]
+        if tail == "exact":
+            steps[-1] = Step(depth - 1, counts[-1], self.adapter.reads(self.host))
+        return steps
+
+    def trace(self, images: Tensor) -> list[Tokens]:
+        """The tokens after each block, with the map from grid cells to rows, for pictures and maps."""
+        tokens = self._embed(images, {}, track=True)
+        every: list[Tokens] = []
+        for step in self.steps(tokens, tail="full"):
+            tokens = self._step(step, tokens)
+            every.append(tokens)
+        return every
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Features after the last norm, in the dense host's shape and order."""
+        return self.adapter.norm(self.host, self.trace(images)[-1].restored())
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002
+        """The host's own head on features from `forward_features`."""
+        head = self.host.get_submodule("").forward_head
+        result: Tensor = head(x, pre_logits=pre_logits)  # type: ignore[operator]
+        return result
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features after the blocks `indices`, every grid cell in its place (timm's own call).
+
+        All blocks are run, whatever `stop_early` says, unless only intermediates are asked for.
+        """
+        traced = self.trace(x)
+        chosen = [traced[i] for i in _block_indices(len(traced), indices)]
+        prefix = self.adapter.prefix(self.host)
+        rows = [tokens.restored() for tokens in chosen]
+        if norm:
+            rows = [self.adapter.norm(self.host, each) for each in rows]
+        maps = [each[:, prefix:] for each in rows]
+        if output_fmt == "NCHW":
+            maps = [each.transpose(1, 2).unflatten(2, traced[0].grid).contiguous() for each in maps]
+        result: list[Any] = list(maps)
+        if return_prefix_tokens and prefix:
+            result = list(zip(maps, [each[:, :prefix] for each in rows], strict=True))
+        if intermediates_only:
+            return result
+        return self.adapter.norm(self.host, traced[-1].restored()), result
+
+    def shape(self, image_size: tuple[int, int] | None = None) -> HostShape:
+        """Rows and costs of the host."""
+        return self.adapter.shape(self.host, image_size)
+
+    def counts(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """Rows left after each block, prefix included."""
+        shape = self.shape(image_size)
+        return self.schedule.counts(shape.entering, shape.prefix, shape.depth, self.reducer)
+
+    def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
+        """Multiply-adds of one image through this model."""
+        exact = self.tail == "exact"
+        return slim_macs(self.shape(image_size), self.reducer, self.counts(image_size), tail=exact)
+
+    def dense_macs(self, image_size: tuple[int, int] | None = None) -> Cost:
+        """Multiply-adds of one image through the untouched host."""
+        return dense_macs(self.shape(image_size))
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and recipe to the folder `path`: all of it, or nothing."""
+        from patchslim.io import save
+
+        save(self, path)
+
+    def unslim(self) -> nn.Module:
+        """The host as it was given."""
+        return self.host
+
+    def extra_repr(self) -> str:
+        """Schedule and costs, as shown by print()."""
+        share = self.macs().total / self.dense_macs().total
+        return f"{self.schedule}, tail={self.tail!r}, {self.macs()} ({share:.0%} of the host)"
+
+    def _embed(self, images: Tensor | None, options: Mapping[str, Any], *, track: bool) -> Tokens:
+        """The tokens that enter the first block, or one clear error about the images."""
+        channels, height, width = self.adapter.image_shape(self.host)
+        made_for = f"this host takes float images of shape (batch, {channels}, {height}, {width})"
+        if not isinstance(images, Tensor):
+            raise WrongInput(f"Got {type(images).__name__} instead of images: {made_for}.")
+        got = f"Got images of shape {tuple(images.shape)} and type {images.dtype}"
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise WrongInput(f"{got}: {made_for}.")
+        reason = self.adapter.misfit(self.host, (images.shape[2], images.shape[3]), options)
+        if reason is not None:
+            raise WrongInput(f"{got}: {reason}")
+        tokens = self.adapter.embed(self.host, images, options)
+        return tokens.tracked() if track else tokens
+
+    def _step(self, step: Step, tokens: Tokens) -> Tokens:
+        """The tokens after one block."""
+        place = self._place(step, tokens)
+        if place is Place.BEFORE_BLOCK:
+            tokens = tokens.reduce(self._choose(step, tokens, Signals(tokens.prefix)))
+        attended = self._attend(step, place, tokens)
+        tokens = attended.queries
+        tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
+        if place is Place.BEFORE_FEED:
+            tokens = tokens.reduce(self._choose(step, tokens, attended.signals))
+        return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
+
+    def _place(self, step: Step, tokens: Tokens) -> Place | None:
+        """Where this block decides, or None where it does not."""
+        if step.left >= tokens.x.shape[1] or skips(self.reducer, step.read):
+            return None
+        return self.reducer.place
+
+    def _choose(self, step: Step, tokens: Tokens, signals: Signals) -> Reduction:
+        """The method's decision about `tokens`."""
+        return self.reducer.choose(tokens, signals, step.left - tokens.prefix)
+
+    def _attend(self, step: Step, place: Place | None, tokens: Tokens) -> Attended:
+        """Attention in one block, for the rows that are to come out of it."""
+        if place is Place.ON_QUERIES:
+            return self._attend_by_some(step, tokens)
+        if place is Place.ON_MAP:
+            return self._attend_by_map(step, tokens)
+        project = partial(self.adapter.project, self.host, step.index)
+        bias = attention_bias(tokens, proportional=self.reducer.proportional)
+        if step.read is None:
+            queries = tokens
+            q, k, v = project(tokens, "qkv")
+        else:
+            queries = tokens.leading(step.read)
+            (q,), (k, v) = project(queries, "q"), project(tokens, "kv")
+            bias = bias if bias is None else bias[:, :, : step.read]
+        signals = self._signals(step, tokens, q, k, v, bias)
+        return Attended(queries, self._values(step, q, k, v, bias), signals)
+
+    def _attend_by_some(self, step: Step, tokens: Tokens) -> Attended:
+        """P2: all rows are keys and values, only the surviving ones ask."""
+        project = partial(self.adapter.project, self.host, step.index)
+        bias = attention_bias(tokens, proportional=self.reducer.proportional)
+        k, v = project(tokens, "kv")
+        asking = self.reducer.needs_class_token and tokens.prefix > 0
+        q = project(tokens.leading(tokens.prefix), "q")[0] if asking else None
+        signals = self._signals(step, tokens, q, k, v, bias)
+        reduction = self._choose(step, tokens, signals)
+        queries = tokens.reduce(reduction)
+        if bias is not None and bias.shape[2] > 1:
+            bias = reduction.move(bias[:, 0], prefix=tokens.prefix).unsqueeze(1)
+        (q,) = project(queries, "q")
+        return Attended(queries, self._values(step, q, k, v, bias), signals)
+
+    def _attend_by_map(self, step: Step, tokens: Tokens) -> Attended:
+        """P3: the query-key map decides and is folded; values come from the rows that are left."""
+        project = partial(self.adapter.project, self.host, step.index)
+        bias = attention_bias(tokens, proportional=self.reducer.proportional)
+        q, k = project(tokens, "qk")
+        signals = self._signals(step, tokens, q, k, None, bias)
+        reduction = self._choose(step, tokens, signals)
+        weights = attention_map(q, k, scale=signals.scale, bias=bias)
+        queries = tokens.reduce(reduction)
+        (v,) = project(queries, "v")
+        return Attended(queries, reduction.fold(weights, tokens.prefix) @ v, signals)
+
+    def _signals(
+        self,
+        step: Step,
+        tokens: Tokens,
+        q: Tensor | None,
+        k: Tensor,
+        v: Tensor | None,
+        bias: Tensor | None,
+    ) -> Signals:
+        """What the reducer may look at in this block."""
+        readout = None
+        if self.reducer.needs_class_token and not self.adapter.has_class_token(self.host):
+            readout = partial(self.adapter.readout, self.host, tokens)
+        scale = self.adapter.scale(self.host, step.index)
+        return Signals(tokens.prefix, scale, q, k, v, bias, readout)
+
+    def _values(self, step: Step, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """What attention gives to the queries."""
+        scale = self.adapter.scale(self.host, step.index)
+        dropout = self.adapter.dropout(self.host, step.index)
+        return attention(q, k, v, scale=scale, bias=bias, dropout=dropout)
+
+
+def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
+    """The blocks meant: the last n, all, or those listed (negative ones count from the end)."""
+    if indices is None:
+        return list(range(depth))
+    if isinstance(indices, int):
+        indices = range(depth - indices, depth)
+    if any(not -depth <= index < depth for index in indices):
+        raise WrongInput(f"indices={list(indices)}: this host has blocks 0 to {depth - 1}.")
+    return sorted(index % depth for index in indices)

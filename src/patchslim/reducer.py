@@ -1,0 +1,151 @@
+"""`Reducer`: a method. It looks at `Tokens` and `Signals` and decides; it moves nothing itself.
+
+A method is one file in `patchslim/reducers`, whose name is the method's name; finding it imports
+it. A third party subclasses `Reducer` in code of its own and passes an instance.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from patchslim.errors import BadSchedule, NeedsClassToken, UnknownName
+from patchslim.reduction import Reduction
+from patchslim.tokens import Tokens
+
+if TYPE_CHECKING:
+    from patchslim.cost import BlockShape
+
+
+class Place(enum.Enum):
+    """Where in a block the decision falls, and so which part of the block is already smaller."""
+
+    BEFORE_BLOCK = "P0"  # the whole block sees fewer rows
+    BEFORE_FEED = "P1"  # attention on the old rows, feed-forward on the new
+    ON_QUERIES = "P2"  # only surviving rows ask; all rows that entered are keys and values
+    ON_MAP = "P3"  # the query-key map on the old rows, values and all that follows on the new
+
+
+class Spread(enum.Enum):
+    """Where a method removes tokens unless told otherwise."""
+
+    EVERY_BLOCK = "a constant number in every block"
+    STAGES = "a constant rate at a quarter, a half and three quarters of the depth"
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a block has computed when a decision falls, read-only, for the reducer to look at.
+
+    Attributes:
+        prefix: how many leading rows are not patches.
+        scale: the factor on the query-key product.
+        q, k, v: queries, keys, values (B, H, N, d), or None where the place comes before them.
+            On queries (P2), `q` has the prefix rows only.
+        bias: what attention adds to its logits, or None.
+        readout: attention of a pooling head's query over the patches (B, n), where the host has
+            such a head instead of a class token.
+    """
+
+    prefix: int
+    scale: float = 1.0
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    bias: Tensor | None = None
+    readout: Callable[[], Tensor] | None = None
+
+    def keys(self) -> Tensor:
+        """The keys of the patches, averaged over the heads (B, n, d)."""
+        if self.k is None:
+            raise BadSchedule("Keys exist only inside a block; this method decides before it (P0).")
+        return self.k[:, :, self.prefix :].mean(dim=1)
+
+    def class_attention(self) -> Tensor:
+        """How much the class token attends to each patch, averaged over the heads (B, n).
+
+        The softmax runs over all rows, so the patches' shares add up to less than one. Hosts
+        whose head pools by a query of its own lend that query instead.
+        """
+        if self.readout is not None:
+            return self.readout()
+        if not self.prefix or self.q is None or self.k is None:
+            raise NeedsClassToken("There is no class token in this sequence to score patches by.")
+        logits = (self.q[:, :, :1] * self.scale) @ self.k.transpose(-2, -1)
+        if self.bias is not None:
+            logits = logits + self.bias[:, :, :1]
+        return logits.softmax(dim=-1)[:, :, 0, self.prefix :].mean(dim=1)
+
+
+class Reducer(nn.Module, ABC):
+    """A method of choosing which patch rows stay. Its arguments are its settings, kept by name.
+
+    Class attributes:
+        place: where in the block it decides.
+        spread: where it removes tokens unless told otherwise.
+        needs_class_token: whether it scores by class attention.
+        proportional: whether later attention weighs each token by the patches it stands for.
+        adds: rows it creates beyond the ones it keeps (EViT's fused token).
+    """
+
+    place: ClassVar[Place] = Place.BEFORE_FEED
+    spread: ClassVar[Spread] = Spread.STAGES
+    needs_class_token: ClassVar[bool] = False
+    proportional: bool = False
+    adds: int = 0
+
+    @abstractmethod
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The reduction that leaves `keep` patch rows (those it adds are counted among them)."""
+
+    def fewest(self, patches: int) -> int:
+        """The smallest number of rows that one decision can leave of `patches`."""
+        return min(patches, 1 + self.adds)
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """Multiply-adds of one decision among `rows` rows, prefix included (beside the host's own)."""
+        return 0
+
+    def settings(self) -> dict[str, bool | int | float | str]:
+        """The arguments that make an equal reducer, for the recipe."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        """The settings, as shown by print()."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+
+
+def reducer_names() -> list[str]:
+    """The names of all methods that ship with the package: the files of `patchslim/reducers`."""
+    package = importlib.import_module("patchslim.reducers")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def find_reducer(name: str) -> type[Reducer]:
+    """The method called `name`: the one Reducer that its file defines."""
+    if name not in reducer_names():
+        raise UnknownName.of("method", name, reducer_names(), "`patchslim methods` describes them.")
+    module = importlib.import_module(f"patchslim.reducers.{name}")
+    own = [
+        found
+        for found in vars(module).values()
+        if isinstance(found, type)
+        and issubclass(found, Reducer)
+        and found.__module__ == module.__name__
+    ]
+    return own[0]
+
+
+def reducer_name(reducer: Reducer) -> str | None:
+    """The name under which `reducer` ships with the package, or None for a third party's."""
+    package, _, name = type(reducer).__module__.rpartition(".")
+    return name if package == "patchslim.reducers" else None

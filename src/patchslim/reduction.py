@@ -1,0 +1,178 @@
+"""`Reduction`: a decision about rows, frozen, applicable to anything token-shaped.
+
+A reduction does not know why it was decided, nor by whom. It acts on the patch rows; the prefix
+rows pass through untouched. `Keep` drops the others, `Merge` adds them to kept ones, `Fuse` adds
+them up in one extra row, `Mask` leaves all rows in place and only silences them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from patchslim.tokens import leading_rows, take
+
+
+@dataclass(frozen=True)
+class Reduction(ABC):
+    """What becomes of the n patch rows: m of them come out."""
+
+    merges: ClassVar[bool] = False
+
+    @abstractmethod
+    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+        """Rows after the reduction: t (B, prefix + n, ...) to (B, prefix + m, ...).
+
+        Rows that join are averaged with `weight` (B, n), or simply added where it is None.
+        """
+
+    @abstractmethod
+    def represent(self, t: Tensor) -> Tensor:
+        """Of each group that joined, the entry of the row that speaks for it: (B, n) to (B, m)."""
+
+    @abstractmethod
+    def remap(self, rows: int) -> Tensor:
+        """For each of the n old rows its new row, or -1 where it was dropped (B, n)."""
+
+    def mask(self, alive: Tensor | None) -> Tensor | None:
+        """The alive mask after the reduction, given the old one in the new order."""
+        return alive
+
+    def fold(self, attention: Tensor, prefix: int) -> Tensor:
+        """An attention map (B, H, N, N) between the rows that come out: rows averaged, columns added."""
+        batch, heads, count, _ = attention.shape
+        rows = attention.transpose(1, 2).flatten(2)
+        even = attention.new_ones(batch, count - prefix)
+        rows = self.move(rows, weight=even, prefix=prefix).unflatten(2, (heads, count))
+        columns = self.move(rows.permute(0, 3, 1, 2).flatten(2), prefix=prefix)
+        folded = columns.unflatten(2, (rows.shape[1], heads)).permute(0, 3, 2, 1)
+        return folded / folded.sum(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Keep(Reduction):
+    """Rows `kept` (B, m) stay and the others are dropped.
+
+    `padding` (B, m, bool) says which of them are real, where images keep different numbers.
+    """
+
+    kept: Tensor
+    padding: Tensor | None = None
+
+    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+        """The kept rows."""
+        return take(t, leading_rows(self.kept, prefix))
+
+    def represent(self, t: Tensor) -> Tensor:
+        """The entries of the kept rows."""
+        return t.gather(1, self.kept)
+
+    def remap(self, rows: int) -> Tensor:
+        """Kept rows to their new place, the others to -1."""
+        return _places(self.kept, rows, otherwise=-1)
+
+    def mask(self, alive: Tensor | None) -> Tensor | None:
+        """The old mask, and the padding."""
+        if self.padding is None:
+            return alive
+        return self.padding if alive is None else alive * self.padding
+
+
+@dataclass(frozen=True)
+class Merge(Reduction):
+    """Rows `kept` (B, m) stay; each row of `gone` (B, r) joins the kept row number `into` (B, r)."""
+
+    kept: Tensor
+    gone: Tensor
+    into: Tensor
+    merges: ClassVar[bool] = True
+
+    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+        """Kept rows, each moved towards (or increased by) the rows that joined it.
+
+        Only the rows that change are touched: a mean of sizes s is reached from the kept row by
+        adding s_g / (sum of s) times the difference to each joining row.
+        """
+        out = take(t, leading_rows(self.kept, prefix))
+        joining = take(t, self.gone + prefix)
+        if weight is not None:
+            total = self.move(weight.unsqueeze(2)).squeeze(2)
+            share = weight.gather(1, self.gone) / total.gather(1, self.into)
+            change = joining - take(out, self.into + prefix)
+            joining = change * share.to(t.dtype)[(...,) + (None,) * (t.ndim - 2)]
+        index = (self.into + prefix)[(...,) + (None,) * (t.ndim - 2)].expand_as(joining)
+        return out.scatter_add(1, index, joining)
+
+    def represent(self, t: Tensor) -> Tensor:
+        """The entries of the kept rows."""
+        return t.gather(1, self.kept)
+
+    def remap(self, rows: int) -> Tensor:
+        """Kept rows to their new place, the others to the row they joined."""
+        return _places(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
+
+
+@dataclass(frozen=True)
+class Fuse(Reduction):
+    """Rows `kept` (B, m-1) stay; the others, times their `share` (B, n), add up in one last row.
+
+    The share of a kept row is zero. Shares need not sum to one: the row is a sum, not a mean.
+    """
+
+    kept: Tensor
+    share: Tensor
+    merges: ClassVar[bool] = True
+
+    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+        """Kept rows and the fused row; where rows are added, the fused row adds all that left."""
+        out = take(t, leading_rows(self.kept, prefix))
+        patches = t[:, prefix:].flatten(2)
+        share = self.share.to(t.dtype)
+        if weight is None:
+            share = _places(self.kept, patches.shape[1], otherwise=-1).lt(0).to(t.dtype)
+        fused = (share.unsqueeze(1) @ patches).unflatten(2, t.shape[2:])
+        return torch.cat([out, fused], dim=1)
+
+    def represent(self, t: Tensor) -> Tensor:
+        """The entries of the kept rows, and for the fused row the one with the largest share."""
+        heaviest = self.share.argmax(dim=1, keepdim=True)
+        return t.gather(1, torch.cat([self.kept, heaviest], dim=1))
+
+    def remap(self, rows: int) -> Tensor:
+        """Kept rows to their new place, the others to the fused row."""
+        return _places(self.kept, rows, otherwise=self.kept.shape[1])
+
+
+@dataclass(frozen=True)
+class Mask(Reduction):
+    """All rows stay in place; `alive` (B, n) in [0, 1] says how much of each is still there."""
+
+    alive: Tensor
+
+    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+        """The rows as they are."""
+        return t
+
+    def represent(self, t: Tensor) -> Tensor:
+        """The entries as they are."""
+        return t
+
+    def remap(self, rows: int) -> Tensor:
+        """Every row to itself."""
+        every = torch.arange(rows, device=self.alive.device)
+        return every.expand(self.alive.shape[0], -1)
+
+    def mask(self, alive: Tensor | None) -> Tensor | None:
+        """The old mask times this one: what is gone stays gone."""
+        return self.alive if alive is None else alive * self.alive
+
+
+def _places(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
+    """For each of `rows` old rows its place in `kept`, or `otherwise` (B, rows)."""
+    batch, count = kept.shape
+    every = torch.arange(count, device=kept.device).expand(batch, -1)
+    return kept.new_full((batch, rows), otherwise).scatter(1, kept, every)

@@ -1,0 +1,139 @@
+"""`Tokens`: the value that travels between blocks, and nothing about who moves it.
+
+Rows are ordered: first the prefix (class, distillation, registers), which is never touched, then
+the patch rows. Everything that belongs to a patch row travels with it, so that hosts with rotary
+positions, size-weighted heads and dense outputs stay right whatever was removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from patchslim.reduction import Reduction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The sequence inside a vision transformer, with what belongs to each of its rows.
+
+    Attributes:
+        x: features (B, N, C), the prefix rows first.
+        prefix: how many leading rows are not patches.
+        grid: height and width of the patch grid that the image had.
+        size: how many patches each patch row stands for (B, n); None while that is one each.
+        position: which grid cell each patch row comes from (B, n); None while nothing has moved.
+        alive: soft mask (float) or padding mask (bool) over the patch rows (B, n); None is all.
+        origin: for every grid cell, the patch row that stands for it now (B, H*W), -1 where it
+            was dropped; None while nobody asked for it.
+        rotary: the host's table of rotary positions, one entry a grid cell; the adapter reads it.
+    """
+
+    x: Tensor
+    prefix: int
+    grid: tuple[int, int]
+    size: Tensor | None = None
+    position: Tensor | None = None
+    alive: Tensor | None = None
+    origin: Tensor | None = None
+    rotary: Tensor | None = None
+
+    @property
+    def patches(self) -> int:
+        """How many patch rows there are."""
+        return self.x.shape[1] - self.prefix
+
+    def cells(self) -> Tensor:
+        """The grid cell of each patch row (B, n)."""
+        if self.position is not None:
+            return self.position
+        every = torch.arange(self.patches, device=self.x.device)
+        return every.expand(self.x.shape[0], -1)
+
+    def sizes(self) -> Tensor:
+        """How many patches each patch row stands for (B, n)."""
+        return (
+            self.size if self.size is not None else self.x.new_ones(self.x.shape[0], self.patches)
+        )
+
+    def with_x(self, x: Tensor) -> Tokens:
+        """The same rows with other features."""
+        return replace(self, x=x)
+
+    def tracked(self) -> Tokens:
+        """The same tokens, keeping from now on the map from grid cells to rows."""
+        return self if self.origin is not None else replace(self, origin=self.cells())
+
+    def leading(self, rows: int) -> Tokens:
+        """The first `rows` rows alone, which must belong to the prefix."""
+        return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid)
+
+    def reduce(self, reduction: Reduction) -> Tokens:
+        """The tokens after `reduction`: features averaged, sizes added, the rest carried along."""
+        merged = reduction.move(self.x, weight=self.sizes(), prefix=self.prefix)
+        size, alive, origin = self.size, self.alive, self.origin
+        if size is not None or reduction.merges:
+            size = reduction.move(self.sizes().unsqueeze(2)).squeeze(2)
+        if alive is not None:
+            alive = reduction.represent(alive)
+        if origin is not None:
+            origin = (
+                reduction.remap(self.patches)
+                .gather(1, origin.clamp(min=0))
+                .where(origin >= 0, origin)
+            )
+        return replace(
+            self,
+            x=merged,
+            size=size,
+            position=reduction.represent(self.cells()),
+            alive=reduction.mask(alive),
+            origin=origin,
+        )
+
+    def restored(self) -> Tensor:
+        """Features as the dense host would order them: prefix, then every grid cell in raster order.
+
+        A merged cell gets a copy of the row it was merged into; a dropped cell gets a copy of the
+        row that survived nearest to it in the grid.
+        """
+        if self.origin is None:
+            return self.x
+        row = torch.where(self.origin >= 0, self.origin, self._nearest())
+        return take(self.x, leading_rows(row, self.prefix))
+
+    def _nearest(self) -> Tensor:
+        """For every grid cell, the patch row whose own cell is nearest (B, H*W)."""
+        height, width = self.grid
+        every = torch.arange(height * width, device=self.x.device)
+        at = self.cells()
+        dy = (every // width)[None, :, None] - (at // width)[:, None, :]
+        dx = (every % width)[None, :, None] - (at % width)[:, None, :]
+        distance = (dy * dy + dx * dx).to(torch.float32)
+        if self.alive is not None:
+            distance = distance.masked_fill(self.alive.unsqueeze(1) == 0, torch.inf)
+        return distance.argmin(dim=2)
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of every image: x (B, N, ...) at rows (B, K) gives (B, K, ...).
+
+    One flat `index_select`: on a CPU several times faster than `gather` with an expanded index,
+    and a plain Gather in every exporter.
+    """
+    batch, count = x.shape[:2]
+    first = torch.arange(batch, device=x.device).unsqueeze(1) * count
+    flat = x.flatten(0, 1).index_select(0, (rows + first).flatten())
+    return flat.view(batch, rows.shape[1], *x.shape[2:])
+
+
+def leading_rows(rows: Tensor, prefix: int) -> Tensor:
+    """Indices of the prefix rows followed by the patch rows `rows` (B, K), for the whole sequence."""
+    if not prefix:
+        return rows
+    first = torch.arange(prefix, device=rows.device).expand(rows.shape[0], -1)
+    return torch.cat([first, rows + prefix], dim=1)

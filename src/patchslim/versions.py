@@ -1,0 +1,47 @@
+"""Which versions of the host libraries are supported, and a clear refusal of older ones."""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+
+from patchslim.errors import MissingExtra, OldVersion
+
+OLDEST = {"torch": (2, 6), "timm": (1, 0, 26), "transformers": (5, 0)}
+EXTRAS = {"torch": "", "timm": "timm", "transformers": "hf"}
+
+
+@functools.cache
+def installed(library: str) -> str | None:
+    """The version of `library`, or None where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_version(library: str) -> None:
+    """Refuses a library that is missing, or older than the oldest version that is tested."""
+    if library not in OLDEST:
+        return
+    wanted = ".".join(map(str, OLDEST[library]))
+    found = installed(library)
+    if found is None:
+        extra = EXTRAS[library]
+        raise MissingExtra(f"{library} is not installed: pip install 'patchslim[{extra}]'")
+    if _numbers(found) < OLDEST[library]:
+        raise OldVersion(
+            f"{library} {found} is older than {wanted}, the oldest version that patchslim is tested "
+            f"with: pip install -U '{library}>={wanted}'"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: '2.15.0+cpu' gives (2, 15, 0)."""
+    parts: list[int] = []
+    for part in version.split("+")[0].split("."):
+        digits = "".join(ch for ch in part if ch.isdigit())
+        if not digits or not part[0].isdigit():
+            break
+        parts.append(int(digits))
+    return tuple(parts)
