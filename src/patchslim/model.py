@@ -1,13 +1,14 @@
-"""`SlimModel`: adapter, reducer and schedule around the untouched host. The loop is written here, once.
+"""`SlimModel`: adapter, reducer and schedule around the untouched host.
 
-The host's modules stay as they are and are called, never copied or hooked. A forward pass keeps all
-it knows in values that it passes on, so that threads may share one model.
+The loop over the blocks is written here, once. The host's modules stay as they are and are called,
+never copied or hooked. A forward pass keeps all it knows in values that it passes on, so that
+threads may share one model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +23,16 @@ from patchslim.cost import Cost, HostShape, dense_macs, skips, slim_macs
 from patchslim.errors import WrongInput
 from patchslim.reducer import Place, Reducer, Signals
 from patchslim.reduction import Reduction
-from patchslim.schedule import Schedule
+from patchslim.schedule import Schedule, Tail
 from patchslim.tokens import Tokens
-
-Tail = Literal["exact", "full"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is to happen in one block: how many rows come out, and how many leading ones are read."""
+    """What is to happen in one block: rows that go in and come out, leading rows that are read."""
 
     index: int
+    entering: int
     left: int
     read: int | None = None
 
@@ -94,17 +94,19 @@ class SlimModel(nn.Module):
     def steps(self, tokens: Tokens, *, tail: Tail) -> list[Step]:
         """What will happen in each block to `tokens` that enter the first."""
         depth = len(self.adapter.blocks(self.host))
-        counts = self.schedule.counts(tokens.x.shape[1], tokens.prefix, depth, self.reducer)
-        steps = [Step(index, left) for index, left in enumerate(counts)]
+        rows = tokens.x.shape[1]
+        counts = self.schedule.counts(rows, tokens.prefix, depth, self.reducer)
+        entering = (rows, *counts[:-1])
+        steps = [Step(index, entering[index], left) for index, left in enumerate(counts)]
         if tail == "exact":
-            steps[-1] = Step(depth - 1, counts[-1], self.adapter.reads(self.host))
+            steps[-1] = replace(steps[-1], read=self.adapter.reads(self.host))
         return steps
 
-    def trace(self, images: Tensor) -> list[Tokens]:
-        """The tokens after each block, with the map from grid cells to rows, for pictures and maps."""
+    def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
+        """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
         tokens = self._embed(images, {}, track=True)
         every: list[Tokens] = []
-        for step in self.steps(tokens, tail="full"):
+        for step in self.steps(tokens, tail="full")[:blocks]:
             tokens = self._step(step, tokens)
             every.append(tokens)
         return every
@@ -130,12 +132,11 @@ class SlimModel(nn.Module):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features after the blocks `indices`, every grid cell in its place (timm's own call).
-
-        All blocks are run, whatever `stop_early` says, unless only intermediates are asked for.
-        """
-        traced = self.trace(x)
-        chosen = [traced[i] for i in _block_indices(len(traced), indices)]
+        """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
+        wanted = _block_indices(len(self.adapter.blocks(self.host)), indices)
+        early = stop_early or intermediates_only
+        traced = self.trace(x, wanted[-1] + 1 if early else None)
+        chosen = [traced[i] for i in wanted]
         prefix = self.adapter.prefix(self.host)
         rows = [tokens.restored() for tokens in chosen]
         if norm:
@@ -200,19 +201,31 @@ class SlimModel(nn.Module):
 
     def _step(self, step: Step, tokens: Tokens) -> Tokens:
         """The tokens after one block."""
-        place = self._place(step, tokens)
+        place = self._place(step)
         if place is Place.BEFORE_BLOCK:
             tokens = tokens.reduce(self._choose(step, tokens, Signals(tokens.prefix)))
+        tokens = self._before_feed(step, place, tokens)
+        return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
+
+    def _before_feed(self, step: Step, place: Place | None, tokens: Tokens) -> Tokens:
+        """The tokens between attention and feed-forward.
+
+        Queries, keys and values end with this call: kept any longer, they would raise the peak
+        memory of the feed-forward above that of the dense block.
+        """
         attended = self._attend(step, place, tokens)
         tokens = attended.queries
         tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
         if place is Place.BEFORE_FEED:
             tokens = tokens.reduce(self._choose(step, tokens, attended.signals))
-        return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
+        return tokens
 
-    def _place(self, step: Step, tokens: Tokens) -> Place | None:
-        """Where this block decides, or None where it does not."""
-        if step.left >= tokens.x.shape[1] or skips(self.reducer, step.read):
+    def _place(self, step: Step) -> Place | None:
+        """Where this block decides, or None where it does not.
+
+        The schedule says so, not the rows at hand: a method that masks leaves them all in place.
+        """
+        if step.left >= step.entering or skips(self.reducer, step.read):
             return None
         return self.reducer.place
 

@@ -102,6 +102,9 @@ class Reducer(nn.Module, ABC):
     proportional: bool = False
     adds: int = 0
 
+    def __init__(self) -> None:
+        super().__init__()  # nn.Module's own signature hides that there are no settings
+
     @abstractmethod
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The reduction that leaves `keep` patch rows (those it adds are counted among them)."""
@@ -111,7 +114,7 @@ class Reducer(nn.Module, ABC):
         return min(patches, 1 + self.adds)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """Multiply-adds of one decision among `rows` rows, prefix included (beside the host's own)."""
+        """Multiply-adds of one decision among `rows` rows, prefix included."""
         return 0
 
     def settings(self) -> dict[str, bool | int | float | str]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.tokens import leading_rows, take
+from patchslim.tokens import take, with_leading
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,18 @@ class Reduction(ABC):
     merges: ClassVar[bool] = False
 
     @abstractmethod
-    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
         """Rows after the reduction: t (B, prefix + n, ...) to (B, prefix + m, ...).
 
-        Rows that join are averaged with `weight` (B, n), or simply added where it is None.
+        Rows that join are averaged with `weight` (B, n), or simply added where it is None. `total`
+        (B, m) is the weight after the move, for callers that have it already.
         """
 
     @abstractmethod
@@ -43,14 +51,15 @@ class Reduction(ABC):
         return alive
 
     def fold(self, attention: Tensor, prefix: int) -> Tensor:
-        """An attention map (B, H, N, N) between the rows that come out: rows averaged, columns added."""
+        """A map (B, H, N, N) between the rows that come out: rows averaged, columns added."""
         batch, heads, count, _ = attention.shape
         rows = attention.transpose(1, 2).flatten(2)
         even = attention.new_ones(batch, count - prefix)
         rows = self.move(rows, weight=even, prefix=prefix).unflatten(2, (heads, count))
         columns = self.move(rows.permute(0, 3, 1, 2).flatten(2), prefix=prefix)
         folded = columns.unflatten(2, (rows.shape[1], heads)).permute(0, 3, 2, 1)
-        return folded / folded.sum(dim=-1, keepdim=True)
+        normed: Tensor = folded / folded.sum(dim=-1, keepdim=True)
+        return normed
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,16 @@ class Keep(Reduction):
     kept: Tensor
     padding: Tensor | None = None
 
-    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
         """The kept rows."""
-        return take(t, leading_rows(self.kept, prefix))
+        return take(t, with_leading(self.kept, prefix))
 
     def represent(self, t: Tensor) -> Tensor:
         """The entries of the kept rows."""
@@ -84,28 +100,35 @@ class Keep(Reduction):
 
 @dataclass(frozen=True)
 class Merge(Reduction):
-    """Rows `kept` (B, m) stay; each row of `gone` (B, r) joins the kept row number `into` (B, r)."""
+    """Rows `kept` (B, m) stay; each of `gone` (B, r) joins the kept row number `into` (B, r)."""
 
     kept: Tensor
     gone: Tensor
     into: Tensor
     merges: ClassVar[bool] = True
 
-    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
         """Kept rows, each moved towards (or increased by) the rows that joined it.
 
         Only the rows that change are touched: a mean of sizes s is reached from the kept row by
         adding s_g / (sum of s) times the difference to each joining row.
         """
-        out = take(t, leading_rows(self.kept, prefix))
-        joining = take(t, self.gone + prefix)
+        out = take(t, with_leading(self.kept, prefix))
+        joining = take(t, self.gone, prefix)
+        dims = (...,) + (None,) * (t.ndim - 2)
         if weight is not None:
-            total = self.move(weight.unsqueeze(2)).squeeze(2)
+            total = self.move(weight) if total is None else total
             share = weight.gather(1, self.gone) / total.gather(1, self.into)
-            change = joining - take(out, self.into + prefix)
-            joining = change * share.to(t.dtype)[(...,) + (None,) * (t.ndim - 2)]
-        index = (self.into + prefix)[(...,) + (None,) * (t.ndim - 2)].expand_as(joining)
-        return out.scatter_add(1, index, joining)
+            joining = (joining - take(out, self.into, prefix)) * share.to(t.dtype)[dims]
+        index = self.into + prefix if prefix else self.into
+        return out.scatter_add(1, index[dims].expand_as(joining), joining)
 
     def represent(self, t: Tensor) -> Tensor:
         """The entries of the kept rows."""
@@ -118,7 +141,7 @@ class Merge(Reduction):
 
 @dataclass(frozen=True)
 class Fuse(Reduction):
-    """Rows `kept` (B, m-1) stay; the others, times their `share` (B, n), add up in one last row.
+    """Rows `kept` (B, m-1) stay; the others times their `share` (B, n) add up in a last row.
 
     The share of a kept row is zero. Shares need not sum to one: the row is a sum, not a mean.
     """
@@ -127,15 +150,23 @@ class Fuse(Reduction):
     share: Tensor
     merges: ClassVar[bool] = True
 
-    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
         """Kept rows and the fused row; where rows are added, the fused row adds all that left."""
-        out = take(t, leading_rows(self.kept, prefix))
-        patches = t[:, prefix:].flatten(2)
+        out = take(t, with_leading(self.kept, prefix))
         share = self.share.to(t.dtype)
         if weight is None:
-            share = _places(self.kept, patches.shape[1], otherwise=-1).lt(0).to(t.dtype)
-        fused = (share.unsqueeze(1) @ patches).unflatten(2, t.shape[2:])
-        return torch.cat([out, fused], dim=1)
+            share = _places(self.kept, t.shape[1] - prefix, otherwise=-1).lt(0).to(t.dtype)
+        if t.ndim == 2:
+            return torch.cat([out, (share * t).sum(dim=1, keepdim=True)], dim=1)
+        fused = share.unsqueeze(1) @ t[:, prefix:].flatten(2)
+        return torch.cat([out, fused.view(t.shape[0], 1, *t.shape[2:])], dim=1)
 
     def represent(self, t: Tensor) -> Tensor:
         """The entries of the kept rows, and for the fused row the one with the largest share."""
@@ -153,7 +184,14 @@ class Mask(Reduction):
 
     alive: Tensor
 
-    def move(self, t: Tensor, *, weight: Tensor | None = None, prefix: int = 0) -> Tensor:
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
         """The rows as they are."""
         return t
 

@@ -11,15 +11,17 @@ import json
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
 
 if TYPE_CHECKING:
     from patchslim.reducer import Reducer
+
+# What the last block computes: only the rows that the head reads, or all of them.
+Tail = Literal["exact", "full"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,12 @@ class Schedule(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def wanted(self, patches: int, depth: int, reducer: Reducer) -> list[int]:
-        """Patch rows wanted after each block, before the method's own limits."""
+    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter, before the method's own limits."""
+
+    @abstractmethod
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses a host for which this rule has no meaning."""
 
     def counts(self, entering: int, prefix: int, depth: int, reducer: Reducer) -> tuple[int, ...]:
         """Rows left after each block, prefix included, within what the method can do.
@@ -41,30 +47,38 @@ class Schedule(ABC):
             depth: the number of blocks.
             reducer: the method that will have to leave these counts.
         """
+        return tuple([left for _, left in self._walk(entering, prefix, depth, reducer)])
+
+    def _walk(
+        self, entering: int, prefix: int, depth: int, reducer: Reducer
+    ) -> list[tuple[int, int]]:
+        """Rows wanted and rows left after each block, prefix included."""
+        self.check(entering, prefix, depth)
         rows = entering - prefix
-        left: list[int] = []
-        for block, wanted in enumerate(self.wanted(rows, depth, reducer)):
+        walk: list[tuple[int, int]] = []
+        for block in range(depth):
+            wanted = self.after(block, rows, depth, reducer)
             if wanted > rows:
                 raise BadSchedule(
                     f"The schedule asks for {wanted + prefix} tokens after block {block}, but only "
-                    f"{rows + prefix} enter it. Counts can only fall (they include {prefix} prefix)."
+                    f"{rows + prefix} enter it. Counts only fall (they include {prefix} prefix)."
                 )
             rows = max(wanted, reducer.fewest(rows))
-            left.append(rows + prefix)
-        return tuple(left)
+            walk.append((wanted + prefix, rows + prefix))
+        return walk
 
     def warn_if_short(self, entering: int, prefix: int, depth: int, reducer: Reducer) -> None:
         """Says so where the method cannot remove as much as this schedule asks."""
-        wanted = self.wanted(entering - prefix, depth, reducer)
-        left = self.counts(entering, prefix, depth, reducer)
-        short = [block for block in range(depth) if left[block] > wanted[block] + prefix]
+        walk = self._walk(entering, prefix, depth, reducer)
+        left = tuple(each for _, each in walk)
+        short = [block for block, (wanted, each) in enumerate(walk) if each > wanted]
         if short:
             name = type(reducer).__name__
             warnings.warn(
                 f"{name} cannot remove all that the schedule asks at block {short[0]}: one step "
                 f"leaves at least {left[short[0]]} tokens there. Tokens after each block: {left}.",
                 ShortSchedule,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -74,8 +88,13 @@ class Schedule(ABC):
     @staticmethod
     def from_json(data: dict[str, Any]) -> Schedule:
         """The schedule that `to_json` wrote."""
-        kinds = {rule.kind: rule for rule in (Constant, Rate, Counts)}
-        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        rules: tuple[type[Schedule], ...] = (Constant, Removed, Rate, Counts)
+        kinds = {rule.kind: rule for rule in rules}
+        if not isinstance(data, dict):
+            raise BadFile(f"A saved schedule is a JSON object, not {type(data).__name__}.")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
         kind = fields.pop("kind", None)
         if kind not in kinds:
             raise UnknownName.of("kind of schedule", str(kind), kinds)
@@ -115,17 +134,39 @@ class Constant(Schedule):
                 "and inflect between -1 (early) and 1 (late)."
             )
 
-    def wanted(self, patches: int, depth: int, reducer: Reducer) -> list[int]:
-        """Patch rows wanted after each block."""
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Any host will do."""
+
+    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
         if not self.inflect:
-            return [patches - round_half_up(self.r * (block + 1)) for block in range(depth)]
+            return rows - round_half_up(self.r * (block + 1)) + round_half_up(self.r * block)
         first = int(self.r * (1 - self.inflect))
         step = (2 * self.r - 2 * first) / max(depth - 1, 1)
-        removed, left = 0, []
-        for block in range(depth):
-            removed += int(first + step * block)
-            left.append(patches - removed)
-        return left
+        return rows - int(first + step * block)
+
+
+@dataclass(frozen=True)
+class Removed(Schedule):
+    """`r[i]` patches fewer after block i."""
+
+    r: tuple[int, ...]
+    kind: ClassVar[str] = "removed"
+
+    def __post_init__(self) -> None:
+        if any(not _whole(each) or each < 0 for each in self.r):
+            raise BadSchedule(f"r={list(self.r)}: tokens removed a block are whole numbers from 0.")
+
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses a host of another depth."""
+        if len(self.r) != depth:
+            raise BadSchedule(
+                f"r={list(self.r)} has {len(self.r)} numbers, and the host has {depth} blocks."
+            )
+
+    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        return rows - self.r[block]
 
 
 @dataclass(frozen=True)
@@ -146,19 +187,20 @@ class Rate(Schedule):
                 f"keep_rate={self.rate}: it is the share of patches *kept* at each place, above 0 "
                 "and at most 1 (to remove 30 % say keep_rate=0.7)."
             )
-        if not self.at or list(self.at) != sorted(set(self.at)) or self.at[0] < 0:
+        whole = all(map(_whole, self.at))
+        if not self.at or not whole or list(self.at) != sorted(set(self.at)) or self.at[0] < 0:
             raise BadSchedule(f"at={self.at}: give block numbers from 0, ascending, such as 3,6,9.")
 
-    def wanted(self, patches: int, depth: int, reducer: Reducer) -> list[int]:
-        """Patch rows wanted after each block."""
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses a host without one of the blocks."""
         if self.at[-1] >= depth:
             raise BadSchedule(f"at={self.at}: this host has blocks 0 to {depth - 1}.")
-        left, rows = [], patches
-        for block in range(depth):
-            if block in self.at:
-                rows = min(rows, math.ceil(self.rate * rows - 1e-9) + reducer.adds)
-            left.append(rows)
-        return left
+
+    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        if block not in self.at:
+            return rows
+        return min(rows, math.ceil(self.rate * rows - 1e-9) + reducer.adds)
 
 
 @dataclass(frozen=True)
@@ -170,18 +212,28 @@ class Counts(Schedule):
     prefix: int
     kind: ClassVar[str] = "counts"
 
-    def wanted(self, patches: int, depth: int, reducer: Reducer) -> list[int]:
-        """Patch rows wanted after each block."""
-        if patches + self.prefix != self.entering:
+    def __post_init__(self) -> None:
+        if any(not _whole(rows) or rows <= self.prefix for rows in self.kept):
             raise BadSchedule(
-                f"This schedule is made for {self.entering} tokens, and the images give "
-                f"{patches + self.prefix}. Slim the model again for images of that size."
+                f"keep={list(self.kept)}: counts are whole numbers above the host's {self.prefix} "
+                "prefix tokens (they include the prefix)."
+            )
+
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses images of another size and hosts of another depth."""
+        if (entering, prefix) != (self.entering, self.prefix):
+            raise BadSchedule(
+                f"This schedule is made for {self.entering} tokens ({self.prefix} of them prefix), "
+                f"and the images give {entering} ({prefix}). Slim the model again for them."
             )
         if len(self.kept) != depth:
             raise BadSchedule(
                 f"The schedule has {len(self.kept)} counts, and the host has {depth} blocks."
             )
-        return [rows - self.prefix for rows in self.kept]
+
+    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        return self.kept[block] - self.prefix
 
 
 def round_half_up(value: float) -> int:
@@ -194,11 +246,6 @@ def stages(depth: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)} - {depth}))
 
 
-def total_counts(kept: Sequence[int], entering: int, prefix: int) -> Counts:
-    """The explicit schedule `kept`, checked for whole positive numbers."""
-    if any(not isinstance(rows, int) or rows <= prefix for rows in kept):
-        raise BadSchedule(
-            f"keep={list(kept)}: counts are whole numbers above the host's {prefix} prefix tokens "
-            "(they include the prefix)."
-        )
-    return Counts(tuple(kept), entering, prefix)
+def _whole(value: object) -> bool:
+    """Whether `value` is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)

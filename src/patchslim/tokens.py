@@ -74,21 +74,18 @@ class Tokens:
 
     def reduce(self, reduction: Reduction) -> Tokens:
         """The tokens after `reduction`: features averaged, sizes added, the rest carried along."""
-        merged = reduction.move(self.x, weight=self.sizes(), prefix=self.prefix)
-        size, alive, origin = self.size, self.alive, self.origin
-        if size is not None or reduction.merges:
-            size = reduction.move(self.sizes().unsqueeze(2)).squeeze(2)
-        if alive is not None:
-            alive = reduction.represent(alive)
+        before, size = None, None
+        if self.size is not None or reduction.merges:
+            before = self.sizes()
+            size = reduction.move(before)
+        origin = self.origin
         if origin is not None:
-            origin = (
-                reduction.remap(self.patches)
-                .gather(1, origin.clamp(min=0))
-                .where(origin >= 0, origin)
-            )
+            moved = reduction.remap(self.patches).gather(1, origin.clamp(min=0))
+            origin = torch.where(origin >= 0, moved, origin)
+        alive = None if self.alive is None else reduction.represent(self.alive)
         return replace(
             self,
-            x=merged,
+            x=reduction.move(self.x, weight=before, total=size, prefix=self.prefix),
             size=size,
             position=reduction.represent(self.cells()),
             alive=reduction.mask(alive),
@@ -96,7 +93,7 @@ class Tokens:
         )
 
     def restored(self) -> Tensor:
-        """Features as the dense host would order them: prefix, then every grid cell in raster order.
+        """Features in the dense host's order: prefix, then every grid cell in raster order.
 
         A merged cell gets a copy of the row it was merged into; a dropped cell gets a copy of the
         row that survived nearest to it in the grid.
@@ -104,7 +101,7 @@ class Tokens:
         if self.origin is None:
             return self.x
         row = torch.where(self.origin >= 0, self.origin, self._nearest())
-        return take(self.x, leading_rows(row, self.prefix))
+        return take(self.x, with_leading(row, self.prefix))
 
     def _nearest(self) -> Tensor:
         """For every grid cell, the patch row whose own cell is nearest (B, H*W)."""
@@ -119,20 +116,22 @@ class Tokens:
         return distance.argmin(dim=2)
 
 
-def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of every image: x (B, N, ...) at rows (B, K) gives (B, K, ...).
+def take(x: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
+    """Rows of every image: x (B, N, ...) at rows (B, K), counted from `prefix`, gives (B, K, ...).
 
     One flat `index_select`: on a CPU several times faster than `gather` with an expanded index,
     and a plain Gather in every exporter.
     """
     batch, count = x.shape[:2]
-    first = torch.arange(batch, device=x.device).unsqueeze(1) * count
+    if x.ndim == 2:
+        return x.gather(1, rows + prefix if prefix else rows)
+    first = torch.arange(prefix, prefix + batch * count, count, device=x.device).unsqueeze(1)
     flat = x.flatten(0, 1).index_select(0, (rows + first).flatten())
     return flat.view(batch, rows.shape[1], *x.shape[2:])
 
 
-def leading_rows(rows: Tensor, prefix: int) -> Tensor:
-    """Indices of the prefix rows followed by the patch rows `rows` (B, K), for the whole sequence."""
+def with_leading(rows: Tensor, prefix: int) -> Tensor:
+    """Rows of the whole sequence: the prefix rows, and then the patch rows `rows` (B, K)."""
     if not prefix:
         return rows
     first = torch.arange(prefix, device=rows.device).expand(rows.shape[0], -1)

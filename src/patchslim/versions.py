@@ -7,7 +7,7 @@ from importlib import metadata
 
 from patchslim.errors import MissingExtra, OldVersion
 
-OLDEST = {"torch": (2, 6), "timm": (1, 0, 26), "transformers": (5, 0)}
+OLDEST = {"torch": (2, 6), "timm": (1, 0, 26), "transformers": (5, 18)}
 EXTRAS = {"torch": "", "timm": "timm", "transformers": "hf"}
 
 
@@ -31,8 +31,8 @@ def check_version(library: str) -> None:
         raise MissingExtra(f"{library} is not installed: pip install 'patchslim[{extra}]'")
     if _numbers(found) < OLDEST[library]:
         raise OldVersion(
-            f"{library} {found} is older than {wanted}, the oldest version that patchslim is tested "
-            f"with: pip install -U '{library}>={wanted}'"
+            f"{library} {found} is older than {wanted}, the oldest version that patchslim is "
+            f"tested with: pip install -U '{library}>={wanted}'"
         )
 
 

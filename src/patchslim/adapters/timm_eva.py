@@ -1,7 +1,7 @@
 """timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder and their kin, with rotary positions.
 
-A token keeps the rotary position of the grid cell it comes from, wherever it stands in the sequence;
-a merged token keeps that of the token that speaks for the group.
+A token keeps the rotary position of the grid cell it comes from, wherever it stands in the
+sequence; a merged token keeps that of the token that speaks for the group.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """timm's `VisionTransformer` in all its variants: one adapter, five kinds of block.
 
-Class token or none, distillation token, registers, LayerScale, QK-norm, scale-norm, gated attention,
-pre-norm, post-norm and parallel blocks, differential attention, `norm_pre`, every pooling.
+Class token or none, distillation token, registers, LayerScale, QK-norm, scale-norm, gated
+attention, pre-norm, post-norm and parallel blocks, differential attention, every pooling.
 Parallel attentions and differential maps are served as more heads of one attention call.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchslim.adapter import Adapter, Part
 from patchslim.cost import BlockShape, HostShape
-from patchslim.errors import WrongInput
+from patchslim.errors import UnknownName, WrongInput
 from patchslim.tokens import Tokens
 
 COLUMNS: dict[Part, slice] = {
@@ -117,7 +117,7 @@ class TimmHost(Adapter, ABC):
         return output
 
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
-        """Attention of the pooling query over the patches, its key projection folded into the query."""
+        """Attention of the pooling query over the patches (its key projection folded in)."""
         pool = host.attn_pool
         query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
         key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
@@ -126,7 +126,7 @@ class TimmHost(Adapter, ABC):
         return logits.softmax(dim=1).mean(dim=2)
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The registered architecture and the arguments it was built with, where timm kept them."""
+        """The registered architecture, its arguments if timm kept them, its configuration."""
         cfg = dict(getattr(host, "pretrained_cfg", None) or {})
         args = getattr(host, "_model_args", None)
         if args is None or not cfg.get("architecture"):
@@ -135,6 +135,7 @@ class TimmHost(Adapter, ABC):
             "architecture": cfg["architecture"],
             "args": args,
             "num_classes": host.num_classes,
+            "pretrained_cfg": cfg,
         }
         try:
             return dict(json.loads(json.dumps(recipe)))
@@ -142,12 +143,19 @@ class TimmHost(Adapter, ABC):
             return None
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """`timm.create_model`, without weights."""
+        """`timm.create_model`, without weights, of a registered name: nothing is fetched."""
         import timm
 
+        if not timm.is_model(recipe["architecture"]):
+            known = timm.list_models()
+            raise UnknownName.of("timm architecture", str(recipe["architecture"]), known)
         args = {**recipe["args"], "num_classes": recipe["num_classes"]}
-        host: nn.Module = timm.create_model(recipe["architecture"], pretrained=False, **args)
-        return host
+        host: Any = timm.create_model(recipe["architecture"], pretrained=False, **args)
+        said = recipe["pretrained_cfg"].items()
+        cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in said}
+        host.pretrained_cfg = host.default_cfg = cfg
+        built: nn.Module = host
+        return built
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs, read off the host's own modules."""
@@ -421,7 +429,7 @@ def _mix_parallel(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     return x + block.drop_path(block.ls(out))
 
 
-def _feed_nothing(block: Any, x: Tensor) -> Tensor:
+def _feed_nothing(_: Any, x: Tensor) -> Tensor:
     """The feed-forward is already in the one residual."""
     return x
 

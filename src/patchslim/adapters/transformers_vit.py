@@ -31,8 +31,8 @@ class TransformersVit(Adapter):
 
     family: ClassVar[str] = "transformers ViT / DeiT / DINOv2"
     surface: ClassVar[frozenset[str]] = frozenset(
-        """config device dtype num_labels main_input_name name_or_path can_generate generation_config
-        base_model_prefix is_gradient_checkpointing gradient_checkpointing_enable
+        """config device dtype num_labels main_input_name name_or_path can_generate
+        generation_config base_model_prefix is_gradient_checkpointing gradient_checkpointing_enable
         gradient_checkpointing_disable get_input_embeddings loss_function framework""".split()
     )
 
@@ -60,7 +60,7 @@ class TransformersVit(Adapter):
         return True
 
     def reads(self, host: Any) -> int | None:
-        """One row for the class token, two with a distillation token; DINOv2 averages the patches."""
+        """One row for the class token, two with a teacher; DINOv2 averages the patches."""
         if type(host).__name__.endswith("WithTeacher"):
             return 2
         classifier = type(host).__name__.endswith("ForImageClassification")
@@ -123,7 +123,8 @@ class TransformersVit(Adapter):
 
     def scale(self, host: Any, index: int) -> float:
         """One over the root of a head's width."""
-        return float(self.blocks(host)[index].attention.scaling)
+        layer: Any = self.blocks(host)[index]
+        return float(layer.attention.scaling)
 
     def dropout(self, host: Any, index: int) -> float:
         """Attention dropout while training."""
@@ -220,9 +221,9 @@ class TransformersVit(Adapter):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         x = self.norm(host, tokens.restored())
-        pooled = x[:, 0]
+        pooled: Tensor | None = x[:, 0]
         if not _dino(host):
-            pooled = host.pooler(x) if host.pooler is not None else None
+            pooled = None if host.pooler is None else host.pooler(x)
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
     def _classified(self, host: Any, tokens: Tokens, labels: Tensor | None) -> Any:

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from patchslim.cost import BlockShape
 from patchslim.reducer import Reducer, Signals, Spread
@@ -37,8 +36,11 @@ class ToMe(Reducer):
         a, b = _deal(tokens.prefix)
         keys = F.normalize(signals.keys(), dim=-1)
         best = (keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)).max(dim=-1)
-        gone = best.values.topk(tokens.patches - keep, dim=1).indices
-        stay = _others(gone, rows=best.values.shape[1])
+        order = best.values.topk(best.values.shape[1], dim=1).indices
+        gone, stay = order.split(
+            [tokens.patches - keep, order.shape[1] - tokens.patches + keep], dim=1
+        )
+        stay = stay.topk(stay.shape[1], dim=1, largest=False).values
         into = best.indices.gather(1, gone) + stay.shape[1]
         every_b = torch.arange(b, tokens.patches, 2, device=gone.device).expand(gone.shape[0], -1)
         return Merge(torch.cat([stay * 2 + a, every_b], dim=1), gone=gone * 2 + a, into=into)
@@ -57,10 +59,3 @@ class ToMe(Reducer):
 def _deal(prefix: int) -> tuple[int, int]:
     """The first patch of A and of B: rows of the whole sequence alternate, and row 0 is of A."""
     return prefix % 2, 1 - prefix % 2
-
-
-def _others(gone: Tensor, *, rows: int) -> Tensor:
-    """The rows that are not in `gone`, ascending, by a top-k of constant length."""
-    every = torch.arange(rows, device=gone.device).expand(gone.shape[0], -1)
-    left = every.scatter(1, gone, rows)
-    return left.topk(rows - gone.shape[1], dim=1, largest=False).values

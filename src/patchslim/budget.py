@@ -1,0 +1,150 @@
+"""Budgets: from what a user asks for (macs, keep, r, keep_rate, a saved file) to a schedule.
+
+Works on shapes and counts alone; knows no tensors and no host library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from patchslim.cost import HostShape, dense_macs, slim_macs
+from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
+from patchslim.reducer import Reducer, Spread
+from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, stages
+
+
+class Budget(TypedDict, total=False):
+    """How much to keep. Give one of macs, keep, r, keep_rate; `at` goes with the last and keep."""
+
+    macs: float
+    keep: float | Sequence[int]
+    r: float | Sequence[int] | tuple[int, float]
+    keep_rate: float
+    at: Sequence[int]
+
+
+def plan(
+    shape: HostShape,
+    reducer: Reducer,
+    schedule: Schedule | str | Path | None = None,
+    *,
+    tail: Tail = "full",
+    **budget: Unpack[Budget],
+) -> Schedule:
+    """The schedule that a budget, a saved file or nothing at all means for this host and method."""
+    asked = _asked(budget, schedule)
+    if schedule is not None:
+        return schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    if asked is None:
+        if reducer.fewest(2) == 2:
+            return Constant(0)
+        raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
+    at = tuple(budget["at"]) if budget.get("at") is not None else None
+    if at is not None and (asked == "r" or isinstance(budget.get("keep"), Sequence)):
+        raise BadSchedule(
+            f"at={at} goes with keep_rate, macs or a share to keep; {asked} names every block."
+        )
+    if asked == "macs":
+        return solve(shape, reducer, budget["macs"], tail=tail, at=at)
+    if asked == "keep":
+        return _keep(shape, reducer, budget["keep"], at)
+    if asked == "r":
+        return _removed(shape, budget["r"])
+    return Rate(budget["keep_rate"], stages(shape.depth) if at is None else at)
+
+
+def solve(
+    shape: HostShape,
+    reducer: Reducer,
+    macs: float,
+    *,
+    tail: Tail,
+    at: tuple[int, ...] | None = None,
+) -> Schedule:
+    """The schedule, of the kind natural to the method, of the largest cost not above `macs`.
+
+    The cost falls in steps as the rule's one number moves, so bisection finds the step.
+    """
+    dense = dense_macs(shape).total
+    target = macs_target(macs, dense)
+    spread = Spread.STAGES if at is not None else reducer.spread
+    places = stages(shape.depth) if at is None else at
+    most = float(shape.entering - shape.prefix)
+
+    def rule(cut: float) -> Schedule:
+        if spread is Spread.EVERY_BLOCK:
+            return Constant(cut * most)
+        return Rate(max(1.0 - cut, 1e-9), places)
+
+    def cost(cut: float) -> int:
+        counts = rule(cut).counts(shape.entering, shape.prefix, shape.depth, reducer)
+        return slim_macs(shape, reducer, counts, tail=tail == "exact").total
+
+    if cost(0.0) <= target:
+        return rule(0.0)
+    low, high = 0.0, 1.0
+    if cost(high) > target:
+        least = math.ceil(cost(high) / dense * 1000) / 1000
+        raise ImpossibleBudget(
+            f"macs={macs:g} is {target / dense:.3f} of this model; {type(reducer).__name__} cannot "
+            f"go below {least:.3f} here. Nearest possible: macs={least:.3f}."
+        )
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+    counts = rule(high).counts(shape.entering, shape.prefix, shape.depth, reducer)
+    return Counts(counts, shape.entering, shape.prefix)
+
+
+def macs_target(macs: float, dense: int) -> float:
+    """The budget in multiply-adds, of a share or of a number."""
+    if isinstance(macs, bool) or not math.isfinite(macs) or macs <= 0 or 1 < macs < 1e4:
+        raise ImpossibleBudget(
+            f"macs={macs}: give a share of the model's own above 0 and at most 1 (0.6), or "
+            f"multiply-adds an image (this model has {dense:.3g}; 1 GMAC is 1e9)."
+        )
+    if macs > dense:
+        raise ImpossibleBudget(f"macs={macs:g} is more than the model itself has: {dense:.4g}.")
+    return macs * dense if macs <= 1 else macs
+
+
+def _asked(budget: Budget, schedule: Schedule | str | Path | None) -> str | None:
+    """The one budget that is given, if any."""
+    for name in budget:
+        if name not in Budget.__annotations__:
+            raise UnknownName.of("budget", name, Budget.__annotations__)
+    asked = [name for name in ("macs", "keep", "r", "keep_rate") if budget.get(name) is not None]
+    if len(asked) + (schedule is not None) > 1:
+        given = [*asked, *(["schedule"] if schedule is not None else [])]
+        raise BadSchedule(f"Give one of them, not several: {', '.join(given)}.")
+    return asked[0] if asked else None
+
+
+def _keep(
+    shape: HostShape, reducer: Reducer, keep: float | Sequence[int], at: tuple[int, ...] | None
+) -> Schedule:
+    """Explicit counts, or the share of patches left at the end in the method's natural spread."""
+    if isinstance(keep, Sequence):
+        return Counts(tuple(keep), shape.entering, shape.prefix)
+    if not 0 < keep <= 1:
+        raise BadSchedule(
+            f"keep={keep}: the share of patches left at the end, above 0 and at most 1."
+        )
+    if reducer.spread is Spread.EVERY_BLOCK and at is None:
+        return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
+    places = stages(shape.depth) if at is None else at
+    return Rate(keep ** (1 / len(places)), places)
+
+
+def _removed(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
+    """A constant number removed in every block, a tilted one, or one number a block."""
+    if isinstance(r, int | float):
+        return Constant(r)
+    if isinstance(r, tuple) and len(r) == 2:
+        return Constant(r[0], inflect=float(r[1]))
+    rule = Removed(tuple(r))
+    rule.check(shape.entering, shape.prefix, shape.depth)
+    return rule
