@@ -1,0 +1,217 @@
+"""Fills the generated tables in README and docs from the rows in benchmarks/results.
+
+    python benchmarks/readme.py            # rewrites them
+    python benchmarks/readme.py --check    # fails if one is out of date
+
+A table stands between `<!-- table:NAME -->` and `<!-- end -->`. No figure is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from patchslim.report import Report, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARK = re.compile(r"<!-- table:([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def accuracy_table(rows: list[Row]) -> str:
+    """KL, agreement and accuracy beside the operations, random averaged over its seeds."""
+    lines = [
+        "| setting | tokens left | GMACs | KL to dense (nats) | agreement % | top-1 % |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        kl = "0" if row.kl is None or row.method == "dense" else row.kl.show()
+        agreement = "-" if row.agreement is None else f"{100 * row.agreement.value:.1f}"
+        top1 = "-" if row.accuracy is None else f"{100 * row.accuracy.value:.1f}"
+        lines.append(
+            f"| {row.name} | {row.tokens[-1]} | {row.macs / 1e9:.3f} "
+            f"| {kl} | {agreement} | {top1} |"
+        )
+    return "\n".join(lines)
+
+
+def averaged(rows: tuple[Row, ...]) -> list[str]:
+    """Lines for `random`, one a rate: mean over seeds, with the range of the seeds."""
+    lines = []
+    names = sorted(
+        {row.name.split(" seed")[0] for row in rows if " seed" in row.name}, reverse=True
+    )
+    for name in names:
+        same = [row for row in rows if row.name.startswith(f"{name} seed")]
+        kls = [row.kl.value for row in same if row.kl]
+        agree = statistics.mean(row.agreement.value for row in same if row.agreement)
+        top1 = statistics.mean(row.accuracy.value for row in same if row.accuracy)
+        lines.append(
+            f"| {name} (mean of {len(same)} seeds) | {same[0].tokens[-1]} "
+            f"| {same[0].macs / 1e9:.3f} "
+            f"| {statistics.mean(kls):.2g} ({min(kls):.2g} to {max(kls):.2g}) | {100 * agree:.1f} "
+            f"| {100 * top1:.1f} |"
+        )
+    return lines
+
+
+def deit_tiny(keep: Callable[[Row], bool]) -> str:
+    """The rows of the DeiT-Ti table that `keep` selects, random last, with the certificate."""
+    report = Report.load(RESULTS / "deit_tiny.json")
+    rows = [row for row in report.rows if " seed" not in row.name and keep(row)]
+    lines = [accuracy_table(rows), *averaged(report.rows)]
+    return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
+
+
+def certificate(report: Report) -> str:
+    """The birth certificate in one line."""
+    birth = report.birth
+    versions = ", ".join(f"{name} {version}" for name, version in birth.versions.items())
+    return (
+        f"{birth.images} images, {birth.processor}, {birth.threads} threads, {birth.dtype}, "
+        f"{versions}, commit {birth.commit}, {birth.date[:10]}: `{birth.command}`"
+    )
+
+
+def speed() -> str:
+    """Measured speed-up beside the ratio of operations."""
+    reports = [Report.from_json(data) for data in _read("speed_cpu.json")]
+    lines = [
+        "| DeiT-S, eager | batch | MACs | fewer | measured speed-up [quartiles] | conversion |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for report in reports:
+        for row in report.rows[1:]:
+            if row.speedup is None or row.conversion is None:
+                continue
+            ratio = row.speedup
+            lines.append(
+                f"| {row.name} | {report.birth.batch} | {row.macs / 1e9:.3f} G | "
+                f"{1 / row.macs_share:.2f}x | {ratio.median:.2f}x "
+                f"[{ratio.low:.2f}, {ratio.high:.2f}] | {row.conversion:.2f} |"
+            )
+    return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
+
+
+def growth() -> str:
+    """A method's own work as a share of the dense forward pass, by image size."""
+    data = _read("growth.json")
+    lines = [
+        "| image | tokens | method | own time | own memory | whole model's memory | speed-up |",
+        "|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['size']} | {row['tokens']} | {row['method']} | {row['own_time_share']:.1%} | "
+        f"{row['own_memory_share']:.1%} | {row['memory_share']:.1%} | {row['speedup']:.2f}x |"
+        for row in data["rows"]
+    ]
+    share = data["share"]
+    lines += ["", f"Shares of the dense host's time and peak memory, at {share:.0%} of its MACs."]
+    return "\n".join(lines)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """Every table by its name."""
+    methods = {
+        f"method-{name}": lambda name=name: deit_tiny(lambda row: row.method in ("dense", name))
+        for name in ("tome", "evit", "topk", "random")
+    }
+    main = {"dense", "tome r=8", "tome r=13", "tome r=16", "evit 0.9 fused", "evit 0.7 fused"}
+    main |= {"evit 0.5 fused", "evit 0.7 not fused", "topk 0.7", "tome macs=0.65, exact tail"}
+    return {
+        "accuracy": lambda: deit_tiny(lambda row: row.name in main),
+        "accuracy-all": lambda: deit_tiny(lambda _: True),
+        "speed": speed,
+        "growth": growth,
+        **methods,
+    }
+
+
+def filled(text: str) -> str:
+    """The text with every known table made anew."""
+    known = tables()
+
+    def table(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table:{name} -->\n\n{known[name]()}\n\n<!-- end -->"
+
+    return MARK.sub(table, text)
+
+
+def growth_figure(rows: list[dict[str, Any]]) -> str:
+    """A line a method: its own time as a share of the dense forward pass, against tokens (SVG)."""
+    sizes = sorted({row["tokens"] for row in rows})
+    top = max(row["own_time_share"] for row in rows) * 1.15
+    colours = {"tome": "#2563eb", "evit": "#d97706", "topk": "#059669", "random": "#6b7280"}
+    left, width, height, bottom = 60, 430, 220, 260
+
+    def x(tokens: int) -> float:
+        return left + width * sizes.index(tokens) / max(len(sizes) - 1, 1)
+
+    def y(share: float) -> float:
+        return float(bottom - height * share / top)
+
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 310" font-size="12">',
+        '<rect width="600" height="310" fill="white"/>',
+        '<text x="60" y="24">own time of a method, share of the dense forward pass</text>',
+    ]
+    for step in range(5):
+        share = top * step / 4
+        parts.append(
+            f'<line x1="{left}" x2="{left + width}" y1="{y(share):.1f}" y2="{y(share):.1f}" '
+            f'stroke="#e5e7eb"/><text x="8" y="{y(share) + 4:.1f}">{share:.1%}</text>'
+        )
+    parts += [f'<text x="{x(size) - 12:.1f}" y="280">{size}</text>' for size in sizes]
+    parts.append('<text x="240" y="302">tokens</text>')
+    ends: list[float] = []
+    for name, colour in colours.items():
+        points = [(x(r["tokens"]), y(r["own_time_share"])) for r in rows if r["method"] == name]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+        label = points[-1][1]
+        while any(abs(label - other) < 13 for other in ends):
+            label -= 13
+        ends.append(label)
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<text x="{left + width + 8}" y="{label + 4:.1f}" fill="{colour}">{name}</text>'
+        )
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def main() -> None:
+    """Rewrites the tables, or checks them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    wanted = {
+        page: filled(page.read_text(encoding="utf-8"))
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    }
+    wanted[ROOT / "docs" / "growth.svg"] = growth_figure(_read("growth.json")["rows"])
+    stale = [
+        page
+        for page, text in wanted.items()
+        if not page.exists() or page.read_text(encoding="utf-8") != text
+    ]
+    if options.check:
+        for page in stale:
+            print(f"{page.relative_to(ROOT)} is out of date: run `make tables`.")
+        sys.exit(1 if stale else 0)
+    for page in stale:
+        page.write_text(wanted[page], encoding="utf-8")
+        print(f"wrote {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
