@@ -3,9 +3,13 @@
 from patchslim.adapter import Adapter, adapter_names, find_adapter
 from patchslim.cost import Cost
 from patchslim.errors import PatchslimError
+from patchslim.images import Images
+from patchslim.io import load
+from patchslim.measure import measure
 from patchslim.model import SlimModel
 from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.reduction import Reduction
+from patchslim.report import Report
 from patchslim.schedule import Schedule
 from patchslim.slim import macs, slim
 from patchslim.tokens import Tokens
@@ -13,16 +17,20 @@ from patchslim.tokens import Tokens
 __all__ = [
     "Adapter",
     "Cost",
+    "Images",
     "PatchslimError",
     "Reducer",
     "Reduction",
+    "Report",
     "Schedule",
     "SlimModel",
     "Tokens",
     "adapter_names",
     "find_adapter",
     "find_reducer",
+    "load",
     "macs",
+    "measure",
     "reducer_names",
     "slim",
 ]

@@ -142,9 +142,13 @@ class Adapter(ABC):
 
 
 def adapter_names() -> list[str]:
-    """The families that ship with the package: the files of `patchslim/adapters`."""
+    """The families that ship with the package: the files of `patchslim/adapters`.
+
+    A file whose name begins with an underscore is what several families of a library share.
+    """
     package = importlib.import_module("patchslim.adapters")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def load_adapter(name: str) -> Adapter:

@@ -44,16 +44,18 @@ def attention_bias(keys: Tokens, *, proportional: bool) -> Tensor | None:
     """
     bias: Tensor | None = None
     if proportional and keys.size is not None:
-        bias = keys.size.log().to(keys.x.dtype)
+        bias = _row(keys.size.log().to(keys.x.dtype), keys.prefix)
     if keys.alive is not None:
-        silent = _silence(keys.alive, keys.x.dtype)
+        silent = _row(_silence(keys.alive, keys.x.dtype), keys.prefix)
+        if keys.alive.is_floating_point():
+            silent = _spare_self(silent)
         bias = silent if bias is None else bias + silent
-    if bias is None:
-        return None
-    bias = F.pad(bias, (keys.prefix, 0))[:, None, None, :]
-    if keys.alive is not None and keys.alive.is_floating_point():
-        bias = _spare_self(bias)
     return bias
+
+
+def _row(bias: Tensor, prefix: int) -> Tensor:
+    """The bias of the patches (B, n) for all keys (B, 1, 1, N): none for the prefix."""
+    return F.pad(bias, (prefix, 0))[:, None, None, :]
 
 
 def _silence(alive: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,11 +19,11 @@ from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, 
 class Budget(TypedDict, total=False):
     """How much to keep. Give one of macs, keep, r, keep_rate; `at` goes with the last and keep."""
 
-    macs: float
-    keep: float | Sequence[int]
-    r: float | Sequence[int] | tuple[int, float]
-    keep_rate: float
-    at: Sequence[int]
+    macs: float | None
+    keep: float | Sequence[int] | None
+    r: float | Sequence[int] | tuple[int, float] | None
+    keep_rate: float | None
+    at: Sequence[int] | None
 
 
 def plan(
@@ -35,25 +35,28 @@ def plan(
     **budget: Unpack[Budget],
 ) -> Schedule:
     """The schedule that a budget, a saved file or nothing at all means for this host and method."""
-    asked = _asked(budget, schedule)
+    _one_of(budget, schedule)
     if schedule is not None:
         return schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
-    if asked is None:
-        if reducer.fewest(2) == 2:
-            return Constant(0)
-        raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
-    at = tuple(budget["at"]) if budget.get("at") is not None else None
-    if at is not None and (asked == "r" or isinstance(budget.get("keep"), Sequence)):
+    macs, keep, r = budget.get("macs"), budget.get("keep"), budget.get("r")
+    rate, named = budget.get("keep_rate"), budget.get("at")
+    at = None if named is None else tuple(named)
+    if at is not None and (r is not None or isinstance(keep, Sequence)):
         raise BadSchedule(
-            f"at={at} goes with keep_rate, macs or a share to keep; {asked} names every block."
+            f"at={at} goes with keep_rate, macs or a share to keep; r and a list of counts name "
+            "every block."
         )
-    if asked == "macs":
-        return solve(shape, reducer, budget["macs"], tail=tail, at=at)
-    if asked == "keep":
-        return _keep(shape, reducer, budget["keep"], at)
-    if asked == "r":
-        return _removed(shape, budget["r"])
-    return Rate(budget["keep_rate"], stages(shape.depth) if at is None else at)
+    if macs is not None:
+        return solve(shape, reducer, macs, tail=tail, at=at)
+    if keep is not None:
+        return _keep(shape, reducer, keep, at)
+    if r is not None:
+        return _removed(shape, r)
+    if rate is not None:
+        return Rate(rate, stages(shape.depth) if at is None else at)
+    if reducer.fewest(2) == 2:
+        return Constant(0)
+    raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
 
 
 def solve(
@@ -111,8 +114,8 @@ def macs_target(macs: float, dense: int) -> float:
     return macs * dense if macs <= 1 else macs
 
 
-def _asked(budget: Budget, schedule: Schedule | str | Path | None) -> str | None:
-    """The one budget that is given, if any."""
+def _one_of(budget: Budget, schedule: Schedule | str | Path | None) -> None:
+    """Refuses unknown budgets, and several at once."""
     for name in budget:
         if name not in Budget.__annotations__:
             raise UnknownName.of("budget", name, Budget.__annotations__)
@@ -120,7 +123,6 @@ def _asked(budget: Budget, schedule: Schedule | str | Path | None) -> str | None
     if len(asked) + (schedule is not None) > 1:
         given = [*asked, *(["schedule"] if schedule is not None else [])]
         raise BadSchedule(f"Give one of them, not several: {', '.join(given)}.")
-    return asked[0] if asked else None
 
 
 def _keep(
@@ -136,7 +138,7 @@ def _keep(
     if reducer.spread is Spread.EVERY_BLOCK and at is None:
         return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
     places = stages(shape.depth) if at is None else at
-    return Rate(keep ** (1 / len(places)), places)
+    return Rate(keep ** (1 / max(len(places), 1)), places)
 
 
 def _removed(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:

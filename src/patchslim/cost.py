@@ -28,7 +28,8 @@ class BlockShape:
         key_width: channels of one head's key.
         out: multiply-adds a row of what follows attention before the residual is closed.
         feed: multiply-adds a row of the feed-forward.
-        score: multiply-adds a row of scoring by class attention.
+        score: multiply-adds a row of scoring by class attention, or by a pooling query.
+        score_once: multiply-adds of scoring that do not depend on the number of rows.
     """
 
     width: int
@@ -41,10 +42,11 @@ class BlockShape:
     out: int
     feed: int
     score: int
+    score_once: int = 0
 
     def map_row(self, rows: int) -> int:
         """One row of the attention map over `rows` keys."""
-        return rows * self.score
+        return rows * self.score + self.score_once
 
     @classmethod
     def standard(cls, width: int, heads: int, *, ratio: float = 4.0) -> BlockShape:
@@ -74,8 +76,7 @@ class HostShape:
         embed: multiply-adds of the patch embedding.
         blocks: one entry a block.
         head: multiply-adds of the head that do not depend on the number of rows.
-        head_row: multiply-adds of the head a row that it reads.
-        head_pair: multiply-adds of the head a pair of rows.
+        head_row: multiply-adds of the head a row that is left.
         read: how many leading rows the head reads, or None where it reads all.
     """
 
@@ -85,7 +86,6 @@ class HostShape:
     blocks: tuple[BlockShape, ...]
     head: int
     head_row: int = 0
-    head_pair: int = 0
     read: int | None = None
 
     @property
@@ -156,8 +156,7 @@ def block_macs(shape: BlockShape, flow: Flow) -> int:
 def host_macs(host: HostShape, flows: Sequence[Flow]) -> Cost:
     """Multiply-adds of a host through whose blocks the rows of `flows` pass."""
     blocks = tuple(map(block_macs, host.blocks, flows))
-    rows = flows[-1].feed if host.read is None else host.read
-    head = host.head + rows * host.head_row + rows * rows * host.head_pair
+    head = host.head + flows[-1].feed * host.head_row
     return Cost(host.embed, blocks, head, rows=tuple(flow.feed for flow in flows))
 
 
@@ -206,7 +205,8 @@ def _flow(reducer: Reducer, rows: int, left: int, read: int | None) -> Flow:
         case "P2":
             flow = Flow(left, rows, rows, left, left)
         case "P3":
-            return Flow(rows, rows, left, left, left)
+            asked = left if read is None else read
+            return Flow(rows, rows, left, asked, asked)
         case _:
             flow = Flow.even(rows)
     return flow if read is None else Flow(read, flow.k, flow.v, read, read)

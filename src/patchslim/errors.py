@@ -4,13 +4,15 @@ PatchslimError
 ├── UnsupportedModel      a host we cannot serve exactly
 │   └── NeedsClassToken   a method that reads a class token, a host that has none
 ├── UnknownName           no such method, model or option; the nearest names are given
+├── BadSetting            a method's setting of the wrong type
 ├── BadSchedule           a schedule that cannot be run on this host
 │   └── ImpossibleBudget  a budget outside what the method can reach
 ├── WrongInput            images of the wrong shape, type or size, or with NaN in them
 ├── BadData               a folder or archive without usable images
 ├── BadFile               a truncated, foreign or future file
 ├── MissingExtra          an optional dependency that is not installed
-└── OldVersion            a library older than the oldest one that is tested
+├── OldVersion            a library older than the oldest one that is tested
+└── BrokenLaw             a method or family, perhaps your own, that breaks its contract
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ class UnknownName(PatchslimError):
         return cls(f"Unknown {kind} {name!r}.{hint} Known: {listed}.{' ' + cure if cure else ''}")
 
 
+class BadSetting(PatchslimError):
+    """A method's setting has the wrong type."""
+
+
 class BadSchedule(PatchslimError):
     """The schedule cannot be run as given."""
 
@@ -70,6 +76,14 @@ class MissingExtra(PatchslimError, ImportError):
 
 class OldVersion(PatchslimError):
     """An installed library is older than the oldest supported one."""
+
+
+class BrokenLaw(PatchslimError):
+    """A method or a family does not keep a law that the core relies on; `law` is its name."""
+
+    def __init__(self, message: str, law: str = "") -> None:
+        super().__init__(message)
+        self.law = law
 
 
 class ShortSchedule(UserWarning):

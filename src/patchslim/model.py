@@ -24,7 +24,7 @@ from patchslim.errors import WrongInput
 from patchslim.reducer import Place, Reducer, Signals
 from patchslim.reduction import Reduction
 from patchslim.schedule import Schedule, Tail
-from patchslim.tokens import Tokens
+from patchslim.tokens import Tokens, take, with_leading
 
 
 @dataclass(frozen=True)
@@ -121,35 +121,41 @@ class SlimModel(nn.Module):
         result: Tensor = head(x, pre_logits=pre_logits)  # type: ignore[operator]
         return result
 
-    def forward_intermediates(
+    def forward_intermediates(  # noqa: PLR0913
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
-        *,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
+        return_prefix_tokens: bool = False,  # noqa: FBT001, FBT002
+        norm: bool = False,  # noqa: FBT001, FBT002
+        stop_early: bool = False,  # noqa: FBT001, FBT002
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
-        intermediates_only: bool = False,
+        intermediates_only: bool = False,  # noqa: FBT001, FBT002
+        output_dict: bool = False,  # noqa: FBT001, FBT002
     ) -> Any:
         """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
         wanted = _block_indices(len(self.adapter.blocks(self.host)), indices)
         early = stop_early or intermediates_only
         traced = self.trace(x, wanted[-1] + 1 if early else None)
-        chosen = [traced[i] for i in wanted]
         prefix = self.adapter.prefix(self.host)
-        rows = [tokens.restored() for tokens in chosen]
+        rows = [traced[index].restored() for index in wanted]
         if norm:
             rows = [self.adapter.norm(self.host, each) for each in rows]
-        maps = [each[:, prefix:] for each in rows]
+        leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
         if output_fmt == "NCHW":
             maps = [each.transpose(1, 2).unflatten(2, traced[0].grid).contiguous() for each in maps]
-        result: list[Any] = list(maps)
-        if return_prefix_tokens and prefix:
-            result = list(zip(maps, [each[:, :prefix] for each in rows], strict=True))
-        if intermediates_only:
+        paired = return_prefix_tokens and prefix > 0
+        result: dict[str, Any] = {"image_intermediates": maps}
+        if paired and output_dict:
+            result["image_intermediates_prefix"] = leading
+        elif paired:
+            result["image_intermediates"] = list(zip(maps, leading, strict=True))
+        if not intermediates_only:
+            result["image_features"] = self.adapter.norm(self.host, traced[-1].restored())
+        if output_dict:
             return result
-        return self.adapter.norm(self.host, traced[-1].restored()), result
+        if intermediates_only:
+            return result["image_intermediates"]
+        return result["image_features"], result["image_intermediates"]
 
     def shape(self, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs of the host."""
@@ -174,6 +180,23 @@ class SlimModel(nn.Module):
         from patchslim.io import save
 
         save(self, path)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """The same as `save`, by Hugging Face's name."""
+        self.save(path)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, model: nn.Module | None = None) -> SlimModel:
+        """The model saved in a folder or in a Hugging Face Hub repository."""
+        from patchslim.hub import from_pretrained
+
+        return from_pretrained(name, model)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Uploads weights and recipe to a Hub repository and returns its address."""
+        from patchslim.hub import push_to_hub
+
+        return push_to_hub(self, repository, private=private)
 
     def unslim(self) -> nn.Module:
         """The host as it was given."""
@@ -262,7 +285,8 @@ class SlimModel(nn.Module):
         reduction = self._choose(step, tokens, signals)
         queries = tokens.reduce(reduction)
         if bias is not None and bias.shape[2] > 1:
-            bias = reduction.move(bias[:, 0], prefix=tokens.prefix).unsqueeze(1)
+            rows = with_leading(reduction.represent(tokens.rows()), tokens.prefix)
+            bias = take(bias[:, 0], rows).unsqueeze(1)
         (q,) = project(queries, "q")
         return Attended(queries, self._values(step, q, k, v, bias), signals)
 
@@ -276,7 +300,10 @@ class SlimModel(nn.Module):
         weights = attention_map(q, k, scale=signals.scale, bias=bias)
         queries = tokens.reduce(reduction)
         (v,) = project(queries, "v")
-        return Attended(queries, reduction.fold(weights, tokens.prefix) @ v, signals)
+        weights = reduction.fold(weights, tokens.prefix)
+        if step.read is not None:
+            queries, weights = queries.leading(step.read), weights[:, :, : step.read]
+        return Attended(queries, weights @ v, signals)
 
     def _signals(
         self,
@@ -305,8 +332,10 @@ def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]
     """The blocks meant: the last n, all, or those listed (negative ones count from the end)."""
     if indices is None:
         return list(range(depth))
-    if isinstance(indices, int):
-        indices = range(depth - indices, depth)
-    if any(not -depth <= index < depth for index in indices):
-        raise WrongInput(f"indices={list(indices)}: this host has blocks 0 to {depth - 1}.")
-    return sorted(index % depth for index in indices)
+    listed = range(-indices, 0) if isinstance(indices, int) else indices
+    if not listed or any(not -depth <= index < depth for index in listed):
+        raise WrongInput(
+            f"indices={indices}: this host has blocks 0 to {depth - 1}; a number alone means the "
+            "last so many of them."
+        )
+    return sorted({index % depth for index in listed})

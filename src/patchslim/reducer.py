@@ -11,18 +11,21 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from patchslim.errors import BadSchedule, NeedsClassToken, UnknownName
+from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, UnknownName
 from patchslim.reduction import Reduction
 from patchslim.tokens import Tokens
 
 if TYPE_CHECKING:
     from patchslim.cost import BlockShape
+
+
+Setting = bool | int | float | str
 
 
 class Place(enum.Enum):
@@ -143,9 +146,33 @@ def find_reducer(name: str) -> type[Reducer]:
         for found in vars(module).values()
         if isinstance(found, type)
         and issubclass(found, Reducer)
+        and not inspect.isabstract(found)
         and found.__module__ == module.__name__
     ]
+    if len(own) != 1:
+        raise UnknownName(f"{module.__file__} defines {len(own)} methods; a file is one method.")
     return own[0]
+
+
+def make_reducer(method: str | Reducer, settings: Mapping[str, Setting]) -> Reducer:
+    """The method called `method` with these settings, or the Reducer itself."""
+    if isinstance(method, Reducer):
+        if settings:
+            kind = type(method).__name__
+            raise UnknownName(f"{sorted(settings)}: give settings to {kind}(...), which you made.")
+        return method
+    if not isinstance(method, str):
+        raise UnknownName(f"A method is a name or a Reducer instance, not {method!r}.")
+    found = find_reducer(method)
+    parameters = inspect.signature(found).parameters
+    for name, value in settings.items():
+        if name not in parameters:
+            known = [*parameters, "macs", "keep", "r", "keep_rate", "at"]
+            raise UnknownName.of(f"setting of {method} or budget", name, known)
+        wanted = type(parameters[name].default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise BadSetting(f"{name}={value!r}: {method} takes a {wanted.__name__} here.")
+    return found(**settings)
 
 
 def reducer_name(reducer: Reducer) -> str | None:

@@ -164,13 +164,14 @@ class Fuse(Reduction):
         if weight is None:
             share = _places(self.kept, t.shape[1] - prefix, otherwise=-1).lt(0).to(t.dtype)
         if t.ndim == 2:
-            return torch.cat([out, (share * t).sum(dim=1, keepdim=True)], dim=1)
+            return torch.cat([out, (share * t[:, prefix:]).sum(dim=1, keepdim=True)], dim=1)
         fused = share.unsqueeze(1) @ t[:, prefix:].flatten(2)
         return torch.cat([out, fused.view(t.shape[0], 1, *t.shape[2:])], dim=1)
 
     def represent(self, t: Tensor) -> Tensor:
         """The entries of the kept rows, and for the fused row the one with the largest share."""
-        heaviest = self.share.argmax(dim=1, keepdim=True)
+        # A kept row never speaks for the others, even where all shares have underflowed to zero.
+        heaviest = self.share.scatter(1, self.kept, -1.0).argmax(dim=1, keepdim=True)
         return t.gather(1, torch.cat([self.kept, heaviest], dim=1))
 
     def remap(self, rows: int) -> Tensor:

@@ -243,7 +243,7 @@ def round_half_up(value: float) -> int:
 
 def stages(depth: int) -> tuple[int, ...]:
     """Blocks at a quarter, a half and three quarters of the depth: 3, 6, 9 of 12."""
-    return tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)} - {depth}))
+    return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
 
 
 def _whole(value: object) -> bool:

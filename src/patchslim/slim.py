@@ -8,48 +8,55 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from patchslim.adapter import Adapter, find_adapter
 from patchslim.budget import Budget, plan
-from patchslim.cost import Cost, slim_macs
+from patchslim.cost import Cost, dense_macs, slim_macs
 from patchslim.errors import DeepCut, NeedsClassToken, UnsupportedModel
 from patchslim.model import SlimModel
-from patchslim.reducer import Reducer, find_reducer, reducer_names
+from patchslim.reducer import Reducer, Setting, find_reducer, make_reducer, reducer_names
 from patchslim.schedule import Constant, Schedule, Tail
 from patchslim.versions import check_version
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def slim(
+def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     model: nn.Module,
     method: str | Reducer = "tome",
     schedule: Schedule | str | Path | None = None,
     *,
+    macs: float | None = None,
+    keep: float | Sequence[int] | None = None,
+    r: float | Sequence[int] | tuple[int, float] | None = None,
+    keep_rate: float | None = None,
+    at: Sequence[int] | None = None,
     tail: Tail | None = None,
     adapter: Adapter | None = None,
-    **budget: Unpack[Budget],
+    **settings: Setting,
 ) -> SlimModel:
     """`model` with fewer tokens: the same call, the same kind of output. The model is not changed.
+
+    Give one of `macs`, `keep`, `r`, `keep_rate` or `schedule`.
 
     Args:
         model: a timm or Hugging Face vision transformer, with its weights.
         method: a name (`patchslim methods` lists them) or a Reducer of your own.
         schedule: a Schedule, or the path of a saved one, instead of a budget.
+        macs: multiply-adds, as a share of the model's own (0.6) or as a number (0.8e9).
+        keep: the share of patches left at the end, or the tokens left after each block.
+        r: tokens removed in every block; a list, one a block; or (r, inflect).
+        keep_rate: the share of patches kept at each of the blocks `at`.
+        at: blocks that remove, counted from 0; (3, 6, 9) of 12 unless given.
         tail: "exact" computes in the last block only the rows that the head reads, with the same
             answer; "full" computes all. By default exact where `macs` is asked for.
         adapter: an Adapter of your own, for a model of a family that does not ship here.
-        **budget: one of
-            macs: multiply-adds, as a share of the model's own (0.6) or as a number (0.8e9);
-            keep: the share of patches left at the end, or the tokens left after each block;
-            r: tokens removed in every block; a list, one a block; or (r, inflect);
-            keep_rate: the share of patches kept at each of the blocks `at` (3,6,9 of 12).
+        **settings: the named method's own settings, such as fuse=False.
 
     Raises:
         PatchslimError: with what was given, what is needed and the cure.
@@ -60,15 +67,18 @@ def slim(
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
     adapter = adapter or find_adapter(model)
-    reducer = find_reducer(method)() if isinstance(method, str) else method
+    reducer = make_reducer(method, settings)
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
-    tail = tail or ("exact" if "macs" in budget and schedule is None else "full")
+    tail = tail or ("full" if macs is None else "exact")
+    budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
     rule = plan(shape, reducer, schedule, tail=tail, **budget)
     rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer)
     slimmed = SlimModel(model, adapter, reducer, rule, tail)
     check_identity(slimmed)
-    _warn_if_deep(slimmed.macs(), slimmed.dense_macs())
+    counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
+    _warn_if_deep(cost, dense_macs(shape))
     return slimmed
 
 
@@ -93,7 +103,8 @@ def check_identity(slimmed: SlimModel) -> None:
         raise UnsupportedModel(
             "The model has no weights yet (meta device), so it cannot be checked."
         )
-    with evaluating(host), torch.no_grad():
+    exactly = torch.autocast(parameter.device.type, enabled=False)
+    with evaluating(host), torch.no_grad(), exactly:
         shape = (1, *adapter.image_shape(host))
         noise = torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=noise).to(parameter.device, parameter.dtype)
@@ -127,20 +138,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def macs(
+def macs(  # noqa: PLR0913 (the words of slim)
     model: nn.Module,
     method: str | Reducer = "identity",
     schedule: Schedule | str | Path | None = None,
     *,
+    macs: float | None = None,
+    keep: float | Sequence[int] | None = None,
+    r: float | Sequence[int] | tuple[int, float] | None = None,
+    keep_rate: float | None = None,
+    at: Sequence[int] | None = None,
     tail: Tail | None = None,
-    **budget: Unpack[Budget],
+    **settings: Setting,
 ) -> Cost:
     """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device."""
     adapter = find_adapter(model)
-    reducer = find_reducer(method)() if isinstance(method, str) else method
+    reducer = make_reducer(method, settings)
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
-    tail = tail or ("exact" if "macs" in budget and schedule is None else "full")
+    tail = tail or ("full" if macs is None else "exact")
+    budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
     rule = plan(shape, reducer, schedule, tail=tail, **budget)
     counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
     return slim_macs(shape, reducer, counts, tail=tail == "exact")

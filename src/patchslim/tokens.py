@@ -49,16 +49,18 @@ class Tokens:
 
     def cells(self) -> Tensor:
         """The grid cell of each patch row (B, n)."""
-        if self.position is not None:
-            return self.position
-        every = torch.arange(self.patches, device=self.x.device)
-        return every.expand(self.x.shape[0], -1)
+        return self.rows() if self.position is None else self.position
+
+    def rows(self) -> Tensor:
+        """The number of each patch row (B, n)."""
+        return torch.arange(self.patches, device=self.x.device).expand(self.x.shape[0], -1)
 
     def sizes(self) -> Tensor:
-        """How many patches each patch row stands for (B, n)."""
-        return (
-            self.size if self.size is not None else self.x.new_ones(self.x.shape[0], self.patches)
-        )
+        """How many patches each patch row stands for (B, n), exact in half precision too."""
+        if self.size is not None:
+            return self.size
+        dtype = torch.promote_types(self.x.dtype, torch.float32)
+        return self.x.new_ones(self.x.shape[0], self.patches, dtype=dtype)
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""

@@ -8,7 +8,7 @@ from importlib import metadata
 from patchslim.errors import MissingExtra, OldVersion
 
 OLDEST = {"torch": (2, 6), "timm": (1, 0, 26), "transformers": (5, 18)}
-EXTRAS = {"torch": "", "timm": "timm", "transformers": "hf"}
+EXTRAS = {"transformers": "patchslim[hf]"}  # others come with patchslim itself
 
 
 @functools.cache
@@ -27,8 +27,8 @@ def check_version(library: str) -> None:
     wanted = ".".join(map(str, OLDEST[library]))
     found = installed(library)
     if found is None:
-        extra = EXTRAS[library]
-        raise MissingExtra(f"{library} is not installed: pip install 'patchslim[{extra}]'")
+        cure = EXTRAS.get(library, f"{library}>={wanted}")
+        raise MissingExtra(f"{library} is not installed: pip install '{cure}'")
     if _numbers(found) < OLDEST[library]:
         raise OldVersion(
             f"{library} {found} is older than {wanted}, the oldest version that patchslim is "

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.adapter import Part
-from patchslim.adapters.timm_vit import COLUMNS, TimmHost, linear_macs
+from patchslim.adapters._timm import COLUMNS, TimmHost, columns_of, linear_macs, stranger
 from patchslim.cost import BlockShape
 from patchslim.tokens import Tokens
 
@@ -39,11 +39,11 @@ class TimmEva(TimmHost):
         if host.patch_drop is not None:
             return "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."
         for block in host.blocks:
-            if type(block).__name__ not in ("EvaBlock", "EvaBlockPostNorm"):
-                return f"its blocks are {type(block).__name__}. Known: EvaBlock, EvaBlockPostNorm."
-            if type(block.attn).__name__ not in ("EvaAttention", "AttentionRope"):
-                kind = type(block.attn).__name__
-                return f"its attention is {kind}. Known: EvaAttention, AttentionRope."
+            reason = stranger("block", block, ("EvaBlock", "EvaBlockPostNorm"))
+            if reason is None:
+                reason = stranger("attention", block.attn, ("EvaAttention", "AttentionRope"))
+            if reason is not None:
+                return reason
         return None
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
@@ -149,26 +149,22 @@ class TimmEva(TimmHost):
             key_width=int(attn.head_dim),
             out=linear_macs(attn) - width * (inner + 2 * shared),
             feed=linear_macs(host.blocks[index].mlp),
-            score=self._score(host, inner),
+            **self._scoring(host, inner),
         )
 
 
 def _fused(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
     """The named columns of one projection for queries, keys and values."""
-    bias = getattr(attn, "q_bias", None)
-    if bias is not None:
-        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-    if part == "qkv" and bias is None:
-        whole = attn.qkv(y)
+    third = attn.qkv.out_features // 3
+    start, stop = COLUMNS[part].start * third, COLUMNS[part].stop * third
+    if getattr(attn, "q_bias", None) is None:
+        whole = attn.qkv(y) if part == "qkv" else columns_of(attn.qkv, y, start, stop)
     else:
-        third = attn.qkv.out_features // 3
-        columns = slice(COLUMNS[part].start * third, COLUMNS[part].stop * third)
-        bias = attn.qkv.bias if bias is None else bias
-        bias = None if bias is None else bias[columns]
-        if getattr(attn, "qkv_bias_separate", False) and bias is not None:
-            whole = F.linear(y, attn.qkv.weight[columns]) + bias
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))[start:stop]
+        if attn.qkv_bias_separate:
+            whole = columns_of(attn.qkv, y, start, stop) + bias
         else:
-            whole = F.linear(y, attn.qkv.weight[columns], bias)
+            whole = F.linear(y, attn.qkv.weight[start:stop], bias)
     return dict(zip(part, whole.chunk(len(part), dim=2), strict=True))
 
 

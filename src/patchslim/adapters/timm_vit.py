@@ -7,8 +7,6 @@ Parallel attentions and differential maps are served as more heads of one attent
 
 from __future__ import annotations
 
-import json
-from abc import ABC
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,207 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.adapter import Adapter, Part
-from patchslim.cost import BlockShape, HostShape
-from patchslim.errors import UnknownName, WrongInput
+from patchslim.adapter import Part
+from patchslim.adapters._timm import COLUMNS, TimmHost, columns_of, linear_macs, stranger
+from patchslim.cost import BlockShape
 from patchslim.tokens import Tokens
-
-COLUMNS: dict[Part, slice] = {
-    "qkv": slice(0, 3),
-    "qk": slice(0, 2),
-    "kv": slice(1, 3),
-    "q": slice(0, 1),
-    "v": slice(2, 3),
-}
-
-
-class TimmHost(Adapter, ABC):
-    """What timm's plain vision transformers have in common outside their blocks."""
-
-    surface: ClassVar[frozenset[str]] = frozenset(
-        """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
-        pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay get_classifier
-        reset_classifier set_grad_checkpointing grad_checkpointing dynamic_img_size""".split()
-    )
-
-    def prefix(self, host: Any) -> int:
-        """Class, distillation and register tokens."""
-        return int(host.num_prefix_tokens)
-
-    def has_class_token(self, host: Any) -> bool:
-        """Whether the first row is a class token."""
-        return host.cls_token is not None
-
-    def reads(self, host: Any) -> int | None:
-        """One row for token pooling, two for the distilled head."""
-        if type(host).__name__ == "VisionTransformerDistilled":
-            return 2
-        return 1 if host.global_pool == "token" and host.attn_pool is None else None
-
-    def returns_rows(self, host: Any) -> bool:
-        """Without pooling the sequence itself is the answer; PRR pooling attends over the grid."""
-        return host.global_pool in ("", "prr")
-
-    def pools_by_query(self, host: Any) -> bool:
-        """Whether the head is attention pooling with a latent query (MAP)."""
-        return type(host.attn_pool).__name__ == "AttentionPoolLatent"
-
-    def image_shape(self, host: Any) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
-        return int(host.in_chans), int(size[0]), int(size[1])
-
-    def misfit(self, host: Any, size: tuple[int, int], options: Mapping[str, Any]) -> str | None:
-        """A strict host takes one size; a free one takes multiples of its patch, unless it pads."""
-        embed = host.patch_embed
-        _, height, width = self.image_shape(host)
-        if getattr(embed, "strict_img_size", True) and size != (height, width):
-            return (
-                f"this host takes {height}x{width} pixels. Resize the images, or build the host "
-                "with img_size=... or dynamic_img_size=True."
-            )
-        patch = getattr(embed, "patch_size", None)
-        if patch is None or getattr(embed, "dynamic_img_pad", False):
-            return None
-        if size[0] % patch[0] or size[1] % patch[1]:
-            return f"height and width must be multiples of the patch, {patch[0]}x{patch[1]}."
-        return None
-
-    def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """None: a mask over the dense sequence means nothing on a reduced one."""
-        unused = {name: value for name, value in given.items() if value not in (None, False)}
-        if unused:
-            raise WrongInput(f"A slimmed timm model takes images alone, not {sorted(unused)}.")
-        return {}
-
-    def blocks(self, host: Any) -> nn.Sequential | nn.ModuleList:
-        """The transformer blocks."""
-        blocks: nn.Sequential | nn.ModuleList = host.blocks
-        return blocks
-
-    def checkpoints(self, host: Any) -> bool:
-        """Whether `set_grad_checkpointing` was called on the host."""
-        return bool(host.grad_checkpointing)
-
-    def norm(self, host: Any, x: Tensor) -> Tensor:
-        """The final norm."""
-        normed: Tensor = host.norm(x)
-        return normed
-
-    def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """The host's own head; tokens that stand for several patches weigh as many when pooled."""
-        if self.returns_rows(host):
-            return host.forward_head(host.norm(tokens.restored()))
-        x = host.norm(tokens.x)
-        if (tokens.size is None and tokens.alive is None) or self.reads(host) is not None:
-            return host.forward_head(x)
-        return host.head(host.head_drop(host.fc_norm(self._pool(host, tokens.with_x(x)))))
-
-    def logits(self, output: Tensor) -> Tensor:
-        """The output itself."""
-        return output
-
-    def readout(self, host: Any, tokens: Tokens) -> Tensor:
-        """Attention of the pooling query over the patches (its key projection folded in)."""
-        pool = host.attn_pool
-        query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
-        key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
-        folded = (query.unsqueeze(1) @ key).squeeze(1) * pool.scale
-        logits = host.norm(tokens.x[:, tokens.prefix :]) @ folded.T
-        return logits.softmax(dim=1).mean(dim=2)
-
-    def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The registered architecture, its arguments if timm kept them, its configuration."""
-        cfg = dict(getattr(host, "pretrained_cfg", None) or {})
-        args = getattr(host, "_model_args", None)
-        if args is None or not cfg.get("architecture"):
-            return None
-        recipe = {
-            "architecture": cfg["architecture"],
-            "args": args,
-            "num_classes": host.num_classes,
-            "pretrained_cfg": cfg,
-        }
-        try:
-            return dict(json.loads(json.dumps(recipe)))
-        except TypeError:
-            return None
-
-    def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """`timm.create_model`, without weights, of a registered name: nothing is fetched."""
-        import timm
-
-        if not timm.is_model(recipe["architecture"]):
-            known = timm.list_models()
-            raise UnknownName.of("timm architecture", str(recipe["architecture"]), known)
-        args = {**recipe["args"], "num_classes": recipe["num_classes"]}
-        host: Any = timm.create_model(recipe["architecture"], pretrained=False, **args)
-        said = recipe["pretrained_cfg"].items()
-        cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in said}
-        host.pretrained_cfg = host.default_cfg = cfg
-        built: nn.Module = host
-        return built
-
-    def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs, read off the host's own modules."""
-        size = image_size or self.image_shape(host)[1:]
-        grid = tuple(int(side) for side in host.patch_embed.dynamic_feat_size(size))
-        final = sum(map(linear_macs, self._classifiers(host)))
-        pool = host.attn_pool
-        row = pair = 0
-        if self.pools_by_query(host):
-            query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
-            final += pool.latent_len * query
-            row = linear_macs(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim
-        elif pool is not None:
-            pair = 2 * pool.num_heads * pool.head_dim
-        return HostShape(
-            grid=(grid[0], grid[1]),
-            prefix=self.prefix(host),
-            embed=_embed_macs(host.patch_embed, (int(host.in_chans), *size), grid[0] * grid[1]),
-            blocks=tuple(self._block_shape(host, index) for index in range(len(host.blocks))),
-            head=final,
-            head_row=row,
-            head_pair=pair,
-            read=self.reads(host),
-        )
-
-    def _block_shape(self, host: Any, index: int) -> BlockShape:
-        raise NotImplementedError
-
-    def _classifiers(self, host: Any) -> list[nn.Module]:
-        """The layers that turn pooled features into logits."""
-        found = host.get_classifier()
-        return list(found) if isinstance(found, tuple) else [found]
-
-    def _score(self, host: Any, query_width: int) -> int:
-        """Multiply-adds a row of scoring: one query over all heads, or the folded pooling query."""
-        if not self.has_class_token(host) and self.pools_by_query(host):
-            return int(host.attn_pool.num_heads * host.embed_dim)
-        return query_width
-
-    def _pool(self, host: Any, tokens: Tokens) -> Tensor:
-        """Pooling in which a row that stands for s patches counts s times, and a dead one never."""
-        weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
-        x = tokens.x
-        if self._pools_prefix(host):
-            weight = F.pad(weight, (tokens.prefix, 0), value=1.0)
-        else:
-            x = x[:, tokens.prefix :]
-        if host.attn_pool is not None:
-            bias = weight.clamp(min=torch.finfo(x.dtype).tiny).log()[:, None, None, :]
-            pooled: Tensor = host.attn_pool(x, attn_mask=bias.to(x.dtype))
-            return pooled
-        share = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
-        mean = (share.unsqueeze(1) @ x).squeeze(1)
-        if host.global_pool == "avg":
-            return mean
-        largest = x.masked_fill((weight == 0).unsqueeze(2), -torch.inf).amax(dim=1)
-        return largest if host.global_pool == "max" else (mean + largest) / 2
-
-    def _pools_prefix(self, host: Any) -> bool:
-        """Whether pooling reads the prefix rows too."""
-        raise NotImplementedError
 
 
 class TimmVit(TimmHost):
@@ -241,13 +42,12 @@ class TimmVit(TimmHost):
         if not isinstance(host.patch_drop, nn.Identity):
             return "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."
         for block in host.blocks:
-            if type(block).__name__ not in KINDS:
-                return f"its blocks are {type(block).__name__}. Known: {', '.join(KINDS)}."
-            for attn in _attentions(block):
-                if attn is not block and type(attn).__name__ not in ("Attention", "DiffAttention"):
-                    return (
-                        f"its attention is {type(attn).__name__}; known: Attention, DiffAttention."
-                    )
+            reason = stranger("block", block, KINDS)
+            for attn in [] if reason else _attentions(block):
+                if attn is not block:
+                    reason = reason or stranger("attention", attn, ("Attention", "DiffAttention"))
+            if reason is not None:
+                return reason
         return None
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
@@ -311,7 +111,7 @@ class TimmVit(TimmHost):
             key_width=channels,
             out=out,
             feed=0 if parallel else linear_macs(getattr(block, "ffns", None) or block.mlp),
-            score=self._score(host, inner),
+            **self._scoring(host, inner),
         )
 
 
@@ -360,10 +160,7 @@ def _project(attn: Any, y: Tensor, part: Part) -> list[Tensor]:
         return list(layer(y).chunk(3, dim=2))
     third = (layer.out_features - first) // 3
     start, stop = first + columns.start * third, first + columns.stop * third
-    if type(layer) is not nn.Linear:
-        return list(layer(y)[..., start:stop].chunk(len(part), dim=2))
-    bias = None if layer.bias is None else layer.bias[start:stop]
-    return list(F.linear(y, layer.weight[start:stop], bias).chunk(len(part), dim=2))
+    return list(columns_of(layer, y, start, stop).chunk(len(part), dim=2))
 
 
 def _joined(attn: Any, attended: Tensor) -> Tensor:
@@ -441,22 +238,3 @@ KINDS = {
     "ParallelScalingBlock": (_mix_parallel, _feed_nothing),
     "DiffParallelScalingBlock": (_mix_parallel, _feed_nothing),
 }
-
-
-def linear_macs(module: nn.Module | None) -> int:
-    """Multiply-adds a row of all linear layers in `module`."""
-    layers = () if module is None else module.modules()
-    return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d))
-
-
-def _embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
-    """Multiply-adds of the patch embedding; a convolutional stem is counted on fake tensors."""
-    if type(embed).__name__ == "PatchEmbed":
-        return patches * int(embed.proj.weight.numel())
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    parameter = next(embed.parameters())
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        embed(torch.empty(1, *image, device=parameter.device, dtype=parameter.dtype))
-    return int(counter.get_total_flops()) // 2

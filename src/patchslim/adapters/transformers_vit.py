@@ -32,8 +32,9 @@ class TransformersVit(Adapter):
     family: ClassVar[str] = "transformers ViT / DeiT / DINOv2"
     surface: ClassVar[frozenset[str]] = frozenset(
         """config device dtype num_labels main_input_name name_or_path can_generate
-        generation_config base_model_prefix is_gradient_checkpointing gradient_checkpointing_enable
-        gradient_checkpointing_disable get_input_embeddings loss_function framework""".split()
+        generation_config base_model_prefix input_modalities is_gradient_checkpointing
+        gradient_checkpointing_enable gradient_checkpointing_disable get_input_embeddings
+        loss_function framework""".split()
     )
 
     def serves(self, host: nn.Module) -> bool:
@@ -41,11 +42,17 @@ class TransformersVit(Adapter):
         return _kind(host) is not None
 
     def refusal(self, host: Any) -> str | None:
-        """Tasks other than features and classification."""
+        """Tasks other than features and classification; outputs that a reduced sequence lacks."""
         kind = _kind(host)
         names = [f"{FAMILIES[kind]}{task}" for task in TASKS] if kind else []
         if type(host).__name__ not in names:
             return f"{type(host).__name__} is not among the supported tasks: {', '.join(names)}."
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(host.config, name, False):
+                return (
+                    f"its configuration asks for {name}, and a reduced sequence has none of the "
+                    f"dense shape. Set model.config.{name} = False."
+                )
         return None
 
     def prefix(self, host: Any) -> int:
@@ -93,7 +100,7 @@ class TransformersVit(Adapter):
         unused = {
             name
             for name, value in given.items()
-            if name not in honoured and value not in (None, False)
+            if name not in honoured and value is not None and value is not False
         }
         if unused:
             raise WrongInput(
@@ -182,8 +189,12 @@ class TransformersVit(Adapter):
         return tensor
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The class and its configuration."""
-        return {"class": type(host).__name__, "config": host.config.to_diff_dict()}
+        """The class, its configuration, and what a bare ViT or DeiT was built with beside it."""
+        recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
+        if self.returns_rows(host) and not _dino(host):
+            recipe["pooler"] = host.pooler is not None
+            recipe["mask_token"] = host.embeddings.mask_token is not None
+        return recipe
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """The class, from its configuration, with random weights."""
@@ -195,7 +206,10 @@ class TransformersVit(Adapter):
                 f"{recipe['class']!r} is not a model class that this family can rebuild."
             )
         host_class: Any = getattr(transformers, recipe["class"])
-        host: nn.Module = host_class(host_class.config_class.from_dict(dict(recipe["config"])))
+        parts = {"pooler": "add_pooling_layer", "mask_token": "use_mask_token"}
+        given = {argument: bool(recipe[part]) for part, argument in parts.items() if part in recipe}
+        config = host_class.config_class.from_dict(dict(recipe["config"]))
+        host: nn.Module = host_class(config, **given)
         return host
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:

@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make:
+#   make demo    sets everything up, then slims the embedded example with every method
+#   make test    sets everything up, then runs linters, types and the default tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow test-oldest tables format constraints clean
+
+demo: $(VENV)/.ready
+	$(BIN)/patchslim demo --out runs/demo
+
+test: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python benchmarks/readme.py --check
+	$(BIN)/python benchmarks/golden_macs.py
+	$(BIN)/pytest -n 2
+
+# Everything that takes longer: compilers, big variants, real weights and images.
+test-slow: $(VENV)/.ready
+	$(BIN)/pytest -m slow -n 2
+
+# The same laws on the oldest supported versions of torch, timm and transformers.
+test-oldest: $(VENV)-oldest/.ready
+	$(VENV)-oldest/bin/pytest -n 2
+
+$(VENV)-oldest/.ready: pyproject.toml constraints-oldest.txt $(VENV)/.ready
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(BIN)/uv pip install --quiet --python $(VENV)-oldest/bin/python -c constraints-oldest.txt -e ".[dev]"
+	@touch $@
+
+# The tables in README and docs, from the rows in benchmarks/results.
+tables: $(VENV)/.ready
+	$(BIN)/python benchmarks/readme.py
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Both commands build this same environment, from pinned versions.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("patchslim needs Python 3.11 or newer, this is " + sys.version.split()[0] + ". Name a newer one: make PYTHON=python3.12 demo")'
+	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; free > 8 or sys.exit("%.1f GB are free here; PyTorch and its libraries need about 8 GB." % free)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	@touch $@
+
+constraints: $(VENV)/.ready
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet --upgrade -o constraints.txt
+
+clean:
+	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache

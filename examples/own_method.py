@@ -1,0 +1,33 @@
+"""A method of your own: keep every patch in an even row of the grid first, then the others.
+
+A method sees the tokens and what the block has computed, and returns a decision. It knows neither
+timm nor Hugging Face, and the library knows nothing of it: pass an instance.
+"""
+
+import timm
+import torch
+
+import patchslim
+from patchslim.reducer import Reducer, Signals
+from patchslim.reduction import Keep, Reduction
+from patchslim.tokens import Tokens
+
+
+class EvenRows(Reducer):
+    """Keeps patches of even grid rows first, in raster order."""
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The `keep` patches that come first."""
+        cells, width = tokens.cells(), tokens.grid[1]
+        odd = (cells // width) % 2
+        wanted_least = odd * tokens.grid[0] * width + cells
+        return Keep(wanted_least.topk(keep, dim=1, largest=False).indices)
+
+
+torch.manual_seed(0)
+model = timm.create_model("deit_tiny_patch16_224").eval()
+slimmed = patchslim.slim(model, EvenRows(), keep_rate=0.5, at=(2,))
+after = slimmed.trace(torch.randn(1, 3, 224, 224))[-1]
+
+print("tokens after each block:", *slimmed.counts())
+print("grid rows that survive:", sorted({int(cell) // 14 for cell in after.cells()[0]}))

@@ -1,0 +1,9 @@
+"""`python -m patchslim`: the command line."""
+
+import sys
+
+from patchslim.cli import main
+
+# Reports quote the command that made them, by its name.
+sys.argv[0] = "patchslim"
+sys.exit(main())

@@ -1,0 +1,180 @@
+"""Line charts as inline SVG: plain text out, coloured by the page's own style sheet.
+
+It knows points and axes, and nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 380, 290
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 46
+SHAPES = {"1": "square", "2": "triangle", "3": "down", "5": "square", "6": "triangle", "7": "down"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in the chart, with the ends of its error bar and what it says when pointed at."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one kind.
+
+    Attributes:
+        style: the CSS class that colours it; its marker goes by the number in it ("c2").
+        points: in the order in which they are joined.
+        joined: whether a line runs through them.
+    """
+
+    style: str
+    points: tuple[Point, ...]
+    joined: bool = True
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A labelled axis from `low` to `high`, on a linear or a logarithmic scale."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    show: Callable[[float], str]
+    log: bool = False
+
+    @classmethod
+    def linear(
+        cls, label: str, values: Iterable[float], show: Callable[[float], str] = "{:g}".format
+    ) -> Axis:
+        """An axis around `values` whose ticks are round numbers."""
+        every = list(values)
+        low, high = min(every), max(every)
+        room = (high - low or abs(high) or 1.0) * 0.05
+        low, high = low - room, high + room
+        step = _round_step((high - low) / 4)
+        first = math.ceil(low / step - 1e-9)
+        last = math.floor(high / step + 1e-9)
+        ticks = tuple(round(n * step, 12) for n in range(first, last + 1))
+        return cls(label, low, high, ticks, show)
+
+    @classmethod
+    def logarithmic(cls, label: str, values: Iterable[float]) -> Axis:
+        """An axis around positive `values`, with round ticks in every decade."""
+        every = list(values)
+        low, high = min(every) / 1.3, max(every) * 1.3
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        wide = math.log10(high / low)
+        steps = (1,) if wide > 2.2 else (1, 2, 5) if wide > 0.6 else range(1, 10)
+        ticks = tuple(s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high)
+        return cls(label, low, high, ticks, _short, log=True)
+
+    def share(self, value: float) -> float:
+        """Where `value` lies between the ends: 0 to 1."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
+
+def chart(
+    title: str, x: Axis, y: Axis, lines: Sequence[Line], *, rules: Sequence[Sequence[Point]] = ()
+) -> str:
+    """The chart as one <svg> element; `rules` are dashed lines of reference."""
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        *_frame(x, y),
+        *(f'<polyline class="rule" points="{_path(rule, x, y)}"/>' for rule in rules),
+        *(part for line in lines for part in _line(line, x, y)),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def marker(style: str, across: float, down: float, label: str = "") -> str:
+    """The marker that belongs to `style`, centred at a place; `label` shows when pointed at."""
+    a, d = round(across, 1), round(down, 1)
+    match SHAPES.get(style[-1], "diamond" if style == "dense" else "circle"):
+        case "square":
+            shape = f'<rect x="{a - 4}" y="{d - 4}" width="8" height="8"'
+        case "triangle":
+            shape = f'<path d="M{a} {d - 5.5}l5.2 9.5h-10.4z"'
+        case "down":
+            shape = f'<path d="M{a} {d + 5.5}l5.2 -9.5h-10.4z"'
+        case "diamond":
+            shape = f'<path d="M{a} {d - 6}l6 6l-6 6l-6-6z"'
+        case _:
+            shape = f'<circle cx="{a}" cy="{d}" r="4.4"'
+    return f'{shape} class="mark {style}"><title>{escape(label)}</title></{shape[1:].split()[0]}>'
+
+
+def _frame(x: Axis, y: Axis) -> list[str]:
+    """Grid, tick labels and names of the axes."""
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    parts = []
+    for tick in x.ticks:
+        a = _across(tick, x)
+        parts.append(f'<line class="grid" x1="{a}" x2="{a}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<text x="{a}" y="{bottom + 17}" text-anchor="middle">{x.show(tick)}</text>')
+    for tick in y.ticks:
+        d = _down(tick, y)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{d}" y2="{d}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{d + 4}" text-anchor="end">{y.show(tick)}</text>')
+    middle = (TOP + bottom) / 2
+    parts.append(
+        f'<text class="name" x="{(LEFT + right) / 2}" y="{HEIGHT - 9}" text-anchor="middle">'
+        f"{escape(x.label)}</text>"
+    )
+    parts.append(
+        f'<text class="name" x="14" y="{middle}" text-anchor="middle" '
+        f'transform="rotate(-90 14 {middle})">{escape(y.label)}</text>'
+    )
+    return parts
+
+
+def _line(line: Line, x: Axis, y: Axis) -> list[str]:
+    """The stroke, the error bars and the markers of one line."""
+    parts = []
+    if line.joined and len(line.points) > 1:
+        path = _path(line.points, x, y)
+        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
+    for point in line.points:
+        a, d = _across(point.x, x), _down(point.y, y)
+        if point.low is not None and point.high is not None:
+            low, high = (_down(min(max(end, y.low), y.high), y) for end in (point.low, point.high))
+            parts.append(f'<path class="bar {line.style}" d="M{a} {low}V{high}"/>')
+        parts.append(marker(line.style, a, d, point.label))
+    return parts
+
+
+def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
+    return " ".join(f"{_across(point.x, x)},{_down(point.y, y)}" for point in points)
+
+
+def _across(value: float, x: Axis) -> float:
+    return round(LEFT + x.share(value) * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _down(value: float, y: Axis) -> float:
+    return round(HEIGHT - BOTTOM - y.share(value) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _short(value: float) -> str:
+    """A number on a logarithmic axis: 0.02, or 1e-4 where zeros would run long."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{value:g}" if value >= 0.01 else f"{mantissa}e{int(exponent)}"
+
+
+def _round_step(rough: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return max(step * power for step in (1, 2, 5) if step * power <= rough * (1 + 1e-9))

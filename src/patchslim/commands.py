@@ -1,0 +1,216 @@
+"""What each command of `patchslim` does: from parsed arguments to an answer, as text and as data.
+
+Nothing is printed here; `cli.py` does that. A wrong argument is a `PatchslimError`, as it is in
+Python.
+"""
+
+from __future__ import annotations
+
+import inspect
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from patchslim.arguments import asks, budget_of, images_of, opened, reducer_of, slimmed_model
+from patchslim.budget import plan
+from patchslim.cost import Cost, dense_macs, slim_macs
+from patchslim.errors import UnknownName
+from patchslim.hosts import EXAMPLE, families, shape_only, timm_names
+from patchslim.reducer import Reducer, find_reducer, reducer_name, reducer_names
+from patchslim.schedule import Tail
+from patchslim.slim import check_class_token
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from patchslim.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, for people and for machines."""
+
+    text: str
+    data: Any
+
+
+def demo(args: Namespace, terminal: Terminal) -> Answer:
+    """The embedded example, slimmed with every method at several budgets."""
+    from patchslim.demo import demo as run
+
+    report = run(args.out, scenes=args.scenes, progress=terminal.progress)
+    return Answer(f"{report.table()}\n\nWritten to {args.out}", report.to_json())
+
+
+def slim(args: Namespace, terminal: Terminal) -> Answer:
+    """A slimmed model, described, and saved where asked."""
+    slimmed = slimmed_model(args, terminal)
+    facts = _facts(
+        args,
+        slimmed.reducer,
+        slimmed.counts(),
+        (slimmed.macs(), slimmed.dense_macs()),
+        slimmed.tail,
+    )
+    lines = [_described(facts)]
+    if args.out is not None:
+        slimmed.save(args.out)
+        lines.append(f"saved to       {args.out}")
+    out = None if args.out is None else str(args.out)
+    schedule = slimmed.schedule.to_json()
+    return Answer("\n".join(lines), {**facts, "schedule": schedule, "out": out})
+
+
+def measure(args: Namespace, terminal: Terminal) -> Answer:
+    """A slimmed model beside its dense host and beside `random`."""
+    from patchslim.measure import measure as run
+
+    slimmed, prepared = opened(args, terminal)
+    images = images_of(args, slimmed, prepared, terminal)
+    report = run(
+        slimmed, images, batch=args.batch, repeats=args.repeats, progress=terminal.progress
+    )
+    unreadable: list[str] = getattr(images, "unreadable", [])
+    if unreadable:
+        first = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
+        terminal.note(f"warning: {len(unreadable)} images are unreadable and left out: {first}")
+    text = report.table()
+    if args.out is not None:
+        report.save(args.out)
+        text += f"\n\nSaved to {args.out}"
+    return Answer(text, {**report.to_json(), "unreadable": unreadable})
+
+
+def macs(args: Namespace, _terminal: Terminal) -> Answer:
+    """Exact costs, from shapes alone."""
+    from patchslim.adapter import find_adapter
+
+    host = shape_only(args.model, args.image_size)
+    reducer = reducer_of(args, "tome" if asks(args) else "identity")
+    adapter = find_adapter(host)
+    check_class_token(host, adapter, reducer)
+    shape = adapter.shape(host)
+    tail: Tail = args.tail or ("exact" if args.macs is not None else "full")
+    rule = plan(shape, reducer, args.schedule, tail=tail, **budget_of(args))
+    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer)
+    counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
+    facts = _facts(args, reducer, counts, (cost, dense_macs(shape)), tail)
+    facts["image_size"] = list(adapter.image_shape(host)[1:])
+    return Answer(_described(facts), facts)
+
+
+def methods(_args: Namespace, _terminal: Terminal) -> Answer:
+    """All methods: what they do, what they need, what can be set."""
+    every = {name: _method_facts(find_reducer(name)) for name in reducer_names()}
+    lines = []
+    for name, facts in every.items():
+        settings = ", ".join(f"{key}={value}" for key, value in facts["settings"].items())
+        lines += [
+            f"{name:<10} {facts['doc']}",
+            f"{'':<10} needs: {', '.join(facts['needs']) or 'nothing'}",
+            f"{'':<10} settings: {settings or 'none'}",
+            f"{'':<10} removes tokens by {facts['spread']}",
+        ]
+    return Answer("\n".join(lines), every)
+
+
+def models(args: Namespace, _terminal: Terminal) -> Answer:
+    """The families, and the names of timm's registry that they serve."""
+    lines, data = [], {}
+    for family, called in families().items():
+        in_timm = family.startswith("timm_")
+        names = timm_names(family, args.filter) if in_timm else []
+        data[family] = {"family": called, "names": names}
+        if names:
+            lines += [f"{called}: {len(names)} names", *(f"  {name}" for name in names)]
+        elif not in_timm and not args.filter:
+            lines.append(f"{called}: give the folder of such a model")
+    if args.filter and not lines:
+        every = [
+            name for family in data if family.startswith("timm_") for name in timm_names(family)
+        ]
+        raise UnknownName.of("model", args.filter, every)
+    if not args.filter:
+        lines.append(f"{EXAMPLE}: the embedded example")
+    return Answer("\n".join(lines), data)
+
+
+def show(args: Namespace, terminal: Terminal) -> Answer:
+    """A picture of the patches that survive in one image, at several depths."""
+    from patchslim.images import Images
+    from patchslim.picture import draw, survivors
+
+    slimmed, prepared = opened(args, terminal)
+    images = Images.for_host(slimmed, args.image, prepared=prepared, limit=1)
+    batch, _ = next(iter(images))
+    survivals = survivors(slimmed, batch)[0]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(_pixels(batch[0], images.mean, images.std), survivals).save(args.out)
+    left = {survival.block: survival.left for survival in survivals}
+    lines = [f"after block {block}: {count} patches left" for block, count in left.items()]
+    lines.append(f"picture: {args.out}")
+    return Answer("\n".join(lines), {"left": left, "out": str(args.out)})
+
+
+def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+    """A normalised image (C, H, W) as the bytes (H, W, 3) that were prepared."""
+    import torch
+
+    shown = image * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    shown = (shown.expand(3, -1, -1) * 255).round().clamp(0, 255).byte()
+    return shown.permute(1, 2, 0).numpy()
+
+
+def _method_facts(method: type[Reducer]) -> dict[str, Any]:
+    """What there is to know about a method before using it."""
+    parameters = inspect.signature(method).parameters.values()
+    return {
+        "doc": (inspect.getdoc(method) or "").partition("\n")[0],
+        "needs": ["a class token or an attention-pooling head"] if method.needs_class_token else [],
+        "place": method.place.value,
+        "spread": method.spread.value,
+        "settings": {parameter.name: parameter.default for parameter in parameters},
+    }
+
+
+def _facts(
+    args: Namespace,
+    reducer: Reducer,
+    counts: tuple[int, ...],
+    costs: tuple[Cost, Cost],
+    tail: str,
+) -> dict[str, Any]:
+    """What a schedule does to a model, as plain data."""
+    cost, dense = costs
+    return {
+        "model": args.model,
+        "method": reducer_name(reducer),
+        "settings": reducer.settings(),
+        "tail": tail,
+        "tokens": list(counts),
+        "gmacs": round(cost.total / 1e9, 3),
+        "dense_gmacs": round(dense.total / 1e9, 3),
+        "macs": cost.total,
+        "dense_macs": dense.total,
+        "share": cost.total / dense.total,
+        "choosing_macs": cost.choosing,
+    }
+
+
+def _described(facts: Mapping[str, Any]) -> str:
+    """The facts as lines of text."""
+    settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
+    method = facts["method"] + (f" ({settings})" if settings else "")
+    share = f"{facts['share']:.1%}"
+    if facts["choosing_macs"]:
+        share += f"; choosing adds {facts['choosing_macs'] / facts['dense_macs']:.2%}"
+    return "\n".join(
+        [
+            f"model          {facts['model']}",
+            f"method         {method}, tail {facts['tail']}",
+            f"tokens left    {' '.join(map(str, facts['tokens']))}   (after each block)",
+            f"GMACs          {facts['gmacs']:.3f} of {facts['dense_gmacs']:.3f} ({share})",
+        ]
+    )

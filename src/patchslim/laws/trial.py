@@ -1,0 +1,164 @@
+"""What a law puts a method on: made-up tokens with signals, and tiny hosts of three kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.adapter import find_adapter
+from patchslim.model import SlimModel
+from patchslim.reducer import Place, Reducer, Signals
+from patchslim.schedule import Constant, Counts, Schedule, Tail
+from patchslim.tokens import Tokens
+
+Readout = Literal["class", "average", "query"]
+GRIDS = ((1, 2), (2, 3), (4, 4), (7, 5))
+PREFIXES = (0, 1, 2, 5)
+PATCHES = 16  # of the tiny host
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Tokens, and what a reducer may look at: what its place has, and no more."""
+
+    tokens: Tokens
+    signals: Signals
+
+    def of(self, images: list[int]) -> Scene:
+        """The scene of some of the images, in this order."""
+
+        def some(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[images]
+
+        tokens, signals = self.tokens, self.signals
+        readout = signals.readout
+        return Scene(
+            replace(tokens, x=tokens.x[images], origin=some(tokens.origin)),
+            replace(
+                signals,
+                q=some(signals.q),
+                k=some(signals.k),
+                v=some(signals.v),
+                readout=None if readout is None else lambda: readout()[images],
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method on trial, in evaluation mode, and the width of the tokens it is made for."""
+
+    reducer: Reducer
+    width: int
+
+    def scene(
+        self,
+        grid: tuple[int, int] = (4, 4),
+        *,
+        prefix: int = 1,
+        batch: int = 3,
+        dtype: torch.dtype = torch.float32,
+    ) -> Scene:
+        """Random tokens and signals; without prefix rows a pooling query stands in."""
+        patches = grid[0] * grid[1]
+        rows = prefix + patches
+        noise = torch.Generator().manual_seed(patches + 100 * prefix)
+        draw = partial(torch.randn, generator=noise)
+        place, scored = self.reducer.place, self.reducer.needs_class_token
+        heads: tuple[Tensor | None, ...] = tuple(
+            draw(batch, 2, rows, self.width // 2).to(dtype) for _ in "qkv"
+        )
+        q, k, v = heads
+        if place is Place.ON_QUERIES:
+            q = q[:, :, :prefix] if q is not None and scored and prefix else None
+        if place is Place.BEFORE_BLOCK:
+            q = k = v = None
+        if place is Place.ON_MAP:
+            v = None
+        pooled = draw(batch, patches).softmax(dim=1).to(dtype)
+        return Scene(
+            Tokens(x=draw(batch, rows, self.width).to(dtype), prefix=prefix, grid=grid).tracked(),
+            Signals(
+                prefix,
+                scale=self.width**-0.5,
+                q=q,
+                k=k,
+                v=v,
+                readout=(lambda: pooled) if scored and not prefix else None,
+            ),
+        )
+
+    def decide(self, scene: Scene, keep: int) -> Tokens:
+        """The tokens after one decision."""
+        with torch.no_grad():
+            reduction = self.reducer.choose(scene.tokens, scene.signals, keep)
+            return scene.tokens.reduce(reduction)
+
+    def keeps(self, patches: int) -> list[int]:
+        """Counts that one decision can leave of `patches`: the fewest, the most, some between."""
+        every = range(self.reducer.fewest(patches), patches)
+        return (
+            sorted({every[i] for i in (0, len(every) // 3, -2, -1)}) if len(every) > 1 else [*every]
+        )
+
+    def decisions(self) -> Iterator[tuple[Scene, int, Tokens]]:
+        """Decisions on grids and prefixes of every kind: before, the count asked for, after."""
+        for grid in GRIDS:
+            for prefix in PREFIXES:
+                for batch in (1, 3):
+                    scene = self.scene(grid, prefix=prefix, batch=batch)
+                    for keep in self.keeps(scene.tokens.patches):
+                        yield scene, keep, self.decide(scene, keep)
+
+    def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
+        """A tiny timm host whose head reads a class token, the mean of the patches, or a query."""
+        return tiny_host(width=self.width, readout=readout, depth=depth)
+
+    def model(
+        self, readout: Readout = "class", *, tail: Tail = "full", depth: int = 3
+    ) -> SlimModel:
+        """A tiny host slimmed by the method, without the checks of `slim`."""
+        host, prefix = self.host(readout, depth=depth), int(readout == "class")
+        schedule = self.schedule(prefix, depth=depth)
+        return SlimModel(host, find_adapter(host), self.reducer, schedule, tail)
+
+    def schedule(self, prefix: int = 1, *, depth: int = 3) -> Schedule:
+        """Decisions in the first block and the third, of what the method can do, if anything."""
+        first = max(10, self.reducer.fewest(PATCHES))
+        if first == PATCHES:
+            return Constant(0)
+        left = (first, first, max(6, self.reducer.fewest(first)))[:depth]
+        return Counts(tuple(rows + prefix for rows in left), PATCHES + prefix, prefix)
+
+
+def tiny_host(*, width: int = 16, readout: Readout = "class", **changes: Any) -> nn.Module:
+    """A timm vision transformer of three blocks, its weights large enough to matter."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    settings: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": width,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 5,
+        "class_token": readout == "class",
+        "global_pool": {"class": "token", "average": "avg", "query": "map"}[readout],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        host: nn.Module = VisionTransformer(**settings | changes)
+        with torch.no_grad():
+            for parameter in host.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return host.eval()
+
+
+def noise_images(batch: int = 3, *, size: int = 16) -> Tensor:
+    """Random images for the tiny host."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,309 @@
+"""`measure`: what slimming costs in answers and what it wins in time, beside dense and `random`.
+
+It does not know where the images come from, nor how a report is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.birth import Birth
+from patchslim.errors import BadData, UnknownName, UnsupportedModel, WrongInput
+from patchslim.model import SlimModel
+from patchslim.reducer import Reducer, reducer_name
+from patchslim.reducers.random import Random
+from patchslim.report import Report, Row, Spread
+from patchslim.schedule import Counts
+from patchslim.score import Batch, Run, Say, Score, score, usable
+from patchslim.slim import evaluating
+
+WARMUP = 2  # rounds before timing counts: the first calls allocate and choose kernels
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken of every call by name, before it is put in rows."""
+
+    scores: Mapping[str, Score]
+    seconds: Mapping[str, list[float]]
+    memory: Mapping[str, int]
+    batch: int
+
+
+def measure(
+    model: SlimModel | Mapping[str, SlimModel],
+    images: Iterable[Batch] | None = None,
+    *,
+    batch: int = 8,
+    repeats: int = 20,
+    seed: int = 0,
+    baseline: bool = True,
+    progress: Say | None = None,
+) -> Report:
+    """Accuracy, agreement, KL, MACs, latency and memory of models beside their dense host.
+
+    Args:
+        model: a slimmed model, or several of one host by name.
+        images: batches of float images (B, 3, H, W) with their labels (B,) or None; read once.
+            Without images there are only costs, taken on noise.
+        batch: how many images are timed at a time, and whose memory is taken.
+        repeats: rounds of timing; 0 for none.
+        seed: of the random baseline and of the noise.
+        baseline: whether `random` runs at the very counts of each model.
+        progress: is called with one line of text at a time.
+    """
+    if batch < 1 or repeats < 0:
+        raise WrongInput(f"batch={batch}, repeats={repeats}: at least 1 image and 0 rounds.")
+    say = progress or (lambda _: None)
+    models = _named(model)
+    some = next(iter(models.values()))
+    sample, batches = _opened(images, some, seed)
+    with contextlib.ExitStack() as stack:
+        for each in models.values():
+            stack.enter_context(evaluating(each))
+        stack.enter_context(torch.inference_mode())
+        some(_fit(sample[:1], some.host))  # refuses a wrong size before counts are asked for it
+        size = (sample.shape[2], sample.shape[3])
+        if baseline:
+            models = _with_random(models, size, seed)
+        calls: dict[str, nn.Module] = {"dense": some.host, **models}
+        runs = {name: _run(some, call) for name, call in calls.items()}
+        scores = score(runs, batches, total=_expected(images), say=say) if batches else {}
+        timed = _fit(_tiled(sample, batch), some.host)
+        seconds = latency(calls, timed, repeats, WARMUP, progress=say) if repeats else {}
+        memory = _memory(calls, timed, say)
+    taken = Taken(scores, seconds, memory, batch)
+    rows = [_row("dense", some, size, taken, dense=True)]
+    rows += [_row(name, each, size, taken) for name, each in models.items()]
+    seen = scores["dense"].images if scores else 0
+    birth = Birth.now(some.host, batch=batch, image_size=size, images=seen, seed=seed)
+    return Report(tuple(rows), birth, _title(some.host))
+
+
+def latency(
+    models: Mapping[str, Callable[[Tensor], object]],
+    images: Tensor,
+    repeats: int,
+    warmup: int,
+    *,
+    progress: Say | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each call of each model, one entry a round.
+
+    Every round calls each model once, in an order that moves on by one from round to round, so
+    that what else the machine does falls on all of them alike.
+    """
+    wait: Callable[[], object] = torch.cuda.synchronize if images.is_cuda else (lambda: None)
+    names = list(models)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with torch.inference_mode():
+        for number in range(-warmup, repeats):
+            if progress is not None:
+                what = f"round {number + 1}/{repeats}" if number >= 0 else "warming up"
+                progress(f"timing {len(names)} models: {what}")
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                wait()
+                begun = time.perf_counter()
+                models[name](images)
+                wait()
+                if number >= 0:
+                    seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Peak bytes of the tensors that are allocated during `call` and live at one time.
+
+    What was there before, such as weights and the images, is not counted; nor is scratch space
+    that kernels take without PyTorch's allocator.
+    """
+    if torch.cuda.is_initialized():
+        peak = _cuda_peak(call)
+        if peak:
+            return peak
+    from torch.autograd.profiler import profile
+
+    with _quiet_profiler(), profile(profile_memory=True, use_kineto=True) as run:
+        result = call()
+    events: list[Any] = [e for e in run.kineto_results.events() if e.name() == "[memory]"]
+    del result
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(max(itertools.accumulate(changes, initial=0)))
+
+
+def _cuda_peak(call: Callable[[], object]) -> int:
+    """Peak bytes of all CUDA devices above what they hold now."""
+    devices = range(torch.cuda.device_count())
+    for device in devices:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    before = sum(map(torch.cuda.memory_allocated, devices))
+    call()
+    return sum(map(torch.cuda.max_memory_allocated, devices)) - before
+
+
+@contextlib.contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """Keeps the profiler's own log off the terminal; its level is read from the environment."""
+    name = "KINETO_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "99")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _memory(calls: Mapping[str, nn.Module], images: Tensor, say: Say) -> dict[str, int]:
+    """Peak bytes of one forward pass of each call."""
+    peaks: dict[str, int] = {}
+    for number, (name, call) in enumerate(calls.items()):
+        say(f"memory: model {number + 1}/{len(calls)}")
+        peaks[name] = peak_memory(partial(call, images))
+    return peaks
+
+
+def _named(model: SlimModel | Mapping[str, SlimModel]) -> dict[str, SlimModel]:
+    """The models by name, which must be slimmed forms of one host."""
+    if isinstance(model, nn.Module):
+        model = {_label(model): model} if isinstance(model, SlimModel) else {"it": model}
+    models = dict(model)
+    if not models:
+        raise UnsupportedModel("There is no model to measure: give at least one.")
+    for name, each in models.items():
+        if not isinstance(each, SlimModel):
+            kind = type(each).__name__
+            raise UnsupportedModel(f"measure() takes slimmed models; {name!r} is a {kind}.")
+        if each.host is not next(iter(models.values())).host:
+            raise UnsupportedModel(
+                f"{name!r} has another host than the models before it. Models are measured beside "
+                "one dense model: slim the same object, or measure twice."
+            )
+    if "dense" in models:
+        raise UnknownName("'dense' is the untouched host; give the slimmed model another name.")
+    return models
+
+
+def _label(model: SlimModel) -> str:
+    """The method and its share of the host's operations."""
+    return f"{_method(model.reducer)} {model.macs().total / model.dense_macs().total:.2f}"
+
+
+def _method(reducer: Reducer) -> str:
+    """The method's name, or a third party's class."""
+    return reducer_name(reducer) or type(reducer).__name__
+
+
+def _opened(
+    images: Iterable[Batch] | None, some: SlimModel, seed: int
+) -> tuple[Tensor, Iterable[Batch] | None]:
+    """A sample of the images to time with, and all batches; noise where there are none."""
+    if images is None:
+        shape = (1, *some.adapter.image_shape(some.host))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)), None
+    if isinstance(images, Tensor):
+        raise WrongInput(
+            "Got one tensor of images; give batches: [(images, labels)], or [(images, None)]."
+        )
+    batches = iter(images)
+    first = next(batches, None)
+    if first is None:
+        raise BadData("There are no images to measure on: the iterable of batches is empty.")
+    return usable(first, 0)[0], itertools.chain([first], batches)
+
+
+def _expected(images: Iterable[Batch] | None) -> int | None:
+    """How many images there will be, where a list or a loader tells it."""
+    if isinstance(images, Sequence):
+        return sum(len(batch[0]) for batch in images if isinstance(batch, Sequence) and batch)
+    data = getattr(images, "dataset", None)
+    return len(data) if isinstance(data, Sized) else None
+
+
+def _with_random(models: Mapping[str, SlimModel], size: Size, seed: int) -> dict[str, SlimModel]:
+    """The models, each followed by `random` at the same counts where that is not there yet."""
+    there = {_counts(each, size) for each in models.values() if isinstance(each.reducer, Random)}
+    every: dict[str, SlimModel] = {}
+    for name, model in models.items():
+        every[name] = model
+        counts = _counts(model, size)
+        if counts in there:
+            continue
+        there.add(counts)
+        shape = model.shape(size)
+        rule = Counts(counts[0], shape.entering, shape.prefix)
+        lots = Random(seed=seed)
+        every[f"random/{name}"] = SlimModel(model.host, model.adapter, lots, rule, model.tail)
+    return every
+
+
+def _counts(model: SlimModel, size: Size) -> tuple[tuple[int, ...], str]:
+    """What makes two runs of one method cost the same: counts, and how the last block is run."""
+    return model.counts(size), model.tail
+
+
+def _run(some: SlimModel, call: nn.Module) -> Run:
+    """The call from images, wherever they lie, to logits."""
+    return lambda images: some.adapter.logits(call(_fit(images, some.host)))
+
+
+def _fit(images: Tensor, host: nn.Module) -> Tensor:
+    """The images on the host's device and, where they are floats, of its type."""
+    parameter = next(host.parameters())
+    dtype = parameter.dtype if images.is_floating_point() else images.dtype
+    return images.to(parameter.device, dtype)
+
+
+def _tiled(sample: Tensor, batch: int) -> Tensor:
+    """`batch` images, the sample repeated where it has fewer."""
+    return sample.repeat(-(-batch // len(sample)), 1, 1, 1)[:batch]
+
+
+def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool = False) -> Row:
+    """The row of one model, or of its dense host."""
+    cost, whole = model.macs(size), model.dense_macs(size)
+    share = 1.0 if dense else cost.total / whole.total
+    scored, seconds = taken.scores.get(name), taken.seconds.get(name)
+    latency = speedup = conversion = None
+    if seconds:
+        latency = Spread.of([1000 * each / taken.batch for each in seconds])
+        ratios = [one / each for one, each in zip(taken.seconds["dense"], seconds, strict=True)]
+        speedup = Spread.of(ratios)
+        conversion = speedup.median * share
+    return Row(
+        name=name,
+        method="dense" if dense else _method(model.reducer),
+        tokens=whole.rows if dense else model.counts(size),
+        macs=whole.total if dense else cost.total,
+        macs_share=share,
+        choosing=0 if dense else cost.choosing,
+        accuracy=scored.accuracy if scored else None,
+        agreement=scored.agreement if scored else None,
+        kl=scored.kl if scored else None,
+        latency=latency,
+        speedup=speedup,
+        conversion=conversion,
+        memory=taken.memory[name],
+    )
+
+
+def _title(host: Any) -> str:
+    """What the host is called."""
+    settings = getattr(host, "pretrained_cfg", None) or {}
+    config = getattr(host, "config", None)
+    known = [settings[part] for part in ("architecture", "tag") if settings.get(part)]
+    name = ".".join(known) or getattr(config, "name_or_path", "")
+    return f"{name or type(host).__name__}: slimmed, beside dense and random"

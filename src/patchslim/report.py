@@ -1,0 +1,275 @@
+"""`Report`: measured results, which cannot exist without their birth certificate.
+
+It holds numbers and shows them as text. It does not know how they were measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchslim.birth import Birth
+from patchslim.errors import BadFile
+
+FORMAT = 1
+COLUMNS = (
+    "model",
+    "left",
+    "MACs",
+    "accuracy %",
+    "vs random",
+    "agree %",
+    "KL (nats)",
+    "ms an image",
+    "speed-up",
+    "conv.",
+    "peak MB",
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated timings or ratios, with the quartiles beside it."""
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Median and quartiles of `values`, between which neighbours are interpolated."""
+        quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        low, median, high = torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist()
+        return cls(median, low, high, len(values))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images with its standard error."""
+
+    value: float
+    error: float | None
+
+    @classmethod
+    def mean(cls, values: Tensor) -> Estimate:
+        """The mean of one number an image; the error of a single one is not known."""
+        error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+        return cls(float(values.mean()), error)
+
+    @classmethod
+    def share(cls, hits: Tensor) -> Estimate:
+        """The share of images with a hit.
+
+        The error is that of a share with half a hit and half a miss added, so that 400 hits of
+        400 are not certain.
+        """
+        count = len(hits)
+        smooth = (float(hits.sum()) + 0.5) / (count + 1)
+        error = (smooth * (1 - smooth) / (count + 2)) ** 0.5
+        return cls(float(hits.double().mean()), error)
+
+    def show(self, *, percent: bool = False) -> str:
+        """The mean with its error, as text."""
+        if percent:
+            error = "" if self.error is None else f" ±{100 * self.error:.1f}"
+            return f"{100 * self.value:.1f}{error}"
+        error = "" if self.error is None else f" ±{self.error:.1g}"
+        return f"{self.value:.2g}{error}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one model; None is what was not.
+
+    Attributes:
+        name, method: of the model; the first row's method is "dense".
+        tokens: rows left after each block, prefix included.
+        macs, macs_share: multiply-adds of an image, and as a share of the dense model's.
+        choosing: multiply-adds that the method spends on deciding, not part of `macs`.
+        accuracy, agreement: shares of images, by label and by the dense model's answer.
+        kl: KL(dense || this model) over the classes, in nats.
+        latency: milliseconds an image.
+        speedup: the dense model's time over this model's, paired round by round of one run.
+        conversion: speed-up times share of MACs; 1 where time falls as operations do.
+        memory: peak bytes of activations in one forward pass of a batch.
+    """
+
+    name: str
+    method: str
+    tokens: tuple[int, ...]
+    macs: int
+    macs_share: float
+    choosing: int = 0
+    accuracy: Estimate | None = None
+    agreement: Estimate | None = None
+    kl: Estimate | None = None
+    latency: Spread | None = None
+    speedup: Spread | None = None
+    conversion: float | None = None
+    memory: int | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        """The row that `dataclasses.asdict` took apart."""
+        fields = {**data, "tokens": tuple(data["tokens"])}
+        for name in ("accuracy", "agreement", "kl"):
+            fields[name] = None if data[name] is None else Estimate(**data[name])
+        for name in ("latency", "speedup"):
+            fields[name] = None if data[name] is None else Spread(**data[name])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measured rows, the dense model's first, and the certificate they cannot do without."""
+
+    rows: tuple[Row, ...]
+    birth: Birth
+    title: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.birth, Birth):
+            raise TypeError("A Report needs its birth certificate: Birth.now(host, ...).")
+        if not self.rows or self.rows[0].method != "dense":
+            raise ValueError("The first row of a Report is the dense model's.")
+
+    @property
+    def dense(self) -> Row:
+        """The row of the untouched host."""
+        return self.rows[0]
+
+    def baseline(self, row: Row) -> Row | None:
+        """The row of `random` at the same counts, or None where it was not measured."""
+        lots = [each for each in self.rows if (each.method, each.tokens) == ("random", row.tokens)]
+        if row.method in ("dense", "random") or not lots:
+            return None
+        return min(lots, key=lambda each: abs(each.macs - row.macs))
+
+    def gain(self, row: Row) -> float | None:
+        """Accuracy above `random` at the same counts; agreement where there were no labels."""
+        other = self.baseline(row)
+        if other is None:
+            return None
+        if row.accuracy is not None and other.accuracy is not None:
+            return row.accuracy.value - other.accuracy.value
+        if row.agreement is not None and other.agreement is not None:
+            return row.agreement.value - other.agreement.value
+        return None
+
+    def cells(self, row: Row) -> tuple[str, ...]:
+        """The row as text, one entry for each of COLUMNS."""
+        gain = self.gain(row)
+        return (
+            row.name,
+            str(row.tokens[-1]),
+            f"{row.macs_share:.3f}",
+            "-" if row.accuracy is None else row.accuracy.show(percent=True),
+            "-" if gain is None else f"{100 * gain:+.1f}",
+            "-" if row.agreement is None else row.agreement.show(percent=True),
+            "-" if row.kl is None else row.kl.show(),
+            _spread(row.latency),
+            _spread(row.speedup),
+            "-" if row.conversion is None else f"{row.conversion:.2f}",
+            "-" if row.memory is None else f"{row.memory / 1e6:.1f}",
+        )
+
+    def table(self) -> str:
+        """The report as aligned plain text."""
+        grid = [COLUMNS, *map(self.cells, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if not place else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+            for cells in grid
+        ]
+        lines.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+        facts = [f"{label}: {value}" for label, value in self.birth.lines()]
+        return "\n".join([self.title, "", *lines, "", self.dense_line(), *facts])
+
+    def markdown(self) -> str:
+        """The report as a table for a README, its certificate beneath it."""
+        grid = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *map(self.cells, self.rows)]
+        lines = ["| " + " | ".join(_escaped(cell) for cell in cells) + " |" for cells in grid]
+        facts = "; ".join(f"{label} {_escaped(value)}" for label, value in self.birth.lines())
+        return "\n".join([f"**{self.title}**", "", *lines, "", f"{self.dense_line()} {facts}.", ""])
+
+    def dense_line(self) -> str:
+        """What the columns of the table mean."""
+        return (
+            f"left: tokens after the last block; MACs: share of the dense model's "
+            f"{self.dense.macs / 1e9:.4g} GMACs an image; ± one standard error; [quartiles]; "
+            "conv.: speed-up times MACs."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` turns back into an equal report."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Report:
+        """The report that `to_json` wrote."""
+        if data.get("format") != FORMAT:
+            raise BadFile(
+                f"This report is of format {data.get('format')!r}, and {FORMAT} is known. "
+                "Read it with the version of patchslim that wrote it."
+            )
+        try:
+            birth = dict(data["birth"])
+            birth["image_size"] = tuple(birth["image_size"])
+            birth["load"] = tuple(birth["load"])
+            rows = tuple(map(Row.from_json, data["rows"]))
+            return Report(rows, Birth(**birth), str(data["title"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadFile(f"This is not a whole report: {error!r}. Measure again.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON: all of it, or nothing."""
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def load(path: str | Path) -> Report:
+        """The report that `save` wrote."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadFile(f"{path} is not a saved report: {error}") from error
+        if not isinstance(data, dict):
+            raise BadFile(f"{path} is not a saved report: it holds a {type(data).__name__}.")
+        return Report.from_json(data)
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes `text` to `path` so that an interruption leaves the old file whole."""
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        partial.chmod(0o644)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _spread(spread: Spread | None) -> str:
+    """The median with its quartiles, as text."""
+    if spread is None:
+        return "-"
+    return f"{spread.median:.2f} [{spread.low:.2f} {spread.high:.2f}]"
+
+
+def _escaped(text: str) -> str:
+    """The text as it stands in a cell of a Markdown table."""
+    return text.replace("|", "\\|")

@@ -1,0 +1,98 @@
+"""What the adapter laws share: reducers that shuffle, and how two answers are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import patchslim
+from patchslim.model import SlimModel
+from patchslim.reducer import Place, Reducer, Signals
+from patchslim.reduction import Keep, Reduction
+from patchslim.schedule import Schedule, Tail
+from patchslim.slim import TOLERANCE, difference
+from patchslim.tokens import Tokens
+
+
+UNSEEN = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
+
+
+class Shuffle(Reducer):
+    """Keeps rows drawn by lot, in shuffled order: nothing may depend on where a row stands."""
+
+    place: ClassVar[Place] = Place.BEFORE_BLOCK
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        lots = torch.rand(tokens.patches, generator=torch.Generator().manual_seed(tokens.patches))
+        return Keep(lots.topk(keep).indices.expand(tokens.x.shape[0], -1))
+
+
+class ShuffleQueries(Shuffle):
+    """The same, decided on the queries."""
+
+    place: ClassVar[Place] = Place.ON_QUERIES
+
+
+class ShuffleMap(Shuffle):
+    """The same, decided between the map and the values."""
+
+    place: ClassVar[Place] = Place.ON_MAP
+
+
+def methods(host: Any) -> list[Reducer]:
+    """One shipped method for each kind of reduction that this host can have."""
+    adapter = patchslim.find_adapter(host)
+    scored = adapter.has_class_token(host) or adapter.pools_by_query(host)
+    return [patchslim.find_reducer(name)() for name in (["tome", "evit"] if scored else ["tome"])]
+
+
+def reduced(host: Any, reducer: Reducer, rule: Schedule, tail: Tail = "full") -> SlimModel:
+    """What slim() makes, without its check of the host, which has a law of its own."""
+    return SlimModel(host, patchslim.find_adapter(host), reducer, rule, tail)
+
+
+@torch.no_grad()
+def close(got: Tensor, wanted: Tensor, factor: float = 1.0) -> bool:
+    """Equal to rounding, for values of the size of one or their own."""
+    same = got.shape == wanted.shape and got.dtype == wanted.dtype
+    off = difference(got.double(), wanted.double()) if same else float("inf")
+    return off <= factor * TOLERANCE[wanted.dtype]
+
+
+def gradients(run: Callable[[Tensor], Any], host: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+    """The gradient of a random projection of the output, for every parameter of the host."""
+    host.zero_grad()
+    torch.manual_seed(0)
+    out = run(x)
+    out = torch.stack(out) if isinstance(out, tuple) else out
+    noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    (out * noise.to(out.dtype)).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in host.named_parameters()}
+
+
+def same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:
+    """Asserts that gradients agree, and that every parameter has one that shows."""
+    for name, gradient in wanted.items():
+        mine = got[name]
+        if "mask_token" in name or name.endswith(UNSEEN) or (mine is not None and not mine.numel()):
+            continue
+        assert gradient is not None and mine is not None, name
+        scale = float(gradient.abs().max())
+        assert scale > 1e-4, f"{name} does not show in the output"
+        assert float((mine - gradient).abs().max()) <= 10 * TOLERANCE[mine.dtype] * scale, name
+
+
+def found(host: nn.Module) -> list[Any]:
+    """Everything about a host that slimming could disturb, weights apart."""
+    return [
+        (name, type(module), module.training, sorted(vars(module)), hooks(module))
+        for name, module in host.named_modules()
+    ] + [(name, id(p), p.dtype, p.requires_grad) for name, p in host.named_parameters()]
+
+
+def hooks(module: nn.Module) -> int:
+    """How many hooks a module has."""
+    return sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))

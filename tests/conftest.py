@@ -1,0 +1,57 @@
+"""What all tests share: one thread a test, tiny models, and the data folder that may be absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run side by side, so each process gets one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of measuring data beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no data at {SHARED}: these files are not part of the project")
+    return SHARED
+
+
+@pytest.fixture
+def vit() -> Any:
+    """A tiny DeiT-like host with a class token, 21 rows."""
+    from variants import tiny_vit
+
+    return tiny_vit()
+
+
+@pytest.fixture
+def gap_vit() -> Any:
+    """A tiny host without class token, which averages 20 rows."""
+    from variants import tiny_vit
+
+    return tiny_vit(class_token=False, global_pool="avg")
+
+
+@pytest.fixture
+def map_vit() -> Any:
+    """A tiny host without class token, which pools 20 rows by a query."""
+    from variants import tiny_vit
+
+    return tiny_vit(class_token=False, global_pool="map")
+
+
+@pytest.fixture
+def hf_vit() -> Any:
+    """A tiny Hugging Face classifier, 21 rows."""
+    from hugging import tiny_hf
+
+    return tiny_hf("ViTForImageClassification")

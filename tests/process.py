@@ -1,0 +1,93 @@
+"""Processes of their own, without importing everything once more: run, and run to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """The id of a child process that does `work` and ends with its exit code."""
+    with warnings.catch_warnings():
+        # Newer Pythons warn that threads do not survive a fork; no child here needs them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        _work_and_exit(work)
+    return child
+
+
+def start(argv: list[str], out: int, err: int, first: Callable[[], Any] | None = None) -> int:
+    """The id of a process that runs `patchslim` on these file descriptors."""
+
+    def work() -> int:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        if first is not None:
+            first()
+        from patchslim.cli import main
+
+        return main(argv)
+
+    return forked(work)
+
+
+def patchslim(folder: Path, *argv: object, first: Callable[[], Any] | None = None) -> Ended:
+    """Runs `patchslim` with these arguments to its end, having done `first` in its process."""
+    out, err = folder / "stdout.txt", folder / "stderr.txt"
+    with out.open("w") as out_file, err.open("w") as err_file:
+        child = start([str(arg) for arg in argv], out_file.fileno(), err_file.fileno(), first)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return Ended(code, out.read_text(), err.read_text())
+
+
+def killed(work: Callable[[], Any], when: Callable[[], bool]) -> None:
+    """Starts a process that does `work`, and kills it as soon as `when` is true."""
+    child = forked(work)
+    for _ in range(100_000):
+        if when():
+            break
+        time.sleep(0.0001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _work_and_exit(work: Callable[[], Any]) -> NoReturn:
+    """Ends as an interpreter would: by the exit code, or with a traceback."""
+    code = 1
+    try:
+        code = work() or 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 (an interpreter shows whatever comes)
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                code = code or 1
+        os._exit(code)

@@ -1,0 +1,324 @@
+"""The laws of adapters, on every architecture variant that the two timm families can build."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from comparing import (
+    Shuffle,
+    ShuffleMap,
+    ShuffleQueries,
+    close,
+    found,
+    gradients,
+    methods,
+    reduced,
+    same_gradients,
+)
+from options import OPTIONS
+from torch import Tensor, nn
+from variants import HOSTS, PATCH, Variant, images, record, recording, registered, tiny_vit
+
+import patchslim
+from patchslim.errors import UnsupportedModel, WrongInput
+from patchslim.model import SlimModel
+from patchslim.reducer import Signals
+from patchslim.schedule import Rate
+from patchslim.tokens import take
+
+EVERY = [*registered(), *OPTIONS]
+FREE = [variant for variant in EVERY if variant.args.get("dynamic_img_size")]
+PREFIXED = [variant for variant in EVERY if variant.prefix]
+every_variant = pytest.mark.parametrize("variant", EVERY, ids=str)
+
+
+@functools.cache
+def built(variant: Variant) -> Any:
+    """One host for all laws that leave it alone."""
+    return variant.build()
+
+
+def test_variants_of_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [name for variant in registered() for name in variant.names]
+    print(f"timm {timm.__version__}: {len(every)} names -> {len(registered())} variants")
+    assert len(every) == len(set(every)) >= 240
+    assert 50 <= len(registered()) <= 120
+    assert {variant.host for variant in registered()} == set(HOSTS)
+
+
+@pytest.mark.slow
+def test_no_registered_host_is_overlooked() -> None:
+    names = {name for variant in registered() for name in variant.names}
+    with recording(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert {name for name in timm.list_models() if record(name)} == names
+
+
+@every_variant
+def test_keeping_everything_equals_the_host(variant: Variant) -> None:
+    host = built(variant)
+    slimmed, x = patchslim.slim(host, "identity"), images(host)
+    with torch.no_grad():
+        assert close(slimmed(x), host(x))
+        assert close(slimmed.forward_features(x), host.forward_features(x))
+
+
+@every_variant
+def test_training_equals_the_host(variant: Variant) -> None:
+    """Same random draws, same gradients for every parameter; and no parameter goes unnoticed."""
+    host = variant.build()
+    slimmed, x = patchslim.slim(host, "identity").train(), images(host)
+    got, wanted = gradients(slimmed, host, x), gradients(host, host, x)
+    assert host.training
+    same_gradients(got, wanted)
+
+
+@every_variant
+def test_part_projections_are_columns_of_the_whole(variant: Variant) -> None:
+    host = built(variant)
+    adapter = patchslim.find_adapter(host)
+    with torch.no_grad():
+        tokens = adapter.embed(host, images(host), {})
+        tokens = tokens.reduce(Shuffle().choose(tokens, Signals(tokens.prefix), tokens.patches // 2))
+        whole = dict(zip("qkv", adapter.project(host, 1, tokens, "qkv"), strict=True))
+        for part in ("qk", "kv", "q", "v"):
+            for name, t in zip(part, adapter.project(host, 1, tokens, part), strict=True):
+                assert close(t, whole[name])
+
+
+@every_variant
+def test_reduced_model_runs(variant: Variant) -> None:
+    host = built(variant)
+    x = images(host)
+    with torch.no_grad():
+        wanted, features = host(x), host.forward_features(x)
+        for reducer in [*methods(host), Shuffle(), ShuffleQueries(), ShuffleMap()]:
+            slimmed = reduced(host, reducer, Rate(0.7, (0, 1)))
+            got, traced = slimmed(x), slimmed.trace(x)
+            assert got.shape == wanted.shape and got.dtype == wanted.dtype, reducer
+            assert torch.isfinite(got).all(), reducer
+            assert traced[-1].restored().shape == features.shape, reducer
+            entering, prefix = traced[0].origin.shape[1] + traced[0].prefix, traced[0].prefix
+            counts = slimmed.schedule.counts(entering, prefix, len(traced), reducer)
+            assert tuple(each.x.shape[1] for each in traced) == counts, reducer
+
+
+@every_variant
+def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
+    """A dropped patch is one that nobody attends to: rows left, wherever they stand, agree."""
+    host = built(variant)
+    if "attn_mask" not in inspect.signature(host.forward_features).parameters:
+        pytest.skip("this timm's hosts take no attention mask")
+    x = images(host)
+    slimmed = reduced(host, Shuffle(), Rate(0.5, (0,)))
+    with torch.no_grad():
+        left = slimmed.trace(x)[-1]
+        rows = left.cells() + left.prefix
+        mask = torch.zeros(left.prefix + left.grid[0] * left.grid[1], dtype=torch.bool)
+        mask[: left.prefix] = True
+        mask[rows[0]] = True
+        wanted = host.forward_features(x, attn_mask=mask.expand(len(mask), -1))
+        got = host.norm(left.x)
+    assert close(got[:, : left.prefix], wanted[:, : left.prefix]) if left.prefix else True
+    assert close(got[:, left.prefix :], take(wanted, rows))
+
+
+@pytest.mark.parametrize("variant", PREFIXED, ids=str)
+def test_prefix_stays_first_and_untouched(variant: Variant) -> None:
+    """A reduction after the last attention, or of its queries, cannot change any prefix row."""
+    host = built(variant)
+    depth, prefix = len(host.blocks), host.num_prefix_tokens
+    assert prefix == variant.prefix
+    with torch.no_grad():
+        wanted = host.forward_features(images(host))[:, :prefix]
+        for reducer in [*methods(host), ShuffleQueries()]:
+            traced = reduced(host, reducer, Rate(0.5, (depth - 1,))).trace(images(host))
+            assert traced[-1].patches < traced[-2].patches, reducer
+            assert close(host.norm(traced[-1].x)[:, :prefix], wanted), reducer
+
+
+@pytest.mark.parametrize("variant", PREFIXED, ids=str)
+def test_exact_tail_gives_the_same_answer(variant: Variant) -> None:
+    host = built(variant)
+    x = images(host)
+    with torch.no_grad():
+        for reducer in [*methods(host), ShuffleQueries(), ShuffleMap()]:
+            full, exact = (
+                reduced(host, reducer, Rate(0.6, (0, 2)), tail) for tail in ("full", "exact")
+            )
+            assert close(exact(x), full(x)), reducer
+
+
+@every_variant
+def test_host_stays_as_found(variant: Variant) -> None:
+    host = variant.build().train()
+    host.blocks[1].eval()
+    weights = {name: value.clone() for name, value in host.state_dict().items()}
+    before = found(host)
+    slimmed = patchslim.slim(host, "tome", r=1)
+    assert slimmed.training and found(host) == before
+    assert all(torch.equal(value, weights[name]) for name, value in host.state_dict().items())
+    with pytest.raises(UnsupportedModel, match="slimmed already"):
+        patchslim.slim(slimmed, "tome", r=1)
+    with torch.no_grad():
+        slimmed(images(host))
+    assert slimmed.unslim() is host and found(host) == before
+    assert list(host.state_dict()) == list(weights)
+
+
+@pytest.mark.parametrize("variant", FREE, ids=str)
+def test_other_image_sizes(variant: Variant) -> None:
+    host = built(variant)
+    odd = int(bool(variant.args.get("dynamic_img_pad")))
+    size = (PATCH * 6 + odd, PATCH * 3 - 2 * odd)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(5)).to(variant.dtype)
+    with torch.no_grad():
+        assert close(patchslim.slim(host, "identity")(x), host(x))
+        slimmed = patchslim.slim(host, "tome", r=2)
+        assert slimmed(x).shape == host(x).shape
+        assert slimmed.forward_features(x).shape == host.forward_features(x).shape
+        assert slimmed.trace(x)[-1].x.shape[1] == slimmed.counts(size)[-1]
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_other_image_sizes_of_a_stem(pad: bool) -> None:
+    stem = next(each for each in EVERY if each.label == "vit_base_r50_s16_224")
+    free = {"dynamic_img_size": True, "dynamic_img_pad": pad}
+    host = Variant("dynamic stem", stem.host, {**stem.args, **free}).build()
+    model = patchslim.slim(host, "tome", r=1)
+    x = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert close(patchslim.slim(host, "identity")(x), host(x))
+        assert model.forward_features(x).shape == host.forward_features(x).shape
+        with pytest.raises(WrongInput, match="multiples of the patch, 16x16"):
+            model(x[..., :40])
+
+
+class Doubled(nn.Linear):
+    """A projection that is more than its weight, as quantized and low-rank ones are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("label", ["deit_base_patch16_224", "eva no biases", "eva plain"])
+def test_replaced_projections_are_called(label: str) -> None:
+    """Or refused: EvaAttention itself does not call the one that it has a bias for."""
+    host = next(each for each in EVERY if each.label == label).build()
+    plain = patchslim.slim(host, ShuffleQueries(), keep_rate=0.7, at=(0,))
+    with torch.no_grad():
+        before = plain(images(host))
+        for block in host.blocks:
+            block.attn.qkv.__class__ = Doubled
+        full = patchslim.slim(host, ShuffleQueries(), keep_rate=0.7, at=(0,))(images(host))
+        for block in host.blocks:
+            block.attn.qkv.__class__ = nn.Linear
+            if label != "eva plain":
+                block.attn.qkv.weight *= 2
+                block.attn.qkv.bias *= 2
+        assert close(full, plain(images(host)))
+        assert close(full, before) == (label == "eva plain")
+
+
+@pytest.mark.parametrize("label", ["deit_base_patch16_224", "eva plain"])
+def test_activations_can_be_recomputed(label: str) -> None:
+    host = next(each for each in EVERY if each.label == label).build()
+    x = images(host)
+    model = patchslim.slim(host, "tome", r=2).train()
+    wanted = gradients(model, host, x)
+    model.set_grad_checkpointing()
+    same_gradients(gradients(model, host, x), wanted)
+
+
+def strange_block(host: Any) -> None:
+    from timm.models.vision_transformer import Block
+
+    host.blocks[1].__class__ = type("Block", (Block,), {"__module__": "elsewhere"})
+
+
+def strange_attention(host: Any) -> None:
+    from timm.layers.attention import Attention
+
+    host.blocks[1].attn.__class__ = type("Attention", (Attention,), {"__module__": "elsewhere"})
+
+
+def row_mixing(host: Any) -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(dim=1, keepdim=True)
+
+    host.blocks[-1].mlp = Mixing()
+
+
+def hidden_part(host: Any) -> None:
+    """A change of the forward pass that shows in no class."""
+    plain = host.blocks[1].forward
+    host.blocks[1].forward = lambda x: plain(x) * 1.01
+
+
+@pytest.mark.parametrize("change", [strange_block, strange_attention, hidden_part])
+def test_unknown_parts_are_refused(vit: Any, change: Callable[[Any], None]) -> None:
+    change(vit)
+    with pytest.raises(UnsupportedModel):
+        patchslim.slim(vit, "tome", r=2)
+
+
+def test_exact_tail_is_refused_where_rows_mix(vit: Any) -> None:
+    row_mixing(vit)
+    patchslim.slim(vit, "random", keep=0.5, tail="full")
+    with pytest.raises(UnsupportedModel, match="differs from the model"):
+        patchslim.slim(vit, "random", keep=0.5, tail="exact")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_patch_dropout_is_refused(host: type[nn.Module]) -> None:
+    variant = Variant("dropping", host, {"patch_drop_rate": 0.2})
+    with pytest.raises(UnsupportedModel, match="patch_drop_rate=0"):
+        patchslim.slim(variant.build(), "tome", r=2)
+
+
+@pytest.mark.parametrize("name", ["forward", "forward_features", "forward_head", "pool"])
+@pytest.mark.parametrize("host", [HOSTS[0], HOSTS[2]])
+def test_overridden_forward_is_refused(host: type[nn.Module], name: str) -> None:
+    inner = getattr(host, name)
+    own = type("Own", (host,), {name: lambda self, *args: inner(self, *args)})
+    with pytest.raises(UnsupportedModel, match=f"overrides {name}"):
+        patchslim.slim(Variant("own", own, {}).build(), "tome", r=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 1)}),
+        ("cait_xxs24_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
+        ("naflexvit_base_patch16_gap", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
+        ("vit_relpos_small_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
+    ],
+)
+def test_other_families_are_refused(name: str, args: dict[str, Any]) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    with pytest.raises(UnsupportedModel, match="No adapter knows"):
+        patchslim.slim(timm.create_model(name, num_classes=3, **args), "tome", r=2)
+
+
+def test_lost_weights_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="meta device"):
+        patchslim.slim(tiny_vit().to("meta"), "tome", r=2)
+
+
+def test_not_a_module_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="torch.nn.Module"):
+        patchslim.slim("deit_tiny_patch16_224", "tome", r=2)  # type: ignore[arg-type]
+
+
+def test_answer_is_a_slim_model(vit: Any) -> None:
+    assert isinstance(patchslim.slim(vit, "tome", r=2), SlimModel)

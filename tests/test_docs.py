@@ -1,0 +1,178 @@
+"""The documents say what is true: their code runs, prints what they show, and their links lead on.
+
+A fenced `python` block runs, those of a page one after the other in one namespace; a `text` block
+right below it is what it prints. A `console` block is commands of ours with what they print.
+`<!-- no-test -->` above a block leaves it out.
+"""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import patchslim
+import patchslim.reducers
+from patchslim.cli import main, parser
+from patchslim.data import digits
+from patchslim.laws import METHOD_LAWS, check_reducer
+from patchslim.laws.law import uphold
+from patchslim.laws.trial import Trial
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+FENCE = re.compile(r"(<!-- no-test -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block that is to be tested, and the line on which its content begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        skip, language, content = match.groups()
+        if not skip:
+            found.append(Block(language, content, text.count("\n", 0, match.start(3)) + 1))
+    return found
+
+
+def pages_with(language: str) -> list[Path]:
+    return [page for page in PAGES if any(each.language == language for each in blocks(page))]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def is_as_shown(shown: str, printed: str) -> bool:
+    """Whether a page shows what was printed; it may break lines elsewhere, and leave out parts (...)."""
+    lenient = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(shown, printed, lenient)
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path, monkeypatch):
+    """Pages may read a scene and write files; a seed makes what they print the same everywhere."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(digits.scenes("test", 1).images[0]).save("scene.png")
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("page", pages_with("python"), ids=name)
+def test_python_runs_and_prints_what_the_page_shows(page, capsys):
+    space: dict[str, object] = {"__name__": "page"}
+    printed = None
+    for block in blocks(page):
+        if block.language == "python":
+            code = "\n" * (block.line - 1) + block.text
+            exec(compile(code, name(page), "exec"), space)
+            printed = capsys.readouterr().out
+        elif block.language == "text" and printed is not None:
+            assert is_as_shown(block.text, printed), f"{name(page)}, line {block.line}: {printed}"
+            printed = None
+
+
+@pytest.mark.parametrize("page", pages_with("console"), ids=name)
+def test_commands_print_what_the_page_shows(page, capsys):
+    for block in blocks(page):
+        if block.language != "console":
+            continue
+        for command in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+            line, _, shown = command.partition("\n")
+            program, *arguments = shlex.split(line)
+            assert program == "patchslim", f"{name(page)}, line {block.line}"
+            main(arguments)
+            printed = "".join(capsys.readouterr())
+            assert is_as_shown(shown, printed), f"{name(page)}: {line}\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in LINK.findall(text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name(page)} links to {target}, which is not there"
+        if anchor:
+            assert anchor in headings(file), f"{name(page)} links to {target}: no such heading"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made for readers of the repository."""
+    lines = FENCE.sub("", page.read_text(encoding="utf-8")).splitlines()
+    titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("method", patchslim.reducer_names())
+def test_every_method_has_a_page(method):
+    assert (ROOT / "docs" / "methods" / f"{method}.md").is_file()
+
+
+@pytest.mark.parametrize("family", patchslim.adapter_names())
+def test_every_family_has_a_page(family):
+    assert (ROOT / "docs" / "families" / f"{family}.md").is_file()
+
+
+@pytest.mark.parametrize("public", patchslim.__all__)
+def test_public_names_are_documented(public):
+    assert inspect.getdoc(getattr(patchslim, public)), f"{public} has no docstring"
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert re.search(rf"\b{public}\b", text), f"no page mentions {public}"
+
+
+def test_every_command_is_on_its_page_and_answers_to_help(capsys):
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    written = set(re.findall(r"^## `(\w+)`", page, flags=re.MULTILINE))
+    (known,) = [action.choices for action in parser()._actions if action.dest == "command"]
+    assert written == set(known)
+    for command in written:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert "example:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def keynorm(tmp_path, monkeypatch):
+    """The example of docs/adding-a-method.md, as a file that is put among the methods."""
+    code = blocks(ROOT / "docs" / "adding-a-method.md")[0]
+    (tmp_path / "keynorm.py").write_text(code.text, encoding="utf-8")
+    monkeypatch.setattr(
+        patchslim.reducers, "__path__", [*patchslim.reducers.__path__, str(tmp_path)]
+    )
+    yield patchslim.find_reducer("keynorm")()
+    sys.modules.pop("patchslim.reducers.keynorm")
+
+
+COMPILING = ("compiles_whole", "exports")
+
+
+@pytest.mark.parametrize("law", [each for each in METHOD_LAWS if each.__name__ not in COMPILING])
+def test_the_example_method_is_one_file_and_keeps_the_laws(keynorm, law):
+    assert "keynorm" in patchslim.reducer_names()
+    uphold(law, Trial(keynorm.eval(), 16), "KeyNorm")
+
+
+@pytest.mark.slow
+def test_the_example_method_keeps_all_laws(keynorm):
+    check_reducer(keynorm)

@@ -1,0 +1,499 @@
+"""Saving and loading: the same answers bit for bit, whole or not at all, no trust in the file."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers
+from torch import nn
+
+import patchslim
+from patchslim.errors import BadFile, BadSchedule, UnknownName, UnsupportedModel
+from patchslim.folder import replaced
+from patchslim.io import load, save
+from patchslim.recipe import RECIPE, WEIGHTS
+from patchslim.reduction import Keep
+from process import forked, killed, needs_fork
+
+TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}
+
+
+def timm_vit(**more):
+    return timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 5, **more})
+
+
+def changed(model, method, *args, **kwargs):
+    """The model after one of timm's own methods changed it."""
+    getattr(model, method)(*args, **kwargs)
+    return model
+
+
+def timm_eva(**more):
+    settings = {"img_size": 56, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+    return timm.create_model("eva02_tiny_patch14_224", **settings, **more)
+
+
+def timm_dinov3(**more):
+    settings = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 3}
+    return timm.create_model("vit_small_patch16_dinov3", **settings, **more)
+
+
+def hf(family, task="ForImageClassification", **more):
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+        **more,
+    )
+    return getattr(transformers, f"{family}{task}")(config)
+
+
+HOSTS = {
+    "timm-vit": timm_vit,
+    "timm-custom": lambda: timm_vit(
+        class_token=False, global_pool="map", reg_tokens=4, init_values=0.1, in_chans=1
+    ),
+    "timm-wide": lambda: timm_vit(
+        img_size=(32, 48), dynamic_img_size=True, act_layer="relu", norm_layer="rmsnorm"
+    ),
+    "timm-new-head": lambda: changed(timm_vit(), "reset_classifier", 3, global_pool="avg"),
+    "timm-new-size": lambda: changed(timm_vit(), "set_input_size", img_size=(48, 32)),
+    "timm-distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", **TINY),
+    "timm-no-head": lambda: timm_vit(num_classes=0, global_pool=""),
+    "timm-eva02": timm_eva,
+    "timm-dinov3": timm_dinov3,
+    "hf-vit": lambda: hf("ViT"),
+    "hf-bare-vit": lambda: hf("ViT", "Model"),
+    "hf-deit-teacher": lambda: hf("DeiT", "ForImageClassificationWithTeacher"),
+    "hf-dinov2": lambda: hf("Dinov2"),
+    "hf-dinov2-registers": lambda: hf("Dinov2WithRegisters", num_register_tokens=2),
+}  # fmt: skip
+
+
+def images_for(slimmed, count=3):
+    noise = torch.Generator().manual_seed(3)
+    dtype = next(slimmed.host.parameters()).dtype
+    shape = (count, *slimmed.adapter.image_shape(slimmed.host))
+    return torch.randn(shape, generator=noise).to(dtype)
+
+
+def answer(slimmed, images):
+    with torch.no_grad():
+        return slimmed.adapter.logits(slimmed(images))
+
+
+def assert_same(one, other):
+    images = images_for(one)
+    assert torch.equal(answer(one, images), answer(other, images))
+
+
+class Scored(patchslim.Reducer):
+    """A method of a third party, with a parameter and a setting."""
+
+    def __init__(self, *, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = sign
+        self.direction = nn.Parameter(torch.randn(32))
+
+    def choose(self, tokens, signals, keep):
+        score = tokens.x[:, tokens.prefix :] @ self.direction * self.sign
+        return Keep(score.topk(keep, dim=1).indices)
+
+
+class Fat(Scored):
+    """The same with as many parameters as it takes for a save to last a while."""
+
+    def __init__(self, *, sign: float = 1.0, million: int = 8) -> None:
+        super().__init__(sign=sign)
+        self.million = million
+        self.ballast = nn.Parameter(torch.zeros(million, 1_000_000))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_loaded_model_gives_the_same_answers_bit_for_bit(name, tmp_path):
+    slimmed = patchslim.slim(HOSTS[name]().eval(), "tome", r=2)
+    slimmed.save(tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
+    assert_same(slimmed, loaded)
+    assert loaded.counts() == slimmed.counts()
+    assert loaded.reducer.settings() == slimmed.reducer.settings()
+    assert not loaded.training
+    assert sorted(entry.name for entry in (tmp_path / "saved").iterdir()) == [WEIGHTS, RECIPE]
+
+
+@pytest.mark.parametrize("build", [timm_vit, timm_eva, timm_dinov3, HOSTS["hf-dinov2"]])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_come_back_as_they_were(build, dtype, tmp_path):
+    slimmed = patchslim.slim(build().eval().to(dtype), "topk", keep=0.5)
+    save(slimmed, tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert_same(slimmed, loaded)
+
+
+@pytest.mark.parametrize("build", [timm_eva, timm_dinov3])
+def test_tables_that_are_not_stored_keep_their_own_type(build, tmp_path):
+    """timm's own `dtype` leaves rotary tables in full precision, beside weights in half."""
+    slimmed = patchslim.slim(build(dtype=torch.bfloat16).eval(), "tome", r=2)
+    save(slimmed, tmp_path / "saved")
+    recipe = json.loads((tmp_path / "saved" / RECIPE).read_text())
+    assert recipe["dtype"] == "bfloat16"
+    assert "float32" in recipe["buffers"].values()
+    assert_same(slimmed, load(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [
+        ("evit", {"keep_rate": 0.7, "at": (1, 2)}),
+        ("random", {"keep": 0.5}),
+        ("tome", {"r": (2, -0.5)}),
+        ("tome", {"keep": [15, 13, 11]}),
+        ("topk", {"macs": 0.7}),
+    ],
+)
+def test_every_kind_of_schedule_and_tail_comes_back(method, budget, tmp_path):
+    slimmed = patchslim.slim(timm_vit().eval(), method, **budget)
+    save(slimmed, tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
+    assert (loaded.schedule, loaded.tail) == (slimmed.schedule, slimmed.tail)
+    assert_same(slimmed, loaded)
+
+
+def test_settings_come_back(tmp_path):
+    reducer = patchslim.find_reducer("evit")(fuse=False)
+    save(patchslim.slim(timm_vit().eval(), reducer, keep_rate=0.7, at=(1,)), tmp_path / "saved")
+    assert load(tmp_path / "saved").reducer.fuse is False
+
+
+def test_a_timm_tag_keeps_its_mean_and_std(tmp_path):
+    host = timm.create_model("vit_small_patch16_224.augreg_in21k", num_classes=3, **TINY).eval()
+    host.pretrained_cfg = {**host.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
+    save(patchslim.slim(host, "tome", r=2), tmp_path / "saved")
+    recipe = json.loads((tmp_path / "saved" / RECIPE).read_text())
+    assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_tied_weights_are_stored_once_and_stay_tied_by_value(tmp_path):
+    host = timm_vit().eval()
+    host.blocks[1].mlp.fc1.weight = host.blocks[0].mlp.fc1.weight
+    host.blocks[2].norm1.weight.data = host.blocks[1].norm1.weight.data[:]
+    slimmed = patchslim.slim(host, "tome", r=2)
+    save(slimmed, tmp_path / "saved")
+    assert_same(slimmed, load(tmp_path / "saved"))
+    assert len(json.loads((tmp_path / "saved" / RECIPE).read_text())["shared"]) == 2
+
+
+def test_overlapping_tensors_are_separated(tmp_path):
+    host = timm_vit().eval()
+    whole = torch.randn(64)
+    host.blocks[0].norm1.weight.data = whole[:32]
+    host.blocks[1].norm1.weight.data = whole[16:48]
+    slimmed = patchslim.slim(host, "tome", r=2)
+    save(slimmed, tmp_path / "saved")
+    assert_same(slimmed, load(tmp_path / "saved"))
+
+
+def test_a_method_of_ones_own_comes_back_with_its_parameters(tmp_path):
+    slimmed = patchslim.slim(timm_vit().eval(), Scored(sign=-1.0), keep=0.5)
+    save(slimmed, tmp_path / "saved")
+    with pytest.raises(BadFile, match=r"not one of ours.*Scored.*method="):
+        load(tmp_path / "saved")
+    with pytest.raises(BadFile, match=r"'sign': -1\.0.*'sign': 1\.0"):
+        load(tmp_path / "saved", method=Scored())
+    with pytest.raises(BadFile, match="ToMe"):
+        load(tmp_path / "saved", method=patchslim.find_reducer("tome")())
+    assert_same(slimmed, load(tmp_path / "saved", method=Scored(sign=-1.0)))
+
+
+def test_a_host_built_by_hand_has_to_be_given_again(tmp_path):
+    from timm.models.vision_transformer import VisionTransformer
+
+    def build():
+        return VisionTransformer(**TINY, num_classes=5).eval()
+
+    slimmed = patchslim.slim(build(), "topk", keep=0.5)
+    save(slimmed, tmp_path / "saved")
+    with pytest.raises(BadFile, match="model="):
+        load(tmp_path / "saved")
+    layers = timm_vit(norm_layer=nn.LayerNorm)
+    save(patchslim.slim(layers.eval(), "topk", keep=0.5), tmp_path / "layers")
+    with pytest.raises(BadFile, match="model="):
+        load(tmp_path / "layers")
+    assert_same(slimmed, load(tmp_path / "saved", model=build()))
+    with pytest.raises(BadFile, match=r"other shapes for head\.bias, head\.weight"):
+        load(tmp_path / "saved", model=VisionTransformer(**TINY, num_classes=7))
+    with pytest.raises(BadFile, match=r"lacks blocks\.3.* and 9 more"):
+        load(tmp_path / "saved", model=VisionTransformer(**{**TINY, "depth": 4}, num_classes=5))
+    with pytest.raises(BadFile, match=r"model of timm VisionTransformer; model= is a Eva"):
+        load(tmp_path / "saved", model=timm_eva())
+
+
+def test_a_misfit_does_not_touch_the_given_model(tmp_path):
+    save(patchslim.slim(timm_vit().eval(), "tome", r=2), tmp_path / "saved")
+    other = timm_vit(img_size=40)
+    before = {name: t.clone() for name, t in other.state_dict().items()}
+    with pytest.raises(BadFile):
+        load(tmp_path / "saved", model=other)
+    assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
+
+
+def test_saving_again_replaces(tmp_path):
+    first = patchslim.slim(timm_vit().eval(), "tome", r=2)
+    second = patchslim.slim(timm_vit().eval(), "topk", keep=0.5)
+    save(first, tmp_path / "deep" / "saved")
+    save(second, tmp_path / "deep" / "saved")
+    assert_same(second, load(tmp_path / "deep" / "saved"))
+    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["saved"]
+
+
+def test_saving_never_deletes_what_it_did_not_write(tmp_path):
+    slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
+    save(slimmed, tmp_path / "saved")
+    (tmp_path / "saved" / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadFile, match=r"thesis\.tex.*would delete"):
+        save(slimmed, tmp_path / "saved")
+    (tmp_path / "note").write_text("text")
+    with pytest.raises(BadFile, match="is a file"):
+        save(slimmed, tmp_path / "note")
+    assert (tmp_path / "saved" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
+    save(slimmed, tmp_path / "v1")
+    (tmp_path / "latest").symlink_to("v1")
+    save(slimmed, tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink()
+    assert_same(slimmed, load(tmp_path / "latest"))
+
+
+def test_others_may_read_what_the_umask_lets_them_read(tmp_path):
+    save(patchslim.slim(timm_vit().eval(), "tome", r=2), tmp_path / "saved")
+    weights, recipe = (tmp_path / "saved" / name for name in (WEIGHTS, RECIPE))
+    assert weights.stat().st_mode == recipe.stat().st_mode
+
+
+# --- interruptions: real processes, killed
+
+
+def killed_while_saving(slimmed, path):
+    """Forks a process that saves, and kills it as soon as a file appears. True if it was amid."""
+    fresh = path.with_name(f".{path.name}.new")
+    killed(lambda: save(slimmed, path), when=lambda: fresh.exists() and any(fresh.iterdir()))
+    return fresh.exists()
+
+
+@needs_fork
+def test_a_save_that_is_killed_leaves_the_old_one_whole_and_the_next_clears_up(tmp_path):
+    path = tmp_path / "saved"
+    old = patchslim.slim(timm_vit().eval(), Fat(million=1), keep=0.5)
+    save(old, path)
+    fat = patchslim.slim(timm_vit().eval(), Fat(), keep=0.5)
+    assert any(killed_while_saving(fat, path) for _ in range(5)), "no kill came in time"
+    assert (tmp_path / ".saved.new").exists()
+    assert_same(old, load(path, method=Fat(million=1)))
+    new = patchslim.slim(timm_vit().eval(), "tome", r=2)
+    save(new, path)
+    assert_same(new, load(path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
+
+
+@needs_fork
+def test_a_first_save_that_is_killed_leaves_nothing_to_load(tmp_path):
+    fat = patchslim.slim(timm_vit().eval(), Fat(), keep=0.5)
+    assert any(killed_while_saving(fat, tmp_path / str(n)) for n in range(5))
+    with pytest.raises(BadFile, match="is not there"):
+        load(tmp_path / "0")
+
+
+def test_a_process_that_died_between_the_two_renames_loses_nothing(tmp_path):
+    """The state on disk at that moment, made by hand: the old aside, the new not yet in place."""
+    slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
+    save(slimmed, tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / ".saved.old")
+    (tmp_path / ".saved.new").mkdir()
+    assert_same(slimmed, load(tmp_path / "saved"))
+    with pytest.raises(RuntimeError, match="cut"), replaced(tmp_path / "saved", {WEIGHTS, RECIPE}):
+        raise RuntimeError("cut")
+    assert_same(slimmed, load(tmp_path / "saved"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
+
+
+@needs_fork
+def test_two_processes_that_save_to_one_place_take_turns(tmp_path):
+    slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
+
+    def save_often():
+        for _ in range(3):
+            save(slimmed, tmp_path / "saved")
+
+    children = [forked(save_often) for _ in range(4)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert_same(slimmed, load(tmp_path / "saved"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_reported_and_leaves_the_old_save_whole(small_disk):
+    slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
+    save(slimmed, small_disk / "saved")
+    fat = patchslim.slim(timm_vit().eval(), Fat(million=1), keep=0.5)
+    with pytest.raises(BadFile, match=r"(?i)could not save.*no space left.*as it was"):
+        save(fat, small_disk / "saved")
+    assert_same(slimmed, load(small_disk / "saved"))
+    assert [entry.name for entry in small_disk.iterdir()] == ["saved"]
+
+
+# --- files that are not what they should be
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    path = tmp_path_factory.mktemp("io") / "saved"
+    save(patchslim.slim(timm_vit().eval(), "tome", r=2), path)
+    return path
+
+
+@pytest.fixture
+def saved(pristine, tmp_path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "saved"))
+
+
+def edit(path, **changes):
+    recipe = json.loads((path / RECIPE).read_text())
+    for name, value in changes.items():
+        recipe[name] = value
+    (path / RECIPE).write_text(json.dumps(recipe))
+
+
+def test_truncated_weights_are_told_by_their_size(saved):
+    whole = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadFile, match=r"truncated: [\d,]+ of [\d,]+ bytes"):
+        load(saved)
+
+
+def test_a_flipped_bit_in_the_weights_is_found(saved):
+    data = bytearray((saved / WEIGHTS).read_bytes())
+    data[-5] ^= 1
+    (saved / WEIGHTS).write_bytes(data)
+    with pytest.raises(BadFile, match="SHA-256"):
+        load(saved)
+
+
+def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
+    import hashlib
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path(tmp_path / "exploded").touch, ())
+
+    (saved / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
+    data = (saved / WEIGHTS).read_bytes()
+    edit(saved, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(BadFile, match="not a safetensors file"):
+        load(saved)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_future_format_names_the_version_that_reads_it(saved):
+    edit(saved, patchslim=2, package="9.1.0")
+    with pytest.raises(
+        BadFile, match=r"format 2, written by patchslim 9\.1\.0.*'patchslim>=9\.1\.0'"
+    ):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"patchslim": None}, BadFile, "no format version"),
+        ({"patchslim": "1"}, BadFile, "no format version"),
+        ({"method": "tone"}, UnknownName, "'tome'"),
+        ({"method": "../tome"}, UnknownName, "Unknown method"),
+        ({"settings": {"speed": 3}}, BadFile, "speed"),
+        ({"settings": []}, BadFile, "settings"),
+        ({"library": "timm_vti"}, UnknownName, "'timm_vit'"),
+        ({"library": "timm_eva"}, BadFile, "timm Eva"),
+        ({"host": {"architecture": "vit_tiny"}}, UnknownName, "Did you mean"),
+        ({"host": {}}, BadFile, "cannot be followed"),
+        ({"schedule": {"kind": "magic"}}, UnknownName, "Unknown kind of schedule"),
+        ({"schedule": {"kind": "constant", "speed": 1}}, BadFile, "does not take"),
+        ({"schedule": {"kind": "counts", "kept": ["a", 2, 3], "entering": 17, "prefix": 1}},
+         BadSchedule, "whole numbers"),
+        ({"schedule": {"kind": "counts", "kept": [9, 9], "entering": 17, "prefix": 1}},
+         BadSchedule, "2 counts.*3 blocks"),
+        ({"tail": "short"}, BadFile, "'exact' or 'full'"),
+        ({"shared": {"host.head.bias": "host.nothing"}}, BadFile, "cannot be followed"),
+        ({"sha256": "0" * 64}, BadFile, "SHA-256"),
+        ({"versions": None}, BadFile, "versions"),
+    ],
+)  # fmt: skip
+def test_an_edited_recipe_gives_one_clear_error(saved, changes, error, message):
+    edit(saved, **changes)
+    with pytest.raises(error, match=message):
+        load(saved)
+
+
+def test_a_recipe_cannot_make_a_download_happen(saved):
+    host = json.loads((saved / RECIPE).read_text())["host"]
+    edit(saved, host={**host, "architecture": "hf-hub:somebody/something"})
+    with pytest.raises((BadFile, UnknownName), match="hf-hub:somebody"):
+        load(saved)
+
+
+def test_a_host_that_takes_the_weights_but_answers_otherwise_is_refused(saved):
+    """As after a change of a default in the host's library, which no shape of a weight shows."""
+    host = json.loads((saved / RECIPE).read_text())["host"]
+    edit(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
+    with pytest.raises(BadFile, match=r"answers otherwise.*timm \d.*model="):
+        load(saved)
+
+
+def test_foreign_and_missing_folders(saved, tmp_path):
+    with pytest.raises(BadFile, match="is not there"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(BadFile, match=f"no {RECIPE}"):
+        load(tmp_path)
+    (saved / WEIGHTS).unlink()
+    with pytest.raises(BadFile, match=f"has no {WEIGHTS}"):
+        load(saved)
+    (saved / RECIPE).write_text("{")
+    with pytest.raises(BadFile, match="not readable as JSON"):
+        load(saved)
+    (saved / RECIPE).write_text("[1, 2]")
+    with pytest.raises(BadFile, match="no format version"):
+        load(saved)
+    with pytest.raises(BadFile, match="is a file"):
+        load(saved / RECIPE)
+
+
+def test_a_host_whose_rebuilt_form_answers_otherwise_is_refused(saved):
+    """A recipe edited so that the host still takes the weights, but computes something else."""
+    host = json.loads((saved / RECIPE).read_text())["host"]
+    edit(saved, host={**host, "args": {**host["args"], "patch_drop_rate": 0.5}})
+    with pytest.raises(UnsupportedModel, match="patch_drop_rate"):
+        load(saved)

@@ -1,0 +1,294 @@
+"""The laws bite: each is broken once on purpose, and the check names it."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+import torch
+
+import patchslim
+from options import OPTIONS
+from patchslim.adapters.timm_vit import TimmVit
+from patchslim.errors import BrokenLaw, PatchslimError
+from patchslim.laws import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_reducer
+from patchslim.laws.family import Family
+from patchslim.laws.law import uphold
+from patchslim.laws.trial import Trial, tiny_host
+from patchslim.reduction import Fuse, Keep, Merge
+from toys import Longest, LongestOnQueries, Pairs, Predictor, norms
+from variants import registered
+
+
+class OneTooFew(Longest):
+    def choose(self, tokens, signals, keep):
+        return super().choose(tokens, signals, max(keep - 1, 1))
+
+
+class TooModest(Longest):
+    def fewest(self, patches):
+        return 0
+
+
+class Moving(Keep):
+    def move(self, t, *, weight=None, total=None, prefix=0):
+        moved = super().move(t, weight=weight, prefix=prefix)
+        return moved.roll(1, dims=1) if prefix else moved
+
+
+class PrefixMoves(Longest):
+    def choose(self, tokens, signals, keep):
+        return Moving(super().choose(tokens, signals, keep).kept)
+
+
+class KeepsOneTwice(Longest):
+    def choose(self, tokens, signals, keep):
+        kept = super().choose(tokens, signals, keep).kept
+        return Keep(torch.cat([kept[:, :-1], kept[:, :1]], dim=1))
+
+
+class CountsOneTwice(Pairs):
+    def choose(self, tokens, signals, keep):
+        merge = super().choose(tokens, signals, keep)
+        return Merge(merge.kept, gone=torch.cat([merge.gone] * 2, 1), into=merge.into.repeat(1, 2))
+
+
+class Astray(Keep):
+    def remap(self, rows):
+        return super().remap(rows).flip(1)
+
+
+class LosesTheMap(Longest):
+    def choose(self, tokens, signals, keep):
+        return Astray(super().choose(tokens, signals, keep).kept)
+
+
+class Fickle(Longest):
+    def choose(self, tokens, signals, keep):
+        return Keep(torch.rand_like(norms(tokens)).topk(keep, dim=1).indices)
+
+
+class Sociable(Longest):
+    def choose(self, tokens, signals, keep):
+        length = norms(tokens)
+        return Keep((length - length.mean(dim=0)).abs().topk(keep, dim=1).indices)
+
+
+class Overflows(Longest):
+    def choose(self, tokens, signals, keep):
+        kept = norms(tokens).topk(keep, dim=1).indices
+        others = torch.ones_like(norms(tokens)).scatter(1, kept[:, :-1], 0.0)
+        return Fuse(kept[:, :-1], share=others * 60_000)
+
+
+class Secretive(Longest):
+    def __init__(self, *, power=2.0):
+        super().__init__()
+        self.exponent = power
+
+
+class Forgetful(Longest):
+    def __init__(self, *, power=2.0):
+        super().__init__()
+        self.power = power + 1
+
+
+class Undeclared(Longest):
+    def choose(self, tokens, signals, keep):
+        return Keep(signals.class_attention().topk(keep, dim=1).indices)
+
+
+class Thrifty(LongestOnQueries):
+    def choose(self, tokens, signals, keep):
+        keys = signals.k[:, :, signals.prefix :]
+        return Keep((keys @ keys.transpose(2, 3)).sum(dim=(1, 3)).topk(keep, dim=1).indices)
+
+
+class Deaf(Predictor):
+    def choose(self, tokens, signals, keep):
+        return Keep(super().choose(tokens, signals, keep).represent(tokens.rows())[:, :keep])
+
+
+class Closed(Longest):
+    def __init__(self):
+        super().__init__()
+        self.rank = lambda t: t
+
+    def choose(self, tokens, signals, keep):
+        return Keep(self.rank(norms(tokens)).topk(keep, dim=1).indices)
+
+
+class Peeking(Longest):
+    def choose(self, tokens, signals, keep):
+        length = norms(tokens)
+        return Keep((length if float(length.sum()) > 0 else -length).topk(keep, dim=1).indices)
+
+
+class FixedBatch(Longest):
+    def choose(self, tokens, signals, keep):
+        length = norms(tokens)
+        ranked = torch.stack([each.topk(keep).indices for each in length.unbind(0)])
+        return Keep(ranked)
+
+
+class Unfit(Longest):
+    """Takes no part of a host without a class token, yet says that it needs none."""
+
+    def choose(self, tokens, signals, keep):
+        if not tokens.prefix:
+            raise ValueError("no prefix")
+        return super().choose(tokens, signals, keep)
+
+
+METHODS = [
+    (OneTooFew, "leaves_exactly_the_scheduled_count"),
+    (TooModest, "leaves_exactly_the_scheduled_count"),
+    (PrefixMoves, "prefix_rows_come_first_and_unchanged"),
+    (KeepsOneTwice, "rows_that_stay_are_distinct"),
+    (CountsOneTwice, "sizes_add_up"),
+    (LosesTheMap, "the_map_back_to_the_pixels_is_right"),
+    (Fickle, "chooses_the_same_every_time"),
+    (Sociable, "an_image_does_not_depend_on_its_batch"),
+    (Overflows, "half_precision_stays_finite"),
+    (Secretive, "settings_make_an_equal_method"),
+    (Forgetful, "settings_make_an_equal_method"),
+    (Undeclared, "says_whether_it_needs_a_class_token"),
+    (Unfit, "says_whether_it_needs_a_class_token"),
+    (Thrifty, "macs_are_what_it_spends"),
+    (Deaf, "every_parameter_learns"),
+    (Closed, "pickles"),
+    (Peeking, "compiles_whole"),
+    (FixedBatch, "exports"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_method_that_breaks_a_law_is_caught(kind, name):
+    law = {law.__name__: law for law in METHOD_LAWS}[name]
+    with pytest.raises(BrokenLaw, match=name) as caught:
+        uphold(law, Trial(kind().eval(), 16), kind.__name__)
+    assert caught.value.law == name
+    assert isinstance(caught.value, PatchslimError)
+    assert kind.__name__ in str(caught.value)
+    assert "Observed: " in str(caught.value)
+
+
+def test_the_check_stops_at_the_first_broken_law():
+    with pytest.raises(BrokenLaw, match="OneTooFew breaks the law leaves_exactly"):
+        check_reducer(OneTooFew())
+
+
+class Approximate(TimmVit):
+    def mix(self, host, index, queries, attended):
+        return super().mix(host, index, queries, attended * 1.001)
+
+
+class Miscounts(TimmVit):
+    def shape(self, host, image_size=None):
+        return dataclasses.replace(super().shape(host, image_size), grid=(4, 5))
+
+
+class Swaps(TimmVit):
+    def project(self, host, index, tokens, part):
+        return super().project(host, index, tokens, part)[:: -1 if part == "kv" else 1]
+
+
+class Absolute(TimmVit):
+    """Goes by a token's place in the sequence, not by its grid cell."""
+
+    def feed(self, host, index, x):
+        place = torch.outer(torch.linspace(0, 1, x.shape[1]), torch.linspace(-1, 1, x.shape[2]))
+        return super().feed(host, index, x + place if index == 0 else x)
+
+
+class Pickier(TimmVit):
+    def head(self, host, tokens, options):
+        return super().head(host, tokens, options)[:, :-1]
+
+
+class Narrow(TimmVit):
+    """Says that the head reads one row, of a head that reads them all."""
+
+    def reads(self, host):
+        return 1
+
+
+class Cheap(TimmVit):
+    def shape(self, host, image_size=None):
+        shape = super().shape(host, image_size)
+        return dataclasses.replace(shape, embed=shape.embed // 2)
+
+
+class Untidy(TimmVit):
+    def embed(self, host, images, options):
+        host.seen = len(images)
+        return super().embed(host, images, options)
+
+
+class Shared(TimmVit):
+    """Keeps what a block needs in the adapter, where another thread finds it."""
+
+    last: ClassVar[dict] = {}
+
+    def project(self, host, index, tokens, part):
+        self.last["x"] = tokens.x
+        for _ in range(200):
+            torch.ones(8).sum()
+        return super().project(host, index, tokens.with_x(self.last["x"]), part)
+
+
+class Amnesiac(TimmVit):
+    def recipe(self, host):
+        return {"architecture": "test_vit", "args": {}, "num_classes": 5, "cfg": {}}
+
+
+FAMILIES = [
+    (Approximate, "keeping_everything_equals_the_host", "class"),
+    (Miscounts, "rows_are_as_told", "class"),
+    (Swaps, "parts_are_columns_of_the_whole", "class"),
+    (Absolute, "rows_may_stand_in_any_order", "class"),
+    (Pickier, "a_reduced_answer_has_the_shape_of_the_hosts", "class"),
+    (Narrow, "the_exact_tail_gives_the_same_answer", "average"),
+    (Cheap, "macs_are_what_it_spends", "class"),
+    (Untidy, "the_host_stays_as_found", "class"),
+    (Amnesiac, "a_recipe_rebuilds_the_architecture", "class"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "readout"), FAMILIES)
+def test_a_family_that_breaks_a_law_is_caught(kind, name, readout):
+    law = {law.__name__: law for law in FAMILY_LAWS}[name]
+    with pytest.raises(BrokenLaw, match=name) as caught:
+        uphold(law, Family(tiny_host(readout=readout), kind()), kind.__name__)
+    assert caught.value.law == name
+
+
+def test_a_family_that_shares_state_between_threads_is_caught():
+    law = {law.__name__: law for law in FAMILY_LAWS}["two_threads_get_the_answers_of_one"]
+
+    def often():
+        for _ in range(50):
+            uphold(law, Family(tiny_host(), Shared()), "Shared")
+
+    with pytest.raises(BrokenLaw, match="two_threads"):
+        often()
+
+
+@pytest.mark.parametrize("readout", ["class", "average", "query"])
+def test_the_check_of_a_family_passes_and_leaves_the_host_in_its_mode(readout):
+    host = tiny_host(readout=readout).train()
+    host.blocks[1].eval()
+    check_adapter(host)
+    assert host.training
+    assert not host.blocks[1].training
+
+
+def test_the_check_of_a_family_takes_an_adapter_of_your_own():
+    with pytest.raises(BrokenLaw, match="Approximate breaks the law keeping_everything"):
+        check_adapter(tiny_host(), Approximate())
+    assert patchslim.slim(tiny_host(), "tome", r=2, adapter=TimmVit()).counts() == (15, 13, 11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [*registered(), *OPTIONS], ids=str)
+def test_every_variant_of_timm_keeps_every_law(variant):
+    check_adapter(variant.build())

@@ -1,0 +1,150 @@
+"""Operation counts: the published and computed facts, and torch's own counter on running models."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchslim
+import toys
+from patchslim.adapter import find_adapter
+from patchslim.cost import BlockShape, Flow, block_macs, dense_macs, host_macs, slim_macs
+from patchslim.laws.counting import counted_macs
+from patchslim.laws.trial import noise_images, tiny_host
+from patchslim.model import SlimModel
+from patchslim.schedule import Constant, Counts
+
+ROOT = Path(__file__).parent.parent
+
+
+@functools.cache
+def benchmark(name):
+    """A script of the benchmarks folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_golden_number_is_rebuilt(capsys):
+    golden = benchmark("golden_macs")
+    assert golden.main([]) == 0
+    assert capsys.readouterr().out == "compared 205 values, 0 differ\n"
+
+
+def test_a_wrong_golden_number_is_told(tmp_path, capsys):
+    golden = benchmark("golden_macs")
+    facts = json.loads(golden.FACTS.read_text())
+    facts["evit_fuse_blocks_3_6_9"]["S"]["0.7"] += 0.001
+    del facts["mctf"]["T"]["8"]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(facts))
+    assert golden.main([str(path)]) == 1
+    told = capsys.readouterr().out
+    assert "compared 205 values, 2 differ" in told
+    assert "/evit_fuse_blocks_3_6_9/S/0.7: stored 3.03, computed 3.029" in told
+    assert "/mctf/T/8: stored None, computed 0.964" in told
+
+
+def test_the_figure_of_the_command_line():
+    """patchslim macs deit_small_patch16_224 --method evit --keep-rate 0.7 --at 3,6,9: 3.029."""
+    import timm
+
+    with torch.device("meta"):
+        host = timm.create_model("deit_small_patch16_224")
+    cost = patchslim.macs(host, "evit", keep_rate=0.7, at=(3, 6, 9))
+    assert str(cost) == "3.029 GMACs"
+    assert cost.rows == (*[197] * 3, *[140] * 3, *[100] * 3, *[72] * 3)
+    assert round(patchslim.macs(host).total / 1e9, 3) == 4.599
+    topk = patchslim.macs(host, "topk", keep_rate=0.7, at=(3, 6, 9))
+    assert round(topk.total / 1e9, 3) == 2.997
+
+
+def running():
+    """Every method on disk and every toy, with each tail, on each kind of head that serves it."""
+    for subject in [*toys.shipped(), *toys.all_toys()]:
+        for readout in ("class", "average", "query"):
+            if readout != "average" or not subject.values[0].needs_class_token:
+                for tail in ("full", "exact"):
+                    yield pytest.param(
+                        *subject.values, tail, readout, id=f"{subject.id}-{tail}-{readout}"
+                    )
+
+
+@pytest.mark.parametrize(("reducer", "tail", "readout"), list(running()))
+def test_torch_counts_the_same(reducer, tail, readout):
+    """Decisions in the first block and the last, or none."""
+    host, prefix = tiny_host(readout=readout, num_heads=4), int(readout == "class")
+    left = [reducer.fewest(16)] * 3 if reducer.fewest(16) == 16 else [12, 12, 8]
+    schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
+    slimmed = SlimModel(host, find_adapter(host), reducer.eval(), schedule, tail)
+    cost = slimmed.macs()
+    told = cost.total + cost.choosing
+    assert told == pytest.approx(counted_macs(slimmed, noise_images(1)), rel=0.005)
+    assert slimmed.dense_macs().total == pytest.approx(
+        counted_macs(host, noise_images(1)), rel=0.005
+    )
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (32, 24)])
+def test_torch_counts_the_same_at_other_image_sizes(size):
+    host = tiny_host(dynamic_img_size=True)
+    slimmed = patchslim.slim(host, "tome", r=2)
+    images = torch.randn(1, 3, *size)
+    cost = slimmed.macs(size)
+    assert cost.total + cost.choosing == pytest.approx(counted_macs(slimmed, images), rel=0.005)
+    assert slimmed.counts(size)[-1] == size[0] * size[1] // 16 + 1 - 6
+    dense = slimmed.dense_macs(size).total
+    assert dense == pytest.approx(counted_macs(host, images), rel=0.005)
+
+
+def test_the_exact_tail_is_seven_percent_of_deit():
+    import timm
+
+    with torch.device("meta"):
+        host = timm.create_model("deit_small_patch16_224")
+    shape = find_adapter(host).shape(host)
+    identity = patchslim.find_reducer("identity")()
+    counts = [shape.entering] * shape.depth
+    full = slim_macs(shape, identity, counts, tail=False).total
+    exact = slim_macs(shape, identity, counts, tail=True).total
+    assert full == dense_macs(shape).total
+    assert 0.06 < 1 - exact / full < 0.075
+
+
+def test_parts_add_up():
+    cost = patchslim.macs(tiny_host(), "evit", keep_rate=0.5, at=(1,))
+    assert cost.total == cost.embed + sum(cost.blocks) + cost.head
+    assert cost.embed == 16 * 3 * 16 * 16
+    assert cost.head == 16 * 5
+    assert cost.choosing == 17 * 16 + 16 * 16
+    assert cost.rows == (17, 10, 10)
+
+
+def test_a_block_is_the_formula_of_the_literature():
+    block = BlockShape.standard(384, 6)
+    n, c = 197, 384
+    assert block_macs(block, Flow.even(n)) == 4 * n * c * c + 2 * n * n * c + 8 * n * c * c
+    rectangular = block_macs(block, Flow(27, n, n, 27, 27))
+    assert rectangular == 2 * 27 * c * c + 2 * n * c * c + 2 * 27 * n * c + 8 * 27 * c * c
+
+
+def test_costs_need_no_weights_and_no_forward_pass():
+    with torch.device("meta"):
+        host = tiny_host()
+    assert next(host.parameters()).device.type == "meta"
+    assert patchslim.macs(host, "tome", r=3) == patchslim.macs(tiny_host(), "tome", r=3)
+
+
+def test_a_flow_costs_no_more_where_fewer_rows_pass():
+    shape = find_adapter(tiny_host()).shape(tiny_host())
+    reducer = patchslim.find_reducer("tome")()
+    costs = [
+        slim_macs(shape, reducer, Constant(r).counts(17, 1, 3, reducer), tail=False).total
+        for r in range(8)
+    ]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] == host_macs(shape, [Flow.even(17)] * 3).total

@@ -1,0 +1,49 @@
+"""Counts from shapes alone against torch's own counter on the running model, on all kinds of host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparing import ShuffleMap, ShuffleQueries, methods, reduced
+from hugging import HUGGING, Hugging, pixels
+from options import OPTIONS
+from variants import Variant, images, registered
+
+import patchslim
+from patchslim.cost import dense_macs
+from patchslim.laws import check_adapter
+from patchslim.laws.counting import counted_macs
+from patchslim.schedule import Rate
+
+EVERY = [*registered(), *OPTIONS, *HUGGING]
+SOME = """deit_base_patch16_224 deit_base_distilled_patch16_224 vitamin_base_224
+vit_base_patch16_siglip_224 aimv2_1b_patch14_224 vit_base_patch16_18x2_224 vit_base_patch16_xp_224
+vit_dpwee_patch16_reg1_gap_256 vit_dlittle_patch16_reg1_gap_256 test_vit3 vit_5b_patch16_sapiens2
+eva02_base_patch14_224 vit_base_patch16_dinov3 vit_base_patch16_rope_mixed_224
+eva02_enormous_patch14_clip_224 vit_pe_core_base_patch16_224""".split()
+FEW = [
+    pytest.param(each, marks=() if each.label in SOME or "Dinov2F" in each.label else pytest.mark.slow)
+    for each in EVERY
+]
+
+
+@pytest.mark.parametrize("variant", FEW, ids=str)
+def test_counted_is_what_runs(variant: Variant | Hugging) -> None:
+    host = variant.build()
+    x = images(host, 1) if isinstance(variant, Variant) else pixels(host, 1)
+    shape = patchslim.find_adapter(host).shape(host)
+    assert dense_macs(shape).total == pytest.approx(counted_macs(host, x), rel=0.005)
+    for reducer in [*methods(host), ShuffleQueries(), ShuffleMap()]:
+        for tail in ("full", "exact"):
+            model = reduced(host, reducer, Rate(0.7, (0, 2)), tail)
+            cost = model.macs()
+            counted = counted_macs(model, x)
+            assert cost.total + cost.choosing == pytest.approx(counted, rel=0.005), (reducer, tail)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", EVERY, ids=str)
+def test_public_contract_of_families(variant: Variant | Hugging) -> None:
+    """The checks that a third party can run on an adapter of its own."""
+    with torch.no_grad():
+        check_adapter(variant.build())

@@ -1,0 +1,253 @@
+"""The page and its pictures: true to the report, whole in one file, and nothing is fetched."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import patchslim
+from patchslim.chart import Axis, Line, Point, chart
+from patchslim.curves import by_method
+from patchslim.errors import WrongInput
+from patchslim.measure import measure
+from patchslim.page import Picture, headline, page
+from patchslim.picture import Fate, draw, png, survivors
+from patchslim.report import Estimate
+
+VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
+
+
+class Reader(HTMLParser):
+    """Tags in balance, all text, and everything that a browser would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "data")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def host():
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(2)
+    return torch.randn(2, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def report(host, images):
+    models = {}
+    for method in ("tome", "topk", "random"):
+        for budget in (0.8, 0.6):
+            models[f"{method} {budget}"] = patchslim.slim(host, method, macs=budget)
+    return measure(models, [(images, torch.tensor([0, 1]))], batch=1, repeats=2)
+
+
+@pytest.fixture(scope="module")
+def strip(host, images):
+    slim = patchslim.slim(host, "tome", r=3)
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    return Picture("tome <3>", png(draw(pixels, survivors(slim, images)[0])))
+
+
+def test_page_is_one_whole_file(report, strip):
+    text = page(report, [strip], notes=["take <care>"])
+    read = Reader(text)
+    assert not read.open
+    assert all(load.startswith("data:image/png;base64,") for load in read.loads)
+    assert len(read.loads) == 1
+    assert "script" not in read.tags
+    assert "http" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    assert read.tags.count("svg") == 3 + 5  # charts, and keys of the legend
+
+
+def test_page_shows_every_number_and_the_certificate(report):
+    read = Reader(page(report))
+    for row in report.rows:
+        for cell in report.cells(row):
+            assert cell in read.text
+    for label, value in report.birth.lines():
+        assert label in read.text
+        assert value in read.text
+    assert "chance" in read.text
+    assert "load average" in read.text
+
+
+def test_notes_and_captions_are_text_not_markup(report, strip):
+    text = page(replace(report, title="a <b> & c"), [strip], notes=["<script>x</script>"])
+    assert "<script>" not in text
+    assert "tome &lt;3&gt;" in text
+    assert "a &lt;b&gt; &amp; c" in text
+
+
+def test_page_of_costs_alone(host):
+    report = measure(patchslim.slim(host, "tome", macs=0.7), repeats=2, batch=1)
+    read = Reader(page(report))
+    assert not read.open
+    assert "costs alone" in read.text
+    assert "Which patches survive" not in read.text
+    bare = measure(patchslim.slim(host, "tome", macs=0.7), repeats=0)
+    assert "What it costs" not in Reader(page(bare)).text
+
+
+def test_lines_go_by_method_and_random_has_its_own(report):
+    curves = by_method(report)
+    assert set(curves) == {"tome", "topk", "random"}
+    assert [row.name for row in curves["tome"]] == ["tome 0.8", "tome 0.6"]
+    assert [row.name for row in curves["random"]] == ["random 0.8", "random 0.6"]
+
+
+def test_lines_of_random_baselines_where_it_has_no_budgets(host):
+    report = measure({"tome": patchslim.slim(host, "tome", macs=0.7)}, repeats=0)
+    assert [row.name for row in by_method(report)["random"]] == ["random/tome"]
+
+
+def test_headline_names_the_cheapest_that_is_close(report):
+    right = {"dense": 0.95, "tome 0.8": 0.95, "tome 0.6": 0.945, "random/tome 0.6": 0.4}
+    rows = tuple(
+        replace(row, accuracy=Estimate(right.get(row.name, 0.5), 0.01)) for row in report.rows
+    )
+    text = headline(replace(report, rows=rows))
+    assert "tome 0.6" in text
+    assert "94.5%" in text
+    assert "random 40.0%" in text
+    rows = (rows[0], *(replace(row, accuracy=Estimate(0.5, 0.01)) for row in rows[1:]))
+    assert "No model" in headline(replace(report, rows=rows))
+
+
+def test_axes_have_round_ticks_inside():
+    for values in ([0.35, 1.0], [0.9731, 0.9742], [1.0, 2.86], [5.0], [0.0, 0.0]):
+        axis = Axis.linear("x", values)
+        assert 2 <= len(axis.ticks) <= 11
+        assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+        assert 0 < axis.share(values[0]) < 1
+    for values in ([0.01, 0.5], [1e-6, 1.0], [0.3, 0.3]):
+        axis = Axis.logarithmic("y", values)
+        assert len(axis.ticks) >= 1
+        assert 0 < axis.share(values[0]) < 1
+
+
+def test_chart_keeps_points_inside_its_frame():
+    points = tuple(Point(x / 10, x * x, 0, 200, f"p{x}") for x in range(1, 10))
+    x, y = Axis.linear("x", [p.x for p in points]), Axis.linear("y", [p.y for p in points])
+    text = chart("squares", x, y, [Line(f"c{n}", points) for n in range(8)])
+    read = Reader(text)
+    assert not read.open
+    assert "p9" in read.text
+    assert "nan" not in text
+
+
+def test_every_cell_has_a_fate_and_the_counts_add_up(host, images):
+    for method in ("tome", "evit", "topk", "random"):
+        slim = patchslim.slim(host, method, keep=0.5)
+        for image in survivors(slim, images, blocks=range(4)):
+            for survival, rows in zip(image, slim.counts(), strict=True):
+                assert len(survival.fate) == len(survival.into) == 16
+                assert survival.left == rows - 1
+                for cell, (fate, into) in enumerate(zip(survival.fate, survival.into, strict=True)):
+                    assert (into == -1) == (fate is Fate.DROPPED)
+                    assert into == cell or fate is not Fate.SELF
+
+
+def test_fates_are_those_of_the_method(host, images):
+    def fates(method):
+        slim = patchslim.slim(host, method, keep=0.5)
+        return set(survivors(slim, images, blocks=[3])[0][0].fate)
+
+    assert fates("tome") == {Fate.SELF, Fate.MERGED}
+    assert fates("topk") == {Fate.SELF, Fate.DROPPED}
+    assert Fate.FUSED in fates("evit")
+    assert Fate.MERGED not in fates("evit")
+
+
+def test_merged_cells_point_at_one_cell_of_their_group(host, images):
+    slim = patchslim.slim(host, "tome", r=3)
+    (survival,) = survivors(slim, images, blocks=[2])[1]
+    for cell, into in enumerate(survival.into):
+        assert survival.into[into] == into
+        if survival.fate[cell] is Fate.MERGED:
+            assert sum(other == into for other in survival.into) > 1
+
+
+def test_pictures_leave_the_host_as_it_was(host, images):
+    slim = patchslim.slim(host, "tome", r=3)
+    host.train()
+    survivors(slim, images)
+    assert host.training
+    host.eval()
+
+
+def test_blocks_that_do_not_exist_are_refused(host, images):
+    slim = patchslim.slim(host, "tome", r=3)
+    for blocks in ([4], [-1], []):
+        with pytest.raises(WrongInput, match="blocks 0 to 3"):
+            survivors(slim, images, blocks=blocks)
+
+
+def test_drawing_darkens_what_is_dropped_and_keeps_what_survives(host, images):
+    slim = patchslim.slim(host, "topk", keep=0.5)
+    (survival,) = survivors(slim, images, blocks=[3])[0]
+    pixels = np.full((32, 32, 3), 200, np.uint8)
+    shown = np.asarray(draw(pixels, [survival]))
+    side = (shown.shape[1] - 8) // 2
+    panel = shown[:side, side + 8 :]
+    patch = side // 4
+    for cell, fate in enumerate(survival.fate):
+        middle = panel[cell // 4 * patch + patch // 2, cell % 4 * patch + patch // 2]
+        assert middle.max() < 60 if fate is Fate.DROPPED else middle.min() == 200
+
+
+def test_merged_patches_show_their_common_colour(host, images):
+    slim = patchslim.slim(host, "tome", r=3)
+    (survival,) = survivors(slim, images, blocks=[2])[0]
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 255, (16, 3)).astype(np.uint8)
+    pixels = colours.reshape(4, 4, 3).repeat(8, axis=0).repeat(8, axis=1)
+    shown = np.asarray(draw(pixels, [survival]))
+    side = (shown.shape[1] - 8) // 2
+    panel, patch = shown[:side, side + 8 :], side // 4
+    into = np.array(survival.into)
+    for cell in range(16):
+        mean = colours[into == into[cell]].astype(float).mean(axis=0)
+        wanted = 0.2 * colours[cell] + 0.8 * mean if np.sum(into == into[cell]) > 1 else mean
+        middle = panel[cell // 4 * patch + patch // 2, cell % 4 * patch + patch // 2]
+        assert np.abs(middle - wanted).max() <= 1
+
+
+def test_pictures_of_any_shape(host, images):
+    slim = patchslim.slim(host, "tome", r=3)
+    survivals = survivors(slim, images)[0]
+    for size in ((33, 47), (200, 300), (4, 4)):
+        picture = draw(np.zeros((*size, 3), np.uint8), survivals)
+        assert png(picture).startswith(b"\x89PNG")
+    with pytest.raises(WrongInput, match="uint8"):
+        draw(np.zeros((32, 32, 3), np.float32), survivals)
+    with pytest.raises(WrongInput, match="uint8"):
+        draw(np.zeros((32, 32), np.uint8), survivals)

@@ -1,0 +1,160 @@
+"""The laws of methods, on every method that is on disk, whatever its settings; and on the toys."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchslim
+import patchslim.reducers
+import toys
+from patchslim.errors import NeedsClassToken, UnknownName
+from patchslim.laws import METHOD_LAWS, check_reducer
+from patchslim.laws.law import uphold
+from patchslim.laws.method import compiles_whole, exports
+from patchslim.laws.trial import Trial, noise_images, tiny_host
+from patchslim.schedule import Rate
+
+SLOW = (compiles_whole, exports)
+
+
+def cases():
+    """Each law for each method; what takes seconds, for toys and turned switches, is slow."""
+    for subject in [*toys.shipped(), *toys.all_toys()]:
+        for law in METHOD_LAWS:
+            extra = subject.id not in patchslim.reducer_names() and law in SLOW
+            yield pytest.param(
+                *subject.values,
+                law,
+                id=f"{subject.id}-{law.__name__}",
+                marks=[pytest.mark.slow] if extra else [],
+            )
+
+
+@pytest.mark.parametrize(("reducer", "law"), list(cases()))
+def test_law(reducer, law):
+    uphold(law, Trial(reducer.eval(), 16), type(reducer).__name__)
+
+
+def test_no_method_is_overlooked():
+    files = {path.stem for path in Path(patchslim.reducers.__file__).parent.glob("*.py")}
+    assert set(patchslim.reducer_names()) == files - {"__init__"}
+    assert {"evit", "identity", "random", "tome", "topk"} <= files
+
+
+MIDDLE = '''
+"""`middle`: keeps the patches in the middle of the sequence."""
+
+import torch
+
+from patchslim.reducer import Reducer
+from patchslim.reduction import Keep
+
+
+class Middle(Reducer):
+    """Keeps a run of rows in the middle."""
+
+    def choose(self, tokens, signals, keep):
+        first = (tokens.patches - keep) // 2
+        return Keep(tokens.rows()[:, first : first + keep].contiguous())
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy of the folder of methods, in the place of the real one."""
+    copied = tmp_path / "reducers"
+    shutil.copytree(Path(patchslim.reducers.__file__).parent, copied)
+    monkeypatch.setattr(patchslim.reducers, "__path__", [str(copied)])
+    yield copied
+    for name in ("middle", "broken"):
+        sys.modules.pop(f"patchslim.reducers.{name}", None)
+        if hasattr(patchslim.reducers, name):
+            delattr(patchslim.reducers, name)
+
+
+def test_a_file_in_the_folder_is_a_method(folder):
+    (folder / "middle.py").write_text(MIDDLE)
+    assert "middle" in patchslim.reducer_names()
+    host = tiny_host()
+    slimmed = patchslim.slim(host, "middle", keep_rate=0.75, at=(0,))
+    assert slimmed.trace(noise_images(1))[0].cells().tolist() == [list(range(2, 14))]
+    cost = patchslim.macs(host, "middle", keep_rate=0.75, at=(0,))
+    assert cost == slimmed.macs()
+    for law in METHOD_LAWS:
+        if law not in SLOW:
+            uphold(law, Trial(slimmed.reducer.eval(), 16), "middle")
+    with pytest.raises(UnknownName, match="'middle'"):
+        patchslim.slim(host, "midle", keep=0.5)
+
+
+def test_a_file_without_one_method_says_so(folder):
+    (folder / "broken.py").write_text('"""Nothing here."""\n')
+    with pytest.raises(UnknownName, match="defines 0 methods"):
+        patchslim.find_reducer("broken")
+
+
+@torch.no_grad()
+def test_a_method_of_your_own_passes_through_untouched():
+    mine = toys.Predictor(width=16)
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    slimmed = patchslim.slim(tiny_host(), mine, keep_rate=0.7, at=(0, 1))
+    slimmed(noise_images())
+    assert slimmed.reducer is mine
+    assert mine.settings() == {"width": 16}
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+    assert patchslim.reducer.reducer_name(mine) is None
+
+
+@pytest.mark.slow
+def test_the_whole_check_of_a_method_of_your_own():
+    mine = toys.Predictor(width=24).train()
+    check_reducer(mine, width=24)
+    assert mine.training
+    assert all(parameter.grad is None for parameter in mine.parameters())
+
+
+@pytest.mark.parametrize("name", ["evit", "topk"])
+def test_methods_that_need_a_class_token_offer_others(name):
+    with pytest.raises(NeedsClassToken, match="identity, random, tome"):
+        patchslim.slim(tiny_host(readout="average"), name, keep=0.7)
+    with pytest.raises(NeedsClassToken, match="identity, random, tome"):
+        patchslim.macs(tiny_host(readout="average"), name, keep=0.7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["evit", "topk"])
+def test_a_pooling_query_stands_in_for_the_class_token(name):
+    """The patches that survive are the ones to which the host's own pooling attends most."""
+    host, x = tiny_host(readout="query"), noise_images()
+    slimmed = patchslim.slim(host, name, schedule=Rate(0.5, (2,)))
+    survivors = slimmed.trace(x)[-1].cells()[:, :8]
+    pool = host.attn_pool
+    entering = host.blocks[:2](host.norm_pre(host._pos_embed(host.patch_embed(x))))
+    rows = host.norm(entering)
+    q = pool.q(pool.latent.expand(3, -1, -1)).unflatten(2, (2, 8)).transpose(1, 2)
+    k = pool.kv(rows)[..., :16].unflatten(2, (2, 8)).transpose(1, 2)
+    weights = (q @ k.transpose(2, 3) * pool.scale).softmax(dim=3)[:, :, 0].mean(dim=1)
+    assert torch.equal(survivors, weights.topk(8, dim=1).indices)
+
+
+@torch.no_grad()
+def test_random_keeps_the_same_places_for_every_image_and_nests_them():
+    slimmed = patchslim.slim(tiny_host(), "random", keep=[14, 9, 5])
+    traced = [tokens.cells() for tokens in slimmed.trace(noise_images())]
+    assert all((cells == cells[0]).all() for cells in traced)
+    kept = [set(cells[0].tolist()) for cells in traced]
+    assert kept[2] < kept[1] < kept[0]
+
+
+def test_seeds_of_random_differ():
+    scene = Trial(patchslim.find_reducer("random")(), 16).scene((14, 14))
+    kind = patchslim.find_reducer("random")
+    kept = [
+        set(Trial(kind(seed=seed), 16).decide(scene, 98).cells()[0].tolist()) for seed in range(8)
+    ]
+    for i in range(8):
+        for j in range(i):
+            assert 30 < len(kept[i] & kept[j]) < 68  # 49 are expected of two independent draws

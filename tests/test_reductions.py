@@ -1,0 +1,283 @@
+"""Reductions, tokens and attention by themselves, against the same arithmetic written as loops."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchslim.attention import FAINT, attention, attention_bias, attention_map
+from patchslim.errors import BadSchedule, NeedsClassToken
+from patchslim.reducer import Signals
+from patchslim.reduction import Fuse, Keep, Mask, Merge
+from patchslim.tokens import Tokens, take, with_leading
+
+CASES = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def shuffled(batch, rows, seed):
+    noise = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, rows, generator=noise).argsort(dim=1)
+
+
+@st.composite
+def decisions(draw_from):
+    """Two images, some rows, how many stay, and a reduction of each kind."""
+    rows = draw_from(st.integers(2, 12))
+    keep = draw_from(st.integers(1, rows - 1))
+    seed = draw_from(st.integers(0, 1000))
+    order = shuffled(2, rows, seed)
+    into = torch.randint(keep, (2, rows - keep), generator=torch.Generator().manual_seed(seed))
+    share = torch.rand(2, rows, generator=torch.Generator().manual_seed(seed))
+    kept = order[:, :keep]
+    reductions = {
+        "keep": Keep(kept),
+        "merge": Merge(kept, gone=order[:, keep:], into=into),
+        "fuse": Fuse(kept, share=share.double().scatter(1, kept, 0.0)),
+    }
+    return rows, reductions[draw_from(st.sampled_from(sorted(reductions)))]
+
+
+def groups(reduction, image, rows):
+    """The old rows of every new row, the one that speaks for it first."""
+    kept = reduction.kept[image].tolist()
+    made = [[row] for row in kept]
+    if isinstance(reduction, Merge):
+        for row, place in zip(
+            reduction.gone[image].tolist(), reduction.into[image].tolist(), strict=True
+        ):
+            made[place].append(row)
+    if isinstance(reduction, Fuse):
+        others = [row for row in range(rows) if row not in kept]
+        made.append(sorted(others, key=lambda row: -float(reduction.share[image, row])))
+    return made
+
+
+@CASES
+@given(decisions(), st.integers(0, 3))
+def test_rows_are_added_or_averaged_as_written(decision, prefix):
+    rows, reduction = decision
+    t = draw(2, prefix + rows, 3, 2)
+    weight = draw(2, rows).abs() + 0.1
+    added = reduction.move(t, prefix=prefix)
+    averaged = reduction.move(t, weight=weight, prefix=prefix)
+    for image in range(2):
+        assert torch.equal(added[image, :prefix], t[image, :prefix])
+        assert torch.equal(averaged[image, :prefix], t[image, :prefix])
+        for place, group in enumerate(groups(reduction, image, rows)):
+            members = t[image, prefix:][group]
+            torch.testing.assert_close(added[image, prefix + place], members.sum(dim=0))
+            share = weight[image, group] / weight[image, group].sum()
+            if isinstance(reduction, Fuse) and place == reduction.kept.shape[1]:
+                share = reduction.share[image, group]
+            wanted = (members * share[:, None, None]).sum(dim=0)
+            torch.testing.assert_close(averaged[image, prefix + place], wanted)
+
+
+@CASES
+@given(decisions())
+def test_two_dimensional_rows_move_like_all_others(decision):
+    rows, reduction = decision
+    sizes = draw(2, rows).abs() + 1
+    flat = reduction.move(sizes)
+    torch.testing.assert_close(flat, reduction.move(sizes.unsqueeze(2)).squeeze(2))
+    prefixed = draw(2, rows + 2)
+    same = reduction.move(prefixed.unsqueeze(2), prefix=2).squeeze(2)
+    torch.testing.assert_close(reduction.move(prefixed, prefix=2), same)
+
+
+@CASES
+@given(decisions())
+def test_maps_forth_and_back_agree(decision):
+    rows, reduction = decision
+    every = torch.arange(rows).expand(2, -1)
+    speaking, remap = reduction.represent(every), reduction.remap(rows)
+    for image in range(2):
+        wanted = [-1] * rows
+        for place, group in enumerate(groups(reduction, image, rows)):
+            assert speaking[image, place] == group[0]
+            for row in group:
+                wanted[row] = place
+        assert remap[image].tolist() == wanted
+
+
+@CASES
+@given(decisions(), st.integers(0, 2))
+def test_a_folded_map_is_the_mean_of_rows_and_the_sum_of_columns(decision, prefix):
+    rows, reduction = decision
+    if isinstance(reduction, Fuse):
+        return
+    weights = draw(2, 2, prefix + rows, prefix + rows).softmax(dim=3)
+    folded = reduction.fold(weights, prefix)
+    for image in range(2):
+        joined = [[row] for row in range(prefix)]
+        joined += [[row + prefix for row in each] for each in groups(reduction, image, rows)]
+        mean = torch.stack([weights[image][:, each].mean(dim=1) for each in joined], dim=1)
+        wanted = torch.stack([mean[:, :, each].sum(dim=2) for each in joined], dim=2)
+        torch.testing.assert_close(folded[image], wanted / wanted.sum(dim=2, keepdim=True))
+
+
+def tokens(rows=16, prefix=1, grid=(4, 4), **parts):
+    return Tokens(x=draw(2, prefix + rows, 4), prefix=prefix, grid=grid, **parts)
+
+
+def test_tokens_carry_all_that_belongs_to_a_row():
+    kept = torch.tensor([[3, 1], [0, 2]])
+    size = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    alive = torch.tensor([[True, True, False, True], [True, False, True, True]])
+    start = tokens(4, grid=(2, 2), size=size, alive=alive).tracked()
+    after = start.reduce(Keep(kept))
+    assert after.size.tolist() == [[4, 2], [5, 7]]
+    assert after.cells().tolist() == [[3, 1], [0, 2]]
+    assert after.alive.tolist() == [[True, True], [True, True]]
+    assert after.origin.tolist() == [[-1, 1, -1, 0], [0, -1, 1, -1]]
+    again = after.reduce(
+        Merge(torch.tensor([[1], [0]]), torch.tensor([[0], [1]]), torch.zeros(2, 1).long())
+    )
+    assert again.size.tolist() == [[6], [12]]
+    assert again.cells().tolist() == [[1], [0]]
+    assert again.origin.tolist() == [[-1, 0, -1, 0], [0, -1, 0, -1]]
+    share = torch.tensor([4 / 6, 7 / 12]).double()
+    mean = torch.stack(
+        [
+            after.x[0, 2] * (1 - share[0]) + after.x[0, 1] * share[0],
+            after.x[1, 1] * (1 - share[1]) + after.x[1, 2] * share[1],
+        ]
+    )
+    torch.testing.assert_close(again.x[:, 1], mean)
+
+
+def test_features_are_restored_to_the_grid():
+    start = tokens(16).tracked()
+    merged = start.reduce(
+        Merge(torch.arange(15).expand(2, -1), torch.tensor([[15], [15]]), torch.tensor([[2], [7]]))
+    )
+    restored = merged.restored()
+    assert torch.equal(restored[:, 1:16], merged.x[:, 1:16])
+    assert torch.equal(restored[0, 16], merged.x[0, 3])
+    assert torch.equal(restored[1, 16], merged.x[1, 8])
+    dropped = start.reduce(Keep(torch.tensor([[0, 15], [5, 6]])))
+    rows = dropped.restored()[:, 1:].unflatten(1, (4, 4))
+    assert torch.equal(rows[0, 0, 1], dropped.x[0, 1])
+    assert torch.equal(rows[0, 3, 2], dropped.x[0, 2])
+    assert torch.equal(rows[1, 3, 0], dropped.x[1, 1])
+    assert torch.equal(rows[1, 0, 3], dropped.x[1, 2])
+
+
+def test_padded_rows_never_stand_in_for_dropped_cells():
+    start = tokens(16).tracked()
+    padding = torch.tensor([[True, False], [True, True]])
+    after = start.reduce(Keep(torch.tensor([[0, 15], [0, 15]]), padding=padding))
+    rows = after.restored()[:, 1:].unflatten(1, (4, 4))
+    assert torch.equal(rows[0, 3, 2], after.x[0, 1])
+    assert torch.equal(rows[1, 3, 2], after.x[1, 2])
+
+
+def test_masks_multiply():
+    soft = torch.tensor([[0.5, 1.0, 0.0]])
+    start = Tokens(x=draw(1, 3, 4), prefix=0, grid=(1, 3))
+    once = start.reduce(Mask(soft))
+    twice = once.reduce(Mask(soft))
+    assert torch.equal(once.x, start.x)
+    assert twice.alive.tolist() == [[0.25, 1.0, 0.0]]
+    kept = twice.reduce(Keep(torch.tensor([[2, 0]]), padding=torch.tensor([[True, True]])))
+    assert kept.alive.tolist() == [[0.0, 0.25]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sizes_are_exact_in_half_precision(dtype):
+    """bfloat16 counts to 256 only; an image of 4,097 tokens has larger groups."""
+    rows = 4096
+    start = Tokens(x=draw(1, rows, 2, dtype=dtype), prefix=0, grid=(64, 64))
+    gone = torch.arange(1, rows)[None]
+    after = start.reduce(Merge(torch.zeros(1, 1).long(), gone, torch.zeros_like(gone)))
+    assert after.sizes().tolist() == [[4096.0]]
+    fused = start.reduce(Fuse(torch.tensor([[7]]), share=torch.ones(1, rows, dtype=dtype) / rows))
+    assert fused.sizes().tolist() == [[1.0, 4095.0]]
+    assert after.x.dtype == fused.x.dtype == dtype
+
+
+def test_shares_that_underflow_still_name_a_row_that_left():
+    kept = torch.tensor([[0, 1]])
+    cells = Fuse(kept, share=torch.zeros(1, 4)).represent(torch.arange(4)[None])
+    assert cells.tolist() == [[0, 1, 2]]
+
+
+def test_take_counts_from_the_prefix():
+    x = torch.arange(12).view(2, 6)
+    rows = torch.tensor([[1, 0], [3, 2]])
+    assert take(x, rows, 2).tolist() == [[3, 2], [11, 10]]
+    wide = x[..., None].expand(-1, -1, 3)
+    assert torch.equal(take(wide, rows, 2)[..., 0], take(x, rows, 2))
+    assert with_leading(rows, 2).tolist() == [[0, 1, 3, 2], [0, 1, 5, 4]]
+    assert with_leading(rows, 0) is rows
+
+
+def test_there_is_no_bias_where_nothing_is_known():
+    assert attention_bias(tokens(), proportional=True) is None
+    sized = tokens(size=torch.ones(2, 16))
+    assert attention_bias(sized, proportional=False) is None
+
+
+def test_the_bias_of_sizes_spares_the_prefix():
+    size = torch.arange(1.0, 33).view(2, 16)
+    bias = attention_bias(tokens(size=size), proportional=True)
+    assert bias.shape == (2, 1, 1, 17)
+    assert (bias[..., 0] == 0).all()
+    torch.testing.assert_close(bias[:, 0, 0, 1:], size.log().double())
+
+
+def test_padding_gets_no_weight_at_all():
+    alive = torch.ones(2, 16, dtype=torch.bool)
+    alive[0, 3] = False
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        start = tokens(alive=alive)
+        bias = attention_bias(start.with_x(start.x.to(dtype)), proportional=True)
+        weights = bias.expand(2, 1, 17, 17).float().softmax(dim=3)
+        assert (weights[0, :, :, 4] == 0).all()
+        assert bias.isfinite().all()
+
+
+def test_a_soft_mask_spares_a_token_for_itself_but_keeps_its_size():
+    alive = torch.linspace(0, 1, 32).view(2, 16).double()
+    size = torch.arange(1.0, 33).view(2, 16).double()
+    bias = attention_bias(tokens(alive=alive, size=size), proportional=True)
+    assert bias.shape == (2, 1, 17, 17)
+    for image in range(2):
+        for key in range(16):
+            log_size = size[image, key].log()
+            column = bias[image, 0, :, key + 1]
+            torch.testing.assert_close(column[key + 1], log_size)
+            others = torch.cat([column[: key + 1], column[key + 2 :]])
+            wanted = log_size + (alive[image, key] + FAINT).log()
+            torch.testing.assert_close(others, wanted.expand(16))
+    assert (bias[..., 0] == 0).all()
+
+
+def test_attention_and_its_map_agree():
+    q, k, v = draw(2, 3, 5, 4, seed=1), draw(2, 3, 7, 4, seed=2), draw(2, 3, 7, 6, seed=3)
+    bias = draw(2, 1, 1, 7, seed=4)
+    weights = attention_map(q, k, scale=0.3, bias=bias)
+    torch.testing.assert_close(weights.sum(dim=3), torch.ones(2, 3, 5).double())
+    torch.testing.assert_close(weights @ v, attention(q, k, v, scale=0.3, bias=bias))
+
+
+def test_class_attention_is_one_row_of_the_map():
+    q, k = draw(2, 3, 7, 4, seed=1), draw(2, 3, 7, 4, seed=2)
+    bias = draw(2, 1, 7, 7, seed=3)
+    for each in (None, bias, bias[:, :, :1]):
+        whole = attention_map(q, k, scale=0.5, bias=each)
+        wanted = whole[:, :, 0, 2:].mean(dim=1)
+        signals = Signals(2, 0.5, q, k, bias=each)
+        torch.testing.assert_close(signals.class_attention(), wanted)
+    torch.testing.assert_close(signals.keys(), k[:, :, 2:].mean(dim=1))
+
+
+def test_signals_say_what_is_missing():
+    with pytest.raises(NeedsClassToken, match="no class token"):
+        Signals(0, q=draw(1, 1, 2, 2), k=draw(1, 1, 2, 2)).class_attention()
+    with pytest.raises(BadSchedule, match="Keys exist only inside a block"):
+        Signals(1).keys()

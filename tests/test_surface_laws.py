@@ -1,0 +1,332 @@
+"""What a SlimModel shows of its host: timm's and transformers' own tools run on it unchanged."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import timm
+import torch
+from comparing import close, found
+from hugging import pixels, tiny_hf
+from options import KNOWN
+from torch import Tensor, nn
+from variants import Variant, images
+
+import patchslim
+from patchslim.errors import WrongInput
+from patchslim.model import SlimModel
+
+
+def small(family: str, **args: Any) -> Variant:
+    """A small host of a family, with these arguments."""
+    return Variant(family, KNOWN[family], args)
+
+
+# Every kind of host, small: by the rows that its head reads, and how.
+HOSTS = {
+    "class token": small("vit"),
+    "distilled": small("distilled"),
+    "registers, no class token": small("vit", reg_tokens=3, class_token=False, global_pool="avg"),
+    "average over the prefix": small("vit", global_pool="avg", pool_include_prefix=True),
+    "average and maximum": small("vit", global_pool="avgmax"),
+    "query": small("vit", global_pool="map", class_token=False),
+    "query over the prefix": small("vit", global_pool="map", pool_include_prefix=True),
+    "refined": small("vit", global_pool="prr"),
+    "rotary average": small("eva", use_rot_pos_emb=True, rope_type="mixed", num_reg_tokens=1),
+    "rotary class token": small("eva", use_rot_pos_emb=True, global_pool="token"),
+    "rotary query": small("eva", use_rot_pos_emb=True, global_pool="map"),
+}
+every_host = pytest.mark.parametrize("variant", HOSTS.values(), ids=HOSTS)
+FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
+
+
+def slimmed(host: Any, method: str = "tome", **budget: Any) -> SlimModel:
+    """The host with about a third of its patches gone half way."""
+    return patchslim.slim(host, method, **(budget or {"keep_rate": 0.7, "at": (0, 1)}))
+
+
+@pytest.mark.parametrize(
+    ("variant", "method"),
+    [(variant, "tome") for variant in HOSTS.values()]
+    + [(HOSTS[name], "evit") for name in ("class token", "distilled", "rotary query")],
+    ids=str,
+)
+def test_head_of_features_is_the_answer(variant: Variant, method: str) -> None:
+    """Pooling by size equals pooling the restored sequence."""
+    host = variant.build()
+    model, x = slimmed(host, method), images(host)
+    with torch.no_grad():
+        assert close(model.forward_head(model.forward_features(x)), model(x), factor=3)
+        flat = model.forward_head(model.forward_features(x), pre_logits=True)
+        assert flat.shape == host.forward_head(host.forward_features(x), pre_logits=True).shape
+
+
+@pytest.mark.parametrize("label", ["Dinov2", "Dinov2WithRegisters", "ViT", "DeiT"])
+def test_classifier_of_hidden_state_is_the_answer(label: str) -> None:
+    host = tiny_hf(f"{label}ForImageClassification")
+    model, x = slimmed(host), pixels(host)
+    prefix = patchslim.find_adapter(host).prefix(host)
+    with torch.no_grad():
+        rows = model.forward_features(x)
+        read = rows[:, 0]
+        if label.startswith("Dino"):
+            read = torch.cat([read, rows[:, prefix:].mean(dim=1)], dim=1)
+        assert close(host.classifier(read), model(x).logits, factor=3)
+
+
+FLAGS = ("return_prefix_tokens", "norm", "stop_early", "intermediates_only")
+CALLS = [
+    {"indices": indices, **dict(zip(FLAGS, flags, strict=True))}
+    for indices, flags in itertools.product(
+        [None, 2, [-1], (2, 0, 2)], itertools.product([False, True], repeat=4)
+    )
+]
+
+
+@pytest.mark.parametrize("name", ["distilled", "registers, no class token", "rotary average"])
+@pytest.mark.parametrize("output_fmt", ["NCHW", "NLC"])
+def test_intermediates_equal_the_host(name: str, output_fmt: str) -> None:
+    host = HOSTS[name].build()
+    model, x = patchslim.slim(host, "identity"), images(host, 1)
+    with torch.no_grad():
+        for call in CALLS:
+            got = model.forward_intermediates(x, **call, output_fmt=output_fmt)
+            wanted = host.forward_intermediates(x, **call, output_fmt=output_fmt)
+            same(got, wanted)
+
+
+def test_intermediates_by_position_and_as_dictionary() -> None:
+    host = HOSTS["distilled"].build()
+    model, x = patchslim.slim(host, "identity"), images(host)
+    with torch.no_grad():
+        for call in [(2, True, True), ([0, 1], True, False, True, "NLC"), (None, False, True)]:
+            same(model.forward_intermediates(x, *call), host.forward_intermediates(x, *call))
+        for prefix, alone in itertools.product([False, True], repeat=2):
+            call = (2, prefix, False, False, "NCHW", alone, True)
+            got, wanted = (each.forward_intermediates(x, *call) for each in (model, host))
+            assert set(got) == set(wanted)
+            for key, value in wanted.items():
+                same(got[key], value)
+
+
+@pytest.mark.parametrize("indices", [0, 4, [], [3], [-4]])
+def test_intermediates_of_blocks_that_are_not_there(vit: Any, indices: Any) -> None:
+    model = slimmed(vit)
+    with pytest.raises(WrongInput, match="blocks 0 to 2"):
+        model.forward_intermediates(images(vit), indices)
+
+
+@every_host
+def test_reduced_intermediates_keep_their_shape(variant: Variant) -> None:
+    host = variant.build()
+    x = images(host)
+    with torch.no_grad():
+        got = slimmed(host).forward_intermediates(x, [0, 2], intermediates_only=True)
+        wanted = host.forward_intermediates(x, [0, 2], intermediates_only=True)
+    assert [each.shape for each in got] == [each.shape for each in wanted]
+    assert all(torch.isfinite(each).all() for each in got)
+
+
+def same(got: Any, wanted: Any) -> None:
+    """Asserts that nested lists and tuples of tensors are equal to rounding."""
+    if isinstance(wanted, Tensor):
+        assert close(got, wanted)
+        return
+    assert type(got) is type(wanted) and len(got) == len(wanted)
+    for mine, its in zip(got, wanted, strict=True):
+        same(mine, its)
+
+
+@pytest.mark.parametrize("indices", [2, (0, 2), (-1,)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_timm_feature_getter(indices: Any, norm: bool) -> None:
+    from timm.models._features import FeatureGetterNet
+
+    host = HOSTS["class token"].build()
+    x = images(host)
+    net = FeatureGetterNet(patchslim.slim(host, "identity"), out_indices=indices, norm=norm)
+    whole = FeatureGetterNet(host, out_indices=indices, norm=norm, prune=False)
+    less = FeatureGetterNet(slimmed(host), out_indices=indices, norm=norm)
+    with torch.no_grad():
+        same(net(x), whole(x))
+        assert [each.shape for each in less(x)] == [each.shape for each in whole(x)]
+    assert net.feature_info.channels() == whole.feature_info.channels()
+
+
+def test_timm_tools_run_unchanged() -> None:
+    host = timm.create_model("test_vit", num_classes=7)
+    model = slimmed(host, r=9)
+    config = timm.data.resolve_model_data_config(model)
+    assert config == timm.data.resolve_model_data_config(host)
+    transform = timm.data.create_transform(**config)
+    image = pytest.importorskip("PIL.Image").new("RGB", (200, 180), (40, 90, 160))
+    x = torch.stack([transform(image)] * 2)
+    with torch.no_grad():
+        top1, top5 = timm.utils.accuracy(model(x), torch.tensor([0, 1]), topk=(1, 5))
+    assert 0 <= float(top1) <= float(top5) <= 100
+    for name in ("num_classes", "num_features", "pretrained_cfg", "feature_info", "embed_dim"):
+        assert getattr(model, name) is getattr(host, name)
+    model.set_grad_checkpointing()
+    assert host.grad_checkpointing
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+
+
+def test_dense_forward_is_not_on_the_surface(vit: Any) -> None:
+    model = slimmed(vit)
+    with pytest.raises(AttributeError, match=r"\.host"):
+        _ = model.blocks
+    assert not hasattr(model, "get_intermediate_layers")
+
+
+@pytest.mark.parametrize("label", ["ViT", "DeiT", "Dinov2"])
+def test_transformers_pipeline(label: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    image = pytest.importorskip("PIL.Image")
+    host = tiny_hf(f"{label}ForImageClassification")
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    pictures = [
+        image.frombytes("RGB", (20, 18), torch.randint(256, (1080,)).byte().numpy().tobytes())
+        for _ in range(3)
+    ]
+
+    def answers(model: nn.Module) -> Any:
+        pipe = transformers.pipeline("image-classification", model, image_processor=processor)
+        assert type(model).__name__ in repr(pipe)
+        return pipe(pictures, top_k=3, batch_size=2)
+
+    wanted, got = answers(host), answers(patchslim.slim(host, "identity"))
+    for mine, its in zip(got, wanted, strict=True):
+        assert [each["label"] for each in mine] == [each["label"] for each in its]
+        assert math.isclose(mine[0]["score"], its[0]["score"], rel_tol=1e-4)
+    assert [len(each) for each in answers(slimmed(host))] == [3, 3, 3]
+
+
+@every_host
+def test_copies_and_pickles_give_the_same_answer(variant: Variant) -> None:
+    host = variant.build()
+    model, x = slimmed(host), images(host)
+    with torch.no_grad():
+        wanted = model(x)
+        twin, thawed = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        assert torch.equal(twin(x), wanted) and torch.equal(thawed(x), wanted)
+    assert twin.host is not host and repr(thawed) == repr(model)
+
+
+@every_host
+@pytest.mark.parametrize("classes", [7, 0])
+def test_mixed_precision(variant: Variant, classes: int) -> None:
+    host = Variant(variant.label, variant.host, {**variant.args, "num_classes": classes}).build()
+    x = images(host)
+    with torch.no_grad():
+        exact = host(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            wanted = host(x)
+            assert close(patchslim.slim(host, "identity")(x).float(), exact, factor=5e3)
+            got = slimmed(host)(x)
+    assert got.dtype == wanted.dtype and torch.isfinite(got).all()
+
+
+def test_weights_move_with_the_model(vit: Any) -> None:
+    model = slimmed(vit)
+    assert set(model.state_dict()) == {f"host.{name}" for name in vit.state_dict()}
+    model.double()
+    assert model(images(vit)).dtype == torch.float64 == vit(images(vit)).dtype
+    model.train()
+    assert vit.training and vit.blocks[0].training
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_two_threads_get_the_answers_of_one(vit: Any, method: str) -> None:
+    model = slimmed(vit, method)
+    batches = [images(vit, 1 + n % 3, seed=n) for n in range(24)]
+
+    def answer(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    wanted = [answer(x) for x in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for got, alone in zip(pool.map(answer, batches), wanted, strict=True):
+            assert torch.equal(got, alone)
+
+
+def test_undo_leaves_nothing_behind(vit: Any) -> None:
+    before = found(vit)
+    model = slimmed(vit, macs=0.7)
+    model(images(vit)).sum().backward()  # type: ignore[no-untyped-call]
+    vit.zero_grad()
+    model.forward_intermediates(images(vit))
+    copy.deepcopy(model)
+    assert model.unslim() is vit
+    del model
+    assert found(vit) == before
+    assert patchslim.slim(vit, "tome", r=1)(images(vit)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("tail", [pytest.param("full", marks=pytest.mark.slow), "exact"])
+def test_compiles_without_a_break(vit: Any, method: str, tail: str) -> None:
+    model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert close(compiled(images(vit)), model(images(vit)))
+
+
+@pytest.mark.slow
+@every_host
+def test_every_host_compiles_without_a_break(variant: Variant) -> None:
+    host = variant.build()
+    model = slimmed(host)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert close(compiled(images(host)), model(images(host)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_with_inductor(vit: Any, method: str) -> None:
+    model = slimmed(vit, method)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        for batch in (2, 5):
+            assert close(compiled(images(vit, batch)), model(images(vit, batch)))
+
+
+def exported(model: SlimModel, x: Tensor) -> nn.Module:
+    """The model as a graph that takes any number of images."""
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(model, (x,), dynamic_shapes={"images": batch})
+    return program.module()
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("tail", ["full", pytest.param("exact", marks=pytest.mark.slow)])
+def test_exports_for_any_batch(vit: Any, method: str, tail: str) -> None:
+    model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
+    whole = exported(model, images(vit, 3))
+    with torch.no_grad():
+        for batch in (1, 2, 5):
+            x = images(vit, batch, seed=batch)
+            assert close(whole(x), model(x))
+
+
+@pytest.mark.slow
+@every_host
+def test_every_host_exports_for_any_batch(variant: Variant) -> None:
+    host = variant.build()
+    model = slimmed(host)
+    whole = exported(model, images(host, 3))
+    with torch.no_grad():
+        for batch in (1, 5):
+            assert close(whole(images(host, batch)), model(images(host, batch)))

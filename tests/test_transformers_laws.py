@@ -1,0 +1,260 @@
+"""The laws of adapters on Hugging Face's ViT, DeiT and DINOv2, with and without registers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hugging import DINO, HUGGING, OBLONG, SMALL, WIDE, Hugging, pixels, tiny_hf
+from comparing import (
+    Shuffle,
+    ShuffleMap,
+    ShuffleQueries,
+    close,
+    found,
+    gradients,
+    methods,
+    reduced,
+    same_gradients,
+)
+from torch import Tensor
+
+import patchslim
+from patchslim.errors import UnsupportedModel, WrongInput
+from patchslim.schedule import Rate
+from patchslim.tokens import take
+
+every_kind = pytest.mark.parametrize("kind", HUGGING, ids=str)
+LABELLED = [kind for kind in HUGGING if "ForImageClassification" in kind.label]
+LABELLED = [kind for kind in LABELLED if not kind.label.endswith("WithTeacher")]
+FREE = ["ViTModel", "DeiTForImageClassification", "Dinov2Model", "Dinov2WithRegistersModel"]
+
+
+@functools.cache
+def built(kind: Hugging) -> Any:
+    """One host for all laws that leave it alone."""
+    return kind.build()
+
+
+def base(host: Any) -> Any:
+    """The bare model inside a classifier."""
+    return getattr(host, host.base_model_prefix, host)
+
+
+def alike(got: Any, wanted: Any, factor: float = 1.0) -> None:
+    """Asserts that two outputs are of one class and have equal tensors."""
+    assert type(got) is type(wanted)
+    if isinstance(wanted, Tensor):
+        assert close(got, wanted, factor)
+        return
+    pairs = got.items() if hasattr(got, "items") else enumerate(got)
+    assert len(got) == len(wanted)
+    for key, value in pairs:
+        alike(value, wanted[key], factor)
+
+
+@every_kind
+def test_keeping_everything_equals_the_host(kind: Hugging) -> None:
+    host = built(kind)
+    slimmed, x = patchslim.slim(host, "identity"), pixels(host)
+    with torch.no_grad():
+        alike(slimmed(x), host(x))
+        alike(slimmed(pixel_values=x, return_dict=False), host(x, return_dict=False))
+        features = base(host)(x).last_hidden_state
+        assert close(slimmed.forward_features(x), features)
+
+
+@every_kind
+def test_training_equals_the_host(kind: Hugging) -> None:
+    host = kind.build()
+    slimmed, x = patchslim.slim(host, "identity").train(), pixels(host)
+    logits = patchslim.find_adapter(host).logits
+    bare = "Model" in kind.label
+
+    def answer(run: Any, x: Tensor) -> Tensor:
+        output = run(x)
+        out = logits(output)
+        pooled = output.get("pooler_output") if bare else None
+        return out.mean() + pooled.mean() if pooled is not None else out
+
+    got = gradients(functools.partial(answer, slimmed), host, x)
+    same_gradients(got, gradients(functools.partial(answer, host), host, x))
+
+
+@every_kind
+def test_reduced_model_runs(kind: Hugging) -> None:
+    host = built(kind)
+    x = pixels(host)
+    with torch.no_grad():
+        wanted = host(x)
+        for reducer in [*methods(host), Shuffle(), ShuffleQueries(), ShuffleMap()]:
+            got = reduced(host, reducer, Rate(0.7, (0, 1)))(x)
+            assert type(got) is type(wanted) and list(got) == list(wanted), reducer
+            for key, value in wanted.items():
+                assert got[key].shape == value.shape and got[key].dtype == value.dtype
+                assert torch.isfinite(got[key]).all()
+
+
+@every_kind
+def test_dropping_equals_masking_in_the_host(kind: Hugging) -> None:
+    host = built(kind)
+    if "attention_mask" not in inspect.signature(type(host).forward).parameters:
+        pytest.skip("this version's hosts take no attention mask")
+    x = pixels(host)
+    with torch.no_grad():
+        left = reduced(host, Shuffle(), Rate(0.5, (0,))).trace(x)[-1]
+        rows = left.cells() + left.prefix
+        mask = torch.zeros(len(x), left.prefix + left.grid[0] * left.grid[1], dtype=torch.long)
+        mask[:, : left.prefix] = 1
+        mask.scatter_(1, rows, 1)
+        wanted = base(host)(x, attention_mask=mask).last_hidden_state
+        got = base(host).layernorm(left.x)
+    assert close(got[:, : left.prefix], wanted[:, : left.prefix])
+    assert close(got[:, left.prefix :], take(wanted, rows))
+
+
+@every_kind
+def test_prefix_stays_first_and_untouched(kind: Hugging) -> None:
+    host = built(kind)
+    adapter = patchslim.find_adapter(host)
+    prefix = adapter.prefix(host)
+    with torch.no_grad():
+        wanted = base(host)(pixels(host)).last_hidden_state[:, :prefix]
+        for reducer in [*methods(host), ShuffleQueries()]:
+            traced = reduced(host, reducer, Rate(0.5, (2,))).trace(pixels(host))
+            assert traced[-1].patches < traced[-2].patches
+            assert close(adapter.norm(host, traced[-1].x)[:, :prefix], wanted), reducer
+
+
+@every_kind
+def test_exact_tail_gives_the_same_answer(kind: Hugging) -> None:
+    host = built(kind)
+    x = pixels(host)
+    with torch.no_grad():
+        for reducer in [*methods(host), ShuffleQueries(), ShuffleMap()]:
+            full, exact = (
+                reduced(host, reducer, Rate(0.6, (0, 2)), tail) for tail in ("full", "exact")
+            )
+            alike(exact(x), full(x))
+
+
+@every_kind
+def test_host_stays_as_found(kind: Hugging) -> None:
+    host = kind.build().train()
+    patchslim.find_adapter(host).blocks(host)[1].eval()
+    weights = {name: value.clone() for name, value in host.state_dict().items()}
+    before, config = found(host), host.config.to_dict()
+    slimmed = patchslim.slim(host, "tome", r=2)
+    with torch.no_grad():
+        slimmed(pixels(host))
+    assert slimmed.unslim() is host and found(host) == before
+    assert host.config.to_dict() == config
+    with pytest.raises(UnsupportedModel, match="slimmed already"):
+        patchslim.slim(slimmed, "tome", r=2)
+    after = host.state_dict()
+    assert list(after) == list(weights)
+    assert all(torch.equal(after[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("label", ["ViT", "Dinov2"])
+def test_activations_can_be_recomputed(label: str) -> None:
+    host = tiny_hf(f"{label}ForImageClassification")
+    model = patchslim.slim(host, "tome", r=2).train()
+
+    def answer(x: Tensor) -> Tensor:
+        logits: Tensor = model(x).logits
+        return logits
+
+    wanted = gradients(answer, host, pixels(host))
+    model.gradient_checkpointing_enable()
+    same_gradients(gradients(answer, host, pixels(host)), wanted)
+
+
+@pytest.mark.parametrize("kind", LABELLED, ids=str)
+@pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
+def test_labels_give_the_host_loss(kind: Hugging, problem: str | None) -> None:
+    host = kind.build()
+    host.config.problem_type = problem
+    x = pixels(host)
+    classes = torch.tensor([3, 0])
+    labels = classes if problem is None else torch.eye(7, dtype=host.dtype)[classes]
+    with torch.no_grad():
+        got = patchslim.slim(host, "identity")(x, labels=labels)
+        wanted = host(x, labels=labels)
+        assert close(got.loss, wanted.loss)
+        less = patchslim.slim(host, "tome", r=2)(x, labels=labels)
+    assert torch.isfinite(less.loss) and less.loss != wanted.loss
+
+
+@pytest.mark.parametrize("label", FREE)
+@pytest.mark.parametrize("size", [(24, 12), (18, 27)])
+def test_other_image_sizes(label: str, size: tuple[int, int]) -> None:
+    host = tiny_hf(label)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    dino = label.startswith("Dinov2")
+    options = {} if dino else {"interpolate_pos_encoding": True}
+    slimmed = patchslim.slim(host, "tome", r=2)
+    with torch.no_grad():
+        wanted = host(x, **options)
+        alike(patchslim.slim(host, "identity")(x, **options), wanted)
+        got = slimmed(x, **options)
+    assert [value.shape for value in got.values()] == [value.shape for value in wanted.values()]
+    if not dino:
+        with pytest.raises(WrongInput, match="interpolate_pos_encoding=True"):
+            slimmed(x)
+
+
+def test_configured_tuple_is_returned() -> None:
+    host = tiny_hf("ViTModel", return_dict=False)
+    with torch.no_grad():
+        alike(patchslim.slim(host, "identity")(pixels(host)), host(pixels(host)))
+
+
+@pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states", "attention_mask"])
+def test_what_a_reduced_sequence_lacks_is_refused(hf_vit: Any, option: str) -> None:
+    slimmed = patchslim.slim(hf_vit, "tome", r=2)
+    with pytest.raises(WrongInput, match=option):
+        slimmed(pixels(hf_vit), **{option: True})
+
+
+@pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states"])
+def test_what_the_configuration_asks_for_is_refused(option: str) -> None:
+    host = tiny_hf(**{option: True, "attn_implementation": "eager"})
+    with pytest.raises(UnsupportedModel, match=option):
+        patchslim.slim(host, "tome", r=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ViTForMaskedImageModeling", OBLONG),
+        ("DeiTForMaskedImageModeling", OBLONG),
+        ("Dinov2Backbone", DINO),
+        ("Dinov2WithRegistersBackbone", DINO),
+    ],
+)
+def test_other_tasks_are_refused(name: str, settings: dict[str, Any]) -> None:
+    cls = getattr(transformers, name)
+    host = cls(cls.config_class(**{**SMALL, **settings}))
+    with pytest.raises(UnsupportedModel, match="not among the supported tasks"):
+        patchslim.slim(host, "tome", r=2)
+
+
+@pytest.mark.parametrize("name", ["BeitModel", "SwinModel", "IJepaModel"])
+def test_other_families_are_refused(name: str) -> None:
+    small = {**SMALL, **WIDE} if name != "SwinModel" else {"embed_dim": 8, "depths": [1]}
+    more = {"num_heads": [1], "image_size": 16} if name == "SwinModel" else {}
+    cls = getattr(transformers, name)
+    with pytest.raises(UnsupportedModel, match="No adapter knows"):
+        patchslim.slim(cls(cls.config_class(**small, **more)), "tome", r=2)
+
+
+def test_changed_layer_is_refused(hf_vit: Any) -> None:
+    plain = hf_vit.vit.layers[0].forward
+    hf_vit.vit.layers[0].forward = lambda *args, **options: 1.01 * plain(*args, **options)
+    with pytest.raises(UnsupportedModel, match="differs from the model"):
+        patchslim.slim(hf_vit, "tome", r=2)

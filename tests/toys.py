@@ -1,0 +1,151 @@
+"""Toy methods for each place and each kind of reduction."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import patchslim
+from patchslim.model import SlimModel
+from patchslim.reducer import Place, Reducer
+from patchslim.reduction import Keep, Mask, Merge
+
+
+def slimmed(host, reducer, schedule, tail="full"):
+    """The slim model itself, without the checks of `slim`."""
+    return SlimModel(host, patchslim.find_adapter(host), reducer, schedule, tail)
+
+
+def norms(tokens):
+    """How long the features of each patch row are."""
+    return tokens.x[:, tokens.prefix :].norm(dim=2)
+
+
+class Longest(Reducer):
+    """Keeps the longest rows, and looks at nothing but the tokens."""
+
+    def choose(self, tokens, signals, keep):
+        return Keep(norms(tokens).topk(keep, dim=1).indices)
+
+
+class LongestBefore(Longest):
+    place: ClassVar[Place] = Place.BEFORE_BLOCK
+
+
+class LongestOnQueries(Longest):
+    place: ClassVar[Place] = Place.ON_QUERIES
+
+
+class AttentiveOnQueries(Reducer):
+    """Keeps the rows that the class token attends to most; only they ask."""
+
+    place: ClassVar[Place] = Place.ON_QUERIES
+    needs_class_token: ClassVar[bool] = True
+
+    def choose(self, tokens, signals, keep):
+        return Keep(signals.class_attention().topk(keep, dim=1).indices)
+
+    def macs(self, rows, prefix, block):
+        return block.map_row(rows) + prefix * block.q
+
+
+class Pairs(Reducer):
+    """Merges the shortest rows, the first of them into the longest and so on."""
+
+    proportional = True
+
+    def choose(self, tokens, signals, keep):
+        order = norms(tokens).argsort(dim=1, descending=True)
+        gone = order[:, keep:]
+        into = torch.arange(gone.shape[1], device=order.device) % keep
+        return Merge(order[:, :keep], gone=gone, into=into.expand_as(gone))
+
+
+class PairsBefore(Pairs):
+    place: ClassVar[Place] = Place.BEFORE_BLOCK
+
+
+class PairsOnMap(Pairs):
+    place: ClassVar[Place] = Place.ON_MAP
+
+
+class PairsOnQueries(Pairs):
+    place: ClassVar[Place] = Place.ON_QUERIES
+
+
+class Predictor(Reducer):
+    """Scores rows by a layer of its own: masks softly while training, removes otherwise."""
+
+    place: ClassVar[Place] = Place.BEFORE_BLOCK
+
+    def __init__(self, *, width=16):
+        super().__init__()
+        self.width = width
+        self.score = nn.Linear(width, 1)
+
+    def choose(self, tokens, signals, keep):
+        score = self.score(tokens.x[:, tokens.prefix :]).squeeze(2)
+        if self.training:
+            return Mask(score.sigmoid())
+        return Keep(score.topk(keep, dim=1).indices)
+
+    def macs(self, rows, prefix, block):
+        return (rows - prefix) * self.width
+
+
+class HardMask(Longest):
+    """Says of the longest rows that they live and of the others that they do not; removes none."""
+
+    place: ClassVar[Place] = Place.BEFORE_BLOCK
+
+    def choose(self, tokens, signals, keep):
+        length = norms(tokens)
+        if tokens.alive is not None:
+            length = length * tokens.alive
+        kept = length.topk(keep, dim=1).indices
+        return Mask(torch.zeros_like(length).scatter(1, kept, 1.0))
+
+
+class Enough(Reducer):
+    """Keeps the rows longer than the image's mean, a number of its own for each image."""
+
+    place: ClassVar[Place] = Place.BEFORE_FEED
+
+    def choose(self, tokens, signals, keep):
+        length = norms(tokens)
+        alive = torch.ones_like(length) if tokens.alive is None else tokens.alive.to(length)
+        mean = (length * alive).sum(dim=1, keepdim=True) / alive.sum(dim=1, keepdim=True)
+        wanted = ((length > mean) & (alive > 0)).sum(dim=1, keepdim=True).clamp(max=keep)
+        kept = (length * alive).topk(keep, dim=1).indices
+        padding = torch.arange(keep, device=length.device) < wanted
+        return Keep(kept, padding=padding)
+
+
+def shipped():
+    """Every method on disk as it comes, and again with each switch of its settings turned over."""
+    for name in patchslim.reducer_names():
+        kind = patchslim.find_reducer(name)
+        plain = kind().eval()
+        yield pytest.param(plain, id=name)
+        for setting, value in plain.settings().items():
+            if isinstance(value, bool):
+                turned = kind(**{setting: not value}).eval()
+                yield pytest.param(turned, id=f"{name}-{setting}={not value}")
+
+
+def all_toys():
+    """The toys that remove rows when they are not training."""
+    for kind in (
+        LongestBefore,
+        Longest,
+        LongestOnQueries,
+        AttentiveOnQueries,
+        PairsBefore,
+        Pairs,
+        PairsOnQueries,
+        PairsOnMap,
+        Predictor,
+        Enough,
+    ):
+        yield pytest.param(kind().eval(), id=kind.__name__)

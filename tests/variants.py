@@ -1,0 +1,292 @@
+"""Every architecture variant that timm's registry builds with the two families we serve, made small.
+
+The registry's own functions are called with the constructors of the host classes replaced by one
+that notes its arguments and stops. Arguments that only set a scale (depth, width, image, number of
+classes ...) are dropped; names whose other arguments agree are one variant. `python
+tests/variants.py` prints the count and runs the identity law on each. Knows nothing of methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import resnet, resnetv2, vision_transformer_hybrid, vitamin
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+HOSTS: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled, Eva)
+DEFAULTS = {cls: inspect.signature(cls).parameters for cls in (VisionTransformer, Eva)}
+DEFAULTS[VisionTransformerDistilled] = DEFAULTS[VisionTransformer]
+GRID = (4, 5)  # not square, so that height and width cannot be confused
+STEM_GRID = (2, 3)  # for hosts with a convolutional stem, whose images are larger
+PATCH, WIDTH, HEADS, DEPTH, CLASSES = 4, 32, 4, 3, 7
+
+# What only sets the scale: dropped from the comparison, or compared as given or not given.
+SCALE = """img_size in_chans num_classes embed_dim depth num_heads mlp_ratio rope_temperature
+swiglu_align_to head_init_scale weight_init fix_init rope_rescale_coords""".split()
+SWITCHES = "init_values ref_feat_shape attn_pool_num_heads attn_pool_mlp_ratio num_kv_heads".split()
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One architecture variant: how to build it small, and the registered names that are it.
+
+    `prepare` is done to the built host before its weights are drawn.
+    """
+
+    label: str
+    host: type[nn.Module]
+    args: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+    prepare: Callable[[Any], object] | None = None
+    dtype: torch.dtype = torch.float32
+
+    def build(self) -> Any:
+        """A small host with strongly random weights, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            host = self.host(**small(self.args))
+        if self.prepare is not None:
+            self.prepare(host)
+        randomise(host)
+        return host.eval().to(self.dtype)
+
+    @property
+    def prefix(self) -> int:
+        """How many rows of the host are not patches."""
+        if self.host is VisionTransformerDistilled:
+            return 2
+        registers = self.args.get("reg_tokens", 0) + self.args.get("num_reg_tokens", 0)
+        return int(self.args.get("class_token", True)) + int(registers)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+class Recorded(Exception):  # noqa: N818
+    """Stops a constructor; carries the class and the arguments."""
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Constructors of the host classes note their arguments and stop."""
+    originals = {cls: cls.__init__ for cls in HOSTS}
+
+    def note(self: nn.Module, **kwargs: Any) -> None:
+        raise Recorded(type(self), kwargs)
+
+    try:
+        for cls in HOSTS:
+            cls.__init__ = note  # type: ignore[method-assign]
+        yield
+    finally:
+        for cls, original in originals.items():
+            cls.__init__ = original  # type: ignore[method-assign]
+
+
+def candidates() -> list[str]:
+    """Names registered by the modules of timm that know one of the host classes."""
+    names: list[str] = []
+    for module in sorted(timm.list_modules()):
+        known = vars(sys.modules[f"timm.models.{module}"]).values()
+        if any(cls is value for cls in HOSTS for value in known):
+            names += timm.list_models(module=module)
+    return names
+
+
+def record(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
+    """The host class that a registered name builds and its arguments; None for another class."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name)
+    except Recorded as found:
+        host, args = found.args
+        return host, args
+    return None
+
+
+@functools.cache
+def registered() -> tuple[Variant, ...]:
+    """All variants of timm's registry, largest group first."""
+    groups: dict[Any, list[str]] = {}
+    first: dict[Any, tuple[type[nn.Module], dict[str, Any]]] = {}
+    with recording(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in candidates():
+            found = record(name)
+            if found is not None:
+                key = kind(*found)
+                groups.setdefault(key, []).append(name)
+                first.setdefault(key, found)
+    ordered = sorted(groups, key=lambda key: (-len(groups[key]), groups[key]))
+    return tuple(
+        Variant(groups[key][0], *first[key], names=tuple(groups[key])) for key in ordered
+    )
+
+
+def kind(host: type[nn.Module], args: Mapping[str, Any]) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What makes a variant: the class and the arguments that are neither scale nor the default."""
+    defaults = DEFAULTS[host]
+    parts = set()
+    for name, value in args.items():
+        plain = name == "patch_size" and "embed_layer" not in args
+        if name in SCALE or plain or canonical(value) == canonical(defaults[name].default):
+            continue
+        parts.add((name, "given" if name in SWITCHES else canonical(value)))
+    return host.__name__, frozenset(parts)
+
+
+def canonical(value: Any) -> str:
+    """A layer's name without its epsilon, a stem's by its stages, anything else as it prints."""
+    if isinstance(value, functools.partial):
+        inner = {name: v for name, v in value.keywords.items() if name != "eps"}
+        shown = ",".join(f"{name}={canonical(v)}" for name, v in sorted(inner.items()))
+        return canonical(value.func) + (f"({shown})" if shown else "")
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__}{len(stages(value))}"
+    name = getattr(value, "__name__", None) or (value if isinstance(value, str) else repr(value))
+    plain = str(name).lower().replace("_", "")
+    return "none" if plain in ("layernorm", "gelu", "none") else plain
+
+
+def stages(stem: nn.Module) -> list[str]:
+    """The stages of a convolutional stem, by name."""
+    return [name for name, _ in getattr(stem, "stages", stem).named_children()]
+
+
+def small(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments at a small scale."""
+    less = {**args, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    less["num_classes"] = CLASSES if args.get("num_classes", CLASSES) else 0
+    if "embed_layer" in args:
+        less["embed_layer"], ratio = small_stem(args["embed_layer"])
+        ratio *= int(args["patch_size"])
+        less["img_size"] = (STEM_GRID[0] * ratio, STEM_GRID[1] * ratio)
+    else:
+        less |= {"patch_size": PATCH, "img_size": (GRID[0] * PATCH, GRID[1] * PATCH)}
+    shrunk = {"attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 3.0, "init_values": 0.1}
+    less |= {name: value for name, value in shrunk.items() if args.get(name) is not None}
+    if isinstance(args.get("num_kv_heads"), tuple):
+        less["num_kv_heads"] = (HEADS, HEADS // 2, 1)
+    elif args.get("num_kv_heads") is not None:
+        less["num_kv_heads"] = HEADS // 2
+    return less
+
+
+def small_stem(embed: functools.partial[nn.Module]) -> tuple[Any, int]:
+    """A narrow, shallow stem of the same kind, and by how much it shrinks an image."""
+    stem = embed.keywords["backbone"]
+    match type(stem).__name__:
+        case "ResNetV2":
+            conv = functools.partial(vision_transformer_hybrid.StdConv2dSame, eps=1e-8)
+            less: nn.Module = resnetv2.ResNetV2(
+                layers=[1] * len(stages(stem)),
+                channels=(128,) * len(stages(stem)),
+                stem_chs=32,
+                num_classes=0,
+                global_pool="",
+                preact=False,
+                stem_type="same",
+                conv_layer=conv,
+            )
+        case "FeatureListNet":
+            last = len([name for name in stages(stem) if name.startswith("layer")])
+            less = resnet.resnet26d(
+                features_only=True,
+                out_indices=[last],
+                block=resnet.BasicBlock,
+                layers=(1, 1, 1, 1),
+                channels=(8, 8, 16, 16),
+                stem_width=8,
+            )
+        case "MbConvStages":
+            less = vitamin.MbConvStages(
+                vitamin.VitCfg(embed_dim=(8, 16, WIDTH), depths=(1, 1, 1), stem_width=8)
+            )
+        case "ConvStem":
+            less = vision_transformer_hybrid.ConvStem(
+                channels=(8, 8, WIDTH),
+                stride=(4, 2, 2),
+                kernel_size=(4, 2, 2),
+                padding=0,
+                act_layer=nn.GELU,
+            )
+        case _:  # the stem of ResNetV2 alone is small already
+            less = vision_transformer_hybrid._resnetv2(layers=())
+    with torch.no_grad():
+        found = less.eval()(torch.zeros(1, 3, 64, 64))
+    out: Tensor = found[-1] if isinstance(found, list | tuple) else found
+    rest = {name: value for name, value in embed.keywords.items() if name != "backbone"}
+    return functools.partial(embed.func, backbone=less, **rest), 64 // out.shape[-1]
+
+
+def randomise(host: nn.Module, seed: int = 0) -> None:
+    """Weights under which no part of the model can be left out unnoticed."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in [*host.named_parameters(), *host.named_buffers()]:
+            if not p.is_floating_point() or "rope" in name:
+                continue
+            value = torch.randn(p.shape, generator=noise, dtype=torch.float32)
+            leaf = name.rpartition(".")[2]
+            if p.ndim >= 2 and p.shape[0] > 1:
+                value *= 1.3 * p[0].numel() ** -0.5
+            elif "lambda" in leaf or p.ndim >= 2 or "bias" in leaf or leaf == "running_mean":
+                value *= 0.4
+            elif leaf == "running_var":
+                value = 0.5 + value.abs()
+            else:
+                value = 1.0 + 0.4 * value
+            p.copy_(value)
+
+
+def tiny_vit(**args: Any) -> Any:
+    """A small VisionTransformer with these arguments."""
+    return Variant("tiny", VisionTransformer, args).build()
+
+
+def images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
+    """Random images that fit the host."""
+    parameter = next(host.parameters())
+    size = host.patch_embed.img_size
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, host.in_chans, *size, generator=noise).to(parameter.dtype)
+
+
+def main() -> None:
+    """Prints how many names map to how many variants, and the identity law on each."""
+    import patchslim
+    from patchslim.slim import difference
+
+    torch.set_num_threads(1)
+    variants = registered()
+    equal, worst = 0, 0.0
+    for variant in variants:
+        host = variant.build()
+        slimmed = patchslim.slim(host, "identity")
+        x = images(host)
+        with torch.no_grad():
+            got, wanted = slimmed(x), host(x)
+        worst = max(worst, difference(got, wanted))
+        equal += torch.equal(got, wanted)
+        print(f"{len(variant.names):4d} names  {variant.host.__name__:26s} {variant.label}")
+    names = sum(len(variant.names) for variant in variants)
+    print(
+        f"timm {timm.__version__}: {names} names -> {len(variants)} variants; keep-everything is "
+        f"bit-equal on {equal} and within {worst:.1g} on all."
+    )
+
+
+if __name__ == "__main__":
+    main()
