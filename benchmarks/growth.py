@@ -23,7 +23,8 @@ import torch
 
 import patchslim
 from patchslim.birth import Birth
-from patchslim.measure import latency, peak_memory
+from patchslim.measure import latency
+from patchslim.memory import peak_memory
 from patchslim.model import SlimModel, Step
 from patchslim.reducer import Signals
 from patchslim.reduction import Reduction

@@ -16,7 +16,6 @@ from patchslim.schedule import Schedule, Tail
 from patchslim.slim import TOLERANCE, difference
 from patchslim.tokens import Tokens
 
-
 UNSEEN = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
 
 
@@ -79,7 +78,8 @@ def same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tensor | Non
         mine = got[name]
         if "mask_token" in name or name.endswith(UNSEEN) or (mine is not None and not mine.numel()):
             continue
-        assert gradient is not None and mine is not None, name
+        assert gradient is not None, name
+        assert mine is not None, name
         scale = float(gradient.abs().max())
         assert scale > 1e-4, f"{name} does not show in the output"
         assert float((mine - gradient).abs().max()) <= 10 * TOLERANCE[mine.dtype] * scale, name

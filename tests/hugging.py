@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+
 from variants import randomise
 
 SMALL = {

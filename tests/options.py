@@ -24,6 +24,7 @@ from timm.models.vision_transformer import (
     VisionTransformer,
 )
 from torch import nn
+
 from variants import HEADS, WIDTH, Variant
 
 KNOWN = {"vit": VisionTransformer, "distilled": VisionTransformerDistilled, "eva": Eva}
@@ -100,7 +101,9 @@ VIT = (
     variant("vit GLU", mlp_layer=GluMlp, **NO_CLASS),
     variant("vit gated attention", with_attention(Attention, gated=True)),
     variant(
-        "vit gated post-norm attention", with_attention(Attention, gated=True), block_fn=ResPostBlock
+        "vit gated post-norm attention",
+        with_attention(Attention, gated=True),
+        block_fn=ResPostBlock,
     ),
     variant(
         "vit gated, normed, other head width",

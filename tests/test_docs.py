@@ -62,7 +62,7 @@ def name(page: Path) -> str:
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Whether a page shows what was printed; it may break lines elsewhere, and leave out parts (...)."""
+    """Whether a page shows what was printed; lines may break elsewhere, and `...` be left out."""
     lenient = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     return doctest.OutputChecker().check_output(shown, printed, lenient)
 

@@ -10,7 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.errors import BadData, BadFile, UnknownName, UnsupportedModel, WrongInput
-from patchslim.measure import latency, measure, peak_memory
+from patchslim.measure import latency, measure
+from patchslim.memory import peak_memory
 from patchslim.reducers.random import Random
 from patchslim.report import COLUMNS, Birth, Estimate, Report, Row, Spread
 from patchslim.score import divergence

@@ -1,19 +1,19 @@
-"""Counts from shapes alone against torch's own counter on the running model, on all kinds of host."""
+"""Counts from shapes alone against torch's own counter on running models of all kinds."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+import patchslim
 from comparing import ShuffleMap, ShuffleQueries, methods, reduced
 from hugging import HUGGING, Hugging, pixels
 from options import OPTIONS
-from variants import Variant, images, registered
-
-import patchslim
 from patchslim.cost import dense_macs
 from patchslim.laws import check_adapter
 from patchslim.laws.counting import counted_macs
 from patchslim.schedule import Rate
+from variants import Variant, images, registered
 
 EVERY = [*registered(), *OPTIONS, *HUGGING]
 SOME = """deit_base_patch16_224 deit_base_distilled_patch16_224 vitamin_base_224
@@ -22,7 +22,9 @@ vit_dpwee_patch16_reg1_gap_256 vit_dlittle_patch16_reg1_gap_256 test_vit3 vit_5b
 eva02_base_patch14_224 vit_base_patch16_dinov3 vit_base_patch16_rope_mixed_224
 eva02_enormous_patch14_clip_224 vit_pe_core_base_patch16_224""".split()
 FEW = [
-    pytest.param(each, marks=() if each.label in SOME or "Dinov2F" in each.label else pytest.mark.slow)
+    pytest.param(
+        each, marks=() if each.label in SOME or "Dinov2F" in each.label else pytest.mark.slow
+    )
     for each in EVERY
 ]
 

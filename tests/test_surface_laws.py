@@ -12,43 +12,16 @@ from typing import Any
 import pytest
 import timm
 import torch
-from comparing import close, found
-from hugging import pixels, tiny_hf
-from options import KNOWN
 from torch import Tensor, nn
-from variants import Variant, images
 
 import patchslim
+from comparing import close, found
+from hosts import HOSTS, every_host, slimmed
+from hugging import pixels, tiny_hf
 from patchslim.errors import WrongInput
-from patchslim.model import SlimModel
+from variants import Variant, images
 
-
-def small(family: str, **args: Any) -> Variant:
-    """A small host of a family, with these arguments."""
-    return Variant(family, KNOWN[family], args)
-
-
-# Every kind of host, small: by the rows that its head reads, and how.
-HOSTS = {
-    "class token": small("vit"),
-    "distilled": small("distilled"),
-    "registers, no class token": small("vit", reg_tokens=3, class_token=False, global_pool="avg"),
-    "average over the prefix": small("vit", global_pool="avg", pool_include_prefix=True),
-    "average and maximum": small("vit", global_pool="avgmax"),
-    "query": small("vit", global_pool="map", class_token=False),
-    "query over the prefix": small("vit", global_pool="map", pool_include_prefix=True),
-    "refined": small("vit", global_pool="prr"),
-    "rotary average": small("eva", use_rot_pos_emb=True, rope_type="mixed", num_reg_tokens=1),
-    "rotary class token": small("eva", use_rot_pos_emb=True, global_pool="token"),
-    "rotary query": small("eva", use_rot_pos_emb=True, global_pool="map"),
-}
-every_host = pytest.mark.parametrize("variant", HOSTS.values(), ids=HOSTS)
 FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
-
-
-def slimmed(host: Any, method: str = "tome", **budget: Any) -> SlimModel:
-    """The host with about a third of its patches gone half way."""
-    return patchslim.slim(host, method, **(budget or {"keep_rate": 0.7, "at": (0, 1)}))
 
 
 @pytest.mark.parametrize(
@@ -138,14 +111,15 @@ def same(got: Any, wanted: Any) -> None:
     if isinstance(wanted, Tensor):
         assert close(got, wanted)
         return
-    assert type(got) is type(wanted) and len(got) == len(wanted)
+    assert type(got) is type(wanted)
+    assert len(got) == len(wanted)
     for mine, its in zip(got, wanted, strict=True):
         same(mine, its)
 
 
 @pytest.mark.parametrize("indices", [2, (0, 2), (-1,)])
 @pytest.mark.parametrize("norm", [False, True])
-def test_timm_feature_getter(indices: Any, norm: bool) -> None:
+def test_timm_feature_getter(indices: Any, norm: Any) -> None:
     from timm.models._features import FeatureGetterNet
 
     host = HOSTS["class token"].build()
@@ -215,8 +189,10 @@ def test_copies_and_pickles_give_the_same_answer(variant: Variant) -> None:
     with torch.no_grad():
         wanted = model(x)
         twin, thawed = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
-        assert torch.equal(twin(x), wanted) and torch.equal(thawed(x), wanted)
-    assert twin.host is not host and repr(thawed) == repr(model)
+        assert torch.equal(twin(x), wanted)
+        assert torch.equal(thawed(x), wanted)
+    assert twin.host is not host
+    assert repr(thawed) == repr(model)
 
 
 @every_host
@@ -230,7 +206,8 @@ def test_mixed_precision(variant: Variant, classes: int) -> None:
             wanted = host(x)
             assert close(patchslim.slim(host, "identity")(x).float(), exact, factor=5e3)
             got = slimmed(host)(x)
-    assert got.dtype == wanted.dtype and torch.isfinite(got).all()
+    assert got.dtype == wanted.dtype
+    assert torch.isfinite(got).all()
 
 
 def test_weights_move_with_the_model(vit: Any) -> None:
@@ -239,7 +216,8 @@ def test_weights_move_with_the_model(vit: Any) -> None:
     model.double()
     assert model(images(vit)).dtype == torch.float64 == vit(images(vit)).dtype
     model.train()
-    assert vit.training and vit.blocks[0].training
+    assert vit.training
+    assert vit.blocks[0].training
 
 
 @pytest.mark.parametrize("method", FIXED)
@@ -268,65 +246,3 @@ def test_undo_leaves_nothing_behind(vit: Any) -> None:
     del model
     assert found(vit) == before
     assert patchslim.slim(vit, "tome", r=1)(images(vit)).shape == (2, 7)
-
-
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.parametrize("tail", [pytest.param("full", marks=pytest.mark.slow), "exact"])
-def test_compiles_without_a_break(vit: Any, method: str, tail: str) -> None:
-    model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        assert close(compiled(images(vit)), model(images(vit)))
-
-
-@pytest.mark.slow
-@every_host
-def test_every_host_compiles_without_a_break(variant: Variant) -> None:
-    host = variant.build()
-    model = slimmed(host)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        assert close(compiled(images(host)), model(images(host)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.filterwarnings("ignore")
-def test_compiles_with_inductor(vit: Any, method: str) -> None:
-    model = slimmed(vit, method)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True)
-    with torch.no_grad():
-        for batch in (2, 5):
-            assert close(compiled(images(vit, batch)), model(images(vit, batch)))
-
-
-def exported(model: SlimModel, x: Tensor) -> nn.Module:
-    """The model as a graph that takes any number of images."""
-    batch = {0: torch.export.Dim("batch", min=1, max=64)}
-    program = torch.export.export(model, (x,), dynamic_shapes={"images": batch})
-    return program.module()
-
-
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.parametrize("tail", ["full", pytest.param("exact", marks=pytest.mark.slow)])
-def test_exports_for_any_batch(vit: Any, method: str, tail: str) -> None:
-    model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
-    whole = exported(model, images(vit, 3))
-    with torch.no_grad():
-        for batch in (1, 2, 5):
-            x = images(vit, batch, seed=batch)
-            assert close(whole(x), model(x))
-
-
-@pytest.mark.slow
-@every_host
-def test_every_host_exports_for_any_batch(variant: Variant) -> None:
-    host = variant.build()
-    model = slimmed(host)
-    whole = exported(model, images(host, 3))
-    with torch.no_grad():
-        for batch in (1, 5):
-            assert close(whole(images(host, batch)), model(images(host, batch)))

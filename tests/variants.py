@@ -1,4 +1,4 @@
-"""Every architecture variant that timm's registry builds with the two families we serve, made small.
+"""Every architecture variant that timm's registry builds with our two families, made small.
 
 The registry's own functions are called with the constructors of the host classes replaced by one
 that notes its arguments and stops. Arguments that only set a scale (depth, width, image, number of
@@ -74,7 +74,7 @@ class Variant:
         return self.label
 
 
-class Recorded(Exception):  # noqa: N818
+class Recorded(Exception):
     """Stops a constructor; carries the class and the arguments."""
 
 
@@ -130,9 +130,7 @@ def registered() -> tuple[Variant, ...]:
                 groups.setdefault(key, []).append(name)
                 first.setdefault(key, found)
     ordered = sorted(groups, key=lambda key: (-len(groups[key]), groups[key]))
-    return tuple(
-        Variant(groups[key][0], *first[key], names=tuple(groups[key])) for key in ordered
-    )
+    return tuple(Variant(groups[key][0], *first[key], names=tuple(groups[key])) for key in ordered)
 
 
 def kind(host: type[nn.Module], args: Mapping[str, Any]) -> tuple[str, frozenset[tuple[str, str]]]:
@@ -264,28 +262,42 @@ def images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
     return torch.randn(batch, host.in_chans, *size, generator=noise).to(parameter.dtype)
 
 
-def main() -> None:
-    """Prints how many names map to how many variants, and the identity law on each."""
+def identity(host: Any, x: Tensor) -> float:
+    """By how much a host differs from itself with nothing removed."""
     import patchslim
     from patchslim.slim import difference
 
+    logits = patchslim.find_adapter(host).logits
+    with torch.no_grad():
+        got, wanted = logits(patchslim.slim(host, "identity")(x)), logits(host(x))
+    return difference(got.double(), wanted.double())
+
+
+def told(what: str, off: list[float]) -> str:
+    """One line about how many hosts were compared and how they came out."""
+    equal = sum(each == 0 for each in off)
+    return f"{what}: keep-everything is bit-equal on {equal}, within {max(off):.1g} on all."
+
+
+def main() -> None:
+    """Prints how many names map to how many variants, and the identity law on each."""
+    import transformers
+
+    from hugging import HUGGING, pixels
+    from options import OPTIONS
+
     torch.set_num_threads(1)
     variants = registered()
-    equal, worst = 0, 0.0
     for variant in variants:
-        host = variant.build()
-        slimmed = patchslim.slim(host, "identity")
-        x = images(host)
-        with torch.no_grad():
-            got, wanted = slimmed(x), host(x)
-        worst = max(worst, difference(got, wanted))
-        equal += torch.equal(got, wanted)
-        print(f"{len(variant.names):4d} names  {variant.host.__name__:26s} {variant.label}")
+        print(f"{len(variant.names):4d} names  {variant.host.__name__:26s} {variant.label}")  # noqa: T201
     names = sum(len(variant.names) for variant in variants)
-    print(
-        f"timm {timm.__version__}: {names} names -> {len(variants)} variants; keep-everything is "
-        f"bit-equal on {equal} and within {worst:.1g} on all."
-    )
+    hosts = [variant.build() for variant in variants]
+    off = [identity(host, images(host)) for host in hosts]
+    print(told(f"timm {timm.__version__}: {names} names -> {len(variants)} variants", off))  # noqa: T201
+    off = [identity(host, images(host)) for host in (each.build() for each in OPTIONS)]
+    print(told(f"{len(OPTIONS)} further options of the two families", off))  # noqa: T201
+    off = [identity(host, pixels(host)) for host in (each.build() for each in HUGGING)]
+    print(told(f"transformers {transformers.__version__}: {len(HUGGING)} kinds of host", off))  # noqa: T201
 
 
 if __name__ == "__main__":

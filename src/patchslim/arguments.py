@@ -62,6 +62,7 @@ def images_of(
     args: Namespace, slimmed: SlimModel, prepared: Preparation | None, terminal: Terminal
 ) -> Iterable[tuple[Tensor, Tensor | None]] | None:
     """Batches of the images to measure on, or None where there are none."""
+    from patchslim.dataset import Dataset, is_dataset
     from patchslim.images import Images
 
     if args.data == EXAMPLE or (args.data is None and args.model == EXAMPLE):
@@ -71,6 +72,15 @@ def images_of(
     if args.data is None:
         terminal.note("note: without --data only costs are measured, on noise; answers are not.")
         return None
+    if is_dataset(args.data):
+        if args.classes is not None:
+            raise PatchslimError(
+                f"--classes names class folders, and {args.data} is a Hugging Face dataset, which "
+                "has labels of its own; leave --classes out."
+            )
+        return Dataset.for_host(
+            slimmed, args.data, prepared=prepared, limit=args.limit, batch=args.batch
+        )
     return Images.for_host(
         slimmed,
         args.data,

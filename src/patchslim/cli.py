@@ -134,7 +134,8 @@ def _add_measure(commands: Any) -> None:
     one.add_argument(
         "--data",
         metavar="PATH",
-        help="images: a folder, a .zip or .tar of one, or `digits`; without it, costs alone",
+        help="images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, or `digits`; "
+        "without it, costs alone",
     )
     one.add_argument(
         "--classes",
@@ -146,6 +147,7 @@ def _add_measure(commands: Any) -> None:
     one.add_argument("--batch", type=_count, default=8, metavar="N", help="images at a time (8)")
     one.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing (20)")
     one.add_argument("--out", type=Path, metavar="FILE", help="where to save the report as JSON")
+    one.add_argument("--csv", type=Path, metavar="FILE", help="where to save it in timm's columns")
 
 
 def _add_macs(commands: Any) -> None:

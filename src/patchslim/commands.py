@@ -79,6 +79,9 @@ def measure(args: Namespace, terminal: Terminal) -> Answer:
     if args.out is not None:
         report.save(args.out)
         text += f"\n\nSaved to {args.out}"
+    if args.csv is not None:
+        report.save_csv(args.csv)
+        text += f"\n\nSaved as CSV to {args.csv}"
     return Answer(text, {**report.to_json(), "unreadable": unreadable})
 
 

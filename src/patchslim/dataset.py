@@ -231,7 +231,7 @@ def _labels(rows: Any, column: str) -> list[int]:
             f"every row. Make it one: dataset.class_encode_column({column!r}), or leave labels out "
             "(label=None)."
         )
-    return [] if max(labels) < 0 else labels
+    return [] if max(labels) < 0 else [int(label) for label in labels]
 
 
 def _image_column(rows: Any) -> str:

@@ -11,12 +11,10 @@ import difflib
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadData

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from patchslim.birth import Birth
 from patchslim.errors import BadData, UnknownName, UnsupportedModel, WrongInput
+from patchslim.memory import peak_memory
 from patchslim.model import SlimModel
+from patchslim.preparation import Preparation
 from patchslim.reducer import Reducer, reducer_name
 from patchslim.reducers.random import Random
 from patchslim.report import Report, Row, Spread
@@ -51,12 +52,13 @@ def measure(
     baseline: bool = True,
     progress: Say | None = None,
 ) -> Report:
-    """Accuracy, agreement, KL, MACs, latency and memory of models beside their dense host.
+    """Accuracy, calibration, agreement, MACs, time and memory of models beside their dense host.
 
     Args:
         model: a slimmed model, or several of one host by name.
         images: batches of float images (B, 3, H, W) with their labels (B,) or None; read once.
-            Without images there are only costs, taken on noise.
+            Without images there are only costs, taken on noise. If it says how they are
+            `prepared`, as `Images` does, so does the report.
         batch: how many images are timed at a time, and whose memory is taken.
         repeats: rounds of timing; 0 for none.
         seed: of the random baseline and of the noise.
@@ -88,7 +90,9 @@ def measure(
     rows += [_row(name, each, size, taken) for name, each in models.items()]
     seen = scores["dense"].images if scores else 0
     birth = Birth.now(some.host, batch=batch, image_size=size, images=seen, seed=seed)
-    return Report(tuple(rows), birth, _title(some.host))
+    said = getattr(images, "prepared", None)
+    prepared = said if isinstance(said, Preparation) else None
+    return Report(tuple(rows), birth, _title(some.host), prepared)
 
 
 def latency(
@@ -121,50 +125,6 @@ def latency(
                 if number >= 0:
                     seconds[name].append(time.perf_counter() - begun)
     return seconds
-
-
-def peak_memory(call: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that are allocated during `call` and live at one time.
-
-    What was there before, such as weights and the images, is not counted; nor is scratch space
-    that kernels take without PyTorch's allocator.
-    """
-    if torch.cuda.is_initialized():
-        peak = _cuda_peak(call)
-        if peak:
-            return peak
-    from torch.autograd.profiler import profile
-
-    with _quiet_profiler(), profile(profile_memory=True, use_kineto=True) as run:
-        result = call()
-    events: list[Any] = [e for e in run.kineto_results.events() if e.name() == "[memory]"]
-    del result
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return int(max(itertools.accumulate(changes, initial=0)))
-
-
-def _cuda_peak(call: Callable[[], object]) -> int:
-    """Peak bytes of all CUDA devices above what they hold now."""
-    devices = range(torch.cuda.device_count())
-    for device in devices:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    before = sum(map(torch.cuda.memory_allocated, devices))
-    call()
-    return sum(map(torch.cuda.max_memory_allocated, devices)) - before
-
-
-@contextlib.contextmanager
-def _quiet_profiler() -> Iterator[None]:
-    """Keeps the profiler's own log off the terminal; its level is read from the environment."""
-    name = "KINETO_LOG_LEVEL"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "99")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def _memory(calls: Mapping[str, nn.Module], images: Tensor, say: Say) -> dict[str, int]:
@@ -277,8 +237,9 @@ def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool =
     cost, whole = model.macs(size), model.dense_macs(size)
     share = 1.0 if dense else cost.total / whole.total
     scored, seconds = taken.scores.get(name), taken.seconds.get(name)
-    latency = speedup = conversion = None
+    latency = speedup = conversion = throughput = None
     if seconds:
+        throughput = Spread.of([taken.batch / each for each in seconds])
         latency = Spread.of([1000 * each / taken.batch for each in seconds])
         ratios = [one / each for one, each in zip(taken.seconds["dense"], seconds, strict=True)]
         speedup = Spread.of(ratios)
@@ -290,10 +251,14 @@ def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool =
         macs=whole.total if dense else cost.total,
         macs_share=share,
         choosing=0 if dense else cost.choosing,
+        parameters=sum(p.numel() for p in (model.host if dense else model).parameters()),
         accuracy=scored.accuracy if scored else None,
+        top5=scored.top5 if scored else None,
+        ece=scored.ece if scored else None,
         agreement=scored.agreement if scored else None,
         kl=scored.kl if scored else None,
         latency=latency,
+        throughput=throughput,
         speedup=speedup,
         conversion=conversion,
         memory=taken.memory[name],

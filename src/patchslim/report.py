@@ -18,6 +18,8 @@ from torch import Tensor
 
 from patchslim.birth import Birth
 from patchslim.errors import BadFile
+from patchslim.preparation import Preparation
+from patchslim.results import results
 
 FORMAT = 1
 COLUMNS = (
@@ -95,9 +97,13 @@ class Row:
         tokens: rows left after each block, prefix included.
         macs, macs_share: multiply-adds of an image, and as a share of the dense model's.
         choosing: multiply-adds that the method spends on deciding, not part of `macs`.
+        parameters: numbers that the model has learned, the method's own included.
         accuracy, agreement: shares of images, by label and by the dense model's answer.
+        top5: share of images whose label is among five answers; hosts of six classes or more.
+        ece: expected calibration error, in 15 bins of the answer's probability.
         kl: KL(dense || this model) over the classes, in nats.
         latency: milliseconds an image.
+        throughput: images a second, from the same times.
         speedup: the dense model's time over this model's, paired round by round of one run.
         conversion: speed-up times share of MACs; 1 where time falls as operations do.
         memory: peak bytes of activations in one forward pass of a batch.
@@ -109,32 +115,40 @@ class Row:
     macs: int
     macs_share: float
     choosing: int = 0
+    parameters: int | None = None
     accuracy: Estimate | None = None
+    top5: Estimate | None = None
+    ece: float | None = None
     agreement: Estimate | None = None
     kl: Estimate | None = None
     latency: Spread | None = None
+    throughput: Spread | None = None
     speedup: Spread | None = None
     conversion: float | None = None
     memory: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
-        """The row that `dataclasses.asdict` took apart."""
+        """The row that `dataclasses.asdict` took apart; what it does not have was not measured."""
         fields = {**data, "tokens": tuple(data["tokens"])}
-        for name in ("accuracy", "agreement", "kl"):
-            fields[name] = None if data[name] is None else Estimate(**data[name])
-        for name in ("latency", "speedup"):
-            fields[name] = None if data[name] is None else Spread(**data[name])
+        for name in ("accuracy", "top5", "agreement", "kl"):
+            fields[name] = Estimate(**data[name]) if data.get(name) else None
+        for name in ("latency", "throughput", "speedup"):
+            fields[name] = Spread(**data[name]) if data.get(name) else None
         return cls(**fields)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Measured rows, the dense model's first, and the certificate they cannot do without."""
+    """Measured rows, the dense model's first, and the certificate they cannot do without.
+
+    `prepared` is how the images were prepared, where what they came from says so.
+    """
 
     rows: tuple[Row, ...]
     birth: Birth
     title: str
+    prepared: Preparation | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.birth, Birth):
@@ -229,13 +243,22 @@ class Report:
             birth["image_size"] = tuple(birth["image_size"])
             birth["load"] = tuple(birth["load"])
             rows = tuple(map(Row.from_json, data["rows"]))
-            return Report(rows, Birth(**birth), str(data["title"]))
+            prepared = Preparation.from_json(data["prepared"]) if data.get("prepared") else None
+            return Report(rows, Birth(**birth), str(data["title"]), prepared)
         except (KeyError, TypeError, ValueError) as error:
             raise BadFile(f"This is not a whole report: {error!r}. Measure again.") from error
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON: all of it, or nothing."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+
+    def csv(self) -> str:
+        """One line a model, in the columns of timm's own result files and some of ours."""
+        return results(self)
+
+    def save_csv(self, path: str | Path) -> None:
+        """Writes `csv` to a file: all of it, or nothing."""
+        write_whole(path, self.csv())
 
     @staticmethod
     def load(path: str | Path) -> Report:

@@ -20,14 +20,18 @@ Batch = tuple[Tensor, Tensor | None]
 Run = Callable[[Tensor], Tensor]
 Say = Callable[[str], object]
 EVERY = 0.5  # seconds between two lines of progress
+FIRST = 5  # answers among which top-5 accuracy looks for the label
+BINS = 15  # of the expected calibration error, as most papers have it
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of one model's answers; accuracy is None where there were no labels."""
+    """What is known of one model's answers; what needs labels is None where there were none."""
 
     images: int
     accuracy: Estimate | None
+    top5: Estimate | None
+    ece: float | None
     agreement: Estimate
     kl: Estimate
 
@@ -37,6 +41,8 @@ class Tally:
     """One number an image for each score, gathered batch by batch."""
 
     right: list[Tensor] = field(default_factory=list)
+    near: list[Tensor] = field(default_factory=list)
+    sure: list[Tensor] = field(default_factory=list)
     same: list[Tensor] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
@@ -48,14 +54,21 @@ class Tally:
         self.kl.append(divergence(dense, logits))
         if labels is not None:
             self.right.append(answer == labels)
+            self.sure.append(logits.double().softmax(dim=1).amax(dim=1))
+            if logits.shape[1] > FIRST:
+                self.near.append(is_near(logits, labels))
 
     def score(self, *, itself: bool) -> Score:
         """The means over all images; the dense model agrees with `itself` by definition."""
         same = torch.cat(self.same)
-        accuracy = Estimate.share(torch.cat(self.right)) if self.right else None
-        if itself:
-            return Score(len(same), accuracy, Estimate(1.0, None), Estimate(0.0, None))
-        return Score(len(same), accuracy, Estimate.share(same), Estimate.mean(torch.cat(self.kl)))
+        return Score(
+            images=len(same),
+            accuracy=Estimate.share(torch.cat(self.right)) if self.right else None,
+            top5=Estimate.share(torch.cat(self.near)) if self.near else None,
+            ece=miscalibration(torch.cat(self.sure), torch.cat(self.right)) if self.right else None,
+            agreement=Estimate(1.0, None) if itself else Estimate.share(same),
+            kl=Estimate(0.0, None) if itself else Estimate.mean(torch.cat(self.kl)),
+        )
 
 
 def score(
@@ -97,6 +110,24 @@ def divergence(dense: Tensor, slim: Tensor) -> Tensor:
     """KL(dense || slim) in nats of each image, between the softmax of logits (B, C)."""
     p, q = (logits.double().log_softmax(dim=1) for logits in (dense, slim))
     return (p.exp() * (p - q)).sum(dim=1).clamp(min=0)
+
+
+def is_near(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is among the FIRST answers; of equal ones, lower classes come first."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    return (order[:, :FIRST] == labels[:, None]).any(dim=1)
+
+
+def miscalibration(sure: Tensor, right: Tensor) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3): how far certainty is from accuracy.
+
+    The images are binned by the probability `sure` (N,) of their answer, in BINS bins of equal
+    width, closed at the top. In each bin the share of `right` (N,) answers is compared with the
+    mean probability; the result is the mean of these gaps over images.
+    """
+    place = (sure * BINS).ceil().long().clamp(1, BINS) - 1
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, place, right.double() - sure)
+    return float(gaps.abs().sum() / len(sure))
 
 
 def usable(batch: object, number: int) -> Batch:

@@ -33,7 +33,8 @@ class TransformersVit(Adapter):
     surface: ClassVar[frozenset[str]] = frozenset(
         """config device dtype num_labels main_input_name name_or_path can_generate
         generation_config base_model_prefix input_modalities is_gradient_checkpointing
-        gradient_checkpointing_enable gradient_checkpointing_disable get_input_embeddings
+        gradient_checkpointing_enable gradient_checkpointing_disable is_activation_checkpointing
+        activation_checkpointing_enable activation_checkpointing_disable get_input_embeddings
         loss_function framework""".split()
     )
 
@@ -116,8 +117,8 @@ class TransformersVit(Adapter):
         return layers
 
     def checkpoints(self, host: Any) -> bool:
-        """Whether `gradient_checkpointing_enable` was called on the host."""
-        return bool(getattr(self.blocks(host)[0], "gradient_checkpointing", False))
+        """Whether the host was asked to recompute activations, in some layers at least."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.blocks(host))
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """The host's own embeddings."""

@@ -108,12 +108,12 @@ class Trial:
 
     def decisions(self) -> Iterator[tuple[Scene, int, Tokens]]:
         """Decisions on grids and prefixes of every kind: before, the count asked for, after."""
-        for grid in GRIDS:
-            for prefix in PREFIXES:
-                for batch in (1, 3):
-                    scene = self.scene(grid, prefix=prefix, batch=batch)
-                    for keep in self.keeps(scene.tokens.patches):
-                        yield scene, keep, self.decide(scene, keep)
+        for row, grid in enumerate(GRIDS):
+            for column, prefix in enumerate(PREFIXES):
+                batch = 1 if (row + column) % 2 else 3  # every grid and prefix meets both
+                scene = self.scene(grid, prefix=prefix, batch=batch)
+                for keep in self.keeps(scene.tokens.patches):
+                    yield scene, keep, self.decide(scene, keep)
 
     def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
         """A tiny timm host whose head reads a class token, the mean of the patches, or a query."""

@@ -1,0 +1,71 @@
+"""A report as CSV whose columns are named, scaled and rounded as in timm's own result files.
+
+So what reads those reads this. It knows nothing of how a number was measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchslim.report import Estimate, Report, Row
+
+
+def results(report: Report) -> str:
+    """One line a model below the names of the columns; what was not measured is empty.
+
+    As in timm's files, accuracies and their complements are percentages, parameters millions and
+    a step is a batch, in milliseconds. So is agreement a percentage.
+    """
+    rows = [_cells(report, row) for row in report.rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _cells(report: Report, row: Row) -> dict[str, str]:
+    """The row as text, by the name of the column."""
+    prepared, birth = report.prepared, report.birth
+    side = "x".join(map(str, dict.fromkeys(birth.image_size)))
+    top1, top1_err = _percentages(row.accuracy)
+    top5, top5_err = _percentages(row.top5)
+    return {
+        "model": row.name,
+        "top1": top1,
+        "top1_err": top1_err,
+        "top5": top5,
+        "top5_err": top5_err,
+        "param_count": _number(row.parameters and row.parameters / 1e6, ".2f"),
+        "img_size": side,
+        "crop_pct": _number(prepared and prepared.crop_pct, ".3f"),
+        "interpolation": prepared.interpolation if prepared else "",
+        "infer_samples_per_sec": _number(row.throughput and row.throughput.median, ".2f"),
+        "infer_step_time": _number(row.latency and row.latency.median * birth.batch, ".3f"),
+        "infer_batch_size": str(birth.batch),
+        "infer_img_size": side,
+        "infer_gmacs": _number(row.macs / 1e9, ".4g"),
+        "agreement": _percentages(row.agreement)[0],
+        "kl": _number(row.kl and row.kl.value, ".4g"),
+        "ece": _number(row.ece, ".4f"),
+        "macs_share": _number(row.macs_share, ".4f"),
+        "speedup": _number(row.speedup and row.speedup.median, ".3f"),
+        "conversion": _number(row.conversion, ".3f"),
+        "peak_memory": "" if row.memory is None else str(row.memory),
+        "tokens": " ".join(map(str, row.tokens)),
+    }
+
+
+def _percentages(share: Estimate | None) -> tuple[str, str]:
+    """A share and what it lacks to all, in percent."""
+    if share is None:
+        return "", ""
+    return f"{100 * share.value:.3f}", f"{100 * (1 - share.value):.3f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    """The number as text; empty where there is none."""
+    return "" if value is None else format(value, form)

@@ -1,0 +1,79 @@
+"""A SlimModel with fixed counts compiles without a break and exports for any number of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import patchslim
+from comparing import close
+from hosts import every_host, slimmed
+from patchslim.model import SlimModel
+from variants import Variant, images
+
+FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("tail", [pytest.param("full", marks=pytest.mark.slow), "exact"])
+def test_compiles_without_a_break(vit: Any, method: str, tail: str) -> None:
+    model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert close(compiled(images(vit)), model(images(vit)))
+
+
+@pytest.mark.slow
+@every_host
+def test_every_host_compiles_without_a_break(variant: Variant) -> None:
+    host = variant.build()
+    model = slimmed(host)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert close(compiled(images(host)), model(images(host)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.filterwarnings("ignore")
+def test_compiles_with_inductor(vit: Any, method: str) -> None:
+    model = slimmed(vit, method)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        for batch in (2, 5):
+            assert close(compiled(images(vit, batch)), model(images(vit, batch)))
+
+
+def exported(model: SlimModel, x: Tensor) -> nn.Module:
+    """The model as a graph that takes any number of images."""
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(model, (x,), dynamic_shapes={"images": batch})
+    return program.module()
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("tail", ["full", pytest.param("exact", marks=pytest.mark.slow)])
+def test_exports_for_any_batch(vit: Any, method: str, tail: str) -> None:
+    model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
+    whole = exported(model, images(vit, 3))
+    with torch.no_grad():
+        for batch in (1, 2, 5):
+            x = images(vit, batch, seed=batch)
+            assert close(whole(x), model(x))
+
+
+@pytest.mark.slow
+@every_host
+def test_every_host_exports_for_any_batch(variant: Variant) -> None:
+    host = variant.build()
+    model = slimmed(host)
+    whole = exported(model, images(host, 3))
+    with torch.no_grad():
+        for batch in (1, 5):
+            assert close(whole(images(host, batch)), model(images(host, batch)))

@@ -1,0 +1,66 @@
+"""The examples run, say something, and are short. Three run in this process, all in their own."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MOST_LINES = 42
+
+# What each of them prints, whatever the machine.
+SAYS = {
+    "embedded_example": ["tome 0.6", "random/evit 0.6", "speed-up"],
+    "feature_maps": ["tokens after each block: 233 209", "(1, 384, 16, 16)"],
+    "own_method": ["197 197 99 99", "[0, 2, 4, 6, 8, 10, 12]"],
+    "save_and_load": ["model.safetensors", "'method': 'evit'", "same answer: True"],
+    "slim_huggingface": ["145 103 103 74 54 54", "LABEL_", "ImageClassifierOutput"],
+    "slim_timm": ["tokens after each block: 185", "0.752 GMACs of 1.254 GMACs"],
+}
+QUICK = ("own_method", "save_and_load", "slim_huggingface", "slim_timm")
+
+
+def example(name: str) -> Path:
+    return ROOT / "examples" / f"{name}.py"
+
+
+def check(name: str, printed: str) -> None:
+    missing = [words for words in SAYS[name] if words not in printed]
+    assert not missing, printed
+
+
+def test_every_example_is_tested_and_short():
+    assert [file.stem for file in EXAMPLES] == sorted(SAYS)
+    for file in EXAMPLES:
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, file.name
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_it_runs_in_this_process(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example(name)), run_name="__main__")
+    check(name, capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAYS)
+def test_it_runs_by_itself(name, tmp_path):
+    command = [sys.executable, "-W", "error", str(example(name))]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    check(name, done.stdout)
+    assert not list(tmp_path.iterdir())
