@@ -21,16 +21,23 @@ from PIL import Image
 
 import patchslim
 import patchslim.reducers
+from patchslim import errors
 from patchslim.cli import main, parser
 from patchslim.data import digits
 from patchslim.laws import METHOD_LAWS, check_reducer
 from patchslim.laws.law import uphold
 from patchslim.laws.trial import Trial
+from patchslim.report import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
 FENCE = re.compile(r"(<!-- no-test -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ERRORS = [
+    name
+    for name, found in vars(errors).items()
+    if inspect.isclass(found) and issubclass(found, Exception)
+]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -138,6 +145,17 @@ def test_public_names_are_documented(public):
     assert inspect.getdoc(getattr(patchslim, public)), f"{public} has no docstring"
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert re.search(rf"\b{public}\b", text), f"no page mentions {public}"
+
+
+@pytest.mark.parametrize("column", COLUMNS[1:])
+def test_every_column_of_a_report_is_explained(column):
+    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    assert f"\n| {column} | " in page
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_is_on_its_page(error):
+    assert error in (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
 def test_every_command_is_on_its_page_and_answers_to_help(capsys):

@@ -1,5 +1,6 @@
 """Laws of measuring: every number beside dense and random, nothing of the host is left changed."""
 
+import csv
 import json
 from collections import OrderedDict
 from dataclasses import replace
@@ -12,9 +13,10 @@ import patchslim
 from patchslim.errors import BadData, BadFile, UnknownName, UnsupportedModel, WrongInput
 from patchslim.measure import latency, measure
 from patchslim.memory import peak_memory
+from patchslim.preparation import Preparation
 from patchslim.reducers.random import Random
 from patchslim.report import COLUMNS, Birth, Estimate, Report, Row, Spread
-from patchslim.score import divergence
+from patchslim.score import divergence, is_near, miscalibration
 
 DEPTH, CLASSES = 4, 5
 
@@ -76,6 +78,50 @@ def test_scores_are_those_of_a_plain_loop(host, tome, data, report):
     assert row.kl.value == pytest.approx(float(wanted), rel=1e-4)
     assert report.dense.kl.value == 0
     assert report.dense.agreement.value == 1
+
+
+def test_top5_and_calibration_are_those_of_a_plain_loop(data):
+    torch.manual_seed(3)
+    wide = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=7
+    )
+    slim = patchslim.slim(wide, "tome", r=3)
+    report = measure(slim, data, repeats=0, baseline=False)
+    images, labels = (torch.cat(each) for each in zip(*data, strict=True))
+    wide.eval()
+    with torch.no_grad():
+        for row, model in zip(report.rows, (wide, slim), strict=True):
+            logits = model(images).double()
+            near = (logits.topk(5).indices == labels[:, None]).any(dim=1)
+            assert row.top5.value == pytest.approx(float(near.double().mean()))
+            assert row.top5.value >= row.accuracy.value
+            sure, answer = logits.softmax(1).max(1)
+            gap = 0.0
+            for place in range(15):
+                here = (sure > place / 15) & (sure <= (place + 1) / 15)
+                if here.any():
+                    right = (answer[here] == labels[here]).double()
+                    gap += float(here.double().mean() * (right.mean() - sure[here].mean()).abs())
+            assert row.ece == pytest.approx(gap, abs=1e-6)
+
+
+def test_what_needs_labels_or_classes_is_none_without_them(report, tome, data):
+    assert all(row.top5 is None for row in report.rows)  # five classes: all are among five
+    assert all(0 <= row.ece <= 1 for row in report.rows)
+    row = measure(tome, [(pixels, None) for pixels, _ in data], repeats=0).rows[1]
+    assert (row.accuracy, row.top5, row.ece, row.throughput) == (None, None, None, None)
+
+
+def test_throughput_is_of_the_same_times(report):
+    for row in report.rows:
+        assert row.throughput.repeats == 3
+        assert row.throughput.median == pytest.approx(1000 / row.latency.median)
+        assert row.throughput.low <= row.throughput.median <= row.throughput.high
+
+
+def test_parameters_are_counted(host, report):
+    whole = sum(each.numel() for each in host.parameters())
+    assert {row.parameters for row in report.rows} == {whole}
 
 
 def test_costs_are_the_models_own(tome, report):
@@ -218,6 +264,22 @@ def test_divergence_by_hand():
     assert divergence(dense, slim).tolist() == pytest.approx([0.0, wanted])
 
 
+def test_miscalibration_by_hand():
+    right = torch.tensor([True, False, True, True])
+    sure = torch.tensor([0.9, 0.91, 0.5, 0.2], dtype=torch.float64)
+    wanted = (abs(1 - 0.9 - 0.91) + abs(1 - 0.5) + abs(1 - 0.2)) / 4  # 0.9 and 0.91 share a bin
+    assert miscalibration(sure, right) == pytest.approx(wanted)
+    ends = torch.tensor([0.0, 1.0, 1.0 + 1e-12], dtype=torch.float64)
+    assert miscalibration(ends, ends > 0.5) == pytest.approx(0)
+    sure = torch.full((100,), 0.75, dtype=torch.float64)
+    assert miscalibration(sure, torch.arange(100) < 75) == pytest.approx(0)
+
+
+def test_equal_logits_are_near_by_class():
+    logits = torch.zeros(7, 7)
+    assert is_near(logits, torch.arange(7)).tolist() == [True] * 5 + [False] * 2
+
+
 def test_timing_calls_each_model_once_a_round_in_turning_order():
     calls = []
     models = OrderedDict((name, lambda _, name=name: calls.append(name)) for name in "abc")
@@ -294,6 +356,77 @@ def test_reports_survive_their_file(report, tmp_path):
     assert Report.load(path) == report
     assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
     assert Report.from_json(report.to_json()) == report
+
+
+def test_reports_from_before_top5_load(report):
+    data = report.to_json()
+    del data["prepared"]
+    for row in data["rows"]:
+        for name in ("parameters", "top5", "ece", "throughput"):
+            del row[name]
+    old = Report.from_json(data)
+    assert [row.name for row in old.rows] == [row.name for row in report.rows]
+    assert old.rows[1].latency == report.rows[1].latency
+    assert {(row.top5, row.ece, row.throughput, row.parameters) for row in old.rows} == {
+        (None, None, None, None)
+    }
+    assert len(old.table().splitlines()) == len(report.table().splitlines())
+    assert next(csv.DictReader(old.csv().splitlines()))["infer_samples_per_sec"] == ""
+
+
+TIMMS = "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation"
+SPEEDS = "infer_samples_per_sec,infer_step_time,infer_batch_size,infer_img_size,infer_gmacs"
+OURS = "agreement,kl,ece,macs_share,speedup,conversion,peak_memory,tokens"
+
+
+def test_csv_has_timms_columns_and_units(report):
+    prepared = Preparation(image_size=(32, 32), crop_pct=0.9)
+    row = replace(
+        report.rows[1], name='tome, "0.7"', accuracy=Estimate(0.75, 0.1), top5=Estimate(0.9, 0.1),
+        latency=Spread(2.0, 1.0, 3.0, 5), throughput=Spread(500.0, 1.0, 3.0, 5), macs=4_599_123_456,
+        parameters=22_050_664, kl=Estimate(0.0123456, 0.1), ece=0.04321, macs_share=0.7,
+        agreement=Estimate(0.5, None), speedup=Spread(1.25, 1, 2, 5), conversion=0.875,
+        memory=1234, tokens=(9, 5),
+    )  # fmt: skip
+    text = replace(report, rows=(report.dense, row), prepared=prepared).csv()
+    assert text.splitlines()[0] == f"{TIMMS},{SPEEDS},{OURS}"
+    assert text.splitlines()[2] == (
+        '"tome, ""0.7""",75.000,25.000,90.000,10.000,22.05,32,0.900,bicubic,'
+        "500.00,6.000,3,32,4.599,50.000,0.01235,0.0432,0.7000,1.250,0.875,1234,9 5"
+    )
+
+
+def test_csv_is_empty_where_nothing_was_measured(report, tome, tmp_path):
+    bare = measure(tome, repeats=0, baseline=False)
+    bare.save_csv(tmp_path / "report.csv")
+    bare.save_csv(tmp_path / "report.csv")
+    assert [each.name for each in tmp_path.iterdir()] == ["report.csv"]
+    rows = list(csv.DictReader((tmp_path / "report.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["dense", bare.rows[1].name]
+    empty = {name for name, cell in rows[1].items() if not cell}
+    assert empty == {
+        *("top1", "top1_err", "top5", "top5_err", "crop_pct", "interpolation"),
+        *("infer_samples_per_sec", "infer_step_time", "agreement", "kl", "ece"),
+        *("speedup", "conversion"),
+    }
+    assert len(list(csv.DictReader(report.csv().splitlines()))) == len(report.rows)
+
+
+def test_csv_gives_both_sides_where_they_differ(report):
+    birth = replace(report.birth, image_size=(32, 48))
+    row = next(csv.DictReader(replace(report, birth=birth).csv().splitlines()))
+    assert (row["img_size"], row["infer_img_size"]) == ("32x48", "32x48")
+
+
+def test_a_report_says_how_images_were_prepared(tome, data, tmp_path):
+    class Prepared(list):
+        prepared = Preparation(image_size=(32, 32), crop_pct=0.95)
+
+    report = measure(tome, Prepared(data), repeats=0, baseline=False)
+    assert report.prepared == Prepared.prepared
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
+    assert next(csv.DictReader(report.csv().splitlines()))["crop_pct"] == "0.950"
 
 
 def test_broken_files_are_refused(report, tmp_path):

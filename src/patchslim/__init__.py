@@ -2,6 +2,7 @@
 
 from patchslim.adapter import Adapter, adapter_names, find_adapter
 from patchslim.cost import Cost
+from patchslim.dataset import Dataset
 from patchslim.errors import PatchslimError
 from patchslim.images import Images
 from patchslim.io import load
@@ -17,6 +18,7 @@ from patchslim.tokens import Tokens
 __all__ = [
     "Adapter",
     "Cost",
+    "Dataset",
     "Images",
     "PatchslimError",
     "Reducer",
