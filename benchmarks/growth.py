@@ -121,7 +121,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     births = []
     for size in map(int, options.sizes.split(",")):
-        found, birth = grow(size, repeats=15 if size < 500 else 5)
+        found, birth = grow(size, repeats=15 if size < 500 else 3)
         rows += found
         births.append(asdict(birth))
         for row in found:

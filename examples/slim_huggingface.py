@@ -6,6 +6,7 @@ The model is small and has random weights, so that nothing is fetched; the label
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+from transformers.utils import logging
 
 import patchslim
 
@@ -22,6 +23,8 @@ config = ViTConfig(
 model = ViTForImageClassification(config).eval()
 slimmed = patchslim.slim(model, "evit", keep_rate=0.7)
 
+# The pipeline logs that SlimModel is not on its list of classes, and works all the same.
+logging.set_verbosity(logging.CRITICAL)
 processor = ViTImageProcessor(size={"height": 96, "width": 96})
 classify = pipeline("image-classification", model=slimmed, image_processor=processor)
 answers = classify(Image.new("RGB", (200, 120), "steelblue"), top_k=3)

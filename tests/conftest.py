@@ -34,22 +34,6 @@ def vit() -> Any:
 
 
 @pytest.fixture
-def gap_vit() -> Any:
-    """A tiny host without class token, which averages 20 rows."""
-    from variants import tiny_vit
-
-    return tiny_vit(class_token=False, global_pool="avg")
-
-
-@pytest.fixture
-def map_vit() -> Any:
-    """A tiny host without class token, which pools 20 rows by a query."""
-    from variants import tiny_vit
-
-    return tiny_vit(class_token=False, global_pool="map")
-
-
-@pytest.fixture
 def hf_vit() -> Any:
     """A tiny Hugging Face classifier, 21 rows."""
     from hugging import tiny_hf

@@ -6,6 +6,7 @@ module that they made.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
-from variants import HEADS, WIDTH, Variant
+from variants import DEFAULTS, HEADS, WIDTH, Variant
 
 KNOWN = {"vit": VisionTransformer, "distilled": VisionTransformerDistilled, "eva": Eva}
 Prepare = Callable[[Any], object]
@@ -61,6 +62,7 @@ def resize(height: int, width: int) -> Prepare:
 
 NO_CLASS = {"class_token": False, "global_pool": "avg"}
 ROPE = {"use_rot_pos_emb": True, "attn_type": "rope"}
+MROPE = {"rope_mrope_section": (2, 1, 1)}
 DYNAMIC = {"dynamic_img_size": True}
 
 VIT = (
@@ -99,18 +101,6 @@ VIT = (
     variant("vit SwiGLU", mlp_layer=SwiGLU, scale_mlp_norm=True),
     variant("vit packed SwiGLU", mlp_layer=SwiGLUPacked, act_layer=nn.SiLU),
     variant("vit GLU", mlp_layer=GluMlp, **NO_CLASS),
-    variant("vit gated attention", with_attention(Attention, gated=True)),
-    variant(
-        "vit gated post-norm attention",
-        with_attention(Attention, gated=True),
-        block_fn=ResPostBlock,
-    ),
-    variant(
-        "vit gated, normed, other head width",
-        with_attention(
-            Attention, gated=True, scale_norm=True, norm_layer=nn.LayerNorm, attn_head_dim=6
-        ),
-    ),
     variant("vit differential attention", attn_layer="diff", qk_norm=True, scale_attn_norm=True),
     variant("vit differential, dual lambda", with_attention(DiffAttention, dual_lambda=True)),
     variant("vit post-norm, class token", block_fn=ResPostBlock, init_values=0.1, qk_norm=True),
@@ -162,6 +152,35 @@ EVA = (
     variant("eva LayerScale on attention", init_values=0.1, attn_only_layer_scale=True),
     variant("eva post-norm", use_post_norm=True, swiglu_mlp=True, scale_mlp=True, **ROPE),
     variant("eva post-norm, eva attention", use_post_norm=True, scale_attn_inner=True),
+    variant("eva mixed rope", rope_type="mixed", **ROPE),
+    variant("eva mixed rope, dynamic", rope_type="mixed", num_reg_tokens=2, **ROPE, **DYNAMIC),
+    variant("eva dinov3 rope", rope_type="dinov3", rope_rotate_half=True, **ROPE),
+    variant("eva dinov3 rope, dynamic", rope_type="dinov3", class_token=False, **ROPE, **DYNAMIC),
+    variant("eva mrope", rope_type="mrope", num_reg_tokens=1, **MROPE, **ROPE),
+    variant("eva mrope, dynamic", rope_type="mrope", **MROPE, **ROPE, **DYNAMIC),
+    variant("eva rope, half, grid xy", rope_grid_indexing="xy", rope_rotate_half=True, **ROPE),
+    variant("eva rope, dynamic, padded", dynamic_img_pad=True, **ROPE, **DYNAMIC),
+    variant("eva rope, augmented in training", rope_jitter_coords=2.0, rope_type="dinov3", **ROPE),
+    variant("eva resized", resize(12, 24), no_embed_class=True, **ROPE),
+    variant("eva map pool reset to token", reset(5, "token"), global_pool="map", **ROPE),
+    variant("eva float64", dtype=torch.float64, swiglu_mlp=True, **ROPE),
+    variant("eva float16", dtype=torch.float16, global_pool="token", **ROPE),
+    variant("eva bfloat16", dtype=torch.bfloat16, rope_type="dinov3", **ROPE),
+)
+
+GATED = (
+    variant("vit gated attention", with_attention(Attention, gated=True)),
+    variant(
+        "vit gated post-norm attention",
+        with_attention(Attention, gated=True),
+        block_fn=ResPostBlock,
+    ),
+    variant(
+        "vit gated, normed, other head width",
+        with_attention(
+            Attention, gated=True, scale_norm=True, norm_layer=nn.LayerNorm, attn_head_dim=6
+        ),
+    ),
     variant("eva gated attention", with_attention(EvaAttention, gated=True, scale_norm=False)),
     variant(
         "eva gated attention, separate bias",
@@ -174,20 +193,13 @@ EVA = (
         use_post_norm=True,
         **ROPE,
     ),
-    variant("eva mixed rope", rope_type="mixed", **ROPE),
-    variant("eva mixed rope, dynamic", rope_type="mixed", num_reg_tokens=2, **ROPE, **DYNAMIC),
-    variant("eva dinov3 rope", rope_type="dinov3", rope_rotate_half=True, **ROPE),
-    variant("eva dinov3 rope, dynamic", rope_type="dinov3", class_token=False, **ROPE, **DYNAMIC),
-    variant("eva mrope", rope_type="mrope", rope_mrope_section=(2, 1, 1), **ROPE),
-    variant("eva mrope, dynamic", rope_type="mrope", num_reg_tokens=1, **ROPE, **DYNAMIC),
-    variant("eva rope, half, grid xy", rope_grid_indexing="xy", rope_rotate_half=True, **ROPE),
-    variant("eva rope, dynamic, padded", dynamic_img_pad=True, **ROPE, **DYNAMIC),
-    variant("eva rope, augmented in training", rope_jitter_coords=2.0, rope_type="dinov3", **ROPE),
-    variant("eva resized", resize(12, 24), no_embed_class=True, **ROPE),
-    variant("eva map pool reset to token", reset(5, "token"), global_pool="map", **ROPE),
-    variant("eva float64", dtype=torch.float64, swiglu_mlp=True, **ROPE),
-    variant("eva float16", dtype=torch.float16, global_pool="token", **ROPE),
-    variant("eva bfloat16", dtype=torch.bfloat16, rope_type="mixed", **ROPE),
 )
 
-OPTIONS = VIT + EVA
+
+def built_here(each: Variant) -> bool:
+    """Whether the installed timm has these arguments; older ones lack some."""
+    gates = each not in GATED or "gated" in inspect.signature(Attention).parameters
+    return gates and set(each.args) <= set(DEFAULTS[each.host])
+
+
+OPTIONS = tuple(filter(built_here, VIT + EVA + GATED))

@@ -46,7 +46,7 @@ def built(variant: Variant) -> Any:
 
 def test_variants_of_the_registry() -> None:
     every = [name for variant in registered() for name in variant.names]
-    sys.stdout.write(f"timm {timm.__version__}: {len(every)} names, {len(registered())} variants")
+    sys.stdout.write(f"timm {timm.__version__}: {len(every)} names -> {len(registered())} variants")
     assert len(every) == len(set(every)) >= 240
     assert 50 <= len(registered()) <= 120
     assert {variant.host for variant in registered()} == set(HOSTS)

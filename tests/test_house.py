@@ -125,7 +125,7 @@ print(*[name for name in {HEAVY.split()!r} if name in sys.modules])
 """
     path = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r})\n"
     command = [sys.executable, "-W", "error", "-c", path + code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stdout + done.stderr
 
 

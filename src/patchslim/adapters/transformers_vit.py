@@ -23,6 +23,8 @@ FAMILIES = {
     "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
 }
+# What a configuration or a call may ask for and a reduced sequence cannot give.
+UNMET = ("output_attentions", "output_hidden_states")
 TASKS = ("Model", "ForImageClassification", "ForImageClassificationWithTeacher")
 
 
@@ -48,7 +50,7 @@ class TransformersVit(Adapter):
         names = [f"{FAMILIES[kind]}{task}" for task in TASKS] if kind else []
         if type(host).__name__ not in names:
             return f"{type(host).__name__} is not among the supported tasks: {', '.join(names)}."
-        for name in ("output_attentions", "output_hidden_states"):
+        for name in UNMET:
             if getattr(host.config, name, False):
                 return (
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
@@ -95,6 +97,7 @@ class TransformersVit(Adapter):
 
     def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Labels, interpolation of positions and the kind of return value."""
+        given = {**{name: getattr(host.config, name, False) for name in UNMET}, **given}
         honoured = {"return_dict", "labels"}
         if not (_kind(host) or "").startswith("dinov2"):
             honoured.add("interpolate_pos_encoding")
