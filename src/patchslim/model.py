@@ -8,7 +8,7 @@ threads may share one model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -97,10 +97,11 @@ class SlimModel(nn.Module):
         rows = tokens.x.shape[1]
         counts = self.schedule.counts(rows, tokens.prefix, depth, self.reducer)
         entering = (rows, *counts[:-1])
-        steps = [Step(index, entering[index], left) for index, left in enumerate(counts)]
-        if tail == "exact":
-            steps[-1] = replace(steps[-1], read=self.adapter.reads(self.host))
-        return steps
+        reads = self.adapter.reads(self.host) if tail == "exact" else None
+        return [
+            Step(index, entering[index], left, reads if index + 1 == depth else None)
+            for index, left in enumerate(counts)
+        ]
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
         """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""

@@ -7,7 +7,7 @@ positions, size-weighted heads and dense outputs stay right whatever was removed
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,11 +64,11 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""
-        return replace(self, x=x)
+        return self._with(x, self.origin)
 
     def tracked(self) -> Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
-        return self if self.origin is not None else replace(self, origin=self.cells())
+        return self if self.origin is not None else self._with(self.x, self.cells())
 
     def leading(self, rows: int) -> Tokens:
         """The first `rows` rows alone, which must belong to the prefix."""
@@ -85,13 +85,15 @@ class Tokens:
             moved = reduction.remap(self.patches).gather(1, origin.clamp(min=0))
             origin = torch.where(origin >= 0, moved, origin)
         alive = None if self.alive is None else reduction.represent(self.alive)
-        return replace(
-            self,
+        return Tokens(
             x=reduction.move(self.x, weight=before, total=size, prefix=self.prefix),
+            prefix=self.prefix,
+            grid=self.grid,
             size=size,
             position=reduction.represent(self.cells()),
             alive=reduction.mask(alive),
             origin=origin,
+            rotary=self.rotary,
         )
 
     def restored(self) -> Tensor:
@@ -104,6 +106,19 @@ class Tokens:
             return self.x
         row = torch.where(self.origin >= 0, self.origin, self._nearest())
         return take(self.x, with_leading(row, self.prefix))
+
+    def _with(self, x: Tensor, origin: Tensor | None) -> Tokens:
+        """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
+        return Tokens(
+            x=x,
+            prefix=self.prefix,
+            grid=self.grid,
+            size=self.size,
+            position=self.position,
+            alive=self.alive,
+            origin=origin,
+            rotary=self.rotary,
+        )
 
     def _nearest(self) -> Tensor:
         """For every grid cell, the patch row whose own cell is nearest (B, H*W)."""
