@@ -144,10 +144,10 @@ class TimmHost(Adapter, ABC):
             return None
 
     def _built_with(self, host: Any) -> dict[str, Any] | None:
-        """The arguments that the host was built with, or None where it was not built by timm's factory.
+        """The arguments that the host was built with, or None if timm did not build it.
 
-        timm keeps them from 1.0.31 on. Before, what the host shows of them has to do; a rebuilt host
-        that differs in anything else is caught when its answers are compared on loading.
+        timm keeps them from 1.0.31 on. Before, what the host shows of them has to do; a rebuilt
+        host that differs in anything else is caught when its answers are compared on loading.
         """
         import timm.models
 
