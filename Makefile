@@ -22,9 +22,10 @@ test: $(VENV)/.ready
 test-slow: $(VENV)/.ready
 	$(BIN)/pytest -m slow -n 2
 
-# The same laws on the oldest supported versions of torch, timm and transformers.
+# The laws and reference numbers on the oldest supported torch, timm and transformers.
 test-oldest: $(VENV)-oldest/.ready
-	$(VENV)-oldest/bin/pytest -n 2
+	$(VENV)-oldest/bin/pytest -n 2 tests/test_*laws.py tests/test_places.py tests/test_reference.py \
+	  tests/test_refused_hosts.py tests/test_measured_costs.py tests/test_schedules.py tests/test_macs.py
 
 $(VENV)-oldest/.ready: pyproject.toml constraints-oldest.txt $(VENV)/.ready
 	$(PYTHON) -m venv $(VENV)-oldest

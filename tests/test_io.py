@@ -352,8 +352,10 @@ def small_disk(tmp_path):
     command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here (needs root)")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_reported_and_leaves_the_old_save_whole(small_disk):

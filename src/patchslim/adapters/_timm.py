@@ -129,9 +129,11 @@ class TimmHost(Adapter, ABC):
     def recipe(self, host: Any) -> dict[str, Any] | None:
         """The registered architecture, its arguments if timm kept them, its configuration."""
         cfg = dict(getattr(host, "pretrained_cfg", None) or {})
-        args = self._built_with(host)
-        if args is None or not cfg.get("architecture"):
-            return None
+        if getattr(host, "_model_args", None) is None or not cfg.get("architecture"):
+            return None  # timm keeps the arguments from 1.0.31 on
+        from timm.models import get_model_args
+
+        args = get_model_args(host)
         recipe = {
             "architecture": cfg["architecture"],
             "args": args,
@@ -142,26 +144,6 @@ class TimmHost(Adapter, ABC):
             return dict(json.loads(json.dumps(recipe)))
         except TypeError:
             return None
-
-    def _built_with(self, host: Any) -> dict[str, Any] | None:
-        """The arguments that the host was built with, or None if timm did not build it.
-
-        timm keeps them from 1.0.31 on. Before, what the host shows of them has to do; a rebuilt
-        host that differs in anything else is caught when its answers are compared on loading.
-        """
-        import timm.models
-
-        read = getattr(timm.models, "get_model_args", None)
-        if read is not None:
-            return None if getattr(host, "_model_args", None) is None else dict(read(host))
-        channels, height, width = self.image_shape(host)
-        return {
-            "in_chans": channels,
-            "img_size": (height, width),
-            "global_pool": host.global_pool,
-            "depth": len(host.blocks),
-            "embed_dim": int(host.embed_dim),
-        }
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """`timm.create_model`, without weights, of a registered name: nothing is fetched."""
