@@ -168,8 +168,8 @@ def compiles_whole(trial: Trial) -> None:
 def exports(trial: Trial) -> None:
     """A slimmed model passes `torch.export` with a free batch size and gives the same answer."""
     model, images = trial.model(depth=2), noise_images(5)
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (images[:3],), dynamic_shapes=({0: batch},))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(model, (images[:3],), dynamic_shapes=({0: batch},), strict=False)
     for count in (2, 5):
         some = images[:count]
         insist_close(_run(program.module(), some), _run(model, some), 1e-6, f"exported, {count}")
