@@ -149,10 +149,11 @@ def macs(  # noqa: PLR0913 (the words of slim)
     keep_rate: float | None = None,
     at: Sequence[int] | None = None,
     tail: Tail | None = None,
+    adapter: Adapter | None = None,
     **settings: Setting,
 ) -> Cost:
     """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device."""
-    adapter = find_adapter(model)
+    adapter = adapter or find_adapter(model)
     reducer = make_reducer(method, settings)
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
