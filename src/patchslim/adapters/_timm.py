@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -187,8 +187,9 @@ class TimmHost(Adapter, ABC):
             return final + 2 * entering * entering * pool.num_heads * pool.head_dim, 0
         return final * (entering if self.returns_rows(host) else 1), 0
 
+    @abstractmethod
     def _block_shape(self, host: Any, index: int) -> BlockShape:
-        raise NotImplementedError
+        """What one block costs, read off its own layers."""
 
     def _classifiers(self, host: Any) -> list[nn.Module]:
         """The layers that turn pooled features into logits."""
@@ -222,9 +223,9 @@ class TimmHost(Adapter, ABC):
         largest = x.masked_fill((weight == 0).unsqueeze(2), -torch.inf).amax(dim=1)
         return largest if host.global_pool == "max" else (mean + largest) / 2
 
+    @abstractmethod
     def _pools_prefix(self, host: Any) -> bool:
         """Whether pooling reads the prefix rows too."""
-        raise NotImplementedError
 
 
 def columns_of(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
