@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 import shutil
 import sys
 
@@ -14,8 +15,10 @@ from PIL import Image
 
 import patchslim
 from patchslim.cli import main
+from patchslim.course import Course
 from patchslim.dataset import Dataset, is_dataset
 from patchslim.errors import BadData, MissingExtra, WrongInput
+from patchslim.feed import Feed
 from patchslim.images import Images
 from patchslim.preparation import Preparation
 
@@ -93,6 +96,26 @@ def test_rows_give_what_files_give(rows, saved, wanted, name):
         pixels, labels = everything(images)
         assert torch.equal(pixels, wanted)
         assert labels == LABELS
+
+
+@pytest.mark.parametrize("name", ["object", "one"])
+def test_any_row_by_its_place_also_in_a_copy(rows, saved, name):
+    images = Dataset(rows if name == "object" else saved / name, prepared=PREPARED, limit=3)
+    assert images.count == 3
+    for each in (images, pickle.loads(pickle.dumps(images))):
+        picture = each.picture_of(2)
+        with Image.open(io.BytesIO(encoded(3))) as wanted:
+            assert picture.tobytes() == wanted.tobytes()
+        assert (each.name_of(2), each.label_of(2)) == ("row 3", 1)
+    assert Dataset(rows, prepared=PREPARED, label=None).label_of(2) is None
+
+
+def test_a_feed_reads_rows_in_other_processes_too(rows):
+    images = Dataset(rows, prepared=PREPARED)
+    steps = [Feed(images, Course(batch=4, steps=3, workers=n)).steps() for n in (0, 1)]
+    for (here,), (there,) in zip(*steps, strict=True):
+        assert torch.equal(here.images, there.images)
+        assert [LABELS[int(name[-1])] for name in there.names] == there.labels.tolist()
 
 
 def test_splits_are_named(hf, saved, rows):

@@ -25,10 +25,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports only what stands before it: values, then methods, families, the loop, and what
 # is built on the loop. `reducers`, `adapters`, `laws` and `data` are packages.
 ORDER = """
-    errors versions tokens reduction attention cost reducer schedule reducers budget
+    errors course versions tokens reduction attention cost reducer schedule reducers budget
     adapter adapters model slim
-    preparation folder reading images dataset recipe io hub
+    preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
+    augment feed checkpoint log processes losses optim identity pace run train
     chart curves page picture data demo laws
     hosts terminal arguments commands cli
 """.split()

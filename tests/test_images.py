@@ -1,5 +1,8 @@
 """Images from folders and archives: order, labels, preparation, and files that cannot be read."""
 
+import copy
+import os
+import pickle
 import shutil
 import tarfile
 import warnings
@@ -249,6 +252,51 @@ def test_a_truncated_archive(folder, tmp_path, name):
     archive.write_bytes(data[: len(data) // 2])
     with pytest.raises(BadData, match=r"damaged or truncated archive"):
         everything(Images(archive, **PLAIN))
+
+
+def test_a_bad_header_within_a_tar_is_not_taken_for_its_end(folder, tmp_path):
+    archive = packed(folder, tmp_path / "a.tar")
+    data = bytearray(archive.read_bytes())
+    at = data.index(b"bee/1.png")
+    data[at : at + 200] = b"x" * 200
+    archive.write_bytes(data)
+    with pytest.raises(BadData, match=r"damaged or truncated archive"):
+        Images(archive, **PLAIN)
+
+
+@pytest.mark.parametrize("name", ["", "val.zip", "val.tar", "val.tar.gz"])
+def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
+    path = packed(folder, tmp_path / name) if name else folder
+    images = Images(path, **PLAIN)
+    assert images.count == 5
+    assert images.any_order == (name != "val.tar.gz")
+    for each in (images, pickle.loads(pickle.dumps(images)), copy.deepcopy(images)):
+        for place in (4, 0, 2):
+            picture = each.picture_of(place)
+            with Image.open(folder / NAMES[place]) as file:
+                assert picture.tobytes() == file.convert("RGB").tobytes()
+            assert (each.name_of(place), each.label_of(place)) == (NAMES[place], place // 2)
+
+
+def test_an_archive_that_is_open_is_opened_anew_in_a_forked_process(folder, tmp_path):
+    images = Images(packed(folder, tmp_path / "val.zip"), **PLAIN)
+    before = images.picture_of(0).tobytes()
+    child = os.fork()
+    if child == 0:
+        # Both read at once; with one position for both, neither would find its place.
+        whole = all(images.picture_of(0).tobytes() == before for _ in range(50))
+        os._exit(0 if whole else 1)
+    for _ in range(50):
+        assert images.picture_of(0).tobytes() == before
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_is_said_of_an_unreadable_image_is_the_same_each_time(folder, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    shutil.copy(folder / "ant" / "1.png", tmp_path / "b.png")
+    images = Images(tmp_path, **PLAIN)
+    everything(images)
+    assert images.unreadable == ["a.png: this is no image that Pillow knows"]
 
 
 def test_a_slimmed_model_has_its_hosts_preparation(folder):

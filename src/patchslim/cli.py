@@ -13,12 +13,21 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from patchslim.errors import PatchslimError
+from patchslim.options import (
+    WRONG,
+    Parser,
+    add_classes,
+    add_course,
+    add_method,
+    add_weights,
+    command,
+    count,
+)
 from patchslim.terminal import Terminal
 
-WRONG = 2  # exit code for a user's mistake, as argparse has it
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -28,16 +37,11 @@ MODEL is one of
   a timm name    such as deit_small_patch16_224 (`patchslim models` lists them)
   a folder       of a Hugging Face image classifier (config.json and weights)
 """
-SAVED = "  a folder       saved by `patchslim slim --out`; then leave method and budget out\n"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in two lines."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with the message and where to find help."""
-        sys.stderr.write(f"error: {message}\nhelp: {self.prog} --help\n")
-        sys.exit(WRONG)
+SAVED = "  a folder       saved by `patchslim slim` or `train`; then leave method and budget out\n"
+DATA = (
+    "images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, WebDataset shards, or "
+    "`digits`"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,23 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal = Terminal()
     try:
         args = parser().parse_args(argv)
+        terminal.silent = not _speaks(args)
         with warnings.catch_warnings():
             _show_warnings(terminal)
             answer = _run(args, terminal)
         terminal.clear()
-        print(json.dumps(answer.data, indent=2) if args.json else answer.text, flush=True)
+        if answer is not None:
+            print(json.dumps(answer.data, indent=2) if args.json else answer.text, flush=True)
     except PatchslimError as error:
-        terminal.note(f"error: {error}")
+        terminal.fail(f"error: {error}")
         return WRONG
-    except KeyboardInterrupt:
-        terminal.note("interrupted")
+    except KeyboardInterrupt as cut:
+        terminal.note("; ".join(["interrupted", *map(str, cut.args)]))
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the answer has gone; Python would complain again while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except OSError as error:
-        terminal.note(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        terminal.fail(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
         return WRONG
     return 0
 
@@ -79,6 +85,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_slim(commands)
+    _add_train(commands)
     _add_measure(commands)
     _add_macs(commands)
     _add_lists(commands)
@@ -95,18 +102,18 @@ def _run(args: argparse.Namespace, terminal: Terminal) -> Any:
 
 
 def _add_demo(commands: Any) -> None:
-    one = _command(
+    one = command(
         commands,
         "demo",
         "slims the embedded example with every method and reports what that costs and wins",
         "patchslim demo --out runs/demo",
     )
     one.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER")
-    one.add_argument("--scenes", type=_count, default=400, metavar="N", help="images to test on")
+    one.add_argument("--scenes", type=count, default=400, metavar="N", help="images to test on")
 
 
 def _add_slim(commands: Any) -> None:
-    one = _command(
+    one = command(
         commands,
         "slim",
         "slims a model, says what that does to its tokens and operations, and saves it",
@@ -115,13 +122,38 @@ def _add_slim(commands: Any) -> None:
         MODEL,
     )
     one.add_argument("model", metavar="MODEL")
-    _add_weights(one)
-    _add_method(one)
+    add_weights(one)
+    add_method(one)
     one.add_argument("--out", type=Path, metavar="FOLDER", help="where to save the slimmed model")
 
 
+def _add_train(commands: Any) -> None:
+    one = command(
+        commands,
+        "train",
+        "fine-tunes a slimmed model, by default to answer as the untouched model does",
+        "patchslim train deit_small_patch16_224 --weights deit.safetensors --method evit \\\n"
+        "           --macs 0.6 --data imagenet/train --validation imagenet/val --out runs/evit",
+        MODEL + SAVED,
+    )
+    one.add_argument("model", metavar="MODEL")
+    add_weights(one)
+    add_method(one)
+    add = one.add_argument
+    add("--data", metavar="PATH", help=f"{DATA}, which MODEL `digits` has of itself")
+    add("--validation", metavar="PATH", help="other images, to choose the best weights and report")
+    add_classes(one)
+    add("--limit", type=count, metavar="N", help="how many images of each, evenly spread")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="takes all that is written")
+    add("--teacher", metavar="MODEL", help="whose answers are learned; the untouched MODEL's")
+    add("--teacher-weights", type=Path, metavar="FILE", help="weights of a teacher from timm")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--tensorboard", action="store_true", help="write TensorBoard's files beside log.csv")
+    add_course(one)
+
+
 def _add_measure(commands: Any) -> None:
-    one = _command(
+    one = command(
         commands,
         "measure",
         "measures a slimmed model beside its dense host and beside random patches",
@@ -129,29 +161,24 @@ def _add_measure(commands: Any) -> None:
         MODEL + SAVED,
     )
     one.add_argument("model", metavar="MODEL")
-    _add_weights(one)
-    _add_method(one)
+    add_weights(one)
+    add_method(one)
+    one.add_argument("--data", metavar="PATH", help=f"{DATA}; without it, costs alone")
+    add_classes(one)
+    one.add_argument("--limit", type=count, metavar="N", help="how many images, evenly spread")
     one.add_argument(
-        "--data",
-        metavar="PATH",
-        help="images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, or `digits`; "
-        "without it, costs alone",
+        "--dense",
+        metavar="WEIGHTS",
+        help="what a trained model was before: a file of weights, `digits`, or a folder of MODEL's",
     )
-    one.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="names of the class folders, by label, one a line",
-    )
-    one.add_argument("--limit", type=_count, metavar="N", help="how many images, evenly spread")
-    one.add_argument("--batch", type=_count, default=8, metavar="N", help="images at a time (8)")
+    one.add_argument("--batch", type=count, default=8, metavar="N", help="images at a time (8)")
     one.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of timing (20)")
     one.add_argument("--out", type=Path, metavar="FILE", help="where to save the report as JSON")
     one.add_argument("--csv", type=Path, metavar="FILE", help="where to save it in timm's columns")
 
 
 def _add_macs(commands: Any) -> None:
-    one = _command(
+    one = command(
         commands,
         "macs",
         "counts multiply-adds exactly, from shapes alone; needs no weights",
@@ -159,20 +186,20 @@ def _add_macs(commands: Any) -> None:
         MODEL,
     )
     one.add_argument("model", metavar="MODEL")
-    _add_method(one)
+    add_method(one)
     one.add_argument(
-        "--image-size", type=_count, metavar="N", help="side of the images (timm names)"
+        "--image-size", type=count, metavar="N", help="side of the images (timm names)"
     )
 
 
 def _add_lists(commands: Any) -> None:
-    _command(
+    command(
         commands,
         "methods",
         "lists the methods, what they need and what can be set",
         "patchslim methods",
     )
-    one = _command(
+    one = command(
         commands,
         "models",
         "lists the families of models, and the names in timm's registry that they serve",
@@ -182,7 +209,7 @@ def _add_lists(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    one = _command(
+    one = command(
         commands,
         "show",
         "draws which patches of one image survive, at several depths",
@@ -191,88 +218,15 @@ def _add_show(commands: Any) -> None:
     )
     one.add_argument("model", metavar="MODEL")
     one.add_argument("image", type=Path, metavar="IMAGE")
-    _add_weights(one)
-    _add_method(one)
+    add_weights(one)
+    add_method(one)
     one.add_argument("--out", type=Path, default=Path("patches.png"), metavar="FILE.png")
 
 
-def _command(commands: Any, name: str, purpose: str, example: str, more: str = "") -> Parser:
-    """A command with its help, an example, and the option that machines use."""
-    one: Parser = commands.add_parser(
-        name,
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.\n\n{more}".rstrip(),
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    one.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
-    return one
-
-
-def _add_weights(one: Parser) -> None:
-    group = one.add_argument_group("weights of a timm model")
-    group.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or a torch file")
-    group.add_argument("--pretrained", action="store_true", help="let timm fetch its own")
-
-
-def _add_method(one: Parser) -> None:
-    group = one.add_argument_group("method and budget (give one budget)")
-    add = group.add_argument
-    add("--method", metavar="NAME", help="tome by default; `patchslim methods` lists them")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
-    add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
-    add(
-        "--keep",
-        type=_keep,
-        metavar="X",
-        help="share of patches left at the end, or a count a block",
-    )
-    add(
-        "--r", type=_removed, metavar="N", help="tokens removed a block: 13, or 13,13,...; or 13:-1"
-    )
-    add("--keep-rate", type=float, metavar="X", help="share of patches kept at each of --at")
-    add("--at", type=_numbers, metavar="3,6,9", help="blocks, counted from 0")
-    add("--schedule", type=Path, metavar="FILE", help="a saved schedule instead of a budget")
-    add(
-        "--tail", choices=("exact", "full"), help="what the last block computes (exact with --macs)"
-    )
-
-
-def _count(text: str) -> int:
-    """A whole number of at least one."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 3,6,9") from None
-
-
-def _keep(text: str) -> float | list[int]:
-    """A share, or one count a block."""
-    return list(_numbers(text)) if "," in text else _float(text)
-
-
-def _removed(text: str) -> float | list[int] | tuple[float, float]:
-    """A number a block, one number for each block, or a number and how it is tilted."""
-    if "," in text:
-        return list(_numbers(text))
-    number, colon, inflect = text.partition(":")
-    return (_float(number), _float(inflect)) if colon else _float(number)
-
-
-def _float(text: str) -> float:
-    """A number, whole where it is."""
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def _speaks(args: argparse.Namespace) -> bool:
+    """Whether this process speaks for all that train together."""
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return args.command != "train" or not several or os.environ.get("RANK", "0") == "0"
 
 
 def _show_warnings(terminal: Terminal) -> None:

@@ -7,28 +7,19 @@ It knows nothing of models beyond the `Preparation` it is given.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from patchslim.errors import BadData, MissingExtra, WrongInput
 from patchslim.preparation import Preparation
-from patchslim.reading import (
-    UNREADABLE,
-    Batches,
-    class_count,
-    decoded,
-    preparation_of,
-    spread,
-    stacked,
-)
+from patchslim.reading import Source, class_count, preparation_of, spread
 
 
 @dataclass(kw_only=True)
-class Dataset:
+class Dataset(Source):
     """An iterable of batches: images (B, C, H, W) and labels (B,), or None where there are none.
 
     Attributes:
@@ -107,30 +98,26 @@ class Dataset:
         """Whether batches come with labels."""
         return bool(self._labels)
 
-    def __len__(self) -> int:
-        """The number of batches, if every image is readable."""
-        return -(-len(self.dataset) // self.batch)
+    @property
+    def count(self) -> int:
+        """How many rows there are, readable or not."""
+        return len(self._places)
 
-    def __iter__(self) -> Batches:
-        """Batches of the readable images."""
-        self.unreadable = []
-        yield from stacked(self._prepared(), self.batch)
-        if len(self.unreadable) == len(self.dataset):
-            raise BadData(
-                f"None of the {len(self.dataset)} images in column {self.image!r} can be read; the "
-                f"first is {self.unreadable[0]}."
-            )
+    def name_of(self, place: int) -> str:
+        """The number of the row in the whole dataset."""
+        return f"row {self._places[place]}"
 
-    def _prepared(self) -> Iterator[tuple[Tensor, int | None]]:
-        """The readable images, each resized, cropped and normalised, with their labels."""
-        transform = self.prepared.transform()
-        for number, (place, row) in enumerate(zip(self._places, self.dataset, strict=True)):
-            try:
-                picture = decoded(_bytes(row[self.image]), grey=self.prepared.grey)
-            except UNREADABLE as error:
-                self.unreadable.append(f"row {place}: {str(error) or type(error).__name__}")
-                continue
-            yield transform(picture), self._labels[number] if self._labels else None
+    def label_of(self, place: int) -> int | None:
+        """The label of a row; None where there are none."""
+        return self._labels[place] if self._labels else None
+
+    def file_of(self, place: int) -> bytes:
+        """The encoded image of a row; one of UNREADABLE where that cannot be read."""
+        return _bytes(self.dataset[place][self.image])
+
+    def where(self) -> str:
+        """The column of images."""
+        return f"column {self.image!r}"
 
 
 def is_dataset(path: str | Path) -> bool:

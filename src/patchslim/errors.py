@@ -12,7 +12,9 @@ PatchslimError
 ├── BadFile               a truncated, foreign or future file
 ├── MissingExtra          an optional dependency that is not installed
 ├── OldVersion            a library older than the oldest one that is tested
-└── BrokenLaw             a method or family, perhaps your own, that breaks its contract
+├── BrokenLaw             a method or family, perhaps your own, that breaks its contract
+├── BrokenRun             training that was stopped: by a signal, or because a process was lost
+└── Diverged              training whose loss or gradient is no number, or exploded
 """
 
 from __future__ import annotations
@@ -86,8 +88,20 @@ class BrokenLaw(PatchslimError):
         self.law = law
 
 
+class BrokenRun(PatchslimError):
+    """Training was stopped: by a signal, or because another of its processes was lost."""
+
+
+class Diverged(PatchslimError):
+    """Training was stopped: the loss or the gradient is no number, or it exploded."""
+
+
 class ShortSchedule(UserWarning):
     """A method could not remove as many tokens as the schedule asked at some block."""
+
+
+class Untrained(UserWarning):
+    """A method that has to be trained is used as it was made."""
 
 
 class DeepCut(UserWarning):

@@ -1,8 +1,8 @@
-"""A folder of files that is replaced whole or not at all. It knows nothing of what is in the files.
+"""A file, or a folder of files, that is replaced whole or not at all, whatever is in it.
 
-The new files are written to a hidden folder beside the target, which then changes places with it.
-A process that dies on the way leaves at most two hidden folders, `.NAME.new` and `.NAME.old`; the
-next one clears them away, and reading finds the old content until then.
+The new one is written to a hidden place beside the target, and then changes places with it. A
+process that dies on the way leaves at most `.NAME.new` and, of a folder, `.NAME.old`; the next one
+clears them away, and reading finds the old content until then.
 """
 
 from __future__ import annotations
@@ -37,6 +37,20 @@ def replaced(path: Path, holds: Collection[str]) -> Iterator[Path]:
         fresh.rename(path)
         _settle(path.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """The path of a file to write; it becomes `path` when the block succeeds."""
+    fresh = _beside(path, "new")
+    with _alone(path.parent):
+        try:
+            yield fresh
+            _settle(fresh)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        _settle(path.parent)
 
 
 def whole(path: Path) -> Path:

@@ -6,38 +6,37 @@ that two runs see the same images.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from patchslim.errors import BadData
 from patchslim.preparation import Preparation
 from patchslim.reading import (
     UNREADABLE,
-    Batches,
+    Held,
+    Source,
     class_count,
-    decoded,
+    cut,
+    is_compressed,
+    members,
     preparation_of,
     spread,
-    stacked,
 )
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
-Read = Callable[[str], bytes]
-
 
 @dataclass(kw_only=True)
-class Images:
+class Images(Source):
     """An iterable of batches: images (B, C, H, W) and labels (B,), or None where there are none.
 
     Labels are the places of the class folders in sorted order, or in the file `classes`.
@@ -45,6 +44,7 @@ class Images:
     Attributes:
         path: a folder, with class folders or flat, a .zip or .tar of one, or one image.
         image_size, mean, std, crop_pct, interpolation, crop_mode, stated: see `Preparation`.
+        prepared: all of these in one.
         classes: a file with the name of one class folder a line, in the order of the labels.
         limit: how many images to take, spread evenly over the sorted names.
         batch: how many images a batch has.
@@ -64,14 +64,24 @@ class Images:
     classes: str | Path | None = None
     limit: int | None = None
     batch: int = 32
+    prepared: Preparation = field(init=False, repr=False, compare=False)
     names: list[str] = field(init=False)
     folders: list[str] = field(init=False)
     unreadable: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
-        with _opened(self.path) as (found, _):
-            names = sorted(found)
+        self.prepared = Preparation(
+            image_size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            crop_mode=self.crop_mode,
+            stated=self.stated,
+        )
+        self._files, names = _listed(self.path)
+        self.any_order = not isinstance(self._files, Tape)
         self._depth = _class_depth(names)
         self.folders = [] if self._depth is None else sorted({self._folder(n) for n in names})
         self._labels = _labels(self.path, self.folders, self.classes)
@@ -98,19 +108,6 @@ class Images:
         return images
 
     @property
-    def prepared(self) -> Preparation:
-        """How every image is resized, cropped and normalised."""
-        return Preparation(
-            image_size=self.image_size,
-            mean=self.mean,
-            std=self.std,
-            crop_pct=self.crop_pct,
-            interpolation=self.interpolation,
-            crop_mode=self.crop_mode,
-            stated=self.stated,
-        )
-
-    @property
     def labelled(self) -> bool:
         """Whether batches come with labels."""
         return bool(self._labels)
@@ -120,35 +117,26 @@ class Images:
         """The images that will be read, by the name that loaders of batches give them."""
         return self.names
 
-    def __len__(self) -> int:
-        """The number of batches, if every image is readable."""
-        return -(-len(self.names) // self.batch)
+    @property
+    def count(self) -> int:
+        """How many images there are, readable or not."""
+        return len(self.names)
 
-    def __iter__(self) -> Batches:
-        """Batches of the readable images."""
-        self.unreadable = []
-        yield from stacked(self._prepared(), self.batch)
-        if len(self.unreadable) == len(self.names):
-            raise BadData(
-                f"None of the {len(self.names)} images in {self.path} can be read; the first is "
-                f"{self.unreadable[0]}."
-            )
+    def name_of(self, place: int) -> str:
+        """The path of an image inside the folder or archive."""
+        return self.names[place]
 
-    def _prepared(self) -> Iterator[tuple[Tensor, int | None]]:
-        """The readable images, each resized, cropped and normalised, with their labels."""
-        prepared = self.prepared
-        transform = prepared.transform()
-        with _opened(self.path) as (_, read):
-            for name in self.names:
-                try:
-                    picture = decoded(read(name), grey=prepared.grey)
-                except UNREADABLE as error:
-                    self.unreadable.append(f"{name}: {str(error) or type(error).__name__}")
-                    continue
-                yield (
-                    transform(picture),
-                    self._labels[self._folder(name)] if self._labels else None,
-                )
+    def label_of(self, place: int) -> int | None:
+        """The label of an image's class folder; None where there are none."""
+        return self._labels[self._folder(self.names[place])] if self._labels else None
+
+    def file_of(self, place: int) -> bytes:
+        """The file of an image; one of UNREADABLE where that cannot be read."""
+        return self._files.read(self.names[place])
+
+    def where(self) -> str:
+        """The folder, archive or file."""
+        return str(self.path)
 
     def _folder(self, name: str) -> str:
         """The class folder of an image."""
@@ -177,46 +165,142 @@ class Images:
         )
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Read]]:
-    """The names of the images in a folder, an archive or a file, and a function that reads one."""
+class Files(Protocol):
+    """Where files lie."""
+
+    def names(self) -> list[str]:
+        """All of them."""
+
+    def read(self, name: str) -> bytes:
+        """The content of one."""
+
+
+class Folder:
+    """The files below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def names(self) -> list[str]:
+        """All of them."""
+        files = (file for file in self._path.rglob("*") if file.is_file())
+        return [file.relative_to(self._path).as_posix() for file in files]
+
+    def read(self, name: str) -> bytes:
+        """The content of one."""
+        return (self._path / name).read_bytes()
+
+
+class Single(Folder):
+    """One file by itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent)
+        self._name = path.name
+
+    def names(self) -> list[str]:
+        """The one."""
+        return [self._name]
+
+
+class Zip:
+    """The files in a zip."""
+
+    def __init__(self, path: Path) -> None:
+        self._open = Held(path, zipfile.ZipFile)
+
+    def names(self) -> list[str]:
+        """All of them."""
+        return [name for name in self._open().namelist() if not name.endswith("/")]
+
+    def read(self, name: str) -> bytes:
+        """The content of one."""
+        return self._open().read(name)
+
+
+class Tar:
+    """The files in an uncompressed tar."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members = {each.name: each for each in members(path)}
+
+    def names(self) -> list[str]:
+        """All of them."""
+        return list(self._members)
+
+    def read(self, name: str) -> bytes:
+        """The content of one."""
+        _, offset, size = self._members[name]
+        return cut(self._path, offset, size)
+
+
+class Unpacked:
+    """A compressed tar that is open, and its files by name."""
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path)  # noqa: SIM115 (closed below, or by its owner)
+        try:
+            self.members = {each.name: each for each in self._tar.getmembers() if each.isfile()}
+        except UNREADABLE:
+            self._tar.close()
+            raise
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        file = self._tar.extractfile(self.members[name])
+        return b"" if file is None else file.read()
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._tar.close()
+
+
+class Tape:
+    """The files in a compressed tar, of which one is read by unpacking all that lies before it."""
+
+    def __init__(self, path: Path) -> None:
+        self._open = Held(path, Unpacked)
+
+    def names(self) -> list[str]:
+        """All of them."""
+        return list(self._open().members)
+
+    def read(self, name: str) -> bytes:
+        """The content of one."""
+        return self._open().read(name)
+
+
+def _listed(path: Path) -> tuple[Files, list[str]]:
+    """Where the files lie, and the sorted names of the images among them."""
     if not path.exists():
         raise BadData(
             f"There is no {path}. Give a folder of images, a .zip or .tar of one, or an image."
         )
-    with contextlib.ExitStack() as stack:
-        try:
-            names, read = _source(path, stack)
-        except UNREADABLE as error:
-            raise BadData(f"{path} is a damaged or truncated archive: {error}") from error
-        images = [name for name in names if _is_image(name)]
-        if not images:
-            others = f"{len(names)} other files" if names else "nothing"
-            raise BadData(
-                f"No images in {path}: looked for {', '.join(SUFFIXES)} at any depth, "
-                f"found {others}."
-            )
-        yield images, read
+    try:
+        files = _files(path)
+        names = files.names()
+    except UNREADABLE as error:
+        raise BadData(f"{path} is a damaged or truncated archive: {error}") from error
+    images = sorted(name for name in names if _is_image(name))
+    if not images:
+        others = f"{len(names)} other files" if names else "nothing"
+        raise BadData(
+            f"No images in {path}: looked for {', '.join(SUFFIXES)} at any depth, found {others}."
+        )
+    return files, images
 
 
-def _source(path: Path, stack: contextlib.ExitStack) -> tuple[list[str], Read]:
-    """All files, and a function that reads one."""
+def _files(path: Path) -> Files:
+    """The files in a folder or an archive, or the one file."""
+    name = path.name.lower()
     if path.is_dir():
-        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-        return files, lambda name: (path / name).read_bytes()
-    if path.name.lower().endswith(ZIPS):
-        packed = stack.enter_context(zipfile.ZipFile(path))
-        return [name for name in packed.namelist() if not name.endswith("/")], packed.read
-    if path.name.lower().endswith(TARS):
-        taped = stack.enter_context(tarfile.open(path))  # noqa: SIM115 (it is in a context: the stack)
-        members = {member.name: member for member in taped.getmembers() if member.isfile()}
-
-        def read(name: str) -> bytes:
-            file = taped.extractfile(members[name])
-            return b"" if file is None else file.read()
-
-        return list(members), read
-    return [path.name], lambda _: path.read_bytes()
+        return Folder(path)
+    if name.endswith(ZIPS):
+        return Zip(path)
+    if name.endswith(TARS):
+        return Tape(path) if is_compressed(path) else Tar(path)
+    return Single(path)
 
 
 def _is_image(name: str) -> bool:

@@ -21,7 +21,7 @@ from patchslim.errors import BadData, UnknownName, UnsupportedModel, WrongInput
 from patchslim.memory import peak_memory
 from patchslim.model import SlimModel
 from patchslim.preparation import Preparation
-from patchslim.reducer import Reducer, reducer_name
+from patchslim.reducer import Place, Reducer, reducer_name
 from patchslim.reducers.random import Random
 from patchslim.report import Report, Row, Spread
 from patchslim.schedule import Counts
@@ -46,6 +46,7 @@ def measure(
     model: SlimModel | Mapping[str, SlimModel],
     images: Iterable[Batch] | None = None,
     *,
+    dense: nn.Module | None = None,
     batch: int = 8,
     repeats: int = 20,
     seed: int = 0,
@@ -59,6 +60,8 @@ def measure(
         images: batches of float images (B, 3, H, W) with their labels (B,) or None; read once.
             Without images there are only costs, taken on noise. If it says how they are
             `prepared`, as `Images` does, so does the report.
+        dense: what they are compared with, where that is not their host: for trained models, the
+            host as it was before.
         batch: how many images are timed at a time, and whose memory is taken.
         repeats: rounds of timing; 0 for none.
         seed: of the random baseline and of the noise.
@@ -68,7 +71,7 @@ def measure(
     if batch < 1 or repeats < 0:
         raise WrongInput(f"batch={batch}, repeats={repeats}: at least 1 image and 0 rounds.")
     say = progress or (lambda _: None)
-    models = _named(model)
+    models = _named(model, dense)
     some = next(iter(models.values()))
     sample, batches = _opened(images, some, seed)
     with contextlib.ExitStack() as stack:
@@ -79,7 +82,9 @@ def measure(
         size = (sample.shape[2], sample.shape[3])
         if baseline:
             models = _with_random(models, size, seed)
-        calls: dict[str, nn.Module] = {"dense": some.host, **models}
+        if dense is not None:
+            stack.enter_context(evaluating(dense))
+        calls: dict[str, nn.Module] = {"dense": dense or some.host, **models}
         runs = {name: _run(some, call) for name, call in calls.items()}
         scores = score(runs, batches, total=_expected(images), say=say) if batches else {}
         timed = _fit(_tiled(sample, batch), some.host)
@@ -136,8 +141,10 @@ def _memory(calls: Mapping[str, nn.Module], images: Tensor, say: Say) -> dict[st
     return peaks
 
 
-def _named(model: SlimModel | Mapping[str, SlimModel]) -> dict[str, SlimModel]:
-    """The models by name, which must be slimmed forms of one host."""
+def _named(
+    model: SlimModel | Mapping[str, SlimModel], dense: nn.Module | None
+) -> dict[str, SlimModel]:
+    """The models by name, which must be slimmed forms of one host, or of one architecture."""
     if isinstance(model, nn.Module):
         model = {_label(model): model} if isinstance(model, SlimModel) else {"it": model}
     models = dict(model)
@@ -147,10 +154,17 @@ def _named(model: SlimModel | Mapping[str, SlimModel]) -> dict[str, SlimModel]:
         if not isinstance(each, SlimModel):
             kind = type(each).__name__
             raise UnsupportedModel(f"measure() takes slimmed models; {name!r} is a {kind}.")
-        if each.host is not next(iter(models.values())).host:
+        first = next(iter(models.values()))
+        if dense is None and each.host is not first.host:
             raise UnsupportedModel(
                 f"{name!r} has another host than the models before it. Models are measured beside "
-                "one dense model: slim the same object, or measure twice."
+                "one dense model: slim the same object, say which one it is (dense=), or measure "
+                "twice."
+            )
+        if dense is not None and each.shape() != each.adapter.shape(dense):
+            raise UnsupportedModel(
+                f"{name!r} is of another architecture than dense=, a {type(dense).__name__}. Give "
+                "the model that it was before it was trained."
             )
     if "dense" in models:
         raise UnknownName("'dense' is the untouched host; give the slimmed model another name.")
@@ -206,13 +220,14 @@ def _with_random(models: Mapping[str, SlimModel], size: Size, seed: int) -> dict
         shape = model.shape(size)
         rule = Counts(counts[0], shape.entering, shape.prefix)
         lots = Random(seed=seed)
+        lots.place = model.reducer.place  # the same rows everywhere, and so the same cost
         every[f"random/{name}"] = SlimModel(model.host, model.adapter, lots, rule, model.tail)
     return every
 
 
-def _counts(model: SlimModel, size: Size) -> tuple[tuple[int, ...], str]:
-    """What makes two runs of one method cost the same: counts, and how the last block is run."""
-    return model.counts(size), model.tail
+def _counts(model: SlimModel, size: Size) -> tuple[tuple[int, ...], str, Place]:
+    """What makes two methods cost the same: counts, place, and how the last block is run."""
+    return model.counts(size), model.tail, model.reducer.place
 
 
 def _run(some: SlimModel, call: nn.Module) -> Run:
@@ -253,6 +268,7 @@ def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool =
         choosing=0 if dense else cost.choosing,
         parameters=sum(p.numel() for p in (model.host if dense else model).parameters()),
         accuracy=scored.accuracy if scored else None,
+        change=scored.change if scored else None,
         top5=scored.top5 if scored else None,
         ece=scored.ece if scored else None,
         agreement=scored.agreement if scored else None,

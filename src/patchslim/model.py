@@ -21,7 +21,7 @@ from patchslim.adapter import Adapter
 from patchslim.attention import attention, attention_bias, attention_map
 from patchslim.cost import Cost, HostShape, dense_macs, skips, slim_macs
 from patchslim.errors import WrongInput
-from patchslim.reducer import Place, Reducer, Signals
+from patchslim.reducer import Decision, Place, Reducer, Signals
 from patchslim.reduction import Reduction
 from patchslim.schedule import Schedule, Tail
 from patchslim.tokens import Tokens, take, with_leading
@@ -38,6 +38,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """One forward pass with all that a loss may look at.
+
+    Attributes:
+        output: what the host returns.
+        tokens: the rows after the last block and the host's norm.
+        decisions: what the method decided, in the order of the blocks.
+    """
+
+    output: Any
+    tokens: Tokens
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True)
 class Attended:
     """What attention gave: the rows that asked, their values, and what a reducer may look at."""
 
@@ -50,7 +65,8 @@ class SlimModel(nn.Module):
     """The host with fewer tokens: the same call, the same kind of output.
 
     Made by `patchslim.slim`. `host` is the model that was given, unchanged; dropping the SlimModel
-    leaves nothing behind.
+    leaves nothing behind. `trained` says how the weights were trained for it; None where they
+    were not.
     """
 
     def __init__(
@@ -62,6 +78,10 @@ class SlimModel(nn.Module):
         self.reducer = reducer
         self.schedule = schedule
         self.tail: Tail = tail
+        self.trained: dict[str, Any] | None = None
+        shape = adapter.shape(host)
+        reducer.prepare(shape.blocks[0].width, self.deciding())
+        reducer.train(host.training)
         self.training = host.training
 
     def __getattr__(self, name: str) -> Any:
@@ -83,19 +103,36 @@ class SlimModel(nn.Module):
             images = options.pop("pixel_values", None)
         options = self.adapter.options(self.host, options)
         tokens = self._embed(images, options, track=self.adapter.returns_rows(self.host))
-        recompute = (
-            self.training and torch.is_grad_enabled() and self.adapter.checkpoints(self.host)
-        )
         for step in self.steps(tokens, tail=self.tail):
-            run = partial(self._step, step)
-            tokens = checkpoint(run, tokens, use_reentrant=False) if recompute else run(tokens)
+            tokens = self._run(step, tokens)
         return self.adapter.head(self.host, tokens, options)
 
-    def steps(self, tokens: Tokens, *, tail: Tail) -> list[Step]:
+    def learn(self, images: Tensor, *, tail: Tail, eased: float = 1.0) -> Lesson:
+        """A forward pass for training: the answer, and what the losses look at.
+
+        Args:
+            images: as in a call.
+            tail: "full" where a loss looks at the patch rows, else the model's own.
+            eased: the share in (0, 1] of what the schedule removes that is removed now.
+        """
+        tokens = self._embed(images, {}, track=self.adapter.returns_rows(self.host))
+        entered = tokens.patches
+        decisions: list[Decision] = []
+        for step in self.steps(tokens, tail=tail, eased=eased):
+            tokens = self._run(step, tokens)
+            if self._place(step) is not None:
+                share = (step.left - tokens.prefix) / entered
+                decisions.append(Decision(step.index, share, tokens.alive))
+        output = self.adapter.head(self.host, tokens, {})
+        normed = tokens.with_x(self.adapter.norm(self.host, tokens.x))
+        return Lesson(output, normed, tuple(decisions))
+
+    def steps(self, tokens: Tokens, *, tail: Tail, eased: float = 1.0) -> list[Step]:
         """What will happen in each block to `tokens` that enter the first."""
         depth = len(self.adapter.blocks(self.host))
         rows = tokens.x.shape[1]
-        counts = self.schedule.counts(rows, tokens.prefix, depth, self.reducer)
+        schedule = self.schedule if eased == 1 else self.schedule.eased(eased)
+        counts = schedule.counts(rows, tokens.prefix, depth, self.reducer)
         entering = (rows, *counts[:-1])
         reads = self.adapter.reads(self.host) if tail == "exact" else None
         return [
@@ -167,6 +204,14 @@ class SlimModel(nn.Module):
         shape = self.shape(image_size)
         return self.schedule.counts(shape.entering, shape.prefix, shape.depth, self.reducer)
 
+    def deciding(self) -> tuple[int, ...]:
+        """The blocks in which the method decides, for images of the host's own size."""
+        shape, counts = self.shape(), self.counts()
+        entering = (shape.entering, *counts[:-1])
+        reads = [None] * (shape.depth - 1) + [shape.read if self.tail == "exact" else None]
+        steps = map(Step, range(shape.depth), entering, counts, reads)
+        return tuple(step.index for step in steps if self._place(step) is not None)
+
     def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
         """Multiply-adds of one image through this model."""
         exact = self.tail == "exact"
@@ -223,11 +268,19 @@ class SlimModel(nn.Module):
         tokens = self.adapter.embed(self.host, images, options)
         return tokens.tracked() if track else tokens
 
+    def _run(self, step: Step, tokens: Tokens) -> Tokens:
+        """The tokens after one block, recomputed in the backward pass where the host asks for it."""
+        if self.training and torch.is_grad_enabled() and self.adapter.checkpoints(self.host):
+            after: Tokens = checkpoint(self._step, step, tokens, use_reentrant=False)
+            return after
+        return self._step(step, tokens)
+
     def _step(self, step: Step, tokens: Tokens) -> Tokens:
         """The tokens after one block."""
         place = self._place(step)
         if place is Place.BEFORE_BLOCK:
-            tokens = tokens.reduce(self._choose(step, tokens, Signals(tokens.prefix)))
+            signals = Signals(tokens.prefix, block=step.index)
+            tokens = tokens.reduce(self._choose(step, tokens, signals))
         tokens = self._before_feed(step, place, tokens)
         return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
 
@@ -320,7 +373,7 @@ class SlimModel(nn.Module):
         if self.reducer.needs_class_token and not self.adapter.has_class_token(self.host):
             readout = partial(self.adapter.readout, self.host, tokens)
         scale = self.adapter.scale(self.host, step.index)
-        return Signals(tokens.prefix, scale, q, k, v, bias, readout)
+        return Signals(tokens.prefix, scale, q, k, v, bias, readout, step.index)
 
     def _values(self, step: Step, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """What attention gives to the queries."""

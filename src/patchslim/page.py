@@ -18,6 +18,7 @@ MEANINGS = (
     "tokens after the last block, prefix tokens included",
     "multiply-adds, as a share of the dense model's",
     "share of images read right, with one standard error",
+    "accuracy less the dense model's in points, with the standard error of the paired difference",
     "accuracy above random at the same counts, in points",
     "share of images with the dense model's answer",
     "Kullback-Leibler divergence of this model's answer from the dense model's",

@@ -1,18 +1,21 @@
-"""What every source of images shares: what the host says of them, decoding, a limit, batches.
+"""`Source`: what every source of images shares: batches in order, any one image, unreadable ones.
 
-It does not know where the images lie.
+It does not know where the images lie, nor what is trained or measured on them.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +28,89 @@ from patchslim.preparation import Preparation, find_preparation
 # All that Pillow and the archive readers raise for a file that is not what it says.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
     tarfile.TarError, zlib.error, KeyError, IndexError)  # fmt: skip
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+BLOCK = 512  # bytes of a header in a tar
 
-Batches = Iterator[tuple[Tensor, Tensor | None]]
+Batch = tuple[Tensor, Tensor | None]
+Batches = Iterator[Batch]
+
+
+class Source(ABC):
+    """Images with their labels: an iterable of batches in order, and any image by its place.
+
+    Another process may read too, forked or with a pickled copy: no open file is shared.
+
+    Attributes:
+        prepared: how every image is resized, cropped and normalised before evaluation.
+        batch: how many images a batch has.
+        unreadable: the images of the latest pass that could not be read, and were left out.
+        any_order: whether one image can be read without reading those before it.
+    """
+
+    prepared: Preparation
+    batch: int
+    unreadable: list[str]
+    any_order: bool = True
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many images there are, readable or not."""
+
+    @property
+    @abstractmethod
+    def labelled(self) -> bool:
+        """Whether the images come with labels."""
+
+    @abstractmethod
+    def name_of(self, place: int) -> str:
+        """What to call an image in a message."""
+
+    @abstractmethod
+    def label_of(self, place: int) -> int | None:
+        """The label of an image; None where there are none."""
+
+    @abstractmethod
+    def file_of(self, place: int) -> bytes:
+        """The file of an image; one of UNREADABLE where that cannot be read."""
+
+    @abstractmethod
+    def where(self) -> str:
+        """What to call the whole in a message."""
+
+    def picture_of(self, place: int) -> Any:
+        """The decoded image in the host's channels; one of UNREADABLE where that cannot be."""
+        return decoded(self.file_of(place), grey=self.prepared.grey)
+
+    def __len__(self) -> int:
+        """The number of batches, if every image is readable."""
+        return -(-self.count // self.batch)
+
+    def __iter__(self) -> Batches:
+        """Batches of the readable images."""
+        self.unreadable = []
+        yield from stacked(self._evaluated(), self.batch)
+        if len(self.unreadable) == self.count:
+            raise BadData(
+                f"None of the {self.count} images in {self.where()} can be read; the first is "
+                f"{self.unreadable[0]}."
+            )
+
+    def _evaluated(self) -> Iterator[tuple[Tensor, int | None]]:
+        """The readable images, each resized, cropped and normalised, with their labels."""
+        transform = self.prepared.transform()
+        for place in range(self.count):
+            try:
+                picture = self.picture_of(place)
+            except UNREADABLE as error:
+                self.unreadable.append(complaint(self.name_of(place), error))
+                continue
+            yield transform(picture), self.label_of(place)
+
+
+def complaint(name: str, error: BaseException) -> str:
+    """One line that names an unreadable image and says why."""
+    return f"{name}: {str(error) or type(error).__name__}"
 
 
 def preparation_of(host: nn.Module, prepared: Preparation | None = None) -> Preparation:
@@ -74,12 +158,91 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 def decoded(data: bytes, *, grey: bool) -> Any:
     """The decoded image in as many channels as the host has."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
             # Remarks on metadata or palettes of a file that can be read do not matter here.
             warnings.simplefilter("ignore", UserWarning)
             return picture.convert("L" if grey else "RGB")
+    except UnidentifiedImageError as error:
+        # Pillow names the object in memory, which is another one each time.
+        raise ValueError("this is no image that Pillow knows") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
+
+
+class Closing(Protocol):
+    """What can be closed."""
+
+    def close(self) -> object:
+        """Gives the file back."""
+
+
+Archive = TypeVar("Archive", bound=Closing)
+
+
+class Held(Generic[Archive]):
+    """An open archive that no two processes share: each opens it at its own first read.
+
+    A handle that lives on in a forked process has one position for both, and they would read from
+    each other's places.
+    """
+
+    def __init__(self, path: Path, opening: Callable[[Path], Archive]) -> None:
+        self._path, self._opening = path, opening
+        self._held: tuple[int, Archive] | None = None
+
+    def __call__(self) -> Archive:
+        """The archive, open in this process."""
+        if self._held is None or self._held[0] != os.getpid():
+            self.close()
+            self._held = os.getpid(), self._opening(self._path)
+        return self._held[1]
+
+    def close(self) -> None:
+        """Closes this process's copy, if there is one."""
+        if self._held is not None:
+            self._held[1].close()
+        self._held = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+
+class Member(NamedTuple):
+    """One file in an uncompressed tar, and where its bytes lie."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def members(tar: Path) -> list[Member]:
+    """The files in an uncompressed tar, by its headers; one of UNREADABLE where it is damaged."""
+    with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
+        found = [Member(each.name, each.offset_data, each.size) for each in opened if each.isfile()]
+        # tarfile takes a header that it cannot read for the end; the end is a block of zeros.
+        file.seek(opened.offset)
+        if file.read(BLOCK).strip(b"\0"):
+            raise tarfile.ReadError(f"bad header at byte {opened.offset}")
+    return found
+
+
+def cut(file: Path, offset: int, size: int) -> bytes:
+    """So many bytes of a file from an offset; the file is opened anew, so nothing is shared."""
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        data = opened.read(size)
+    if len(data) < size:
+        raise EOFError(f"{file.name} ends before it")
+    return data
+
+
+def is_compressed(file: Path) -> bool:
+    """Whether a file begins as gzip, bzip2, xz or zstd write it."""
+    with file.open("rb") as opened:
+        return opened.read(max(map(len, COMPRESSED))).startswith(COMPRESSED)

@@ -71,6 +71,7 @@ def describe(slimmed: SlimModel) -> Recipe:
         "settings": plain(reducer.settings()),
         "schedule": plain(slimmed.schedule.to_json()),
         "tail": slimmed.tail,
+        "trained": plain(slimmed.trained),
         "images": plain(find_preparation(host, adapter).to_json()),
         "dtype": _name(next(host.parameters()).dtype),
         # Tables that are rebuilt with the host, not stored; their type decides how they round.

@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 import importlib
 import inspect
+import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -56,6 +57,7 @@ class Signals:
         bias: what attention adds to its logits, or None.
         readout: attention of a pooling head's query over the patches (B, n), where the host has
             such a head instead of a class token.
+        block: the number of the block, from 0.
     """
 
     prefix: int
@@ -65,6 +67,7 @@ class Signals:
     v: Tensor | None = None
     bias: Tensor | None = None
     readout: Callable[[], Tensor] | None = None
+    block: int = 0
 
     def keys(self) -> Tensor:
         """The keys of the patches, averaged over the heads (B, n, d)."""
@@ -88,6 +91,21 @@ class Signals:
         return logits.softmax(dim=-1)[:, :, 0, self.prefix :].mean(dim=1)
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a method decided in one block: the tokens it left, and the share it was to leave.
+
+    Attributes:
+        block: the number of the block.
+        share: patch rows scheduled to be left, as a share of those that entered the first block.
+        alive: how much of each row is still there (B, n), for a method that masks in training.
+    """
+
+    block: int
+    share: float
+    alive: Tensor | None
+
+
 class Reducer(nn.Module, ABC):
     """A method of choosing which patch rows stay. Its arguments are its settings, kept by name.
 
@@ -97,11 +115,13 @@ class Reducer(nn.Module, ABC):
         needs_class_token: whether it scores by class attention.
         proportional: whether later attention weighs each token by the patches it stands for.
         adds: rows it creates beyond the ones it keeps (EViT's fused token).
+        course: what its authors train otherwise than by default, in the words of `Course`.
     """
 
-    place: ClassVar[Place] = Place.BEFORE_FEED
+    place: Place = Place.BEFORE_FEED
     spread: ClassVar[Spread] = Spread.STAGES
     needs_class_token: ClassVar[bool] = False
+    course: ClassVar[Mapping[str, Any]] = {}
     proportional: bool = False
     adds: int = 0
 
@@ -111,6 +131,29 @@ class Reducer(nn.Module, ABC):
     @abstractmethod
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The reduction that leaves `keep` patch rows (those it adds are counted among them)."""
+
+    def prepare(self, width: int, blocks: Sequence[int]) -> None:
+        """Makes the parameters of a method that learns, where they are not there yet.
+
+        Args:
+            width: channels of the host's tokens.
+            blocks: the numbers of the blocks in which it will decide.
+        """
+
+    def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
+        """What the method itself wants to be small in training, or None."""
+        return None
+
+    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+        """Patch rows after a stage that keeps the share `rate` of those that enter it, rounded up.
+
+        Args:
+            rate: the share that each stage keeps.
+            stage: how many stages there have been, this one included.
+            patches: patch rows that entered the first block.
+            rows: patch rows that enter this one.
+        """
+        return min(rows, math.ceil(rate * rows - 1e-9) + self.adds)
 
     def fewest(self, patches: int) -> int:
         """The smallest number of rows that one decision can leave of `patches`."""

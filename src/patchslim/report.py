@@ -6,8 +6,6 @@ It holds numbers and shows them as text. It does not know how they were measured
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from patchslim.birth import Birth
 from patchslim.errors import BadFile
+from patchslim.folder import replaced_file
 from patchslim.preparation import Preparation
 from patchslim.results import results
 
@@ -27,6 +26,7 @@ COLUMNS = (
     "left",
     "MACs",
     "accuracy %",
+    "vs dense",
     "vs random",
     "agree %",
     "KL (nats)",
@@ -79,11 +79,11 @@ class Estimate:
         error = (smooth * (1 - smooth) / (count + 2)) ** 0.5
         return cls(float(hits.double().mean()), error)
 
-    def show(self, *, percent: bool = False) -> str:
+    def show(self, *, percent: bool = False, signed: bool = False) -> str:
         """The mean with its error, as text."""
         if percent:
             error = "" if self.error is None else f" ±{100 * self.error:.1f}"
-            return f"{100 * self.value:.1f}{error}"
+            return f"{100 * self.value:{'+' if signed else ''}.1f}{error}"
         error = "" if self.error is None else f" ±{self.error:.1g}"
         return f"{self.value:.2g}{error}"
 
@@ -99,6 +99,7 @@ class Row:
         choosing: multiply-adds that the method spends on deciding, not part of `macs`.
         parameters: numbers that the model has learned, the method's own included.
         accuracy, agreement: shares of images, by label and by the dense model's answer.
+        change: accuracy less the dense model's, with the standard error of the paired difference.
         top5: share of images whose label is among five answers; hosts of six classes or more.
         ece: expected calibration error, in 15 bins of the answer's probability.
         kl: KL(dense || this model) over the classes, in nats.
@@ -117,6 +118,7 @@ class Row:
     choosing: int = 0
     parameters: int | None = None
     accuracy: Estimate | None = None
+    change: Estimate | None = None
     top5: Estimate | None = None
     ece: float | None = None
     agreement: Estimate | None = None
@@ -131,7 +133,7 @@ class Row:
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         """The row that `dataclasses.asdict` took apart; what it does not have was not measured."""
         fields = {**data, "tokens": tuple(data["tokens"])}
-        for name in ("accuracy", "top5", "agreement", "kl"):
+        for name in ("accuracy", "change", "top5", "agreement", "kl"):
             fields[name] = Estimate(**data[name]) if data.get(name) else None
         for name in ("latency", "throughput", "speedup"):
             fields[name] = Spread(**data[name]) if data.get(name) else None
@@ -187,6 +189,7 @@ class Report:
             str(row.tokens[-1]),
             f"{row.macs_share:.3f}",
             "-" if row.accuracy is None else row.accuracy.show(percent=True),
+            "-" if row.change is None else row.change.show(percent=True, signed=True),
             "-" if gain is None else f"{100 * gain:+.1f}",
             "-" if row.agreement is None else row.agreement.show(percent=True),
             "-" if row.kl is None else row.kl.show(),
@@ -274,16 +277,8 @@ class Report:
 
 def write_whole(path: str | Path, text: str) -> None:
     """Writes `text` to `path` so that an interruption leaves the old file whole."""
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        partial.chmod(0o644)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(Path(path)) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def _spread(spread: Spread | None) -> str:

@@ -31,8 +31,15 @@ class Schedule(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
-        """Patch rows wanted after a block that `rows` enter, before the method's own limits."""
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter, before the method's own limits.
+
+        `entered` is how many patch rows entered the first block.
+        """
+
+    @abstractmethod
+    def eased(self, share: float) -> Schedule:
+        """A schedule that removes only this share in [0, 1] of what this one removes."""
 
     @abstractmethod
     def check(self, entering: int, prefix: int, depth: int) -> None:
@@ -57,7 +64,7 @@ class Schedule(ABC):
         rows = entering - prefix
         walk: list[tuple[int, int]] = []
         for block in range(depth):
-            wanted = self.after(block, rows, depth, reducer)
+            wanted = self.after(block, rows, depth, entering - prefix, reducer)
             if wanted > rows:
                 raise BadSchedule(
                     f"The schedule asks for {wanted + prefix} tokens after block {block}, but only "
@@ -137,13 +144,17 @@ class Constant(Schedule):
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Any host will do."""
 
-    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         if not self.inflect:
             return rows - round_half_up(self.r * (block + 1)) + round_half_up(self.r * block)
         first = int(self.r * (1 - self.inflect))
         step = (2 * self.r - 2 * first) / max(depth - 1, 1)
         return rows - int(first + step * block)
+
+    def eased(self, share: float) -> Schedule:
+        """The same tilt with a smaller r."""
+        return Constant(share * self.r, self.inflect)
 
 
 @dataclass(frozen=True)
@@ -164,9 +175,13 @@ class Removed(Schedule):
                 f"r={list(self.r)} has {len(self.r)} numbers, and the host has {depth} blocks."
             )
 
-    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         return rows - self.r[block]
+
+    def eased(self, share: float) -> Schedule:
+        """A share of each number."""
+        return Removed(tuple(round_half_up(share * each) for each in self.r))
 
 
 @dataclass(frozen=True)
@@ -196,11 +211,15 @@ class Rate(Schedule):
         if self.at[-1] >= depth:
             raise BadSchedule(f"at={self.at}: this host has blocks 0 to {depth - 1}.")
 
-    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         if block not in self.at:
             return rows
-        return min(rows, math.ceil(self.rate * rows - 1e-9) + reducer.adds)
+        return reducer.left(self.rate, self.at.index(block) + 1, entered, rows)
+
+    def eased(self, share: float) -> Schedule:
+        """The same blocks with a milder rate (EViT's shrinking keep rate)."""
+        return Rate(1 - share * (1 - self.rate), self.at)
 
 
 @dataclass(frozen=True)
@@ -231,9 +250,14 @@ class Counts(Schedule):
                 f"The schedule has {len(self.kept)} counts, and the host has {depth} blocks."
             )
 
-    def after(self, block: int, rows: int, depth: int, reducer: Reducer) -> int:
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         return self.kept[block] - self.prefix
+
+    def eased(self, share: float) -> Schedule:
+        """Counts between all rows and these."""
+        kept = (self.entering - round_half_up(share * (self.entering - rows)) for rows in self.kept)
+        return Counts(tuple(kept), self.entering, self.prefix)
 
 
 def round_half_up(value: float) -> int:

@@ -30,6 +30,7 @@ class Score:
 
     images: int
     accuracy: Estimate | None
+    change: Estimate | None
     top5: Estimate | None
     ece: float | None
     agreement: Estimate
@@ -58,12 +59,19 @@ class Tally:
             if logits.shape[1] > FIRST:
                 self.near.append(is_near(logits, labels))
 
-    def score(self, *, itself: bool) -> Score:
-        """The means over all images; the dense model agrees with `itself` by definition."""
+    def score(self, dense: Tally) -> Score:
+        """The means over all images; the dense model agrees with itself by definition."""
         same = torch.cat(self.same)
+        itself = dense is self
+        change = None
+        if self.right and not itself:
+            # Paired by image: most images are hard or easy for both models, and tell nothing.
+            apart = torch.cat(self.right).double() - torch.cat(dense.right).double()
+            change = Estimate.mean(apart)
         return Score(
             images=len(same),
             accuracy=Estimate.share(torch.cat(self.right)) if self.right else None,
+            change=change,
             top5=Estimate.share(torch.cat(self.near)) if self.near else None,
             ece=miscalibration(torch.cat(self.sure), torch.cat(self.right)) if self.right else None,
             agreement=Estimate(1.0, None) if itself else Estimate.share(same),
@@ -103,7 +111,7 @@ def score(
         _refuse_answers(answers, labels, number)
         for name, logits in answers.items():
             tallies[name].add(logits, answers["dense"], None if labels is None else labels.cpu())
-    return {name: tally.score(itself=name == "dense") for name, tally in tallies.items()}
+    return {name: tally.score(tallies["dense"]) for name, tally in tallies.items()}
 
 
 def divergence(dense: Tensor, slim: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from patchslim.adapter import Adapter, find_adapter
 from patchslim.budget import Budget, plan
 from patchslim.cost import Cost, dense_macs, slim_macs
-from patchslim.errors import DeepCut, NeedsClassToken, UnsupportedModel
+from patchslim.errors import DeepCut, NeedsClassToken, UnsupportedModel, Untrained
 from patchslim.model import SlimModel
 from patchslim.reducer import Reducer, Setting, find_reducer, make_reducer, reducer_names
 from patchslim.schedule import Constant, Schedule, Tail
@@ -68,6 +68,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
     adapter = adapter or find_adapter(model)
     reducer = make_reducer(method, settings)
+    learned = any(True for _ in reducer.parameters())
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
     tail = tail or ("full" if macs is None else "exact")
@@ -79,6 +80,13 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     _warn_if_deep(cost, dense_macs(shape))
+    if not learned and any(True for _ in reducer.parameters()):
+        warnings.warn(
+            f"{type(reducer).__name__} learns what to keep, and has not been trained yet: now it "
+            "keeps patches at random. Train it: patchslim.train, `patchslim train`.",
+            Untrained,
+            stacklevel=2,
+        )
     return slimmed
 
 

@@ -13,9 +13,14 @@ EVERY = 5.0  # seconds between two lines of progress where they cannot replace e
 
 
 class Terminal:
-    """Notes that stay, and progress that is overwritten on a terminal and thinned out in a log."""
+    """Notes that stay, and progress that is overwritten on a terminal and thinned out in a log.
+
+    Attributes:
+        silent: whether another process speaks for this one; only an error is said all the same.
+    """
 
     def __init__(self) -> None:
+        self.silent = False
         self._stream = sys.stderr
         self._live = self._stream.isatty()
         self._shown = False
@@ -23,12 +28,19 @@ class Terminal:
 
     def note(self, line: str) -> None:
         """Writes a line that stays."""
+        if not self.silent:
+            self.fail(line)
+
+    def fail(self, line: str) -> None:
+        """Writes the line that says why this process ends."""
         self.clear()
         self._stream.write(line + "\n")
         self._stream.flush()
 
     def progress(self, line: str) -> None:
         """Shows a line until the next one comes."""
+        if self.silent:
+            return
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write(f"\r{line[:width]}\x1b[K")

@@ -19,7 +19,7 @@ from torch import Tensor
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
 from patchslim.laws.counting import counted_macs
 from patchslim.laws.law import Law, Observed, insist, insist_close, uphold
-from patchslim.laws.trial import PATCHES, Trial, noise_images
+from patchslim.laws.trial import DECIDING, PATCHES, Trial, noise_images
 from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.schedule import Counts
 from patchslim.slim import slim
@@ -138,6 +138,7 @@ def settings_make_an_equal_method(trial: Trial) -> None:
     back = json.loads(json.dumps(settings))
     insist(back == settings, f"{settings} became {back} in JSON")
     again = type(trial.reducer)(**back).eval()
+    again.prepare(trial.width, DECIDING)
     again.load_state_dict(trial.reducer.state_dict())
     insist(again.settings() == settings, f"{settings} became {again.settings()}")
     insist(repr(again) == repr(trial.reducer), f"{trial.reducer!r} became {again!r}")

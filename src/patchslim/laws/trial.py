@@ -20,6 +20,7 @@ Readout = Literal["class", "average", "query"]
 GRIDS = ((1, 2), (2, 3), (4, 4), (7, 5))
 PREFIXES = (0, 1, 2, 5)
 PATCHES = 16  # of the tiny host
+DECIDING = (0, 2)  # the blocks of the tiny host in which there is a decision
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Trial:
 
     reducer: Reducer
     width: int
+
+    def __post_init__(self) -> None:
+        self.reducer.prepare(self.width, DECIDING)
 
     def scene(
         self,

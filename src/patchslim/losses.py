@@ -1,0 +1,141 @@
+"""What is learned: the labels, a teacher's answers, its final tokens, and what the method wants.
+
+`Learner` is one module that turns a batch into its losses, so that whatever wraps or compiles a
+module does it to the whole step. It knows no optimiser, no data set and no process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchslim.adapter import find_adapter
+from patchslim.course import Course, Distil
+from patchslim.errors import UnsupportedModel
+from patchslim.model import SlimModel
+from patchslim.reducer import find_reducer
+from patchslim.schedule import Constant, Tail
+from patchslim.tokens import Tokens, take, with_leading
+
+TERMS = ("loss", "labels", "answers", "tokens", "method")  # of one step, in this order
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the answers to a batch of images are compared with; None is what is not.
+
+    Attributes:
+        labels: classes (B,), or their probabilities (B, C) where images are mixed.
+        answers: the teacher's logits (B, C).
+        tokens: the teacher's rows after its last norm (B, N, C).
+    """
+
+    labels: Tensor | None = None
+    answers: Tensor | None = None
+    tokens: Tensor | None = None
+
+
+class Teacher:
+    """A model whose answers are learned: by default the untouched host. It is never trained."""
+
+    def __init__(self, model: nn.Module, course: Course) -> None:
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.whole: SlimModel | None = None
+        if course.tokens:
+            adapter = find_adapter(model)
+            self.whole = SlimModel(model, adapter, find_reducer("identity")(), Constant(0), "full")
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, labels: Tensor | None) -> Target:
+        """What is to be learned of a batch."""
+        if self.whole is None:
+            return Target(labels, logits_of(self.model(images)))
+        lesson = self.whole.learn(images, tail="full")
+        answers = self.whole.adapter.logits(lesson.output)
+        return Target(labels, logits_of(answers), lesson.tokens.x)
+
+
+class Learner(nn.Module):
+    """A slimmed model together with its losses: images and targets in, the terms of the loss out."""
+
+    def __init__(self, slimmed: SlimModel, course: Course) -> None:
+        super().__init__()
+        self.slimmed = slimmed
+        self.course = course
+        # Where the patch rows are looked at, the last block has to compute them.
+        self.tail: Tail = "full" if course.tokens else slimmed.tail
+
+    def forward(self, images: Tensor, target: Target | None = None, eased: float = 1.0) -> Tensor:
+        """The terms of the loss (5,) as `TERMS` names them; the logits where there is no target."""
+        if target is None:
+            return logits_of(self.slimmed.adapter.logits(self.slimmed(images)))
+        course, slimmed = self.course, self.slimmed
+        lesson = slimmed.learn(images, tail=self.tail, eased=eased)
+        output = slimmed.adapter.logits(lesson.output)
+        # A distilled host in training answers twice: for the labels, and for its teacher.
+        own, taught = output if isinstance(output, tuple) else (output, output)
+        zero = own.new_zeros((), dtype=torch.float32)
+        labels = answers = tokens = zero
+        if target.labels is not None and course.labels:
+            labels = label_loss(own.float(), target.labels, course.smoothing)
+        if target.answers is not None and course.distil != "none":
+            answers = answer_loss(
+                taught.float(), target.answers.float(), course.distil, course.temperature
+            )
+        if target.tokens is not None:
+            tokens = token_loss(lesson.tokens, target.tokens)
+        wanted = slimmed.reducer.loss(lesson.decisions) if lesson.decisions else None
+        method = zero if wanted is None else wanted.float()
+        whole = (
+            course.labels * labels
+            + course.distil_weight * answers
+            + course.tokens * tokens
+            + method
+        )
+        return torch.stack(
+            [whole, labels.detach(), answers.detach(), tokens.detach(), method.detach()]
+        )
+
+
+def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy with classes (B,), or with their probabilities (B, C), smoothed already."""
+    if labels.ndim == 2:
+        return -(labels * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def answer_loss(logits: Tensor, answers: Tensor, kind: Distil, temperature: float) -> Tensor:
+    """KL(teacher || student) in nats, times the squared temperature; or the teacher's class alone."""
+    if kind != "soft":
+        return F.cross_entropy(logits, answers.argmax(dim=1))
+    student = (logits / temperature).log_softmax(dim=1)
+    teacher = (answers / temperature).log_softmax(dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def token_loss(tokens: Tokens, taught: Tensor) -> Tensor:
+    """Mean squared distance of the final rows from the teacher's rows in the same places.
+
+    A merged or fused row is compared at the cell that speaks for it; a masked row not at all.
+    """
+    rows = with_leading(tokens.cells(), tokens.prefix)
+    apart = (tokens.x.float() - take(taught, rows).float()).square().mean(dim=2)
+    if tokens.alive is None:
+        return apart.mean()
+    there = F.pad(tokens.alive.detach().float(), (tokens.prefix, 0), value=1.0)
+    return (apart * there).sum() / there.sum()
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a teacher returns: a tensor, or an output that names them."""
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedModel(
+            f"Training takes models that answer with class scores (B, C); this one gives {shape}."
+        )
+    return logits

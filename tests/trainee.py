@@ -1,0 +1,163 @@
+"""A toy training, and the program that does it in several processes.
+
+torchrun --nproc-per-node 2 tests/trainee.py WORK FOLDER
+python tests/trainee.py WORK FOLDER              the same two without torchrun, which is quicker
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from patchslim.checkpoint import read, write
+from patchslim.errors import BadSetting, PatchslimError
+from patchslim.processes import Processes, spread
+
+OPTIMISERS = {"sgd": (torch.optim.SGD, 0.1), "adamw": (torch.optim.AdamW, 0.01)}
+STEPS, RESTING = 6, 2
+
+
+class Toy(nn.Module):
+    """Two layers; `rests` gets no gradient at first, `mask` never gets one."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.low = nn.Linear(5, 7)
+        self.rests = nn.Linear(7, 7)
+        self.high = nn.Linear(7, 3)
+        self.mask = nn.Parameter(torch.ones(4))
+        self.resting = True
+
+    def forward(self, x):
+        x = self.low(x).relu()
+        return self.high(x if self.resting else x + self.rests(x))
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(8, 5, generator=torch.Generator().manual_seed(100 + step))
+
+
+def learn(processes, name, folder=None, *, shard=False, accumulate=1, start=0, stop=STEPS):
+    """The full state after `stop` steps; in `folder` the checkpoint to begin with."""
+    # Every process makes other weights and is given those of the first.
+    toy = Toy(seed=processes.rank)
+    wrapped = processes.wrap(toy, shard=shard)
+    kind, rate = OPTIMISERS[name]
+    optimiser = kind(wrapped.parameters(), lr=rate)
+    average = [p.detach().clone() for p in wrapped.parameters()]
+    if start:
+        state = read(folder)
+        processes.restore(wrapped, optimiser, state)
+        like = {str(place): p for place, p in enumerate(wrapped.parameters())}
+        average = list(spread(state["average"], like).values())
+    for step in range(start, stop):
+        toy.resting = step < RESTING
+        mine = batch(step)[processes.rank :: processes.world]
+        parts = mine.chunk(accumulate)
+        for place, part in enumerate(parts):
+            last = place == len(parts) - 1
+            with contextlib.nullcontext() if last else processes.no_sync(wrapped):
+                (wrapped(part).square().mean() / len(parts)).backward()
+        norm = processes.clip(wrapped.parameters(), 0.5)
+        assert 0 < norm < 100
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            wrapped(batch(step))  # as for a validation, which must leave parameters as they are
+            torch._foreach_lerp_(average, list(wrapped.parameters()), 0.5)
+    kept = processes.gathered({str(place): p for place, p in enumerate(average)})
+    return {**processes.full_state(wrapped, optimiser), "average": kept}
+
+
+def check(processes, folder):
+    """What the methods answer in two processes."""
+    assert processes.world == 2
+    assert processes.first == (processes.rank == 0)
+    assert processes.mean(processes.rank) == 0.5
+    assert processes.any(processes.rank == 1)
+    assert not processes.any(False)
+    processes.agree({"lr": 0.1})
+    with pytest.raises(BadSetting, match="batch is 32 in process 0 and 33 in process 1"):
+        processes.agree({"lr": 0.1, "batch": 32 + processes.rank})
+    processes.barrier()
+
+
+def together(processes, folder, *, shard=False):
+    """Trains in every way, writes the states, and goes on with what one process left."""
+    check(processes, folder)
+    done = {}
+    for name in OPTIMISERS:
+        for accumulate in (1, 2):
+            done[f"{name} {accumulate}"] = learn(
+                processes, name, shard=shard, accumulate=accumulate
+            )
+        done[f"{name} half"] = learn(processes, name, shard=shard, stop=3)
+        alone = folder / f"{name}-half.pt"
+        done[f"{name} resumed"] = learn(processes, name, alone, shard=shard, start=3)
+    if processes.first:
+        write(folder / "done.pt", done)
+
+
+def sharded(processes, folder):
+    together(processes, folder, shard=True)
+
+
+def lose(processes, folder):
+    """The second process is killed in the middle of training."""
+    wrapped = processes.wrap(Toy(), shard=False)
+    for step in range(10_000):
+        if processes.rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        wrapped(batch(step)).square().mean().backward()
+
+
+def stop(processes, folder):
+    """All processes stop together when one is told to."""
+    for step in range(10_000):
+        if processes.rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if processes.any(processes.told_to_stop):
+            (folder / f"stopped-{processes.rank}.json").write_text(json.dumps(step))
+            return
+        time.sleep(0.001)
+
+
+def main(work: str, folder: str) -> int:
+    torch.set_num_threads(1)
+    try:
+        with Processes.joined("cpu") as processes:
+            globals()[work](processes, Path(folder))
+    except PatchslimError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def two(work: str, folder: str) -> int:
+    """Does the work in this process and a fork of it, with what a launcher would have set."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The first optimiser of a process loads half of torch: once is enough for two.
+    torch.optim.SGD(Toy().parameters())
+    child = os.fork()
+    rank = 0 if child else 1
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    code = main(work, folder)
+    return max(code, abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))) if child else code
+
+
+if __name__ == "__main__":
+    sys.exit((main if "RANK" in os.environ else two)(*sys.argv[1:]))
