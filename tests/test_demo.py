@@ -8,8 +8,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from patchslim.data import digits
 from patchslim.demo import demo, present, slimmed
-from patchslim.reducer import reducer_names
+from patchslim.laws.trial import Trial
+from patchslim.reducer import find_reducer, reducer_names
 from patchslim.report import Report
+
+LEARN = {
+    name for name in reducer_names() if [*Trial(find_reducer(name)(), 16).reducer.parameters()]
+}
+SHOWN = {*reducer_names()} - {"identity"} - LEARN
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +27,15 @@ def host():
 def test_demo_writes_what_it_returns(host, tmp_path):
     out, lines = tmp_path / "new" / "folder", []
     report = present(
-        host, digits.scenes("test", 4), out, budgets=(0.8,), repeats=1, progress=lines.append
+        host, digits.scenes("test", 4), out, budgets=(0.7,), repeats=1, progress=lines.append
     )
     assert sorted(each.name for each in out.iterdir()) == ["report.html", "report.json"]
     assert Report.load(out / "report.json") == report
     text = (out / "report.html").read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 2 * (len(reducer_names()) - 1)
+    assert text.count("data:image/png;base64,") == 2 * len(SHOWN)
     methods = {row.method for row in report.rows}
-    assert methods == {"dense", *reducer_names()} - {"identity"}
+    assert methods == {"dense", *SHOWN}
+    assert all(text.count(f"{name} is missing: it learns") == 1 for name in LEARN)
     assert report.birth.images == 4
     assert all(report.baseline(row) for row in report.rows if row.method not in ("dense", "random"))
     assert lines[0].startswith("slimming: ")
@@ -37,11 +44,22 @@ def test_demo_writes_what_it_returns(host, tmp_path):
 
 def test_budgets_out_of_reach_are_said_not_swallowed(host):
     lines = []
-    models, skipped = slimmed(host, (0.8, 0.001), lines.append)
-    assert len(skipped) == len(reducer_names()) - 1
-    assert all(name.endswith(" 0.8") for name in models)
+    models, skipped = slimmed(host, (0.7, 0.001), lines.append)
+    assert {name.partition(" ")[0] for name in models} == SHOWN
+    assert all(name.endswith(" 0.7") for name in models)
     assert set(skipped) <= set(lines)
-    assert all("Nearest possible" in line for line in skipped)
+    assert sum("Nearest possible" in line for line in skipped) == len(SHOWN)
+
+
+@pytest.mark.parametrize("budgets", [(0.7,), (0.7, 0.6), (0.001, 0.7)])
+def test_a_method_that_was_never_trained_is_no_result(host, budgets):
+    """Said once, whatever the number of budgets; and its warning stays inside."""
+    models, skipped = slimmed(host, budgets, lambda _: None)
+    told = "it learns what to keep, and has to be trained first (patchslim train)."
+    assert "dynamicvit" in LEARN
+    for name in LEARN:
+        assert skipped.count(f"{name} is missing: {told}") == 1
+        assert not any(model.startswith(name) for model in models)
 
 
 def test_methods_that_need_a_class_token_are_said_to_be_missing():

@@ -31,7 +31,7 @@ ORDER = """
     birth results report score memory measure
     augment feed checkpoint log processes losses optim identity pace run train
     chart curves page picture data demo laws
-    hosts terminal arguments commands cli
+    hosts terminal arguments commands options cli
 """.split()
 
 # Imports against the order, inside of a function: methods of SlimModel that are only front doors.

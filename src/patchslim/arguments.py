@@ -1,18 +1,21 @@
-"""From parsed arguments to what they mean: a slimmed model, a method, a budget, images.
+"""From parsed arguments to what they mean: a slimmed model, a budget, images, a course, a teacher.
 
 A wrong argument is a `PatchslimError`, as it is in Python.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from argparse import Namespace
-from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchslim.budget import Budget
-from patchslim.errors import PatchslimError, UnknownName
-from patchslim.hosts import EXAMPLE, find_host, has_random_weights
+from patchslim.course import Course
+from patchslim.errors import PatchslimError, UnknownName, UnsupportedModel
+from patchslim.hosts import EXAMPLE, fill, find_host, has_random_weights, read_weights
 from patchslim.io import load
 from patchslim.preparation import Preparation
 from patchslim.recipe import is_saved, read_recipe
@@ -20,12 +23,17 @@ from patchslim.reducer import Reducer, find_reducer
 from patchslim.slim import slim
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
+    from patchslim.data.digits import Split
     from patchslim.model import SlimModel
+    from patchslim.reading import Source
+    from patchslim.score import Batch
     from patchslim.terminal import Terminal
 
-SCENES = 400  # of the embedded example, where no other number is asked for
+# Scenes of the embedded example, where no other number is asked for.
+SCENES: dict[Split, int] = {"train": 2000, "test": 400}
+BATCH = 32  # images at a time in a validation
 
 
 def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
@@ -35,10 +43,9 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
             f"{args.model} is slimmed already: measure it, show it, or slim the model it was made "
             "of."
         )
-    weights = {"pretrained": args.pretrained, "weights": args.weights}
     reducer = reducer_of(args, "tome")
-    host = find_host(args.model, **weights)
-    if has_random_weights(args.model, **weights):
+    host = find_host(args.model, pretrained=args.pretrained, weights=args.weights)
+    if _is_random(args) and args.command != "train":
         terminal.note(
             f"note: {args.model} has random weights, so its answers mean nothing; costs do. "
             "Give --weights FILE or --pretrained."
@@ -60,46 +67,144 @@ def opened(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preparation 
 
 def images_of(
     args: Namespace, slimmed: SlimModel, prepared: Preparation | None, terminal: Terminal
-) -> Iterable[tuple[Tensor, Tensor | None]] | None:
+) -> Source | list[Batch] | None:
     """Batches of the images to measure on, or None where there are none."""
+    if args.data is not None or args.model == EXAMPLE:
+        return images_at(args.data or EXAMPLE, "test", args, slimmed, prepared)
+    if args.classes is not None or args.limit is not None:
+        raise PatchslimError("--classes and --limit say which images of --data PATH; give it too.")
+    terminal.note("note: without --data only costs are measured, on noise; answers are not.")
+    return None
+
+
+def lessons_of(
+    args: Namespace, slimmed: SlimModel, prepared: Preparation | None, terminal: Terminal
+) -> tuple[Source | list[Batch], Source | list[Batch] | None]:
+    """The images to train on, and those to validate on, if there are any."""
+    data, checked = args.data, args.validation
+    if data is None and args.model != EXAMPLE:
+        raise PatchslimError(
+            "What is it to learn from? Give --data PATH: a folder of images, an archive of one, a "
+            "saved Hugging Face dataset, WebDataset shards, or `digits`."
+        )
+    data = data or EXAMPLE
+    if data == EXAMPLE:
+        checked = checked or EXAMPLE
+    images = images_at(data, "train", args, slimmed, prepared)
+    if checked is None:
+        terminal.note(
+            "note: without --validation the last weights are kept, not the best, and costs alone "
+            "are reported."
+        )
+        return images, None
+    return images, images_at(checked, "test", args, slimmed, prepared)
+
+
+def images_at(
+    path: str, split: Split, args: Namespace, slimmed: SlimModel, prepared: Preparation | None
+) -> Source | list[Batch]:
+    """The images at `path`, prepared for the model, or scenes of the embedded example."""
     from patchslim.dataset import Dataset, is_dataset
     from patchslim.images import Images
+    from patchslim.shards import Shards, is_shards
 
-    if args.data == EXAMPLE or (args.data is None and args.model == EXAMPLE):
-        return _scenes(args.limit or SCENES, args.batch)
-    if args.data is None and (args.classes is not None or args.limit is not None):
-        raise PatchslimError("--classes and --limit say which images of --data PATH; give it too.")
-    if args.data is None:
-        terminal.note("note: without --data only costs are measured, on noise; answers are not.")
-        return None
-    if is_dataset(args.data):
-        if args.classes is not None:
-            raise PatchslimError(
-                f"--classes names class folders, and {args.data} is a Hugging Face dataset, which "
-                "has labels of its own; leave --classes out."
-            )
-        return Dataset.for_host(
-            slimmed, args.data, prepared=prepared, limit=args.limit, batch=args.batch
+    # In training `batch` is that of a step, and only where it is given.
+    batch: int = BATCH if args.command == "train" else args.batch
+    if path == EXAMPLE:
+        return _scenes(split, args.limit or SCENES[split], batch)
+    kind = Dataset if is_dataset(path) else Shards if is_shards(path) else None
+    if kind is None:
+        return Images.for_host(
+            slimmed, path, prepared=prepared, classes=args.classes, limit=args.limit, batch=batch
         )
-    return Images.for_host(
-        slimmed,
-        args.data,
-        prepared=prepared,
-        classes=args.classes,
-        limit=args.limit,
-        batch=args.batch,
-    )
+    if args.classes is not None:
+        what = "a Hugging Face dataset" if kind is Dataset else "WebDataset shards"
+        raise PatchslimError(
+            f"--classes names class folders, and {path} is {what}, with labels of its own; leave "
+            "--classes out."
+        )
+    return kind.for_host(slimmed, path, prepared=prepared, limit=args.limit, batch=batch)
 
 
-def _scenes(count: int, batch: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Batches of the embedded example's test scenes."""
+def _scenes(split: Split, count: int, batch: int) -> list[Batch]:
+    """Batches of the embedded example's scenes."""
     import torch
 
     from patchslim.data.digits import normalise, scenes
 
-    drawn = scenes("test", count)
+    drawn = scenes(split, count)
     pixels, labels = normalise(drawn.images), torch.from_numpy(drawn.labels)
     return list(zip(pixels.split(batch), labels.split(batch), strict=True))
+
+
+def course_of(args: Namespace, reducer: Reducer) -> Course:
+    """The method's usual course, with what the arguments say otherwise."""
+    given = {each.name: getattr(args, each.name) for each in fields(Course) if each.name in args}
+    return Course.of(reducer.course, given)
+
+
+def teacher_of(args: Namespace, course: Course) -> nn.Module | None:
+    """The model whose answers are learned, or None for the untouched host."""
+    if not course.distils:
+        if args.teacher is not None:
+            raise PatchslimError(
+                "--teacher: --distil none listens to nobody. Leave one of them out."
+            )
+        return None
+    if args.teacher is None:
+        if args.teacher_weights is not None:
+            raise PatchslimError("--teacher-weights: say of which model they are, with --teacher.")
+        if _is_random(args):
+            raise PatchslimError(
+                f"{args.model} has random weights, and by default it is its own teacher. Give "
+                "--weights FILE or --pretrained; or --teacher MODEL; or train from scratch on "
+                "labels alone: --distil none --tokens 0."
+            )
+        return None
+    if is_saved(args.teacher):
+        return load(args.teacher)
+    weights = {"pretrained": False, "weights": args.teacher_weights}
+    if has_random_weights(args.teacher, **weights):
+        raise PatchslimError(
+            f"The teacher {args.teacher} has random weights, of which nothing can be learned. Give "
+            "--teacher-weights FILE."
+        )
+    return find_host(args.teacher, **weights)
+
+
+def dense_of(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> nn.Module | None:
+    """What the model is compared with; None for its own host."""
+    if args.dense is None:
+        if slimmed.trained is not None:
+            terminal.note(
+                "note: `dense` is the trained host with all its tokens. Give --dense WEIGHTS to "
+                "compare with the model as it was before."
+            )
+        return None
+    file = Path(args.dense).expanduser()
+    if file.is_file():
+        host = copy.deepcopy(slimmed.host)
+        fill(host, read_weights(file), file)
+        return host
+    if is_saved(args.dense):
+        saved = load(args.dense)
+        if saved.trained is not None:
+            raise UnsupportedModel(
+                f"--dense {args.dense} was trained with fewer tokens: it is not the dense model. "
+                "Give the weights that the training began with."
+            )
+        return saved.host
+    if has_random_weights(args.dense, pretrained=False, weights=None):
+        raise PatchslimError(
+            f"--dense {args.dense}: there is no such file or folder. Give the weights that the "
+            "training began with: a .safetensors or torch file, `digits`, or a folder."
+        )
+    return find_host(args.dense)
+
+
+def _is_random(args: Namespace) -> bool:
+    """Whether nobody has trained the weights of the model."""
+    return has_random_weights(args.model, pretrained=args.pretrained, weights=args.weights)
 
 
 def asks(args: Namespace) -> bool:

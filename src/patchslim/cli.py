@@ -97,8 +97,8 @@ def _run(args: argparse.Namespace, terminal: Terminal) -> Any:
     """The answer of the command that the arguments name."""
     from patchslim import commands
 
-    command: Callable[[argparse.Namespace, Terminal], Any] = getattr(commands, args.command)
-    return command(args, terminal)
+    run: Callable[[argparse.Namespace, Terminal], Any] = getattr(commands, args.command)
+    return run(args, terminal)
 
 
 def _add_demo(commands: Any) -> None:
@@ -225,8 +225,8 @@ def _add_show(commands: Any) -> None:
 
 def _speaks(args: argparse.Namespace) -> bool:
     """Whether this process speaks for all that train together."""
-    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
-    return args.command != "train" or not several or os.environ.get("RANK", "0") == "0"
+    alone = args.command != "train" or os.environ.get("WORLD_SIZE", "1") == "1"
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 def _show_warnings(terminal: Terminal) -> None:

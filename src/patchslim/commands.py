@@ -7,15 +7,29 @@ Python.
 from __future__ import annotations
 
 import inspect
+import shlex
+import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchslim.arguments import asks, budget_of, images_of, opened, reducer_of, slimmed_model
+from patchslim.arguments import (
+    asks,
+    budget_of,
+    course_of,
+    dense_of,
+    images_of,
+    lessons_of,
+    opened,
+    reducer_of,
+    slimmed_model,
+    teacher_of,
+)
 from patchslim.budget import plan
 from patchslim.cost import Cost, dense_macs, slim_macs
-from patchslim.errors import UnknownName
+from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts import EXAMPLE, families, shape_only, timm_names
 from patchslim.reducer import Reducer, find_reducer, reducer_name, reducer_names
 from patchslim.schedule import Tail
@@ -24,6 +38,7 @@ from patchslim.slim import check_class_token
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from patchslim.model import SlimModel
     from patchslim.terminal import Terminal
 
 
@@ -62,19 +77,78 @@ def slim(args: Namespace, terminal: Terminal) -> Answer:
     return Answer("\n".join(lines), {**facts, "schedule": schedule, "out": out})
 
 
+def train(args: Namespace, terminal: Terminal) -> Answer | None:
+    """A trained model in a folder, and what it is worth; None in a process that does not speak."""
+    from patchslim.run import CHECKPOINT
+    from patchslim.train import MODEL
+    from patchslim.train import train as run
+
+    with warnings.catch_warnings():
+        # Both say that training is needed.
+        warnings.simplefilter("ignore", DeepCut)
+        warnings.simplefilter("ignore", Untrained)
+        slimmed, prepared = opened(args, terminal)
+    course = course_of(args, slimmed.reducer)
+    teacher = teacher_of(args, course)
+    images, validation = lessons_of(args, slimmed, prepared, terminal)
+    try:
+        trained = run(
+            slimmed,
+            images,
+            course,
+            out=args.out,
+            validation=validation,
+            teacher=teacher,
+            resume=args.resume,
+            tensorboard=args.tensorboard,
+            progress=terminal.progress,
+        )
+    except KeyboardInterrupt as cut:
+        if not (args.out / CHECKPOINT).is_file():
+            raise
+        raise KeyboardInterrupt(
+            f"{args.out} has a checkpoint: the same command with --resume goes on from there"
+        ) from cut
+    if trained.report is None:
+        return None
+    _warn_of(trained.unreadable, "replaced by others in training", terminal)
+    _warn_of(getattr(validation, "unreadable", []), "left out of the validation", terminal)
+    model = args.out / MODEL
+    again = _measuring(model, args, slimmed)
+    lines = [
+        trained.report.table(),
+        "",
+        f"model          {model}   (weights after step {trained.step})",
+        f"measure it     {again}",
+    ]
+    data = {
+        "model": str(model),
+        "step": trained.step,
+        "course": course.to_json(),
+        "unreadable": list(trained.unreadable),
+        "report": trained.report.to_json(),
+        "measure": again,
+    }
+    return Answer("\n".join(lines), data)
+
+
 def measure(args: Namespace, terminal: Terminal) -> Answer:
     """A slimmed model beside its dense host and beside `random`."""
     from patchslim.measure import measure as run
 
     slimmed, prepared = opened(args, terminal)
+    dense = dense_of(args, slimmed, terminal)
     images = images_of(args, slimmed, prepared, terminal)
     report = run(
-        slimmed, images, batch=args.batch, repeats=args.repeats, progress=terminal.progress
+        slimmed,
+        images,
+        dense=dense,
+        batch=args.batch,
+        repeats=args.repeats,
+        progress=terminal.progress,
     )
     unreadable: list[str] = getattr(images, "unreadable", [])
-    if unreadable:
-        first = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
-        terminal.note(f"warning: {len(unreadable)} images are unreadable and left out: {first}")
+    _warn_of(unreadable, "left out", terminal)
     text = report.table()
     if args.out is not None:
         report.save(args.out)
@@ -155,6 +229,27 @@ def show(args: Namespace, terminal: Terminal) -> Answer:
     lines = [f"after block {block}: {count} patches left" for block, count in left.items()]
     lines.append(f"picture: {args.out}")
     return Answer("\n".join(lines), {"left": left, "out": str(args.out)})
+
+
+def _warn_of(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:
+    """Says how many images could not be read, and names the first."""
+    if unreadable:
+        first = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
+        terminal.note(f"warning: {len(unreadable)} images are unreadable and {fate}: {first}")
+
+
+def _measuring(model: Path, args: Namespace, slimmed: SlimModel) -> str:
+    """The command that measures what was trained, beside the model as it was before."""
+    words = ["patchslim", "measure", str(model)]
+    data = args.validation or (EXAMPLE if (args.data or args.model) == EXAMPLE else None)
+    if data is not None:
+        words += ["--data", data]
+        words += [] if args.classes is None else ["--classes", str(args.classes)]
+    whole = args.model == EXAMPLE or Path(args.model).expanduser().is_dir()
+    dense = args.model if whole else args.weights
+    if dense is not None and slimmed.trained is None:
+        words += ["--dense", str(dense)]
+    return shlex.join(words)
 
 
 def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:

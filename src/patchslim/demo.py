@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from patchslim.data import digits
-from patchslim.errors import DeepCut, ImpossibleBudget, NeedsClassToken
+from patchslim.errors import DeepCut, ImpossibleBudget, NeedsClassToken, Untrained
 from patchslim.measure import measure
 from patchslim.model import SlimModel
 from patchslim.page import Picture, page
@@ -96,7 +96,12 @@ def slimmed(
                 with warnings.catch_warnings():
                     # The page says once for all rows what this would say for each of them.
                     warnings.simplefilter("ignore", DeepCut)
+                    warnings.simplefilter("error", Untrained)  # what it keeps is no result yet
                     models[name] = slim(host, method, macs=budget)
+            except Untrained:
+                skipped.append(f"{method} is missing: {UNTAUGHT}")
+                say(skipped[-1])
+                break
             except (ImpossibleBudget, NeedsClassToken) as error:
                 skipped.append(f"{name} is missing: {error}")
                 say(skipped[-1])
@@ -132,7 +137,7 @@ def pictures(models: dict[str, SlimModel], drawn: digits.Scenes, budget: float) 
 INTRO = (
     "A small vision transformer, trained to find and read one handwritten digit in a cluttered "
     "scene of 96x96 pixels (144 patches), was given fewer patch tokens by every method in "
-    "patchslim at three budgets, with no training after the cut, and measured beside the untouched "
+    "patchslim that needs no training, at three budgets, and measured beside the untouched "
     "(dense) model in one run. Random keeps patches drawn by lot at the very token counts of each "
     "method: a method that does not beat it has chosen nothing."
 )
@@ -140,6 +145,7 @@ OWN_MODEL = (
     "The model and its weights were made for this example, on drawn scenes; on photographs, the "
     "ranks of methods and their losses will differ. Measure on your own model and images."
 )
+UNTAUGHT = "it learns what to keep, and has to be trained first (patchslim train)."
 UNTRAINED = (
     "No row was trained after the cut. At half of the operations and below that is not how one "
     "would use a method: fine-tuning wins much of the loss back."

@@ -74,10 +74,6 @@ class Feed:
         """What an image is called."""
         return self._rows.name(place)
 
-    def name(self, place: int) -> str:
-        """What an image is called."""
-        return self._rows.name(place)
-
     def steps(self, start: int = 0) -> Iterator[list[Fed]]:
         """This process's parts of every step from `start` to the end."""
         # Rows in memory are there already: handing them from process to process only takes time.

@@ -57,7 +57,7 @@ def find_host(
     state = None if weights is None else read_weights(weights)
     host = _from_timm(name, pretrained=pretrained, image_size=image_size, state=state)
     if state is not None:
-        _fill(host, state, weights)
+        fill(host, state, weights)
     return host.eval()
 
 
@@ -176,8 +176,8 @@ def _from_transformers(folder: Path) -> nn.Module:
     return found
 
 
-def _fill(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
-    """Loads the weights, every one of them."""
+def fill(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
+    """Loads the weights that were in the file `path`, every one of them."""
     own = host.state_dict()
     for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
         if names:

@@ -74,7 +74,9 @@ class Learner(nn.Module):
         if target is None:
             return logits_of(self.slimmed.adapter.logits(self.slimmed(images)))
         course, slimmed = self.course, self.slimmed
-        lesson = slimmed.learn(images, tail=self.tail, eased=eased)
+        lesson = slimmed.learn(
+            images, tail=self.tail, eased=eased, recompute=course.recompute
+        )
         output = slimmed.adapter.logits(lesson.output)
         # A distilled host in training answers twice: for the labels, and for its teacher.
         own, taught = output if isinstance(output, tuple) else (output, output)

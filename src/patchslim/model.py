@@ -107,19 +107,22 @@ class SlimModel(nn.Module):
             tokens = self._run(step, tokens)
         return self.adapter.head(self.host, tokens, options)
 
-    def learn(self, images: Tensor, *, tail: Tail, eased: float = 1.0) -> Lesson:
+    def learn(
+        self, images: Tensor, *, tail: Tail, eased: float = 1.0, recompute: bool = False
+    ) -> Lesson:
         """A forward pass for training: the answer, and what the losses look at.
 
         Args:
             images: as in a call.
             tail: "full" where a loss looks at the patch rows, else the model's own.
             eased: the share in (0, 1] of what the schedule removes that is removed now.
+            recompute: whether activations are computed again in the backward pass, not kept.
         """
         tokens = self._embed(images, {}, track=self.adapter.returns_rows(self.host))
         entered = tokens.patches
         decisions: list[Decision] = []
         for step in self.steps(tokens, tail=tail, eased=eased):
-            tokens = self._run(step, tokens)
+            tokens = self._run(step, tokens, recompute=recompute)
             if self._place(step) is not None:
                 share = (step.left - tokens.prefix) / entered
                 decisions.append(Decision(step.index, share, tokens.alive))
@@ -268,9 +271,10 @@ class SlimModel(nn.Module):
         tokens = self.adapter.embed(self.host, images, options)
         return tokens.tracked() if track else tokens
 
-    def _run(self, step: Step, tokens: Tokens) -> Tokens:
-        """The tokens after one block, recomputed in the backward pass where the host asks for it."""
-        if self.training and torch.is_grad_enabled() and self.adapter.checkpoints(self.host):
+    def _run(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
+        """The tokens after one block, recomputed in the backward pass where that is asked for."""
+        recompute = recompute or self.adapter.checkpoints(self.host)
+        if recompute and self.training and torch.is_grad_enabled():
             after: Tokens = checkpoint(self._step, step, tokens, use_reentrant=False)
             return after
         return self._step(step, tokens)

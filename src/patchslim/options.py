@@ -43,6 +43,7 @@ def command(commands: Any, name: str, purpose: str, example: str, more: str = ""
 
 
 def add_classes(one: Parser) -> None:
+    """The names of classes, for images in class folders."""
     one.add_argument(
         "--classes",
         type=Path,
@@ -52,12 +53,14 @@ def add_classes(one: Parser) -> None:
 
 
 def add_weights(one: Parser) -> None:
+    """Where the weights of a timm model come from."""
     group = one.add_argument_group("weights of a timm model")
     group.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or a torch file")
     group.add_argument("--pretrained", action="store_true", help="let timm fetch its own")
 
 
 def add_method(one: Parser) -> None:
+    """The method with its settings, and every budget."""
     group = one.add_argument_group("method and budget (give one budget)")
     add = group.add_argument
     add("--method", metavar="NAME", help="tome by default; `patchslim methods` lists them")
@@ -90,9 +93,7 @@ def add_course(one: Parser) -> None:
         option, kind = f"--{each.name.replace('_', '-')}", kinds[each.name]
         about = str(each.metadata["about"]).replace("%", "%%")
         if kind is bool:
-            group.add_argument(
-                option, action="store_true", default=argparse.SUPPRESS, help=about
-            )
+            group.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=about)
             continue
         usual = f"{each.default:g}" if kind is float else str(each.default)
         group.add_argument(

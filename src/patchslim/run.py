@@ -75,8 +75,6 @@ class Run:
         if teacher is not None:
             teacher.model.to(crew.device)
         self.learner = Learner(self.student, course)
-        if course.recompute:
-            self.learner.recompute()
         if course.compile:
             self.learner.compile()
         self.module = crew.wrap(self.learner, shard=course.shard)

@@ -81,6 +81,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     _warn_if_deep(cost, dense_macs(shape))
     if not learned and any(True for _ in reducer.parameters()):
+        reducer.to(next(model.parameters()))  # made just now: where the host is, and of its type
         warnings.warn(
             f"{type(reducer).__name__} learns what to keep, and has not been trained yet: now it "
             "keeps patches at random. Train it: patchslim.train, `patchslim train`.",

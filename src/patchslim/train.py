@@ -79,6 +79,9 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     Raises:
         PatchslimError: with what was given, what is needed and the cure.
     """
+    if not isinstance(slimmed, SlimModel):
+        kind = type(slimmed).__name__
+        raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: patchslim.slim(...).")
     course = course or Course.of(slimmed.reducer.course, {})
     out, say = Path(out).expanduser().resolve(), progress or (lambda _: None)
     validation = None if validation is None else _reusable(validation)

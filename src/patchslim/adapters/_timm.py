@@ -216,11 +216,13 @@ class TimmHost(Adapter, ABC):
             bias = weight.clamp(min=torch.finfo(weight.dtype).tiny).log()[:, None, None, :]
             pooled: Tensor = host.attn_pool(x, attn_mask=bias.to(x.dtype))
             return pooled
-        share = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype)
+        total = weight.sum(dim=1, keepdim=True)
+        share = (weight / total.clamp(min=torch.finfo(weight.dtype).tiny)).to(x.dtype)
         mean = (x * share.unsqueeze(2)).sum(dim=1)
         if host.global_pool == "avg":
             return mean
-        largest = x.masked_fill((weight == 0).unsqueeze(2), -torch.inf).amax(dim=1)
+        gone = (weight == 0) & (total > 0)  # where a mask in training left nothing, all are read
+        largest = x.masked_fill(gone.unsqueeze(2), -torch.inf).amax(dim=1)
         return largest if host.global_pool == "max" else (mean + largest) / 2
 
     @abstractmethod

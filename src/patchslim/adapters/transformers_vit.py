@@ -254,7 +254,8 @@ class TransformersVit(Adapter):
         read = x[:, 0]
         if _dino(host):
             weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
-            share = (weight / weight.sum(dim=1, keepdim=True)).to(x.dtype).unsqueeze(2)
+            total = weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+            share = (weight / total).to(x.dtype).unsqueeze(2)
             read = torch.cat([read, (x[:, tokens.prefix :] * share).sum(dim=1)], dim=1)
         logits = host.classifier(read)
         loss = None if labels is None else host.loss_function(labels, logits, host.config)

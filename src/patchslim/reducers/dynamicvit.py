@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.cost import BlockShape
+from patchslim.errors import BadSetting
 from patchslim.reducer import Decision, Place, Reducer, Signals
 from patchslim.reduction import Keep, Mask, Reduction
 from patchslim.tokens import Tokens
@@ -35,31 +36,39 @@ class DynamicViT(Reducer):
     def __init__(self, *, ratio: float = 2.0) -> None:
         super().__init__()
         self.ratio = ratio
+        self.width = 0
         self.predictors = nn.ModuleDict()
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """One predictor for each block that decides."""
+        """One predictor for each block that decides; those that there are must fit the host."""
+        if self.predictors:
+            self._check_fit(width, blocks)
+            return
+        self.width = width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for block in blocks:
-                if str(block) not in self.predictors:
-                    self.predictors[str(block)] = Predictor(width)
+                self.predictors[str(block)] = Predictor(width)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """A drawn mask in training; at inference the `keep` rows most likely to be wanted."""
+        if str(signals.block) not in self.predictors:
+            self._check_fit(tokens.x.shape[2], [signals.block])
         wanted = self.predictors[str(signals.block)](tokens.x[:, tokens.prefix :], tokens.alive)
         if self.training:
-            return Mask(F.gumbel_softmax(wanted, hard=True)[..., KEEP])
+            # In half precision the shares that the loss looks at would be off by half a percent.
+            exact = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
+            return Mask(F.gumbel_softmax(exact, hard=True)[..., KEEP])
         return Keep(wanted[..., KEEP].topk(keep, dim=1).indices)
 
-    def loss(self, decisions: Sequence[Decision]) -> Tensor:
+    def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
         """The squared distance of the share each image keeps from the scheduled one (eq. 17)."""
         off = [
             (each.share - each.alive.mean(dim=1)).square().mean()
             for each in decisions
             if each.alive is not None
         ]
-        return self.ratio * torch.stack(off).mean()
+        return self.ratio * torch.stack(off).mean() if off else None
 
     def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """The whole part of the geometric share of all patches, as published."""
@@ -75,6 +84,16 @@ class DynamicViT(Reducer):
             (width // 4) * 2,
         )
         return (rows - prefix) * sum(layers)
+
+    def _check_fit(self, width: int, blocks: Sequence[int]) -> None:
+        """Refuses a host for which these predictors were not made."""
+        own = tuple(int(block) for block in self.predictors)
+        if width != self.width or not set(own).issuperset(blocks):
+            raise BadSetting(
+                f"This DynamicViT has predictors for {self.width} channels in blocks {own}, and "
+                f"here are {width} channels and decisions in blocks {tuple(blocks)}. Use the host "
+                "and the schedule that it was made for, or make a new one and train it."
+            )
 
 
 class Predictor(nn.Module):

@@ -1,0 +1,388 @@
+"""Every mistake in training has one clear answer, and leaves nothing half written.
+
+As in `test_bad_input.py` there are two tables: through Python, and through the command line in a
+process of its own. A row's words must all be in the message.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import patchslim
+from patchslim.course import Course
+from patchslim.errors import (
+    BadData,
+    BadFile,
+    BadSetting,
+    Diverged,
+    MissingExtra,
+    PatchslimError,
+    UnknownName,
+    UnsupportedModel,
+    WrongInput,
+)
+from patchslim.images import Images
+from patchslim.io import load, save
+from patchslim.run import CHECKPOINT
+from patchslim.train import MODEL, REPORT, train
+from process import needs_fork
+from process import patchslim as run
+from test_bad_input import lacking, without
+
+SIDE = 32
+SHORT = Course(steps=2, batch=4, workers=0)
+WHOLE = {CHECKPOINT, "log.csv", MODEL, REPORT}  # what a run leaves when it is done
+
+
+def vit(classes=3, **more):
+    """A tiny host that timm's own factory can rebuild."""
+    settings = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": SIDE, "patch_size": 8}
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **settings, **more).eval()
+
+
+def batches(labels=(0, 1, 2, 0), bad=()):
+    """One batch in memory; images at the places `bad` have NaN in them."""
+    images = torch.randn(len(labels), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    for place in bad:
+        images[place, 0, 3, 3] = torch.nan
+    known = None if labels[0] is None else torch.tensor(labels)
+    return [(images, known)]
+
+
+def pictures(folder, kinds=("ant", "bee", "cat"), count=2):
+    """Class folders with a few pictures."""
+    drawn = np.random.default_rng(0)
+    for kind in kinds:
+        (folder / kind).mkdir(parents=True)
+        for number in range(count):
+            pixels = drawn.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """Everything that is wrong, and what is right beside it."""
+    at = tmp_path_factory.mktemp("desk")
+    made = SimpleNamespace(at=at, vit=vit())
+    made.slim = patchslim.slim(made.vit, "tome", r=2)
+    made.evit = patchslim.slim(made.vit, "evit", keep=0.7)
+    made.trained = train(made.slim, batches(), SHORT, out=at / "run").model
+    save(made.slim, at / "slim")
+    save(patchslim.slim(vit(5), "tome", r=2), at / "of-five")
+    save_file(vit().state_dict(), at / "vit.safetensors")
+    save_file(vit(5).state_dict(), at / "five.safetensors")
+    pictures(at / "photos")
+    pictures(at / "ants", kinds=("ant",))
+    pictures(at / "flat" / "all", kinds=(".",))
+    pictures(at / "seven", kinds="abcdefg", count=1)
+    (at / "empty").mkdir()
+    for kind in ("ant", "bee", "cat"):
+        (at / "broken" / kind).mkdir(parents=True)
+        (at / "broken" / kind / "0.png").write_bytes(b"no image")
+    (at / "classes.txt").write_text("ant\nbee\ncat\n")
+    shutil.copytree(at / "run", at / "cut")
+    whole = (at / "run" / CHECKPOINT).read_bytes()
+    (at / "cut" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    (at / "file").write_text("a file")
+    return made
+
+
+def images(desk, name, **more):
+    return Images.for_host(desk.vit, desk.at / name, **more)
+
+
+def learn(desk, out, *, slimmed=None, data=None, course=SHORT, **more):
+    """A short run in which one thing is wrong."""
+    return train(slimmed or desk.slim, data or batches(), course, out=out, **more)
+
+
+def course(**given):
+    return Course.of({}, {"steps": 2, "batch": 4, "workers": 0, **given})
+
+
+# name: (what is done, the kind of error, words that the message must have)
+PYTHON = {
+    "no images": (
+        lambda d, out: train(d.slim, [], SHORT, out=out), BadData, "no images | empty"),
+    "an empty folder": (
+        lambda d, out: learn(d, out, data=images(d, "empty")), BadData, "empty | looked for .jpg"),
+    "only unreadable images": (
+        lambda d, out: learn(d, out, data=images(d, "broken")),
+        BadData, "3 images | 0.png | cannot be read"),
+    "images that can be read once": (
+        lambda d, out: train(d.slim, iter(batches()), SHORT, out=out),
+        WrongInput, "several times | list(it)"),
+    "batches that are none": (
+        lambda d, out: train(d.slim, [torch.zeros(4, 3, SIDE, SIDE)], SHORT, out=out),
+        WrongInput, "Batch 0 is a Tensor | pair"),
+    "one class": (
+        lambda d, out: learn(d, out, data=batches((1, 1, 1, 1))),
+        BadData, "label 1 | several classes | --labels 0"),
+    "one class of a list": (
+        lambda d, out: learn(d, out, data=images(d, "ants", classes=d.at / "classes.txt")),
+        BadData, "label 0 | several classes | --labels 0"),
+    "label outside the range": (
+        lambda d, out: learn(d, out, data=batches((0, 1, 2, 7))),
+        WrongInput, "from 0 to 7 | classes 0 to 2 | --classes"),
+    "label below the range": (
+        lambda d, out: learn(d, out, data=batches((0, 1, 2, -1))),
+        WrongInput, "from -1 to 2 | classes 0 to 2"),
+    "no labels": (
+        lambda d, out: learn(d, out, data=batches((None,) * 4)),
+        BadData, "no labels | --labels 0 | --classes"),
+    "nothing to learn from": (
+        lambda d, out: learn(d, out, course=course(labels=0, distil="none")),
+        BadSetting, "labels=0 and distil='none'"),
+    "teacher of another label space": (
+        lambda d, out: learn(d, out, teacher=vit(5)), UnsupportedModel, "5 classes | 3 | same classes"),
+    "slimmed teacher of tokens": (
+        lambda d, out: learn(d, out, teacher=d.slim, course=course(tokens=1.0)),
+        UnsupportedModel, "tokens= | dense | .host"),
+    "trained model without a teacher": (
+        lambda d, out: learn(d, out, slimmed=d.trained),
+        UnsupportedModel, "trained before | --teacher | distil='none'"),
+    "token distillation without the token": (
+        lambda d, out: learn(d, out, course=course(distil="token")),
+        BadSetting, "distillation token | VisionTransformer | 'soft'"),
+    "a model that is not slimmed": (
+        lambda d, out: train(d.vit, batches(), SHORT, out=out),
+        UnsupportedModel, "VisionTransformer | patchslim.slim"),
+    "a batch that cannot be divided": (
+        lambda d, out: learn(d, out, course=course(accumulate=3)),
+        BadSetting, "batch=4 | accumulate | batch=6"),
+    "mixing an odd number": (
+        lambda d, out: learn(d, out, course=course(batch=3, mixup=0.8)), BadSetting, "pairs | 3"),
+    "changing prepared images": (
+        lambda d, out: learn(d, out, course=course(erasing=0.2)),
+        BadSetting, "erasing=0.2 | prepared already"),
+    "policy that timm does not know": (
+        lambda d, out: learn(d, out, data=images(d, "photos"), course=course(randaugment="rnd-m9")),
+        BadSetting, "'rnd-m9' | rand-m9-mstd0.5-inc1"),
+    "unknown setting": (
+        lambda d, out: learn(d, out, course=course(warm_up=0.1)),
+        UnknownName, "'warm_up' | Did you mean 'warmup'"),
+    "setting of the wrong type": (
+        lambda d, out: learn(d, out, course=course(lr="1e-4")), BadSetting, "lr='1e-4' | float"),
+    "part of a step": (
+        lambda d, out: learn(d, out, course=course(steps=1.5)), BadSetting, "steps=1.5 | int"),
+    "setting that is no number": (
+        lambda d, out: learn(d, out, course=course(lr=float("nan"))), BadSetting, "lr=nan | float"),
+    "unknown way to distil": (
+        lambda d, out: learn(d, out, course=course(distil="sotf")),
+        UnknownName, "'sotf' | Did you mean 'soft'"),
+    "setting out of its range": (
+        lambda d, out: learn(d, out, course=course(ema=1.0)), BadSetting, "ema=1.0 | below 1"),
+    "a host that never learns": (
+        lambda d, out: learn(d, out, course=course(freeze=1.0)), BadSetting, "freeze=1 | host_lr=0"),
+    "validation that can be read once": (
+        lambda d, out: learn(d, out, validation=iter(batches())),
+        WrongInput, "validation= | several times | list"),
+    "validation with NaN": (
+        lambda d, out: learn(d, out, validation=batches(bad=[1])),
+        WrongInput, "Image 1 of batch 0 | NaN"),
+    "validation with labels outside the range": (
+        lambda d, out: learn(d, out, validation=batches((0, 1, 2, 9))), WrongInput, "from 0 to 9 | classes 0 to 2"),
+    "images with NaN": (
+        lambda d, out: learn(d, out, data=batches(bad=[2])),
+        Diverged, "step 1 | not a number | image 2 | Lower lr | look at these images"),
+    "learning rate that blows up": (
+        lambda d, out: learn(d, out, course=course(lr=1e30, steps=6)),
+        Diverged, "step 2 | Lower lr (now 1e+30)"),
+    "a file for a folder": (
+        lambda d, out: learn(d, d.at / "file"), BadFile, "file"),
+    "a folder that holds a run": (
+        lambda d, out: learn(d, d.at / "run"), BadFile, "holds a run already | --resume"),
+    "checkpoint of another method": (
+        lambda d, out: learn(d, d.at / "run", slimmed=d.evit, resume=True),
+        BadFile, "another run | its method is ToMe, and now it is EViT"),
+    "checkpoint of other settings": (
+        lambda d, out: learn(d, d.at / "run", course=course(lr=1e-3), resume=True),
+        BadFile, "another run | there lr=5e-05, now 0.001"),
+    "checkpoint of other images": (
+        lambda d, out: learn(d, d.at / "run", data=batches((0, 1, 2, 0, 1)), resume=True),
+        BadFile, "another run | 4 named | 5 named"),
+    "checkpoint of another teacher": (
+        lambda d, out: learn(d, d.at / "run", teacher=vit(drop_rate=0.1, init_values=2.0), resume=True),
+        BadFile, "another run | the teacher answers otherwise"),
+    "truncated checkpoint": (
+        lambda d, out: learn(d, d.at / "cut", resume=True),
+        BadFile, f"{CHECKPOINT} is truncated | train from the start"),
+}  # fmt: skip
+
+
+def content(folder):
+    """The size of every file in a folder."""
+    files = sorted(folder.rglob("*")) if folder.is_dir() else []
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.is_file()}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_in_python(name, desk, tmp_path):
+    act, error, words = PYTHON[name]
+    before = content(desk.at)
+    with pytest.raises(PatchslimError) as raised:
+        act(desk, tmp_path / "out")
+    assert type(raised.value) is error
+    message = str(raised.value)
+    missing = [word for word in words.split(" | ") if word not in message]
+    assert not missing, message
+    assert content(desk.at) == before
+    # What came before the mistake is told in the log, and nothing else is there.
+    assert set(content(tmp_path)) <= {"out/log.csv"}
+
+
+# name: (arguments, words that stderr must have); {} is the desk's folder
+SHELL = {
+    "no folder to write to": ("train {}/slim --data {}/photos", "--out"),
+    "no images": ("train {}/slim --out o", "What is it to learn from | --data PATH"),
+    "an empty folder": ("train {}/slim --data {}/empty --out o", "empty | looked for .jpg"),
+    "only unreadable images": (
+        "train {}/slim --data {}/broken --workers 0 --out o", "3 images | 0.png"),
+    "one class": (
+        "train {}/slim --data {}/ants --classes {}/classes.txt --out o",
+        "label 0 | several classes | --labels 0"),
+    "classes that are not the model's": (
+        "train {}/slim --data {}/seven --out o", "7 class folders | no labels | --classes"),
+    "classes of a validation alone": (
+        "train {}/slim --data {}/photos --validation {}/empty --out o", "empty | looked for .jpg"),
+    "no budget": ("train digits --out o", "How much | macs=0.6"),
+    "a budget for a slimmed model": (
+        "train {}/slim --macs 0.5 --data {}/photos --out o", "slimmed already | leave out"),
+    "unknown method": ("train digits --method evti --macs 0.5 --out o", "'evti' | 'evit'"),
+    "unknown option": ("train digits --macs 0.5 --learning-rate 1 --out o", "--learning-rate"),
+    "number that is none": ("train digits --macs 0.5 --lr small --out o", "--lr | small | --help"),
+    "part of a step": ("train digits --macs 0.5 --steps 1.5 --out o", "--steps | 1.5 | --help"),
+    "unknown way to distil": (
+        "train digits --macs 0.5 --distil sotf --out o", "--distil | sotf | soft"),
+    "setting out of its range": (
+        "train {}/slim --data {}/photos --warmup 2 --out o", "warmup | between 0 and 1"),
+    "its own teacher of random weights": (
+        "train test_vit --macs 0.6 --data {}/photos --out o",
+        "random weights | --weights FILE | --teacher | --distil none"),
+    "a teacher of random weights": (
+        "train {}/slim --data {}/photos --teacher test_vit --out o",
+        "test_vit | random weights | --teacher-weights"),
+    "weights without a teacher": (
+        "train {}/slim --data {}/photos --teacher-weights {}/vit.safetensors --out o", "--teacher."),
+    "a teacher that nobody listens to": (
+        "train {}/slim --data {}/photos --teacher {}/slim --distil none --out o",
+        "--teacher | --distil none"),
+    "teacher of another label space": (
+        "train {}/slim --data {}/photos --teacher {}/of-five --out o", "5 classes | 3 | same classes"),
+    "trained model without a teacher": (
+        "train {}/run/model --data {}/photos --out o", "trained before | --teacher"),
+    "token distillation without the token": (
+        "train {}/slim --data {}/photos --distil token --batch 2 --out o", "distillation token | 'soft'"),
+    "a batch that cannot be divided": (
+        "train {}/slim --data {}/photos --batch 7 --accumulate 2 --out o", "batch=7 | batch=8"),
+    "learning rate that blows up": (
+        "train {}/slim --data {}/photos --batch 2 --steps 4 --workers 0 --lr 1e30 --out o",
+        "step 2 | Lower lr"),
+    "a folder that holds a run": (
+        "train {}/slim --data {}/photos --out {}/run", "holds a run already | --resume"),
+    "checkpoint of other images": (
+        "train {}/slim --data {}/photos --steps 2 --batch 4 --workers 0 --out {}/run --resume",
+        "another run | 4 named"),
+    "truncated checkpoint": (
+        "train {}/slim --data {}/photos --out {}/cut --resume", "truncated | train from the start"),
+    "a file for a folder": ("train {}/slim --data {}/photos --out {}/file", "file"),
+    "dense weights of another model": (
+        "measure {}/run/model --dense {}/five.safetensors", "does not fit | this very model"),
+    "dense weights that are not there": (
+        "measure {}/run/model --dense {}/no.safetensors", "no.safetensors | no such file"),
+    "dense weights that were trained": (
+        "measure {}/run/model --dense {}/run/model", "trained | began with"),
+}  # fmt: skip
+
+
+@needs_fork
+@pytest.mark.parametrize("name", SHELL)
+def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line, words = SHELL[name]
+    before = content(desk.at)
+    ended = run(tmp_path, *line.replace("{}", str(desk.at)).split())
+    assert ended.code == 2, ended.err
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    lines = ended.err.splitlines()
+    (place,) = [place for place, text in enumerate(lines) if text.startswith("error: ")]
+    assert len(lines) - place == 1 + lines[-1].startswith("help: ")
+    missing = [word for word in words.split(" | ") if word not in ended.err]
+    assert not missing, ended.err
+    assert content(desk.at) == before
+    assert set(content(tmp_path)) <= {"o/log.csv", "stdout.txt", "stderr.txt"}
+
+
+# --- what cannot be put in a row
+
+
+@needs_fork
+def test_without_tensorboard_the_cure_is_told_before_anything_is_written(
+    desk, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    farm = without("tensorboard", tmp_path / "farm")
+    command = ["train", desk.at / "slim", "--data", desk.at / "photos", "--batch", 2]
+    ended = run(
+        tmp_path, *command, "--out", "o", "--tensorboard",
+        first=lambda: lacking("tensorboard", farm),
+    )  # fmt: skip
+    assert (ended.code, ended.out) == (2, "")
+    assert "TensorBoard is not installed: pip install" in ended.err
+    assert not list(tmp_path.glob("o/*"))
+    assert issubclass(MissingExtra, PatchslimError)
+
+
+@needs_fork
+def test_unreadable_images_are_counted_and_the_first_is_named(desk, tmp_path):
+    data = shutil.copytree(desk.at / "photos", tmp_path / "photos")
+    (data / "ant" / "2.png").write_bytes(b"no image")
+    ended = run(
+        tmp_path, "train", desk.at / "slim", "--data", data, "--validation", data, "--epochs", 2,
+        "--batch", 7, "--workers", 0, "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    told = [line for line in ended.err.splitlines() if line.startswith("warning:")]
+    assert len(told) == 2
+    assert told[0].startswith("warning: 1 images are unreadable and replaced by others in training")
+    assert all("ant/2.png" in line for line in told)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root)")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(desk, small_disk):
+    out = small_disk / "run"
+    learn(desk, out, course=course(steps=2))
+    before = (out / CHECKPOINT).read_bytes()
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(BadFile, match="the disk is full|No space left"):
+        learn(desk, out, course=course(steps=2), resume=True)
+    assert (out / CHECKPOINT).read_bytes() == before
+    (small_disk / "ballast").unlink()
+    learn(desk, out, course=course(steps=2), resume=True)
+    assert set(entry.name for entry in out.iterdir()) == WHOLE
+    assert load(out / MODEL).trained["step"] == 2
