@@ -1,9 +1,9 @@
 """Published and computed operation counts of ten methods, rebuilt and compared to three decimals.
 
-Dense hosts, ToMe and EViT are counted by the package itself: real timm models (without weights),
-its own methods and schedules. Methods that do not ship yet are traces: how many rows pass through
-each part of each block. LeViT and LV-ViT are shapes of their own. One image, one multiply-add
-counts 1; bias, norm, softmax, activation, similarities, sorting and gathering count 0.
+Dense hosts, ToMe, EViT and DynamicViT are counted by the package itself: real timm models (without
+weights), its own methods and schedules. Methods that do not ship yet are traces: how many rows
+pass through each part of each block. LeViT and LV-ViT are shapes of their own. One image, one
+multiply-add counts 1; bias, norm, softmax, activation, similarities, sorting and gathering count 0.
 
     python benchmarks/golden_macs.py [facts.json]
 """
@@ -24,8 +24,10 @@ import torch
 from torch import nn
 
 import patchslim
-from patchslim.cost import BlockShape, Flow, HostShape, host_macs
+from patchslim.cost import BlockShape, Flow, HostShape, host_macs, slim_macs
+from patchslim.reducers.dynamicvit import DynamicViT
 from patchslim.reducers.evit import EViT
+from patchslim.schedule import Rate
 
 FACTS = Path(__file__).parent.parent / "tests" / "reference" / "golden_macs.json"
 TWO_DECIMALS = {
@@ -131,37 +133,22 @@ def tome() -> dict[str, object]:
     }
 
 
-def dynamicvit_rows(shape: HostShape, keep: float, stages: int = 3) -> list[int]:
-    """Rows after each stage: the whole part of patches * keep ** stage, and the prefix."""
-    patches = shape.entering - shape.prefix
-    return [int(patches * keep**stage) + shape.prefix for stage in range(1, stages + 1)]
-
-
-def dynamicvit_flows(shape: HostShape, keep: float, places: Sequence[int]) -> list[Flow]:
-    """P0: rows drop in front of each block of `places`."""
-    after = dict(zip(places, dynamicvit_rows(shape, keep, len(places)), strict=True))
-    rows, flows = shape.entering, []
-    for block in range(shape.depth):
-        rows = after.get(block, rows)
-        flows.append(Flow.even(rows))
-    return flows
-
-
 def dynamicvit() -> dict[str, object]:
-    """DynamicViT with its predictors: C to C, C/2, C/4, 2, on the patches that enter a stage."""
-
-    def macs(shape: HostShape, keep: float) -> float:
-        width = shape.blocks[0].width
-        predictor = width * width + width * (width // 2) + (width // 2 + 2) * (width // 4)
-        entering = [shape.entering, *dynamicvit_rows(shape, keep)[:-1]]
-        scoring = predictor * sum(rows - shape.prefix for rows in entering)
-        flows = dynamicvit_flows(shape, keep, PLACES)
-        return giga(host_macs(shape, flows).total + scoring)
-
-    table: dict[str, object] = {
-        name: {rate: macs(deit(name), float(rate)) for rate in RATES} for name in DEIT
+    """DynamicViT with its predictors, by the package: what choosing costs is counted in."""
+    costs = {
+        name: {
+            rate: patchslim.macs(host(full), "dynamicvit", keep_rate=float(rate), at=PLACES)
+            for rate in RATES
+        }
+        for name, full in DEIT.items()
     }
-    table["tokens"] = {rate: dynamicvit_rows(deit("T"), float(rate)) for rate in RATES}
+    table: dict[str, object] = {
+        name: {rate: giga(cost.total + cost.choosing) for rate, cost in by_rate.items()}
+        for name, by_rate in costs.items()
+    }
+    table["tokens"] = {
+        rate: [cost.rows[block] for block in PLACES] for rate, cost in costs["T"].items()
+    }
     return table
 
 
@@ -246,8 +233,13 @@ def lvvit() -> dict[str, object]:
         blocks=(BlockShape.standard(384, 6, ratio=3),) * 16,
         head=384 * 1000,
     )
-    rates = ("0.9", "0.8", "0.7", "0.5")
-    return {rate: total(shape, dynamicvit_flows(shape, float(rate), (4, 8, 12))) for rate in rates}
+    reducer = DynamicViT()
+
+    def macs(rate: str) -> float:
+        counts = Rate(float(rate), (4, 8, 12)).counts(shape.entering, 1, shape.depth, reducer)
+        return giga(slim_macs(shape, reducer, counts, tail=False).total)
+
+    return {rate: macs(rate) for rate in ("0.9", "0.8", "0.7", "0.5")}
 
 
 class Levit(NamedTuple):

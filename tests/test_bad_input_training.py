@@ -6,18 +6,14 @@ process of its own. A row's words must all be in the message.
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import patchslim
+from lessons import SIDE, batches, pictures, vit
 from patchslim.course import Course
 from patchslim.errors import (
     BadData,
@@ -38,36 +34,8 @@ from process import needs_fork
 from process import patchslim as run
 from test_bad_input import lacking, without
 
-SIDE = 32
 SHORT = Course(steps=2, batch=4, workers=0)
 WHOLE = {CHECKPOINT, "log.csv", MODEL, REPORT}  # what a run leaves when it is done
-
-
-def vit(classes=3, **more):
-    """A tiny host that timm's own factory can rebuild."""
-    settings = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": SIDE, "patch_size": 8}
-    torch.manual_seed(0)
-    return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **settings, **more).eval()
-
-
-def batches(labels=(0, 1, 2, 0), bad=()):
-    """One batch in memory; images at the places `bad` have NaN in them."""
-    images = torch.randn(len(labels), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    for place in bad:
-        images[place, 0, 3, 3] = torch.nan
-    known = None if labels[0] is None else torch.tensor(labels)
-    return [(images, known)]
-
-
-def pictures(folder, kinds=("ant", "bee", "cat"), count=2):
-    """Class folders with a few pictures."""
-    drawn = np.random.default_rng(0)
-    for kind in kinds:
-        (folder / kind).mkdir(parents=True)
-        for number in range(count):
-            pixels = drawn.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / kind / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +51,7 @@ def desk(tmp_path_factory):
     save_file(vit().state_dict(), at / "vit.safetensors")
     save_file(vit(5).state_dict(), at / "five.safetensors")
     pictures(at / "photos")
+    shutil.make_archive(str(at / "photos"), "gztar", at / "photos")
     pictures(at / "ants", kinds=("ant",))
     pictures(at / "flat" / "all", kinds=(".",))
     pictures(at / "seven", kinds="abcdefg", count=1)
@@ -120,6 +89,9 @@ PYTHON = {
     "only unreadable images": (
         lambda d, out: learn(d, out, data=images(d, "broken")),
         BadData, "3 images | 0.png | cannot be read"),
+    "a compressed tar": (
+        lambda d, out: learn(d, out, data=images(d, "photos.tar.gz")),
+        BadData, "photos.tar.gz | compressed | Unpack it once"),
     "images that can be read once": (
         lambda d, out: train(d.slim, iter(batches()), SHORT, out=out),
         WrongInput, "several times | list(it)"),
@@ -145,7 +117,8 @@ PYTHON = {
         lambda d, out: learn(d, out, course=course(labels=0, distil="none")),
         BadSetting, "labels=0 and distil='none'"),
     "teacher of another label space": (
-        lambda d, out: learn(d, out, teacher=vit(5)), UnsupportedModel, "5 classes | 3 | same classes"),
+        lambda d, out: learn(d, out, teacher=vit(5)),
+        UnsupportedModel, "5 classes | 3 | same classes"),
     "slimmed teacher of tokens": (
         lambda d, out: learn(d, out, teacher=d.slim, course=course(tokens=1.0)),
         UnsupportedModel, "tokens= | dense | .host"),
@@ -184,7 +157,8 @@ PYTHON = {
     "setting out of its range": (
         lambda d, out: learn(d, out, course=course(ema=1.0)), BadSetting, "ema=1.0 | below 1"),
     "a host that never learns": (
-        lambda d, out: learn(d, out, course=course(freeze=1.0)), BadSetting, "freeze=1 | host_lr=0"),
+        lambda d, out: learn(d, out, course=course(freeze=1.0)),
+        BadSetting, "freeze=1 | host_lr=0"),
     "validation that can be read once": (
         lambda d, out: learn(d, out, validation=iter(batches())),
         WrongInput, "validation= | several times | list"),
@@ -192,7 +166,8 @@ PYTHON = {
         lambda d, out: learn(d, out, validation=batches(bad=[1])),
         WrongInput, "Image 1 of batch 0 | NaN"),
     "validation with labels outside the range": (
-        lambda d, out: learn(d, out, validation=batches((0, 1, 2, 9))), WrongInput, "from 0 to 9 | classes 0 to 2"),
+        lambda d, out: learn(d, out, validation=batches((0, 1, 2, 9))),
+        WrongInput, "from 0 to 9 | classes 0 to 2"),
     "images with NaN": (
         lambda d, out: learn(d, out, data=batches(bad=[2])),
         Diverged, "step 1 | not a number | image 2 | Lower lr | look at these images"),
@@ -213,7 +188,7 @@ PYTHON = {
         lambda d, out: learn(d, d.at / "run", data=batches((0, 1, 2, 0, 1)), resume=True),
         BadFile, "another run | 4 named | 5 named"),
     "checkpoint of another teacher": (
-        lambda d, out: learn(d, d.at / "run", teacher=vit(drop_rate=0.1, init_values=2.0), resume=True),
+        lambda d, out: learn(d, d.at / "run", teacher=vit(init_values=2.0), resume=True),
         BadFile, "another run | the teacher answers otherwise"),
     "truncated checkpoint": (
         lambda d, out: learn(d, d.at / "cut", resume=True),
@@ -274,16 +249,19 @@ SHELL = {
         "train {}/slim --data {}/photos --teacher test_vit --out o",
         "test_vit | random weights | --teacher-weights"),
     "weights without a teacher": (
-        "train {}/slim --data {}/photos --teacher-weights {}/vit.safetensors --out o", "--teacher."),
+        "train {}/slim --data {}/photos --teacher-weights {}/vit.safetensors --out o",
+        "--teacher."),
     "a teacher that nobody listens to": (
         "train {}/slim --data {}/photos --teacher {}/slim --distil none --out o",
         "--teacher | --distil none"),
     "teacher of another label space": (
-        "train {}/slim --data {}/photos --teacher {}/of-five --out o", "5 classes | 3 | same classes"),
+        "train {}/slim --data {}/photos --teacher {}/of-five --out o",
+        "5 classes | 3 | same classes"),
     "trained model without a teacher": (
         "train {}/run/model --data {}/photos --out o", "trained before | --teacher"),
     "token distillation without the token": (
-        "train {}/slim --data {}/photos --distil token --batch 2 --out o", "distillation token | 'soft'"),
+        "train {}/slim --data {}/photos --distil token --batch 2 --out o",
+        "distillation token | 'soft'"),
     "a batch that cannot be divided": (
         "train {}/slim --data {}/photos --batch 7 --accumulate 2 --out o", "batch=7 | batch=8"),
     "learning rate that blows up": (
@@ -379,10 +357,10 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(desk, sma
     learn(desk, out, course=course(steps=2))
     before = (out / CHECKPOINT).read_bytes()
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
-    with pytest.raises(BadFile, match="the disk is full|No space left"):
+    with pytest.raises(BadFile, match=r"the disk is full|No space left"):
         learn(desk, out, course=course(steps=2), resume=True)
     assert (out / CHECKPOINT).read_bytes() == before
     (small_disk / "ballast").unlink()
     learn(desk, out, course=course(steps=2), resume=True)
-    assert set(entry.name for entry in out.iterdir()) == WHOLE
+    assert {entry.name for entry in out.iterdir()} == WHOLE
     assert load(out / MODEL).trained["step"] == 2

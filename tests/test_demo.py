@@ -21,7 +21,7 @@ SHOWN = {*reducer_names()} - {"identity"} - LEARN
 @pytest.fixture(scope="module")
 def host():
     torch.manual_seed(0)
-    return digits.untrained_host(depth=2).eval()
+    return digits.untrained_host(depth=3).eval()
 
 
 def test_demo_writes_what_it_returns(host, tmp_path):

@@ -1,4 +1,7 @@
-"""The numbers that the official ToMe and EViT gave, in float64 (see tests/reference/README.md)."""
+"""The numbers that the official ToMe, EViT and DynamicViT gave, in float64.
+
+See tests/reference/README.md.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -10,9 +13,17 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
+from patchslim.attention import attention_bias, attention_map
 from patchslim.errors import DeepCut, ShortSchedule
+from patchslim.losses import answer_loss, label_loss, token_loss
+from patchslim.reducer import Decision
+from patchslim.reducers.dynamicvit import DynamicViT
 from patchslim.reducers.evit import EViT
 from patchslim.reducers.tome import ToMe
+from patchslim.reduction import Mask
+from patchslim.schedule import Rate
+from patchslim.tokens import Tokens
+from toys import slimmed
 
 FOLDER = Path(__file__).parent / "reference"
 TINY = {
@@ -125,3 +136,141 @@ def test_evit_gives_the_official_numbers(setting):
     assert len(reducer.kept) == len(at)
     for block, kept in zip(at, reducer.kept, strict=True):
         assert torch.equal(kept, wanted[f"{setting}.idx_block{block}"])
+
+
+PARTS = {"in_conv.0": "norm", "in_conv.1": "features.0", "out_conv": "verdict"}
+STAGES = Rate(0.7, (1, 2, 3))
+
+
+def dynamicvit(reducer):
+    """A host of 196 patches with the predictors that the numbers were made with."""
+    golden = numbers("dynamicvit_golden")
+    model = VisionTransformer(**TINY | {"img_size": 56}).double().eval()
+    weights = host("").state_dict() | {"pos_embed": golden["pos_embed"].double()}
+    model.load_state_dict(weights, strict=True)
+    made = slimmed(model, reducer, STAGES)
+    own = {}
+    for name, value in golden.items():
+        kind, _, rest = name.partition(".")
+        if kind == "predictor":
+            stage, _, rest = rest.partition(".")
+            part = next(each for each in PARTS if rest.startswith(each))
+            own[f"{int(stage) + 1}.{PARTS[part]}{rest.removeprefix(part)}"] = value
+    reducer.predictors.load_state_dict(own, strict=True)
+    return made.double(), golden["images"].double()
+
+
+class Drawn(DynamicViT):
+    """DynamicViT to which the draws of its three blocks are given."""
+
+    def __init__(self, draws):
+        super().__init__()
+        self.draws, self.scores = draws, []
+
+    def choose(self, tokens, signals, keep):
+        patches = tokens.x[:, tokens.prefix :]
+        self.scores.append(self.predictors[str(signals.block)](patches, tokens.alive))
+        return Mask(self.draws[signals.block - 1])
+
+
+def near(got, wanted):
+    """Equal but for the official masked attention: float32, its faint weight shared evenly."""
+    torch.testing.assert_close(got.to(wanted.dtype), wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_dynamicvit_predictors_give_the_official_scores():
+    golden = numbers("dynamicvit_golden")
+    model, _ = dynamicvit(DynamicViT())
+    alive = golden["alone.alive"].double()
+    scores = model.reducer.predictors["1"](golden["alone.x"].double(), alive)
+    same(scores, golden["alone.scores"])
+
+
+@torch.no_grad()
+def test_attention_under_a_mask_gives_the_official_weights():
+    golden = numbers("dynamicvit_golden")
+    alive = golden["softmax.alive"].double()[:, 1:]
+    assert golden["softmax.alive"][:, 0].all()
+    bias = attention_bias(
+        Tokens(x=torch.zeros(2, 8, 4).double(), prefix=1, grid=(1, 7), alive=alive),
+        proportional=False,
+    )
+    logits = golden["softmax.logits"].double()
+    keys = torch.eye(8).double().expand(2, 2, -1, -1)
+    near(attention_map(logits, keys, scale=1.0, bias=bias), golden["softmax.weights"])
+
+
+@torch.no_grad()
+def test_dynamicvit_gives_the_official_numbers_at_inference():
+    golden = numbers("dynamicvit_golden")
+    model, x = dynamicvit(DynamicViT())
+    same(model(x), golden["eval.logits"])
+    traced = model.trace(x)
+    cells = torch.arange(196).expand(2, -1)
+    for stage, tokens in enumerate(traced[1:]):
+        cells = cells.gather(1, golden[f"eval.kept{stage}"].long())
+        assert torch.equal(tokens.cells(), cells)
+    assert [tokens.patches for tokens in traced] == [196, 137, 96, 67]
+    same(traced[-1].x, golden["eval.features"])
+
+
+def lesson_of_dynamicvit():
+    """A training pass under the draws that were given to the official code, and these draws."""
+    draws = list(numbers("dynamicvit_golden")["train.draws"].double().requires_grad_().unbind())
+    for each in draws:
+        each.retain_grad()
+    model, x = dynamicvit(Drawn(draws))
+    return model, model.train().learn(x, tail="full"), draws
+
+
+def terms_of_dynamicvit(model, lesson):
+    """The four official terms of the loss: labels, shares, answers, tokens of the patches alone."""
+    golden = numbers("dynamicvit_golden")
+    with torch.no_grad():
+        host = model.host.eval()
+        taught = host.forward_features(golden["images"].double())
+        answers = host.forward_head(taught)
+    decisions = [
+        Decision(each.block, 0.7**stage, each.alive)
+        for stage, each in enumerate(lesson.decisions, start=1)
+    ]
+    patches = Tokens(x=lesson.tokens.x[:, 1:], prefix=0, grid=(14, 14), alive=lesson.tokens.alive)
+    return (
+        label_loss(lesson.output, golden["labels"], 0.0),
+        DynamicViT(ratio=1).loss(decisions),
+        answer_loss(lesson.output, answers, "soft", 1.0),
+        token_loss(patches, taught[:, 1:]),
+    )
+
+
+def test_dynamicvit_gives_the_official_numbers_in_training():
+    golden = numbers("dynamicvit_golden")
+    model, lesson, _ = lesson_of_dynamicvit()
+    near(lesson.output, golden["train.logits"])
+    near(torch.stack(model.reducer.scores), golden["train.scores"])
+    near(lesson.tokens.x[:, 1:], golden["train.features"])
+    for each, alive in zip(lesson.decisions, golden["train.alive"], strict=True):
+        assert torch.equal(each.alive.to(torch.uint8), alive)
+    wanted = golden["train.parts"] / torch.tensor([1, 3, 1, 1])  # theirs is a sum over the stages
+    near(torch.stack(terms_of_dynamicvit(model, lesson)), wanted)
+
+
+def test_dynamicvit_gives_the_official_gradients():
+    """Of what was drawn, so that the straight-through estimate sees the same; and of the host."""
+    golden = numbers("dynamicvit_golden")
+    model, lesson, draws = lesson_of_dynamicvit()
+    labels, shares, answers, tokens = terms_of_dynamicvit(model, lesson)
+    loss = labels + 2 * shares + 0.5 * answers + 0.5 * tokens
+    near(loss[None], golden["train.loss"])
+    loss.backward()
+    host = model.host
+    found = {
+        "draws": torch.stack([each.grad for each in draws]),
+        "head": host.head.weight.grad,
+        "qkv": host.blocks[0].attn.qkv.weight.grad,
+    }
+    for name, got in found.items():
+        wanted = golden[f"train.{name}.grad"].double()
+        assert wanted.abs().max() > 1e-3
+        assert (got - wanted).norm() < 1e-5 * wanted.norm(), name

@@ -353,6 +353,8 @@ def family(host, reducer):
         }
         return [Constant(0), *(Constant(r + 1e-9) for r in sorted(steps))]
     rates = {kept / rows for rows in range(1, patches + 1) for kept in range(1, rows + 1)}
+    # A method may take its share of all patches, and a power of the rate for each stage.
+    rates |= {(kept / patches) ** (1 / stage) for kept in range(1, patches + 1) for stage in (2, 3)}
     return [Rate(rate, stages(host.depth)) for rate in sorted(rates, reverse=True)]
 
 
@@ -374,7 +376,9 @@ def tailed():
     for reducer in METHODS:
         for tail in ("full", "exact"):
             if reducer.place is not Place.ON_MAP or tail == "full":
-                yield pytest.param(reducer, tail, id=f"{reducer}-{tail}")
+                yield pytest.param(
+                    reducer, tail, id=f"{type(reducer).__name__}({reducer.extra_repr()})-{tail}"
+                )
 
 
 @pytest.mark.parametrize(("reducer", "tail"), list(tailed()))

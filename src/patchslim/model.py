@@ -121,7 +121,8 @@ class SlimModel(nn.Module):
         tokens = self._embed(images, {}, track=self.adapter.returns_rows(self.host))
         entered = tokens.patches
         decisions: list[Decision] = []
-        for step in self.steps(tokens, tail=tail, eased=eased):
+        last = self.steps(tokens, tail=tail, eased=eased)[-1]  # if it decides, a loss looks at it
+        for step in self.steps(tokens, tail="full" if self._place(last) else tail, eased=eased):
             tokens = self._run(step, tokens, recompute=recompute)
             if self._place(step) is not None:
                 share = (step.left - tokens.prefix) / entered

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,8 @@ from patchslim.errors import BadFile, BadSetting, BrokenRun, PatchslimError
 # How long one waits for another that lives and says nothing: longer than a checkpoint or a
 # validation that one does for all. One that died is noticed at once.
 PATIENCE = timedelta(minutes=30)
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -85,6 +87,15 @@ class Processes:
     def barrier(self) -> None:
         """Waits until all processes are here."""
         self._reduced(0.0, dist.ReduceOp.SUM)
+
+    def told(self, value: T) -> T:
+        """The first process's value, in all of them."""
+        if self.world == 1:
+            return value
+        held: list[Any] = [value]
+        dist.broadcast_object_list(held, 0)
+        first: T = held[0]
+        return first
 
     def agree(self, settings: Mapping[str, object]) -> None:
         """Refuses settings that differ between the processes."""

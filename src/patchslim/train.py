@@ -87,6 +87,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     validation = None if validation is None else _reusable(validation)
     with Processes.joined() as crew:
         feed = Feed(images, course, rank=crew.rank, world=crew.world)
+        crew.agree({**course.to_json(), "resume": resume, "images": feed.count})
         check_labels(slimmed, images, course)
         taught_by = None
         if course.distils:
@@ -94,7 +95,8 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
         check_free(out, resume=resume)
         run = Run(slimmed, taught_by, feed, course, crew, out)
         with distilled(run.student.host, course):
-            best = run.go(validation, resume=resume, tensorboard=tensorboard, say=say)
+            # The weights, whole, are in the first process alone until now.
+            best = crew.told(run.go(validation, resume=resume, tensorboard=tensorboard, say=say))
         model = run.plain(best.state)
         model.trained = run.origin(best.step)
         report = None

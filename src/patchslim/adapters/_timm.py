@@ -217,7 +217,7 @@ class TimmHost(Adapter, ABC):
             pooled: Tensor = host.attn_pool(x, attn_mask=bias.to(x.dtype))
             return pooled
         total = weight.sum(dim=1, keepdim=True)
-        share = (weight / total.clamp(min=torch.finfo(weight.dtype).tiny)).to(x.dtype)
+        share = (weight / total.clamp(min=1)).to(x.dtype)  # of nothing the mean is nothing
         mean = (x * share.unsqueeze(2)).sum(dim=1)
         if host.global_pool == "avg":
             return mean

@@ -254,7 +254,7 @@ class TransformersVit(Adapter):
         read = x[:, 0]
         if _dino(host):
             weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
-            total = weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+            total = weight.sum(dim=1, keepdim=True).clamp(min=1)  # the mean of nothing is nothing
             share = (weight / total).to(x.dtype).unsqueeze(2)
             read = torch.cat([read, (x[:, tokens.prefix :] * share).sum(dim=1)], dim=1)
         logits = host.classifier(read)

@@ -1,0 +1,115 @@
+"""What fine-tuning wins back: DeiT-Ti at one budget, its dense self as the teacher, no labels.
+
+    python benchmarks/train_deit_tiny.py --shared ../shared --runs runs/deit-tiny
+
+Trains each method on the 20,000 images of Tiny-ImageNet in `--shared`, upsampled to 224 pixels,
+and measures it on 500 other images beside its untrained self and the dense model. A run that was
+stopped goes on where it was: give the same command. Writes benchmarks/results/trained.json. The
+500 images are probably training images of the model: read differences from dense, not accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import warnings
+from pathlib import Path
+
+import timm
+from torch import nn
+
+import patchslim
+from patchslim.course import Course
+from patchslim.errors import DeepCut, Untrained
+from patchslim.images import Images
+from patchslim.log import rows
+from patchslim.measure import measure
+from patchslim.model import SlimModel
+from patchslim.train import train
+
+RESULT = Path(__file__).parent / "results" / "trained.json"
+OWN_LR = 1e-3  # of layers that a method adds, as its authors have it
+METHODS = "evit,tome,topk,dynamicvit"
+
+
+def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
+    """The host slimmed to the budget, in which what a method's own layers cost is counted."""
+    model = patchslim.slim(host, method, macs=budget)
+    if any(True for _ in model.reducer.parameters()):
+        own = model.macs().choosing / model.dense_macs().total
+        model = patchslim.slim(host, method, macs=budget - own)
+    return model
+
+
+def dense(data: Path) -> nn.Module:
+    """DeiT-Ti with its ImageNet weights."""
+    host: nn.Module = timm.create_model("deit_tiny_patch16_224").eval()
+    timm.models.load_checkpoint(host, str(data / "deit_tiny_patch16_224.safetensors"))
+    return host
+
+
+def main() -> None:
+    """Trains and measures, and writes the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/deit-tiny"))
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--budget", type=float, default=0.65)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    for remark in (DeepCut, Untrained, UserWarning):
+        warnings.simplefilter("ignore", remark)
+    data = options.shared / "data"
+    host = dense(data)
+    images = Images.for_host(host, data / "tiny-imagenet-train-20k.zip")
+    held = Images.for_host(
+        host, data / "imagenet-sample-500.zip", classes=data / "imagenet-classes.txt", batch=50
+    )
+    models: dict[str, SlimModel] = {}
+    courses = {}
+    for method in options.methods.split(","):
+        plain = slimmed(host, method, options.budget)
+        given = {
+            "epochs": options.epochs,
+            "batch": options.batch,
+            "lr": options.lr,
+            "labels": 0.0,
+            "crop": 1.0,
+            "distil_weight": 1.0,
+            "precision": "bfloat16",
+        }
+        if any(True for _ in plain.reducer.parameters()):
+            # The host learns at the same rate as everywhere, and the method's own layers at theirs.
+            given |= {"lr": OWN_LR, "host_lr": options.lr / OWN_LR}
+        course = Course.of(plain.reducer.course, given)
+        out = options.runs / method
+        print(method, flush=True)
+        trained = train(plain, images, course, out=out, resume=True, progress=_said)
+        if plain.trained is None and not any(True for _ in plain.reducer.parameters()):
+            models[method] = plain
+        models[f"{method} trained"] = trained.model
+        rates = [row["images_per_second"] for row in rows(out / "log.csv")]
+        courses[method] = {
+            "course": course.to_json(),
+            "images": images.count,
+            "steps": trained.step,
+            "images_per_second": statistics.median(rate for rate in rates if rate),
+        }
+    report = measure(models, held, dense=host, batch=1, repeats=0)
+    print(report.table())
+    options.out.write_text(
+        json.dumps({"report": report.to_json(), "courses": courses}, indent=1) + "\n",
+        encoding="utf-8",
+    )
+
+
+def _said(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

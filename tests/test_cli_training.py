@@ -1,0 +1,268 @@
+"""`patchslim train`: what it reads, what it writes, what it says, and how it is stopped."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import pytest
+import timm
+import webdataset
+from safetensors.torch import save_file
+
+import patchslim
+from lessons import batches, pictures, vit
+from patchslim.cli import parser
+from patchslim.course import Course
+from patchslim.errors import Untrained
+from patchslim.io import load, save
+from patchslim.log import rows
+from patchslim.run import CHECKPOINT
+from patchslim.train import MODEL, REPORT, train
+from process import needs_fork, start
+from process import patchslim as run
+
+pytestmark = needs_fork
+QUICK = ["--batch", 4, "--steps", 2, "--workers", 0]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A slimmed model, its dense weights, and images in class folders."""
+    at = tmp_path_factory.mktemp("desk")
+    save(patchslim.slim(vit(), "tome", r=2), at / "slim")
+    save_file(vit().state_dict(), at / "vit.safetensors")
+    pictures(at / "photos")
+    return at
+
+
+def test_it_writes_a_run_and_tells_how_to_measure_it(desk, tmp_path):
+    data, out = desk / "photos", tmp_path / "runs" / "one"
+    command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]
+    ended = run(tmp_path, *command, "--lr", 1e-4, "--out", out)
+    assert ended.code == 0, ended.err
+    assert {entry.name for entry in out.iterdir()} == {CHECKPOINT, "log.csv", MODEL, REPORT}
+    for part in ("dense", "untrained", "trained", f"model          {out / MODEL}"):
+        assert part in ended.out
+    assert load(out / MODEL).trained["course"]["lr"] == 1e-4
+    measure = ended.out.splitlines()[-1].removeprefix("measure it     ")
+    assert measure == f"patchslim measure {out / MODEL} --data {data} --dense {desk / 'slim'}"
+    measured = run(tmp_path, *measure.split()[1:], "--repeats", 0, "--json")
+    assert (measured.code, "note:" in measured.err) == (0, False)
+    again = json.loads(measured.out)["rows"]
+    (trained,) = [
+        row for row in json.loads((out / REPORT).read_text())["rows"] if row["name"] == "trained"
+    ]
+    assert again[1]["kl"] == pytest.approx(trained["kl"])
+
+
+def test_json_is_everything_and_nothing_else(desk, tmp_path):
+    ended = run(
+        tmp_path, "train", desk / "slim", "--data", desk / "photos", *QUICK, "--out",
+        tmp_path / "o", "--json",
+    )  # fmt: skip
+    told = json.loads(ended.out)
+    assert (told["step"], told["unreadable"]) == (2, [])
+    assert told["model"] == str(tmp_path / "o" / MODEL)
+    assert told["course"] == Course(batch=4, steps=2, workers=0).to_json()
+    assert told["measure"].startswith("patchslim measure")
+    assert [row["name"] for row in told["report"]["rows"]][:2] == ["dense", "untrained"]
+    assert "note: without --validation" in ended.err
+
+
+def test_without_dense_weights_measuring_says_with_what_it_compares(desk, tmp_path):
+    train(load(desk / "slim"), batches(), Course(steps=1, batch=4), out=tmp_path / "o")
+    model = tmp_path / "o" / MODEL
+    alone = run(tmp_path, "measure", model, "--repeats", 0)
+    assert "note: `dense` is the trained host" in alone.err
+    for dense in ("slim", "vit.safetensors"):
+        beside = run(tmp_path, "measure", model, "--dense", desk / dense, "--repeats", 0)
+        assert (beside.code, "trained host" in beside.err) == (0, False)
+
+
+def test_every_setting_is_an_option_with_its_usual_value():
+    (commands,) = [a.choices for a in parser()._actions if a.dest == "command"]
+    options = {action.dest: action for action in commands["train"]._actions}
+    for each in fields(Course):
+        option = options[each.name]
+        assert option.option_strings == [f"--{each.name.replace('_', '-')}"]
+        usual = f"{each.default:g}" if type(each.default) is float else each.default
+        shown = f"{each.metadata['about']} ({usual})" if usual else each.metadata["about"]
+        assert option.help.startswith(shown)
+    text = " ".join(commands["train"].format_help().split())
+    assert "dynamicvit: tokens 0.5, distil-weight 0.5, host-lr 0.01" in text
+
+
+def test_options_become_the_course_beside_what_is_usual_for_the_method(desk, tmp_path):
+    with pytest.warns(Untrained):
+        save(patchslim.slim(vit(), "dynamicvit", keep=0.7), tmp_path / "made")
+    ended = run(
+        tmp_path, "train", tmp_path / "made", "--data", desk / "photos", *QUICK, "--host-lr", 0.5,
+        "--recompute", "--out", tmp_path / "o", "--distil-weight", 0.25,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    course = load(tmp_path / "o" / MODEL).trained["course"]
+    assert (course["host_lr"], course["tokens"], course["distil_weight"]) == (0.5, 0.5, 0.25)
+    assert course["recompute"]
+
+
+@pytest.mark.slow
+def test_the_example_has_images_of_its_own_and_no_warning_that_training_is_needed(tmp_path):
+    ended = run(
+        tmp_path, "train", "digits", "--method", "dynamicvit", "--macs", 0.4, "--limit", 8,
+        *QUICK, "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert (ended.code, "warning" in ended.err) == (0, False)
+    assert "--data digits --dense digits" in ended.out
+
+
+def test_a_timm_model_with_weights_and_one_from_scratch(desk, tmp_path):
+    data = pictures(tmp_path / "photos", kinds="abcdefg", count=1)
+    command = ["train", "test_vit", "--macs", 0.7, "--data", data, *QUICK]
+    scratch = run(
+        tmp_path, *command, "--distil", "none", "--labels", 1, "--out", tmp_path / "scratch"
+    )
+    assert scratch.code == 2
+    assert "7 class folders and the model 1000 classes" in scratch.err
+    save_file(timm_state("test_vit", 7), tmp_path / "seven.safetensors")
+    weights = ["--weights", tmp_path / "seven.safetensors"]
+    tuned = run(tmp_path, *command, *weights, "--out", tmp_path / "tuned")
+    assert (tuned.code, "random weights" in tuned.err) == (0, False)
+    assert f"--dense {tmp_path / 'seven.safetensors'}" in tuned.out
+
+
+def timm_state(name, classes):
+    return timm.create_model(name, num_classes=classes).state_dict()
+
+
+@pytest.mark.parametrize("kind", ["dataset", "shards", "zip"])
+def test_every_kind_of_data(desk, tmp_path, kind):
+    files = sorted((desk / "photos").rglob("*.png"))
+    labels = [("ant", "bee", "cat").index(file.parent.name) for file in files]
+    place = tmp_path / kind
+    if kind == "dataset":
+        held = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        features = datasets.Features(
+            image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee", "cat"])
+        )
+        made = datasets.Dataset.from_dict({"image": held, "label": labels}, features=features)
+        made.save_to_disk(place)
+    elif kind == "shards":
+        place.mkdir()
+        with webdataset.TarWriter(str(place / "train-000.tar")) as tar:
+            for number, (file, label) in enumerate(zip(files, labels, strict=True)):
+                tar.write({"__key__": str(number), "png": file.read_bytes(), "cls": str(label)})
+    else:
+        place = shutil.make_archive(str(place), "zip", desk / "photos")
+    ended = run(
+        tmp_path, "train", desk / "slim", "--data", place, *QUICK, "--limit", 5, "--json",
+        "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert load(tmp_path / "o" / MODEL).trained["images"] == 5
+    measured = run(tmp_path, "measure", desk / "slim", "--data", place, "--repeats", 0, "--json")
+    assert json.loads(measured.out)["rows"][0]["accuracy"] is not None
+
+
+def test_resuming_a_run_that_is_done_writes_the_same_again(desk, tmp_path):
+    command = ["train", desk / "slim", "--data", desk / "photos", *QUICK, "--out", tmp_path / "o"]
+    assert run(tmp_path, *command).code == 0
+    weights = tmp_path / "o" / MODEL / "model.safetensors"
+    before, log = weights.read_bytes(), rows(tmp_path / "o" / "log.csv")
+    assert run(tmp_path, *command, "--resume").code == 0
+    assert weights.read_bytes() == before
+    assert rows(tmp_path / "o" / "log.csv") == log
+
+
+@pytest.mark.parametrize(
+    ("told", "checkpoint", "code", "last"),
+    [
+        (signal.SIGINT, 10_000_000, 130, "interrupted"),
+        (signal.SIGINT, 1, 130, "interrupted; {} has a checkpoint: the same command with --resume"),
+        (signal.SIGTERM, 10_000_000, 2, "error: Stopped by SIGTERM after step"),
+    ],
+)
+def test_a_run_that_is_stopped_says_how_to_go_on(desk, tmp_path, told, checkpoint, code, last):
+    out = tmp_path / "o"
+    command = ["train", desk / "slim", "--data", desk / "photos", "--out", out, *QUICK]
+    command += ["--steps", 10_000_000, "--checkpoint", checkpoint]
+    read, write = os.pipe()
+    with (tmp_path / "out").open("w") as file:
+        child = start([str(each) for each in command], file.fileno(), write)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        seen = ""
+        while "step" not in seen:
+            seen = stream.readline()
+        while checkpoint == 1 and not (out / CHECKPOINT).exists():
+            time.sleep(0.001)
+        os.kill(child, told)
+        seen = stream.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert "Traceback" not in seen
+    assert seen.splitlines()[-1].startswith(last.format(out))
+    assert (out / CHECKPOINT).exists() == (told == signal.SIGTERM or checkpoint == 1)
+
+
+def together(tmp_path, *argv, second=()):
+    """The exit codes, stdout and stderr of two processes that train together.
+
+    The second one has the arguments `second` too.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        place |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with (
+            (tmp_path / f"out-{rank}").open("w") as out,
+            (tmp_path / f"err-{rank}").open("w") as err,
+        ):
+            children.append(
+                start(
+                    [str(each) for each in (*argv, *(second if rank else ()))],
+                    out.fileno(), err.fileno(),
+                    first=lambda place=place: os.environ.update(place),
+                )
+            )  # fmt: skip
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    said = [[(tmp_path / f"{kind}-{rank}").read_text() for rank in range(2)]
+            for kind in ("out", "err")]  # fmt: skip
+    return codes, *said
+
+
+def test_of_two_processes_the_first_speaks_and_both_say_why_they_end(desk, tmp_path):
+    data = desk / "photos"
+    command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]
+    codes, out, err = together(tmp_path, *command, "--out", tmp_path / "o")
+    assert codes == [0, 0], err
+    assert "trained" in out[0]
+    assert out[1] == ""
+    assert "note:" not in err[1]
+    codes, out, err = together(tmp_path, *command, "--out", tmp_path / "o")
+    assert codes == [2, 2]
+    assert all("holds a run already" in each for each in err)
+
+
+def test_two_processes_that_were_started_differently_are_refused(desk, tmp_path):
+    command = ["train", desk / "slim", "--data", desk / "photos", *QUICK, "--out", tmp_path / "o"]
+    codes, _, err = together(tmp_path, *command, second=["--lr", 1e-3])
+    assert codes == [2, 2]
+    assert all("lr is 5e-05 in process 0 and 0.001 in process 1" in each for each in err)
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_page_has_every_setting_with_its_usual_value():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = page.partition("| setting | usual | |\n|---|---|---|\n")[2].splitlines()
+    assert listed == [
+        f"| `{each.name}` | `{each.default!r}` | {each.metadata['about']} |"
+        for each in fields(Course)
+    ]
