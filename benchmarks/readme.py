@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from patchslim.report import Report, Row
+from patchslim.report import Estimate, Report, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -99,6 +99,67 @@ def speed() -> str:
     return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
 
 
+def trained() -> str:
+    """Each method untrained and trained, beside random at the same place and counts."""
+    data = _read("trained.json")
+    report, courses = Report.from_json(data["report"]), data["courses"]
+    by_name = {row.name: row for row in report.rows}
+    lines = [
+        "| DeiT-Ti at 0.65 of the operations | images seen | KL to dense (nats) | of untrained "
+        "| agreement % | top-1 % | top-1 less dense [95 %] |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in report.rows:
+        method = row.name.removesuffix(" trained")
+        course = courses.get(method) if row.name != method else None
+        seen = f"{course['steps'] * course['course']['batch']:,}" if course else "-"
+        before = by_name.get(method)
+        ratio = "-"
+        if course and before and before.kl and row.kl:
+            ratio = f"{row.kl.value / before.kl.value:.2f}"
+        kl = "0" if row.method == "dense" or row.kl is None else row.kl.show()
+        lines.append(
+            f"| {row.name} | {seen} | {kl} | {ratio} | {_percent(row.agreement)} "
+            f"| {_percent(row.accuracy)} | {_interval(row.change)} |"
+        )
+    return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
+
+
+def train_speed() -> str:
+    """Seconds of a training step beside the dense model's."""
+    data = _read("train_speed_cpu.json")
+    birth = data["birth"]
+    lines = [
+        "| a training step | MACs | seconds | measured speed-up [quartiles] | conversion |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in data["rows"]:
+        ratio, seconds = row["speedup"], row["seconds"]
+        lines.append(
+            f"| {row['name']} | {row['macs_share']:.2f} | {seconds['median']:.2f} | "
+            f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] | "
+            f"{row['conversion']:.2f} |"
+        )
+    facts = (
+        f"{data['model']}, batch {birth['batch']}, {data['precision']}, {data['repeats']} rounds "
+        f"interleaved, {birth['processor']}, {birth['threads']} threads, torch "
+        f"{birth['versions']['torch']}, commit {birth['commit']}, {birth['date'][:10]}: "
+        f"`{birth['command']}`"
+    )
+    return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
+
+
+def _percent(share: Estimate | None) -> str:
+    return "-" if share is None else f"{100 * share.value:.1f}"
+
+
+def _interval(change: Estimate | None) -> str:
+    """A difference in points, and within how much of it the truth lies in 95 of 100 cases."""
+    if change is None or change.error is None:
+        return "-"
+    return f"{100 * change.value:+.1f} ±{196 * change.error:.1f}"
+
+
 def growth() -> str:
     """A method's own work as a share of the dense forward pass, by image size."""
     data = _read("growth.json")
@@ -133,6 +194,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
         "growth": growth,
+        "trained": trained,
+        "train-speed": train_speed,
         **methods,
     }
 

@@ -1,4 +1,4 @@
-"""The examples run, say something, and are short. Three run in this process, all in their own."""
+"""The examples run, say something, and are short. The quick ones run in this process too."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ MOST_LINES = 40
 # What each of them prints, whatever the machine.
 SAYS = {
     "embedded_example": ["tome 0.6", "random/evit 0.6", "speed-up"],
+    "fine_tune": ["dense", "random/untrained", "trained           accuracy", "KL"],
     "feature_maps": ["tokens after each block: 233 209", "(1, 384, 16, 16)"],
     "own_method": ["197 197 99 99", "[0, 2, 4, 6, 8, 10, 12]"],
     "save_and_load": ["model.safetensors", "'method': 'evit'", "same answer: True"],
     "slim_huggingface": ["145 103 103 74 54 54", "LABEL_", "ImageClassifierOutput"],
     "slim_timm": ["tokens after each block: 185", "0.752 GMACs of 1.254 GMACs"],
 }
-QUICK = ("own_method", "save_and_load", "slim_huggingface", "slim_timm")
+QUICK = ("fine_tune", "own_method", "save_and_load", "slim_huggingface", "slim_timm")
+SHORT = {"fine_tune": ["2"]}  # arguments for a short form
 
 
 def example(name: str) -> Path:
@@ -52,6 +54,7 @@ def as_before():
 @pytest.mark.parametrize("name", QUICK)
 def test_it_runs_in_this_process(name, tmp_path, monkeypatch, capsys, as_before):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *SHORT.get(name, [])])
     runpy.run_path(str(example(name)), run_name="__main__")
     check(name, capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
@@ -60,7 +63,8 @@ def test_it_runs_in_this_process(name, tmp_path, monkeypatch, capsys, as_before)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAYS)
 def test_it_runs_by_itself(name, tmp_path):
-    command = [sys.executable, "-W", "error", str(example(name))]
+    short = SHORT.get(name, [])
+    command = [sys.executable, "-W", "error", str(example(name)), *short]
     done = subprocess.run(
         command,
         cwd=tmp_path,
@@ -73,3 +77,13 @@ def test_it_runs_by_itself(name, tmp_path):
     assert done.returncode == 0, done.stderr
     check(name, done.stdout)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_fine_tuning_brings_the_answers_nearer_to_the_teachers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fine_tune"])
+    runpy.run_path(str(example("fine_tune")), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    kl = {line.split()[0]: float(line.partition("KL ")[2].split()[0]) for line in printed}
+    assert kl["trained"] < 0.6 * kl["untrained"]

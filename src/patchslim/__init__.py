@@ -2,6 +2,7 @@
 
 from patchslim.adapter import Adapter, adapter_names, find_adapter
 from patchslim.cost import Cost
+from patchslim.course import Course
 from patchslim.dataset import Dataset
 from patchslim.errors import PatchslimError
 from patchslim.images import Images
@@ -12,12 +13,15 @@ from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.reduction import Reduction
 from patchslim.report import Report
 from patchslim.schedule import Schedule
+from patchslim.shards import Shards
 from patchslim.slim import macs, slim
 from patchslim.tokens import Tokens
+from patchslim.train import Trained, train
 
 __all__ = [
     "Adapter",
     "Cost",
+    "Course",
     "Dataset",
     "Images",
     "PatchslimError",
@@ -25,8 +29,10 @@ __all__ = [
     "Reduction",
     "Report",
     "Schedule",
+    "Shards",
     "SlimModel",
     "Tokens",
+    "Trained",
     "adapter_names",
     "find_adapter",
     "find_reducer",
@@ -35,4 +41,5 @@ __all__ = [
     "measure",
     "reducer_names",
     "slim",
+    "train",
 ]
