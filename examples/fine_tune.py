@@ -14,10 +14,8 @@ import warnings
 import torch
 
 import patchslim
-from patchslim.course import Course
 from patchslim.data import digits
 from patchslim.errors import DeepCut
-from patchslim.train import train
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 240
 warnings.simplefilter("ignore", DeepCut)  # it says that training is needed
@@ -31,9 +29,9 @@ def batches(split, count):
 
 images, validation = batches("train", min(2000, 8 * steps)), batches("test", min(600, 8 * steps))
 slimmed = patchslim.slim(digits.host(), "tome", macs=0.4)
-course = Course(steps=steps, batch=32, lr=1e-4, mixup=0.8, labels=0, validate=steps)
+course = patchslim.Course(steps=steps, batch=32, lr=1e-4, mixup=0.8, labels=0, validate=steps)
 with tempfile.TemporaryDirectory() as folder:
-    trained = train(slimmed, images, course, out=folder, validation=validation)
+    trained = patchslim.train(slimmed, images, course, out=folder, validation=validation)
 
 for row in trained.report.rows:
     print(f"{row.name:17} accuracy {row.accuracy.show(percent=True)} %, KL {row.kl.show()}")

@@ -44,7 +44,7 @@ class Course:
     clip: float = _said(1.0, "largest norm of a gradient; 0 for any")
     ema: float = _said(0.0, "decay of the moving average of the weights, such as 0.999; 0 for none")
     labels: float = _said(1.0, "weight of the task loss; 0 leaves labels unused")
-    distil: Distil = _said("soft", "what is learned of the teacher's answers")
+    distil: Distil = _said("soft", "what is learned of the teacher's answers")  # noqa: RUF009
     distil_weight: float = _said(1.0, "weight of the teacher's answers")
     temperature: float = _said(1.0, "of soft answers")
     tokens: float = _said(0.0, "weight of the teacher's final tokens at the patches that are left")
@@ -59,7 +59,7 @@ class Course:
     shrink: float = _said(
         0.0, "share of the steps in which the kept share falls to the scheduled one"
     )
-    precision: Precision = _said("float32", "of the arithmetic; weights stay as they are")
+    precision: Precision = _said("float32", "of the arithmetic, not the weights")  # noqa: RUF009
     compile: bool = _said(False, "whether torch.compile makes the step")
     recompute: bool = _said(False, "whether activations are computed twice instead of kept")
     shard: bool = _said(

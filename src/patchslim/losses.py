@@ -60,7 +60,7 @@ class Teacher:
 
 
 class Learner(nn.Module):
-    """A slimmed model together with its losses: images and targets in, the terms of the loss out."""
+    """A slimmed model with its losses: images and targets in, the terms of the loss out."""
 
     def __init__(self, slimmed: SlimModel, course: Course) -> None:
         super().__init__()
@@ -74,9 +74,7 @@ class Learner(nn.Module):
         if target is None:
             return logits_of(self.slimmed.adapter.logits(self.slimmed(images)))
         course, slimmed = self.course, self.slimmed
-        lesson = slimmed.learn(
-            images, tail=self.tail, eased=eased, recompute=course.recompute
-        )
+        lesson = slimmed.learn(images, tail=self.tail, eased=eased, recompute=course.recompute)
         output = slimmed.adapter.logits(lesson.output)
         # A distilled host in training answers twice: for the labels, and for its teacher.
         own, taught = output if isinstance(output, tuple) else (output, output)
@@ -111,7 +109,7 @@ def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def answer_loss(logits: Tensor, answers: Tensor, kind: Distil, temperature: float) -> Tensor:
-    """KL(teacher || student) in nats, times the squared temperature; or the teacher's class alone."""
+    """KL(teacher || student) in nats times the squared temperature; or the teacher's class."""
     if kind != "soft":
         return F.cross_entropy(logits, answers.argmax(dim=1))
     student = (logits / temperature).log_softmax(dim=1)

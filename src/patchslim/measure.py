@@ -42,7 +42,7 @@ class Taken:
     batch: int
 
 
-def measure(
+def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
     model: SlimModel | Mapping[str, SlimModel],
     images: Iterable[Batch] | None = None,
     *,

@@ -15,14 +15,8 @@ from patchslim.model import SlimModel
 HOST = "host."  # where a SlimModel keeps its host
 
 
-def grouped(slimmed: SlimModel, course: Course, names: str = "") -> list[dict[str, Any]]:
-    """The parameters that learn, by factor on the learning rate and by weight decay.
-
-    Args:
-        slimmed: the model.
-        course: how it is trained.
-        names: what stands before each name, where the model is part of another module.
-    """
+def grouped(slimmed: SlimModel, course: Course) -> list[dict[str, Any]]:
+    """The parameters that learn, by factor on the learning rate and by weight decay."""
     spared = _spared(slimmed.host)
     factors = layer_factors(slimmed, course.layer_decay)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""`Pace`: how fast the steps of a run are, how long the rest will take, and one line that says so."""
+"""`Pace`: how fast the steps of a run are, how long the rest takes, and one line that says so."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Best:
 class Run:
     """A course in progress: the student, its optimiser, and where it stands."""
 
-    def __init__(  # noqa: PLR0913 (what a run is made of)
+    def __init__(
         self,
         slimmed: SlimModel,
         teacher: Teacher | None,
@@ -86,6 +87,18 @@ class Run:
         self.total = feed.total
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.best: Best | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run."""
+        return identity(self.slimmed, self.teacher, self.feed, self.course)
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """What the student is compared with: its teacher, or what it was before."""
+        if self.teacher is not None:
+            return self.teacher.model
+        return copy.deepcopy(self.slimmed.host).to(self.crew.device)
 
     def go(
         self,
@@ -225,19 +238,17 @@ class Run:
 
     def _validated(self, done: int, validation: Iterable[Batch], say: Say) -> dict[str, float]:
         """The scores of the student now; the best so far is kept."""
-        host = self.slimmed.host if self.teacher is None else self.teacher.model
         logits = self.slimmed.adapter.logits
 
         def dense(images: Tensor) -> Tensor:
-            answers: Tensor = logits(host(images.to(self.crew.device)))
+            answers: Tensor = logits(self.dense(images.to(self.crew.device)))
             return answers
 
         def slim(images: Tensor) -> Tensor:
             answers: Tensor = self.module(images.to(self.crew.device))
             return answers
 
-        host.to(self.crew.device)
-        with evaluating(self.module), evaluating(host), torch.no_grad(), self._averaged():
+        with evaluating(self.module), evaluating(self.dense), torch.no_grad(), self._averaged():
             found = score({"dense": dense, "slim": slim}, validation, total=None, say=say)["slim"]
         worse = _badness(found, by_teacher=self.teacher is not None)
         if self.best is None or worse < self.best.score:
@@ -278,7 +289,7 @@ class Run:
             return
         best = self.best and {**vars(self.best)}
         state = {
-            "run": identity(self.slimmed, self.teacher, self.feed, self.course),
+            "run": self.identity,
             "step": done,
             "full": full,
             "average": average,
@@ -294,9 +305,7 @@ class Run:
         if not file.exists():
             return 0
         state = checkpoint.read(file)
-        refuse_other(
-            file, state["run"], identity(self.slimmed, self.teacher, self.feed, self.course)
-        )
+        refuse_other(file, state["run"], self.identity)
         self.crew.restore(self.module, self.optimizer, state["full"])
         if self.average:
             own = {str(place): p for place, p in enumerate(self._learned())}

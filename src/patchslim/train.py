@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchslim.augment import drawn_from
 from patchslim.course import Course
 from patchslim.errors import BadData, BadFile, BadSetting, UnsupportedModel, WrongInput
 from patchslim.feed import Feed
@@ -94,7 +95,8 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
             taught_by = Teacher(chosen_teacher(slimmed, teacher, course), course)
         check_free(out, resume=resume)
         run = Run(slimmed, taught_by, feed, course, crew, out)
-        with distilled(run.student.host, course):
+        # What the caller draws afterwards does not depend on what was drawn here.
+        with distilled(run.student.host, course), drawn_from(course.seed):
             # The weights, whole, are in the first process alone until now.
             best = crew.told(run.go(validation, resume=resume, tensorboard=tensorboard, say=say))
         model = run.plain(best.state)
@@ -209,9 +211,9 @@ def _reusable(validation: Iterable[Batch]) -> Iterable[Batch]:
 
 def _report(slimmed: SlimModel, model: SlimModel, validation: Any, out: Path, say: Say) -> Report:
     """The trained model beside the dense one and the untrained one."""
-    report = measure(
-        {"untrained": slimmed, "trained": model}, validation, dense=slimmed.host, progress=say
-    )
+    there = next(slimmed.host.parameters()).device
+    models = {"untrained": slimmed, "trained": copy.deepcopy(model).to(there)}
+    report = measure(models, validation, dense=slimmed.host, progress=say)
     report = replace(report, title=f"{report.title}, trained")
     report.save(out / REPORT)
     return report
