@@ -105,7 +105,7 @@ def trained() -> str:
     report, courses = Report.from_json(data["report"]), data["courses"]
     by_name = {row.name: row for row in report.rows}
     lines = [
-        "| DeiT-Ti, 0.65 of MACs | images | KL (nats) | of untrained | agree % | top-1 % | Δ [95 %] |",
+        "| DeiT-Ti, 0.65 MACs | images | KL (nats) | of untrained | agree % | top-1 % | Δ 95 % |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in report.rows:

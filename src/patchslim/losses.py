@@ -120,14 +120,16 @@ def answer_loss(logits: Tensor, answers: Tensor, kind: Distil, temperature: floa
 def token_loss(tokens: Tokens, taught: Tensor) -> Tensor:
     """Mean squared distance of the final rows from the teacher's rows in the same places.
 
-    A merged or fused row is compared at the cell that speaks for it; a masked row not at all.
+    Of the prefix and of the patches that are left, one mean each: the class token, which the head
+    reads, would otherwise be one row of many. A merged or fused row is compared at the cell that
+    speaks for it; a masked row not at all.
     """
     rows = with_leading(tokens.cells(), tokens.prefix)
     apart = (tokens.x.float() - take(taught, rows).float()).square().mean(dim=2)
-    if tokens.alive is None:
-        return apart.mean()
-    there = F.pad(tokens.alive.detach().float(), (tokens.prefix, 0), value=1.0)
-    return (apart * there).sum() / there.sum()
+    leading, patches = apart[:, : tokens.prefix], apart[:, tokens.prefix :]
+    there = torch.ones_like(patches) if tokens.alive is None else tokens.alive.detach().float()
+    left = (patches * there).sum() / there.sum().clamp(min=1)
+    return left + leading.mean() if tokens.prefix else left
 
 
 def logits_of(output: Any) -> Tensor:
