@@ -250,7 +250,8 @@ class Run:
 
         with evaluating(self.module), evaluating(self.dense), torch.no_grad(), self._averaged():
             found = score({"dense": dense, "slim": slim}, validation, total=None, say=say)["slim"]
-        worse = _badness(found, by_teacher=self.teacher is not None)
+        # One process decides, since the weights are gathered by all or by none.
+        worse = self.crew.told(_badness(found, by_teacher=self.teacher is not None))
         if self.best is None or worse < self.best.score:
             self.best = Best(done, worse, self._weights())
         right = {} if found.accuracy is None else {"accuracy": found.accuracy.value}
