@@ -16,7 +16,7 @@ from patchslim.checkpoint import read
 from patchslim.log import rows
 
 pytestmark = pytest.mark.slow
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 TRAIN = "train digits --macs 0.6 --batch 8 --limit 32 --lr 1e-4 --labels 0 --checkpoint 1".split()
 
 
