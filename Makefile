@@ -25,7 +25,8 @@ test-slow: $(VENV)/.ready
 # The laws and reference numbers on the oldest supported torch, timm and transformers.
 test-oldest: $(VENV)-oldest/.ready
 	$(VENV)-oldest/bin/pytest -n 2 tests/test_*laws.py tests/test_places.py tests/test_reference.py \
-	  tests/test_refused_hosts.py tests/test_measured_costs.py tests/test_schedules.py tests/test_macs.py
+	  tests/test_refused_hosts.py tests/test_measured_costs.py tests/test_schedules.py tests/test_macs.py \
+	  tests/test_train.py tests/test_checkpoint.py
 
 $(VENV)-oldest/.ready: pyproject.toml constraints-oldest.txt $(VENV)/.ready
 	$(PYTHON) -m venv $(VENV)-oldest
