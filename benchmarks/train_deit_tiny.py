@@ -57,7 +57,7 @@ class Mosaics(Images):
 def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     """The host slimmed to the budget, in which what a method's own layers cost is counted."""
     model = patchslim.slim(host, method, macs=budget)
-    if any(True for _ in model.reducer.parameters()):
+    if model.reducer.learns:
         own = model.macs().choosing / model.dense_macs().total
         model = patchslim.slim(host, method, macs=budget - own)
     return model
@@ -110,14 +110,14 @@ def main() -> None:
             "tokens": max(options.tokens, plain.reducer.course.get("tokens", 0.0)),
             "precision": "bfloat16",
         }
-        if any(True for _ in plain.reducer.parameters()):
+        if plain.reducer.learns:
             # The host learns at the same rate as everywhere, and the method's own layers at theirs.
             given |= {"lr": OWN_LR, "host_lr": options.lr / OWN_LR}
         course = Course.of(plain.reducer.course, given)
         out = options.runs / method
         print(method, flush=True)
         trained = train(plain, images, course, out=out, resume=True, progress=_said)
-        if plain.trained is None and not any(True for _ in plain.reducer.parameters()):
+        if not plain.reducer.learns:
             models[method] = plain
         models[f"{method} trained"] = trained.model
         rates = [row["images_per_second"] for row in rows(out / "log.csv")]

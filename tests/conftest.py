@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no data at {SHARED}: these files are not part of the project")
     return SHARED
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A real file system of one megabyte, or of the size that is asked for."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount, size = shutil.which("mount"), getattr(request, "param", "1m")
+    command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root)")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.fixture

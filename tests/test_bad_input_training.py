@@ -5,7 +5,6 @@ process of its own. A row's words must all be in the message.
 """
 
 import shutil
-import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -336,20 +335,6 @@ def test_unreadable_images_are_counted_and_the_first_is_named(desk, tmp_path):
     assert len(told) == 2
     assert told[0].startswith("warning: 1 images are unreadable and replaced by others in training")
     assert all("ant/2.png" in line for line in told)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here (needs root)")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(desk, small_disk):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,21 +86,6 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(path):
         assert {entry.name for entry in path.parent.iterdir()} <= {path.name, fresh.name}
     write(path, STATE)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here (needs root)")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_told_with_what_is_needed(small_disk):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -341,21 +340,6 @@ def test_two_processes_that_save_to_one_place_take_turns(tmp_path):
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
     assert_same(slimmed, load(tmp_path / "saved"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here (needs root)")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_reported_and_leaves_the_old_save_whole(small_disk):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import builtins
 import math
-import shutil
-import subprocess
 
 import pytest
 
@@ -88,21 +86,7 @@ def test_files_that_are_no_log(tmp_path):
         Log(path, COLUMNS, tensorboard=False, after=0)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 16 kilobytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here (needs root)")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["16k"], indirect=True)
 def test_a_full_disk_is_told_at_the_row_that_did_not_fit(small_disk):
     with pytest.raises(BadFile, match=r"(?i)no space left.*from the last checkpoint"):
         logged(small_disk, range(1, 10_000))

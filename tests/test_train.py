@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -15,14 +16,23 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from patchslim.checkpoint import read
+from patchslim.checkpoint import read, write
 from patchslim.course import Course
-from patchslim.errors import BadSetting, BrokenRun, DeepCut, UnknownName, Untrained
+from patchslim.errors import (
+    BadFile,
+    BadSetting,
+    BrokenRun,
+    DeepCut,
+    Diverged,
+    UnknownName,
+    Untrained,
+)
 from patchslim.laws.trial import tiny_host
 from patchslim.log import rows
 from patchslim.losses import Learner, Target, Teacher, answer_loss, label_loss, token_loss
 from patchslim.model import SlimModel
 from patchslim.optim import grouped
+from patchslim.reducers.topk import TopK
 from patchslim.train import train
 
 Batches = list[tuple[Tensor, Tensor | None]]
@@ -189,7 +199,7 @@ def test_a_methods_own_parts_learn_at_their_own_rate() -> None:
 
 
 def test_while_it_is_frozen_the_host_does_not_change(tmp_path: Path) -> None:
-    course = Course(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=1.0, warmup=0.0)
+    course = Course(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=0.99, warmup=0.0)
     model = slimmed("dynamicvit")
     trained = train(model, images(), course, out=tmp_path)
     assert same(weights(trained.model.host), weights(model.host))
@@ -360,3 +370,38 @@ def test_the_callers_generators_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     train(slimmed("dynamicvit"), images(), Course(steps=1, batch=8), out=tmp_path)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_gradient_that_is_no_number_names_the_step_and_the_images(tmp_path: Path) -> None:
+    class Steep(TopK):
+        """Top-K with a loss of zero, whose slope is infinite."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Parameter(torch.ones(()))
+
+        def loss(self, decisions: object) -> Tensor:
+            return (self.own - self.own.detach()).sqrt()
+
+    model = patchslim.slim(tiny_host(), Steep(), keep=[17, 12, 8])
+    with pytest.raises(Diverged, match=r"gradient of step 1 is (nan|inf); first images: image \d"):
+        train(model, images(), Course(steps=2, batch=8), out=tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_is_no_checkpoint_of_a_training_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint.pt", {"step": 3})
+    with pytest.raises(BadFile, match="not a checkpoint of `train`"):
+        train(slimmed(), images(), Course(steps=2, batch=8), out=tmp_path, resume=True)
+
+
+def test_what_a_recipe_says_of_the_training_is_checked(tmp_path: Path) -> None:
+    slimmed().save(tmp_path / "saved")
+    file = tmp_path / "saved" / "recipe.json"
+    recipe = json.loads(file.read_text())
+    file.write_text(json.dumps({**recipe, "trained": "yes"}))
+    with pytest.raises(BadFile, match="look at: trained"):
+        patchslim.load(tmp_path / "saved", model=tiny_host())
+    del recipe["trained"]
+    file.write_text(json.dumps(recipe))  # as 0.1.0 wrote it
+    assert patchslim.load(tmp_path / "saved", model=tiny_host()).trained is None

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import patchslim
 from patchslim.checkpoint import read
+from patchslim.data import digits
 from patchslim.log import rows
 
 pytestmark = pytest.mark.slow
@@ -48,8 +50,11 @@ def test_two_processes_end_where_one_ends(method: str, shard: list[str], tmp_pat
     one, two = rows(tmp_path / "one" / "log.csv"), rows(tmp_path / "two" / "log.csv")
     for name in ("loss", "gradient"):
         assert two[-1][name] == pytest.approx(one[-1][name], rel=2e-3)
-    for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1.5e-4)
+    begun_with = patchslim.slim(digits.host(), method, macs=0.6).state_dict()
+    moved = [(tensor - begun_with[name]).abs().mean() for name, tensor in alone.items()]
+    apart = [(tensor - together[name]).abs().mean() for name, tensor in alone.items()]
+    assert sum(moved) > 0
+    assert sum(apart) < 0.05 * sum(moved)
 
 
 def test_a_killed_worker_ends_the_run_with_a_message_and_a_checkpoint(tmp_path: Path) -> None:

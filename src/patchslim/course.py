@@ -81,7 +81,7 @@ class Course:
                     raise BadSetting(f"{name}={value!r}: {name} is {what}.")
         if self.distil_weight == 0 and self.distil != "none":
             raise BadSetting("distil_weight=0: to learn nothing of the answers say distil='none'.")
-        if self.warmup + self.freeze > 1 and self.freeze == 1:
+        if self.freeze == 1:
             raise BadSetting("freeze=1: the host would never learn; use host_lr=0 if you mean it.")
 
     @classmethod

@@ -45,6 +45,7 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "settings": (dict,),
     "schedule": (dict,),
     "tail": (str,),
+    "trained": (dict, type(None)),
     "images": (dict,),
     "buffers": (dict,),
     "answers": (list,),
@@ -106,6 +107,7 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{installed('patchslim')}, reads formats up to {FORMAT}: "
             f"pip install -U 'patchslim>={recipe.get('package')}'"
         )
+    recipe.setdefault("trained", None)  # files of 0.1.0 do not have it
     wrong = [
         name for name, kinds in ENTRIES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]

@@ -140,6 +140,11 @@ class Reducer(nn.Module, ABC):
             blocks: the numbers of the blocks in which it will decide.
         """
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters, which have to be trained."""
+        return next(self.parameters(), None) is not None
+
     def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
         """What the method itself wants to be small in training, or None."""
         return None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from patchslim import checkpoint
 from patchslim.augment import mixing
 from patchslim.course import Course
-from patchslim.errors import BrokenRun, Diverged
+from patchslim.errors import BadFile, BrokenRun, Diverged
 from patchslim.feed import Fed, Feed
 from patchslim.identity import identity, refuse_other
 from patchslim.log import Log
@@ -150,7 +150,7 @@ class Run:
         values = {name: self.crew.mean(float(t)) for name, t in zip(TERMS, terms, strict=True)}
         self._refuse_explosion(number, values["loss"], micro)
         self.scaler.unscale_(self.optimizer)
-        values["gradient"] = self._clipped(number)
+        values["gradient"] = self._clipped(number, micro)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,12 +196,15 @@ class Run:
         self.scaler.scale(terms[0] / parts).backward()
         return terms.detach().cpu()
 
-    def _clipped(self, number: int) -> float:
+    def _clipped(self, number: int, micro: list[Fed]) -> float:
         """The norm of the gradient before it was clipped."""
         norm = self.crew.clip(self._learned(), self.course.clip)
         # In float16 the scaler leaves such a step out and scales less from then on.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise Diverged(f"The gradient of step {number + 1} is {norm}. {self._cure()}")
+            raise Diverged(
+                f"The gradient of step {number + 1} is {norm}; first images: "
+                f"{', '.join(micro[0].names[:3])}. {self._cure()}"
+            )
         return norm
 
     def _refuse_nonsense(self, number: int, terms: Tensor, fed: Fed) -> None:
@@ -306,6 +309,8 @@ class Run:
         if not file.exists():
             return 0
         state = checkpoint.read(file)
+        if "run" not in state:
+            raise BadFile(f"{file} is not a checkpoint of `train`. Give another folder.")
         refuse_other(file, state["run"], self.identity)
         self.crew.restore(self.module, self.optimizer, state["full"])
         if self.average:

@@ -68,7 +68,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
     adapter = adapter or find_adapter(model)
     reducer = make_reducer(method, settings)
-    learned = any(True for _ in reducer.parameters())
+    learned = reducer.learns
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
     tail = tail or ("full" if macs is None else "exact")
@@ -80,7 +80,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     _warn_if_deep(cost, dense_macs(shape))
-    if not learned and any(True for _ in reducer.parameters()):
+    if reducer.learns and not learned:
         reducer.to(next(model.parameters()))  # made just now: where the host is, and of its type
         warnings.warn(
             f"{type(reducer).__name__} learns what to keep, and has not been trained yet: now it "

@@ -87,6 +87,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     course = course or Course.of(slimmed.reducer.course, {})
     out, say = Path(out).expanduser().resolve(), progress or (lambda _: None)
     validation = None if validation is None else _reusable(validation)
+    check_free(out, resume=resume)
     with Processes.joined() as crew:
         feed = Feed(images, course, rank=crew.rank, world=crew.world)
         crew.agree({**course.to_json(), "resume": resume, "images": feed.count})
@@ -94,7 +95,6 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
         taught_by = None
         if course.distils:
             taught_by = Teacher(chosen_teacher(slimmed, teacher, course), course)
-        check_free(out, resume=resume)
         run = Run(slimmed, taught_by, feed, course, crew, out)
         # What the caller draws afterwards does not depend on what was drawn here.
         with distilled(run.student.host, course), drawn_from(course.seed):
