@@ -25,7 +25,8 @@ import patchslim
 from patchslim.birth import Birth
 from patchslim.measure import latency
 from patchslim.memory import peak_memory
-from patchslim.model import SlimModel, Step
+from patchslim.model import SlimModel
+from patchslim.step import Step
 from patchslim.reducer import Signals
 from patchslim.reduction import Reduction
 from patchslim.tokens import Tokens

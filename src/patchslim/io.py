@@ -92,7 +92,7 @@ def load(
         adapter, host = _host(recipe, model, adapter)
         schedule = Schedule.from_json(recipe["schedule"])
         slimmed = SlimModel(host, adapter, reducer, schedule, recipe["tail"])
-        slimmed.trained = recipe["trained"]
+        slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]
         _fill(slimmed, state, recipe["buffers"])
         check_identity(slimmed)
         check_answers(recipe, answers_of(adapter, host))

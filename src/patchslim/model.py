@@ -8,7 +8,6 @@ threads may share one model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,49 +23,16 @@ from patchslim.errors import WrongInput
 from patchslim.reducer import Decision, Place, Reducer, Signals
 from patchslim.reduction import Reduction
 from patchslim.schedule import Schedule, Tail
+from patchslim.step import Attended, Lesson, Step
 from patchslim.tokens import Tokens, take, with_leading
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is to happen in one block: rows that go in and come out, leading rows that are read."""
-
-    index: int
-    entering: int
-    left: int
-    read: int | None = None
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One forward pass with all that a loss may look at.
-
-    Attributes:
-        output: what the host returns.
-        tokens: the rows after the last block and the host's norm.
-        decisions: what the method decided, in the order of the blocks.
-    """
-
-    output: Any
-    tokens: Tokens
-    decisions: tuple[Decision, ...]
-
-
-@dataclass(frozen=True)
-class Attended:
-    """What attention gave: the rows that asked, their values, and what a reducer may look at."""
-
-    queries: Tokens
-    values: Tensor
-    signals: Signals
 
 
 class SlimModel(nn.Module):
     """The host with fewer tokens: the same call, the same kind of output.
 
     Made by `patchslim.slim`. `host` is the model that was given, unchanged; dropping the SlimModel
-    leaves nothing behind. `trained` says how the weights were trained for it; None where they
-    were not.
+    leaves nothing behind. `trained` says how the weights were trained for it, and `calibrated` how
+    its method was fitted to images; None where they were not.
     """
 
     def __init__(
@@ -79,6 +45,7 @@ class SlimModel(nn.Module):
         self.schedule = schedule
         self.tail: Tail = tail
         self.trained: dict[str, Any] | None = None
+        self.calibrated: dict[str, Any] | None = None
         shape = adapter.shape(host)
         reducer.prepare(shape.blocks[0].width, self.deciding())
         reducer.train(host.training)
@@ -102,9 +69,9 @@ class SlimModel(nn.Module):
         if images is None:
             images = options.pop("pixel_values", None)
         options = self.adapter.options(self.host, options)
-        tokens = self._embed(images, options, track=self.adapter.returns_rows(self.host))
+        tokens = self.embed(images, options, track=self.adapter.returns_rows(self.host))
         for step in self.steps(tokens, tail=self.tail):
-            tokens = self._run(step, tokens)
+            tokens = self._remembered(step, tokens)
         return self.adapter.head(self.host, tokens, options)
 
     def learn(
@@ -118,12 +85,12 @@ class SlimModel(nn.Module):
             eased: the share in (0, 1] of what the schedule removes that is removed now.
             recompute: whether activations are computed again in the backward pass, not kept.
         """
-        tokens = self._embed(images, {}, track=self.adapter.returns_rows(self.host))
+        tokens = self.embed(images, {}, track=self.adapter.returns_rows(self.host))
         entered = tokens.patches
         decisions: list[Decision] = []
         last = self.steps(tokens, tail=tail, eased=eased)[-1]  # if it decides, a loss looks at it
         for step in self.steps(tokens, tail="full" if self._place(last) else tail, eased=eased):
-            tokens = self._run(step, tokens, recompute=recompute)
+            tokens = self._remembered(step, tokens, recompute=recompute)
             if self._place(step) is not None:
                 share = (step.left - tokens.prefix) / entered
                 decisions.append(Decision(step.index, share, tokens.alive))
@@ -146,10 +113,10 @@ class SlimModel(nn.Module):
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
         """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
-        tokens = self._embed(images, {}, track=True)
+        tokens = self.embed(images, {}, track=True)
         every: list[Tokens] = []
         for step in self.steps(tokens, tail="full")[:blocks]:
-            tokens = self._step(step, tokens)
+            tokens = self.run(step, tokens)
             every.append(tokens)
         return every
 
@@ -257,7 +224,7 @@ class SlimModel(nn.Module):
         share = self.macs().total / self.dense_macs().total
         return f"{self.schedule}, tail={self.tail!r}, {self.macs()} ({share:.0%} of the host)"
 
-    def _embed(self, images: Tensor | None, options: Mapping[str, Any], *, track: bool) -> Tokens:
+    def embed(self, images: Tensor | None, options: Mapping[str, Any], *, track: bool) -> Tokens:
         """The tokens that enter the first block, or one clear error about the images."""
         channels, height, width = self.adapter.image_shape(self.host)
         made_for = f"this host takes float images of shape (batch, {channels}, {height}, {width})"
@@ -272,15 +239,15 @@ class SlimModel(nn.Module):
         tokens = self.adapter.embed(self.host, images, options)
         return tokens.tracked() if track else tokens
 
-    def _run(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
+    def _remembered(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
         """The tokens after one block, recomputed in the backward pass where that is asked for."""
         recompute = recompute or self.adapter.checkpoints(self.host)
         if recompute and self.training and torch.is_grad_enabled():
-            after: Tokens = checkpoint(self._step, step, tokens, use_reentrant=False)
+            after: Tokens = checkpoint(self.run, step, tokens, use_reentrant=False)
             return after
-        return self._step(step, tokens)
+        return self.run(step, tokens)
 
-    def _step(self, step: Step, tokens: Tokens) -> Tokens:
+    def run(self, step: Step, tokens: Tokens) -> Tokens:
         """The tokens after one block."""
         place = self._place(step)
         if place is Place.BEFORE_BLOCK:

@@ -32,15 +32,18 @@ class Pace:
         """What was done since the last step is no part of the next."""
         self._begun = time.perf_counter()
 
+    def left(self) -> str:
+        """How long the rest takes."""
+        return _time(statistics.median(self.seconds) * (self.total - self._done))
+
     def line(self, values: Mapping[str, float], unreadable: Sequence[str]) -> str:
         """Where the run is, in one line."""
         usual = statistics.median(self.seconds)
-        left = usual * (self.total - self._done)
         parts = [
             f"step {self._done}/{self.total}",
             f"loss {values['loss']:.4g}",
             f"{self.batch / usual:.0f} img/s",
-            f"{_time(left)} left",
+            f"{self.left()} left",
         ]
         if "kl" in values:
             parts.append(f"KL {values['kl']:.4f}")

@@ -88,18 +88,23 @@ class Source(ABC):
 
     def __iter__(self) -> Batches:
         """Batches of the readable images."""
+        return self.some(self.count)
+
+    def some(self, count: int) -> Batches:
+        """Batches of the readable ones of at most `count` images, evenly spread."""
         self.unreadable = []
-        yield from stacked(self._evaluated(), self.batch)
-        if len(self.unreadable) == self.count:
+        places = spread(self.count, count)
+        yield from stacked(self._evaluated(places), self.batch)
+        if len(self.unreadable) == len(places):
             raise BadData(
-                f"None of the {self.count} images in {self.where()} can be read; the first is "
+                f"None of the {len(places)} images in {self.where()} can be read; the first is "
                 f"{self.unreadable[0]}."
             )
 
-    def _evaluated(self) -> Iterator[tuple[Tensor, int | None]]:
+    def _evaluated(self, places: Iterable[int]) -> Iterator[tuple[Tensor, int | None]]:
         """The readable images, each resized, cropped and normalised, with their labels."""
         transform = self.prepared.transform()
-        for place in range(self.count):
+        for place in places:
             try:
                 picture = self.picture_of(place)
             except UNREADABLE as error:

@@ -46,6 +46,7 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "schedule": (dict,),
     "tail": (str,),
     "trained": (dict, type(None)),
+    "calibrated": (dict, type(None)),
     "images": (dict,),
     "buffers": (dict,),
     "answers": (list,),
@@ -73,6 +74,7 @@ def describe(slimmed: SlimModel) -> Recipe:
         "schedule": plain(slimmed.schedule.to_json()),
         "tail": slimmed.tail,
         "trained": plain(slimmed.trained),
+        "calibrated": plain(slimmed.calibrated),
         "images": plain(find_preparation(host, adapter).to_json()),
         "dtype": _name(next(host.parameters()).dtype),
         # Tables that are rebuilt with the host, not stored; their type decides how they round.
@@ -107,7 +109,7 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{installed('patchslim')}, reads formats up to {FORMAT}: "
             f"pip install -U 'patchslim>={recipe.get('package')}'"
         )
-    recipe.setdefault("trained", None)  # files of 0.1.0 do not have it
+    recipe = {"trained": None, "calibrated": None, **recipe}  # older files do not have them
     wrong = [
         name for name, kinds in ENTRIES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, UnknownName
@@ -145,6 +146,11 @@ class Reducer(nn.Module, ABC):
         """Whether it has parameters, which have to be trained."""
         return next(self.parameters(), None) is not None
 
+    @property
+    def lacks(self) -> str | None:
+        """What it needs before its choice means anything, as a sentence with the cure; or None."""
+        return None
+
     def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
         """What the method itself wants to be small in training, or None."""
         return None
@@ -176,6 +182,42 @@ class Reducer(nn.Module, ABC):
     def extra_repr(self) -> str:
         """The settings, as shown by print()."""
         return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+
+
+class OfEachBlock(nn.ModuleDict):
+    """A small module for each block in which a method decides, made for one host."""
+
+    def __init__(self, make: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.make = make
+        self.width = 0
+
+    def prepare(self, width: int, blocks: Sequence[int]) -> None:
+        """Makes them, each the same in every run; those that there are must fit the host."""
+        if len(self):
+            self.check(width, blocks)
+            return
+        self.width = width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for block in blocks:
+                self[str(block)] = self.make(width)
+
+    def at(self, block: int, width: int) -> nn.Module:
+        """The module of one block."""
+        if str(block) not in self:
+            self.check(width, [block])
+        return self[str(block)]
+
+    def check(self, width: int, blocks: Sequence[int]) -> None:
+        """Refuses a host for which they were not made."""
+        own = tuple(int(block) for block in self)
+        if width != self.width or not set(own).issuperset(blocks):
+            raise BadSetting(
+                f"This method has a {self.make.__name__} for {self.width} channels in blocks "
+                f"{own}, and here are {width} channels and decisions in blocks {tuple(blocks)}. Use "
+                "the host and the schedule that it was made for, or make a new one."
+            )
 
 
 def reducer_names() -> list[str]:

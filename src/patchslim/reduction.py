@@ -2,7 +2,8 @@
 
 A reduction does not know why it was decided, nor by whom. It acts on the patch rows; the prefix
 rows pass through untouched. `Keep` drops the others, `Merge` adds them to kept ones, `Fuse` adds
-them up in one extra row, `Mask` leaves all rows in place and only silences them.
+them up in one extra row, `Fixed` keeps the same rows in every image, `Mask` leaves all rows in place and
+only silences them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Reduction(ABC):
 
     @abstractmethod
     def remap(self, rows: int) -> Tensor:
-        """For each of the n old rows its new row, or -1 where it was dropped (B, n)."""
+        """For each of the n old rows its new row, or -1 where it was dropped (B or 1, n)."""
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The alive mask after the reduction, given the old one in the new order."""
@@ -96,6 +97,40 @@ class Keep(Reduction):
         if self.padding is None:
             return alive
         return self.padding if alive is None else alive * self.padding
+
+
+@dataclass(frozen=True)
+class Fixed(Reduction):
+    """The same rows stay in every image: the first `count` of `order` (n,), or of all as they are.
+
+    Nothing here depends on the images, so that an exported graph has one constant gather or a slice.
+    """
+
+    count: int
+    order: Tensor | None = None
+
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
+        """The rows that stay."""
+        if self.order is None:
+            return t[:, : prefix + self.count]
+        kept = t[:, prefix:].index_select(1, self.order[: self.count])
+        return torch.cat([t[:, :prefix], kept], dim=1) if prefix else kept
+
+    def represent(self, t: Tensor) -> Tensor:
+        """The entries of the rows that stay."""
+        return self.move(t)
+
+    def remap(self, rows: int) -> Tensor:
+        """Rows that stay to their new place, the others to -1."""
+        kept = torch.arange(rows) if self.order is None else self.order
+        return _places(kept[None, : self.count], rows, otherwise=-1)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
     adapter = adapter or find_adapter(model)
     reducer = make_reducer(method, settings)
-    learned = reducer.learns
+    learned, lacks = reducer.learns, reducer.lacks
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
     tail = tail or ("full" if macs is None else "exact")
@@ -82,12 +82,8 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     _warn_if_deep(cost, dense_macs(shape))
     if reducer.learns and not learned:
         reducer.to(next(model.parameters()))  # made just now: where the host is, and of its type
-        warnings.warn(
-            f"{type(reducer).__name__} learns what to keep, and has not been trained yet: now it "
-            "keeps patches at random. Train it: patchslim.train, `patchslim train`.",
-            Untrained,
-            stacklevel=2,
-        )
+    if lacks is not None:
+        warnings.warn(lacks, Untrained, stacklevel=2)
     return slimmed
 
 

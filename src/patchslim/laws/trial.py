@@ -136,7 +136,8 @@ class Trial:
         first = max(10, self.reducer.fewest(PATCHES))
         if first == PATCHES:
             return Constant(0)
-        left = (first, first, max(6, self.reducer.fewest(first)))[:depth]
+        last = max(6, self.reducer.fewest(first))
+        left = (first, first, last, last)[:depth]
         return Counts(tuple(rows + prefix for rows in left), PATCHES + prefix, prefix)
 
 

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.cost import BlockShape
-from patchslim.errors import BadSetting
-from patchslim.reducer import Decision, Place, Reducer, Signals
+from patchslim.reducer import Decision, OfEachBlock, Place, Reducer, Signals
 from patchslim.reduction import Keep, Mask, Reduction
 from patchslim.tokens import Tokens
 
@@ -36,25 +35,26 @@ class DynamicViT(Reducer):
     def __init__(self, *, ratio: float = 2.0) -> None:
         super().__init__()
         self.ratio = ratio
-        self.width = 0
-        self.predictors = nn.ModuleDict()
+        self.predictors = OfEachBlock(Predictor)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """One predictor for each block that decides; those that there are must fit the host."""
+        self.predictors.prepare(width, blocks)
+
+    @property
+    def lacks(self) -> str | None:
+        """Training, where it has no predictors yet."""
         if self.predictors:
-            self._check_fit(width, blocks)
-            return
-        self.width = width
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for block in blocks:
-                self.predictors[str(block)] = Predictor(width)
+            return None
+        return (
+            "DynamicViT learns what to keep, and has not been trained yet: now it keeps patches at "
+            "random. Train it: patchslim.train, `patchslim train`."
+        )
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """A drawn mask in training; at inference the `keep` rows most likely to be wanted."""
-        if str(signals.block) not in self.predictors:
-            self._check_fit(tokens.x.shape[2], [signals.block])
-        wanted = self.predictors[str(signals.block)](tokens.x[:, tokens.prefix :], tokens.alive)
+        predictor = self.predictors.at(signals.block, tokens.x.shape[2])
+        wanted = predictor(tokens.x[:, tokens.prefix :], tokens.alive)
         if self.training:
             # In half precision the shares that the loss looks at would be off by half a percent.
             exact = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
@@ -84,16 +84,6 @@ class DynamicViT(Reducer):
             (width // 4) * 2,
         )
         return (rows - prefix) * sum(layers)
-
-    def _check_fit(self, width: int, blocks: Sequence[int]) -> None:
-        """Refuses a host for which these predictors were not made."""
-        own = tuple(int(block) for block in self.predictors)
-        if width != self.width or not set(own).issuperset(blocks):
-            raise BadSetting(
-                f"This DynamicViT has predictors for {self.width} channels in blocks {own}, and "
-                f"here are {width} channels and decisions in blocks {tuple(blocks)}. Use the host "
-                "and the schedule that it was made for, or make a new one and train it."
-            )
 
 
 class Predictor(nn.Module):

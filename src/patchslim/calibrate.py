@@ -1,0 +1,398 @@
+"""`calibrate`: finds, on unlabelled images, which patches each block must still give out.
+
+It turns a budget into a tolerance, has the layers searched one after the other, writes down each as
+it is found, and puts the result together. How a layer is searched is in `search.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchslim import checkpoint
+from patchslim.adapter import Adapter, find_adapter
+from patchslim.budget import macs_target
+from patchslim.cost import HostShape, dense_macs, slim_macs
+from patchslim.errors import BadData, BadFile, BadSchedule, ImpossibleBudget, UnknownName
+from patchslim.folder import replaced_file
+from patchslim.gates import fitted
+from patchslim.identity import refuse_other
+from patchslim.model import SlimModel
+from patchslim.pace import Pace
+from patchslim.reading import Source
+from patchslim.recipe import answers_of
+from patchslim.reducer import Reducer, find_reducer, reducer_name
+from patchslim.reducers.patch_slimming import PatchSlimming, ordered
+from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
+from patchslim.schedule import Constant, Counts
+from patchslim.score import Batch, usable
+from patchslim.search import Found, Search, Walk
+from patchslim.slim import check_identity, evaluating, slim
+
+MODEL = "model"
+RECORD = "calibration.json"
+CHECKPOINT = "checkpoint.pt"
+CALIBRATED: tuple[type[Reducer], ...] = (PatchSlimming, PatchSlimmingDynamic)
+NEAR = 0.002  # of the dense model's operations: how close below a budget is near enough
+WIDE = 4.0  # the factor by which a first tolerance is moved until it brackets the budget
+ROUNDS = 24
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration found.
+
+    Attributes:
+        model: the slimmed model, in evaluation mode, where the host was.
+        found: the order of cells, and every layer with its errors.
+        record: all of it as plain data: settings, tolerance, schedule, order, layers.
+    """
+
+    model: SlimModel
+    found: Found
+    record: dict[str, Any]
+
+
+def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is made of)
+    host: nn.Module,
+    images: Source | Iterable[Batch],
+    method: str = "patch_slimming",
+    *,
+    macs: float | None = None,
+    tolerance: float | None = None,
+    search: Search | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    adapter: Adapter | None = None,
+    progress: Say | None = None,
+) -> Calibrated:
+    """`host` with the positions that it needs least removed. The host itself is not changed.
+
+    Args:
+        host: the dense model.
+        images: unlabelled images to choose on: `Images` and the like, or batches.
+        method: "patch_slimming", or "patch_slimming_dynamic" for positions of each image.
+        macs: a budget, as a share of the host's operations or as a number; or
+        tolerance: the largest error of a block's features, by `search.error`.
+        search: how to search; by default `Search()`.
+        out: a folder that takes model/, calibration.json, figures, and a checkpoint a layer.
+        resume: goes on with the calibration in `out`, where it was stopped.
+        adapter: an Adapter of your own, for a family that does not ship here.
+        progress: is called with one line of text at a time.
+
+    Raises:
+        PatchslimError: with what was given, what is needed and the cure.
+    """
+    search = search or Search()
+    say = progress or (lambda _: None)
+    _check_asked(method, macs, tolerance, search)
+    adapter = adapter or find_adapter(host)
+    outputs = _outputs(host, adapter, search)
+    out = None if out is None else Path(out).expanduser().resolve()
+    if out is not None and not resume and (out / CHECKPOINT).exists():
+        raise BadFile(
+            f"{out} holds a calibration already. Go on with it (resume=True, --resume), or give "
+            "another folder."
+        )
+    with evaluating(host):
+        drawn = _drawn(host, images, search)
+        dense = slim(host, "identity", adapter=adapter)
+        state = _State(out, _identity(dense, drawn, method, macs, tolerance, search), resume=resume)
+        student = copy.deepcopy(host) if search.epochs else host
+        run = _Run(dense, student, drawn, search, outputs, state, say)
+        counts = None
+        if macs is not None:
+            tolerance, counts = run.budget(macs)
+        assert tolerance is not None
+        found = run.whole(tolerance, counts)
+        model = run.model(found, method)
+    record = {
+        "method": method,
+        "macs": model.macs().total / model.dense_macs().total,
+        "tolerance": tolerance,
+        "search": search.to_json(),
+        "images": sum(map(len, drawn)),
+        "schedule": model.schedule.to_json(),
+        "order": ordered(run.walk.features.grid, list(found.cells)),
+        "layers": found.to_json()["layers"],
+        "gates": run.told,
+    }
+    model.calibrated = {name: record[name] for name in ("tolerance", "search", "images")}
+    if search.epochs:
+        model.trained = {"by": "calibrate", "epochs": search.epochs, "teacher": type(host).__name__}
+    check_identity(model)
+    if out is not None:
+        write(out, model, record)
+    return Calibrated(model, found, record)
+
+
+def write(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
+    """The model, the record and the figure of a calibration, in its folder."""
+    from patchslim.pyramid import figure
+
+    model.save(out / MODEL)
+    for name, text in ((RECORD, json.dumps(record, indent=1)), ("pyramid.svg", figure(record))):
+        with replaced_file(out / name) as fresh:
+            fresh.write_text(text + "\n", encoding="utf-8")
+
+
+class _State:
+    """What is known so far, written after every layer where there is a folder for it."""
+
+    def __init__(self, out: Path | None, identity: dict[str, Any], *, resume: bool) -> None:
+        self.file = None if out is None else out / CHECKPOINT
+        self.identity = identity
+        self.known: dict[str, Any] = {}
+        if resume and self.file is not None and self.file.exists():
+            read = checkpoint.read(self.file)
+            if "calibration" not in read:
+                raise BadFile(f"{self.file} is not a checkpoint of `calibrate`. Give another folder.")
+            refuse_other(self.file, read["calibration"], identity)
+            self.known = read["known"]
+
+    def keep(self, **known: Any) -> None:
+        """Writes down what is known now."""
+        self.known |= known
+        if self.file is not None:
+            checkpoint.write(self.file, {"calibration": self.identity, "known": self.known})
+
+
+class _Run:
+    """One calibration: a tolerance for the budget, the layers, and the model."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        dense: SlimModel,
+        student: nn.Module,
+        images: list[Tensor],
+        search: Search,
+        outputs: float,
+        state: _State,
+        say: Say,
+    ) -> None:
+        self.dense, self.student, self.search = dense, student, search
+        self.state, self.say = state, say
+        self.shape = dense.shape((images[0].shape[2], images[0].shape[3]))
+        patches = self.shape.entering - self.shape.prefix
+        self.outputs = math.ceil(outputs * patches)
+        self.images = images
+        self.walk = Walk(dense, student, images, search, self.outputs)
+        self.told: dict[str, float] = {}
+
+    def budget(self, macs: float) -> tuple[float, dict[int, int]]:
+        """The tolerance with which the whole model meets a budget, and the rows it leaves."""
+        if "counts" in self.state.known:
+            counts = {int(block): kept for block, kept in self.state.known["counts"].items()}
+            return float(self.state.known["tolerance"]), counts
+        target = macs_target(macs, dense_macs(self.shape).total)
+        self._insist_possible(macs, target)
+        free = Search.of(
+            self.search.to_json() | {"mode": "free", "epochs": 0, "images": self.search.probe}
+        )
+        probe = _first(self.images, self.search.probe)
+        walk = Walk(self.dense, self.dense.host, probe, free, self.outputs)
+        tried: list[tuple[float, float, dict[int, int]]] = [
+            (tolerance, cost, {int(block): kept for block, kept in counts.items()})
+            for tolerance, cost, counts in self.state.known.get("tried", [])
+        ]
+        while not _settled(tried, target, dense_macs(self.shape).total):
+            tolerance = _next_tolerance(tried, target)
+            found = walk.begin()
+            for block in walk.blocks(found):
+                found = walk.layer(found, block, tolerance=tolerance, kept=None, say=self.say)
+            cost = self.cost(found)
+            share = cost / dense_macs(self.shape).total
+            self.say(f"tolerance {tolerance:.3g} gives {share:.3f} of the operations")
+            tried.append((tolerance, cost, found.kept()))
+            plain = [(t, c, {str(b): n for b, n in kept.items()}) for t, c, kept in tried]
+            self.state.keep(tried=plain)
+        tolerance, _, counts = min(
+            (each for each in tried if each[1] <= target), key=lambda each: each[0]
+        )
+        self.state.keep(tolerance=tolerance, counts={str(b): n for b, n in counts.items()})
+        return tolerance, counts
+
+    def whole(self, tolerance: float, counts: dict[int, int] | None) -> Found:
+        """All layers, from the last down; those that are written down already are not repeated."""
+        known = self.state.known
+        found = Found.from_json(known["found"]) if "found" in known else self.walk.begin()
+        if "student" in known:
+            self.student.load_state_dict(known["student"])
+        left = self.walk.blocks(found)
+        pace = Pace(len(left), 0, 1)
+        for block in left:
+            kept = None if counts is None else counts[block]
+            found = self.walk.layer(found, block, tolerance=tolerance, kept=kept, say=self.say)
+            pace.stepped()
+            self.say(f"block {block} is done, {pace.left()} left")
+            tuned = {"student": self.student.state_dict()} if self.search.epochs else {}
+            self.state.keep(found=found.to_json(), **tuned)
+        return found
+
+    def model(self, found: Found, method: str) -> SlimModel:
+        """The slimmed model of a finished search."""
+        shape, kept = self.shape, found.kept()
+        rows = [kept[block] for block in range(shape.depth - 1)]
+        rows.append(self.outputs or rows[-1])
+        schedule = Counts(
+            tuple(shape.prefix + each for each in rows), shape.entering, shape.prefix
+        )
+        tail = "full" if self.outputs else "exact"
+        cells = ordered(self.walk.features.grid, list(found.cells))
+        fixed = method == "patch_slimming"
+        reducer: Reducer = PatchSlimming(order=cells) if fixed else PatchSlimmingDynamic()
+        made = SlimModel(self.student, self.dense.adapter, reducer, schedule, tail)
+        parameter = next(self.student.parameters())
+        reducer.to(parameter.device, parameter.dtype)
+        if isinstance(reducer, PatchSlimmingDynamic):
+            for block in made.deciding():
+                self.say(f"block {block}: fitting its gate")
+                weights, told = fitted(self.walk, found, block)
+                reducer.gates[str(block)].get_parameter("worth.weight").data.copy_(weights)
+                self.told[str(block)] = told
+        return made.eval()
+
+    def cost(self, found: Found) -> float:
+        """Multiply-adds of one image."""
+        return _cost(self.shape, found.kept(), self.outputs)
+
+    def _insist_possible(self, macs: float, target: float) -> None:
+        """Refuses a budget below that of one patch a block."""
+        least = max(self.outputs, 1)
+        fewest = _cost(self.shape, dict.fromkeys(range(self.shape.depth), least), self.outputs)
+        dense = dense_macs(self.shape).total
+        if fewest > target:
+            raise ImpossibleBudget(
+                f"macs={macs:g} is {target / dense:.3f} of this model, and {least} patches in every "
+                f"block are {fewest / dense:.3f} of it. Give more"
+                + (", or a smaller share of outputs." if self.outputs else ".")
+            )
+
+
+def _cost(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
+    """Multiply-adds of one image, when blocks give out `kept` patch rows."""
+    rows = [kept[block] for block in range(shape.depth - 1)]
+    rows.append(outputs or rows[-1])
+    counts = [shape.prefix + each for each in rows]
+    return slim_macs(shape, PatchSlimming(), counts, tail=not outputs).total
+
+
+def _settled(
+    tried: list[tuple[float, float, dict[int, int]]], target: float, dense: float
+) -> bool:
+    """Whether a tolerance is known whose cost is just below the budget."""
+    below = [each for each in tried if each[1] <= target]
+    above = [each for each in tried if each[1] > target]
+    if below and target - max(each[1] for each in below) <= NEAR * dense:
+        return True
+    if below and above:
+        return min(below)[0] / max(above)[0] < 1.001
+    if len(tried) >= ROUNDS:
+        raise ImpossibleBudget(
+            f"After {ROUNDS} tolerances none meets the budget; the cheapest pyramid so far has "
+            f"{min(each[1] for each in tried) / dense:.3f} of the operations. Give a larger one."
+        )
+    return False
+
+
+def _next_tolerance(tried: list[tuple[float, float, dict[int, int]]], target: float) -> float:
+    """A tolerance between those too small and those large enough, or beyond all so far."""
+    large = [each[0] for each in tried if each[1] <= target]
+    small = [each[0] for each in tried if each[1] > target]
+    if not tried:
+        return 0.01
+    if not large:
+        return max(small) * WIDE
+    if not small:
+        return min(large) / WIDE
+    return math.sqrt(min(large) * max(small))
+
+
+def _check_asked(method: str, macs: float | None, tolerance: float | None, search: Search) -> None:
+    """Refuses a method that has nothing to calibrate, and both or none of budget and tolerance."""
+    names = [str(reducer_name(each())) for each in CALIBRATED]
+    if method not in names:
+        find_reducer(method)
+        raise UnknownName.of("method to calibrate", method, names, "Others need no calibration.")
+    if (macs is None) == (tolerance is None):
+        raise BadSchedule("Give one of macs (a budget) and tolerance (an error), and not both.")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
+        raise BadSchedule(f"tolerance={tolerance}: a number above 0, such as 0.01.")
+    if macs is not None and search.mode == "paper":
+        raise BadSchedule(
+            "mode='paper' tunes at every candidate, so that its cost is known only at the end: give "
+            "tolerance=0.01 or 0.02, as published; or meet a budget with mode='fast'."
+        )
+
+
+def _outputs(host: nn.Module, adapter: Adapter, search: Search) -> float:
+    """The share of patches that the head still reads; none where it reads the prefix alone."""
+    known = adapter.reads(host) is not None
+    if known and search.outputs:
+        raise BadSchedule(
+            f"outputs={search.outputs}: the head of this model reads no patches, so that none has to "
+            "be left to it. Leave it out."
+        )
+    if not known and not search.outputs:
+        raise BadSchedule(
+            "The head of this model reads all patches (it averages them, or pools by attention, or "
+            "gives them out), so that there is no set of outputs to begin with. Say which share of "
+            "them it is to be left: outputs=0.5, --outputs 0.5. See docs/methods/patch_slimming.md."
+        )
+    return search.outputs
+
+
+def _drawn(host: nn.Module, images: Source | Iterable[Batch], search: Search) -> list[Tensor]:
+    """The images to calibrate on, as batches where the host is."""
+    parameter = next(host.parameters())
+    batches = images.some(search.images) if isinstance(images, Source) else iter(images)
+    drawn: list[Tensor] = []
+    for number, batch in enumerate(batches):
+        some = usable(batch, number)[0][: search.images - sum(map(len, drawn))]
+        drawn.extend(some.to(parameter.device, parameter.dtype).split(search.batch))
+        if sum(map(len, drawn)) == search.images:
+            break
+    if not drawn:
+        raise BadData("There are no images to calibrate on: give some (they need no labels).")
+    if len({each.shape[1:] for each in drawn}) > 1:
+        raise BadData("The images are of several sizes; positions are calibrated for one.")
+    return drawn
+
+
+def _first(images: list[Tensor], count: int) -> list[Tensor]:
+    """At most `count` of the images, from all batches alike."""
+    every = torch.cat(images)
+    some = every[:: max(1, -(-len(every) // count))][:count]
+    return list(some.split(len(images[0])))
+
+
+def _identity(
+    dense: SlimModel,
+    images: list[Tensor],
+    method: str,
+    macs: float | None,
+    tolerance: float | None,
+    search: Search,
+) -> dict[str, Any]:
+    """What makes this calibration this one and no other, for its checkpoint."""
+    pixels = hashlib.sha256()
+    for batch in images:
+        pixels.update(batch.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "method": method,
+        "budget": {"macs": macs, "tolerance": tolerance},
+        "search": search.to_json(),
+        "images": f"{sum(map(len, images))} with digest {pixels.hexdigest()[:12]}",
+        "model": answers_of(dense.adapter, dense.host),
+    }

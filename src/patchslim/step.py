@@ -1,0 +1,45 @@
+"""The values that one forward pass hands on, from block to block and to the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from patchslim.reducer import Decision, Signals
+from patchslim.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to happen in one block: rows that go in and come out, leading rows that are read."""
+
+    index: int
+    entering: int
+    left: int
+    read: int | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One forward pass with all that a loss may look at.
+
+    Attributes:
+        output: what the host returns.
+        tokens: the rows after the last block and the host's norm.
+        decisions: what the method decided, in the order of the blocks.
+    """
+
+    output: Any
+    tokens: Tokens
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention gave: the rows that asked, their values, and what a reducer may look at."""
+
+    queries: Tokens
+    values: Tensor
+    signals: Signals
