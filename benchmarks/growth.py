@@ -26,9 +26,9 @@ from patchslim.birth import Birth
 from patchslim.measure import latency
 from patchslim.memory import peak_memory
 from patchslim.model import SlimModel
-from patchslim.step import Step
 from patchslim.reducer import Signals
 from patchslim.reduction import Reduction
+from patchslim.step import Step
 from patchslim.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "growth.json"

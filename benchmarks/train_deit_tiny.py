@@ -63,6 +63,40 @@ def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     return model
 
 
+def course_for(plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float) -> Course:
+    """The dense model as the teacher, no labels, and one rate for every method's host."""
+    own = plain.reducer.course
+    given = {
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "labels": 0.0,
+        "crop": 1.0,
+        "distil_weight": 1.0,
+        "tokens": max(tokens, own.get("tokens", 0.0)),
+        "precision": "bfloat16",
+    }
+    if "host_lr" in own:
+        # The host learns at the same rate as everywhere, and the method's own layers at theirs.
+        given |= {"lr": OWN_LR, "host_lr": lr / OWN_LR}
+    return Course.of(own, given)
+
+
+def whole_images(host: nn.Module, data: Path) -> Images:
+    """Tiny-ImageNet's pictures, whole, and mosaics of them."""
+    small = data / "tiny-imagenet-train-20k.zip"
+    prepared = replace(Images.for_host(host, small).prepared, crop_pct=1.0)
+    mosaics: Images = Mosaics.for_host(host, small, prepared=prepared)
+    return mosaics
+
+
+def held_images(host: nn.Module, data: Path) -> Images:
+    """The 500 images that nothing is trained on."""
+    return Images.for_host(
+        host, data / "imagenet-sample-500.zip", classes=data / "imagenet-classes.txt", batch=50
+    )
+
+
 def dense(data: Path) -> nn.Module:
     """DeiT-Ti with its ImageNet weights."""
     host: nn.Module = timm.create_model("deit_tiny_patch16_224").eval()
@@ -88,35 +122,24 @@ def main() -> None:
         warnings.simplefilter("ignore", remark)
     data = options.shared / "data"
     host = dense(data)
-    small = data / "tiny-imagenet-train-20k.zip"
-    images = Images.for_host(host, small)
+    images = Images.for_host(host, data / "tiny-imagenet-train-20k.zip")
     if options.whole:
-        prepared = replace(images.prepared, crop_pct=1.0)
-        images = Mosaics.for_host(host, small, prepared=prepared)
-    held = Images.for_host(
-        host, data / "imagenet-sample-500.zip", classes=data / "imagenet-classes.txt", batch=50
-    )
+        images = whole_images(host, data)
+    held = held_images(host, data)
     models: dict[str, SlimModel] = {}
     courses = {}
     for method in options.methods.split(","):
         plain = slimmed(host, method, options.budget)
-        given = {
-            "epochs": options.epochs,
-            "batch": options.batch,
-            "lr": options.lr,
-            "labels": 0.0,
-            "crop": 1.0,
-            "distil_weight": 1.0,
-            "tokens": max(options.tokens, plain.reducer.course.get("tokens", 0.0)),
-            "precision": "bfloat16",
-        }
-        if plain.reducer.learns:
-            # The host learns at the same rate as everywhere, and the method's own layers at theirs.
-            given |= {"lr": OWN_LR, "host_lr": options.lr / OWN_LR}
-        course = Course.of(plain.reducer.course, given)
+        course = course_for(
+            plain,
+            epochs=options.epochs,
+            batch=options.batch,
+            lr=options.lr,
+            tokens=options.tokens,
+        )
         out = options.runs / method
         print(method, flush=True)
-        trained = train(plain, images, course, out=out, resume=True, progress=_said)
+        trained = train(plain, images, course, out=out, resume=True, progress=said)
         if not plain.reducer.learns:
             models[method] = plain
         models[f"{method} trained"] = trained.model
@@ -135,7 +158,8 @@ def main() -> None:
     )
 
 
-def _said(line: str) -> None:
+def said(line: str) -> None:
+    """Prints a line at once."""
     print(line, flush=True)
 
 

@@ -26,11 +26,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # is built on the loop. `reducers`, `adapters`, `laws` and `data` are packages.
 ORDER = """
     errors course versions tokens reduction attention cost reducer schedule reducers budget
-    adapter adapters model slim
+    adapter adapters step model slim
     preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
     augment feed checkpoint log processes losses optim identity pace run train
-    chart curves page picture data demo laws
+    influence search gates chart pyramid calibrate
+    curves page picture data demo laws
     hosts terminal arguments commands options cli
 """.split()
 

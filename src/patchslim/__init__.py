@@ -1,6 +1,7 @@
 """Make a vision transformer faster by giving it fewer patches. Nothing is computed on import."""
 
 from patchslim.adapter import Adapter, adapter_names, find_adapter
+from patchslim.calibrate import Calibrated, calibrate
 from patchslim.cost import Cost
 from patchslim.course import Course
 from patchslim.dataset import Dataset
@@ -13,6 +14,7 @@ from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.reduction import Reduction
 from patchslim.report import Report
 from patchslim.schedule import Schedule
+from patchslim.search import Search
 from patchslim.shards import Shards
 from patchslim.slim import macs, slim
 from patchslim.tokens import Tokens
@@ -20,6 +22,7 @@ from patchslim.train import Trained, train
 
 __all__ = [
     "Adapter",
+    "Calibrated",
     "Cost",
     "Course",
     "Dataset",
@@ -29,11 +32,13 @@ __all__ = [
     "Reduction",
     "Report",
     "Schedule",
+    "Search",
     "Shards",
     "SlimModel",
     "Tokens",
     "Trained",
     "adapter_names",
+    "calibrate",
     "find_adapter",
     "find_reducer",
     "load",

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from patchslim.recipe import answers_of
 from patchslim.reducer import Reducer, find_reducer, reducer_name
 from patchslim.reducers.patch_slimming import PatchSlimming, ordered
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
-from patchslim.schedule import Constant, Counts
+from patchslim.schedule import Counts, Schedule, Tail
 from patchslim.score import Batch, usable
 from patchslim.search import Found, Search, Walk
 from patchslim.slim import check_identity, evaluating, slim
@@ -71,6 +71,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     *,
     macs: float | None = None,
     tolerance: float | None = None,
+    schedule: Schedule | None = None,
     search: Search | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -84,7 +85,8 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         images: unlabelled images to choose on: `Images` and the like, or batches.
         method: "patch_slimming", or "patch_slimming_dynamic" for positions of each image.
         macs: a budget, as a share of the host's operations or as a number; or
-        tolerance: the largest error of a block's features, by `search.error`.
+        tolerance: the largest error of a block's features, by `search.error`; or
+        schedule: how many tokens each block leaves, where that is known already.
         search: how to search; by default `Search()`.
         out: a folder that takes model/, calibration.json, figures, and a checkpoint a layer.
         resume: goes on with the calibration in `out`, where it was stopped.
@@ -96,7 +98,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     """
     search = search or Search()
     say = progress or (lambda _: None)
-    _check_asked(method, macs, tolerance, search)
+    _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
     adapter = adapter or find_adapter(host)
     outputs = _outputs(host, adapter, search)
     out = None if out is None else Path(out).expanduser().resolve()
@@ -108,13 +110,17 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     with evaluating(host):
         drawn = _drawn(host, images, search)
         dense = slim(host, "identity", adapter=adapter)
-        state = _State(out, _identity(dense, drawn, method, macs, tolerance, search), resume=resume)
+        asked = {
+            "macs": macs,
+            "tolerance": tolerance,
+            "schedule": None if schedule is None else schedule.to_json(),
+        }
+        state = _State(out, _identity(dense, drawn, method, asked, search), resume=resume)
         student = copy.deepcopy(host) if search.epochs else host
         run = _Run(dense, student, drawn, search, outputs, state, say)
-        counts = None
+        counts = None if schedule is None else run.scheduled(schedule)
         if macs is not None:
             tolerance, counts = run.budget(macs)
-        assert tolerance is not None
         found = run.whole(tolerance, counts)
         model = run.model(found, method)
     record = {
@@ -157,7 +163,9 @@ class _State:
         if resume and self.file is not None and self.file.exists():
             read = checkpoint.read(self.file)
             if "calibration" not in read:
-                raise BadFile(f"{self.file} is not a checkpoint of `calibrate`. Give another folder.")
+                raise BadFile(
+                    f"{self.file} is not a checkpoint of `calibrate`. Give another folder."
+                )
             refuse_other(self.file, read["calibration"], identity)
             self.known = read["known"]
 
@@ -171,7 +179,7 @@ class _State:
 class _Run:
     """One calibration: a tolerance for the budget, the layers, and the model."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         dense: SlimModel,
         student: nn.Module,
@@ -223,7 +231,13 @@ class _Run:
         self.state.keep(tolerance=tolerance, counts={str(b): n for b, n in counts.items()})
         return tolerance, counts
 
-    def whole(self, tolerance: float, counts: dict[int, int] | None) -> Found:
+    def scheduled(self, schedule: Schedule) -> dict[int, int]:
+        """The patch rows that a schedule leaves after each block."""
+        shape = self.shape
+        rows = schedule.counts(shape.entering, shape.prefix, shape.depth, PatchSlimming())
+        return {block: count - shape.prefix for block, count in enumerate(rows)}
+
+    def whole(self, tolerance: float | None, counts: dict[int, int] | None) -> Found:
         """All layers, from the last down; those that are written down already are not repeated."""
         known = self.state.known
         found = Found.from_json(known["found"]) if "found" in known else self.walk.begin()
@@ -245,10 +259,8 @@ class _Run:
         shape, kept = self.shape, found.kept()
         rows = [kept[block] for block in range(shape.depth - 1)]
         rows.append(self.outputs or rows[-1])
-        schedule = Counts(
-            tuple(shape.prefix + each for each in rows), shape.entering, shape.prefix
-        )
-        tail = "full" if self.outputs else "exact"
+        schedule = Counts(tuple(shape.prefix + each for each in rows), shape.entering, shape.prefix)
+        tail: Tail = "full" if self.outputs else "exact"
         cells = ordered(self.walk.features.grid, list(found.cells))
         fixed = method == "patch_slimming"
         reducer: Reducer = PatchSlimming(order=cells) if fixed else PatchSlimmingDynamic()
@@ -274,7 +286,7 @@ class _Run:
         dense = dense_macs(self.shape).total
         if fewest > target:
             raise ImpossibleBudget(
-                f"macs={macs:g} is {target / dense:.3f} of this model, and {least} patches in every "
+                f"macs={macs:g} is {target / dense:.3f} of this model, and {least} patches in each "
                 f"block are {fewest / dense:.3f} of it. Give more"
                 + (", or a smaller share of outputs." if self.outputs else ".")
             )
@@ -288,9 +300,7 @@ def _cost(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
     return slim_macs(shape, PatchSlimming(), counts, tail=not outputs).total
 
 
-def _settled(
-    tried: list[tuple[float, float, dict[int, int]]], target: float, dense: float
-) -> bool:
+def _settled(tried: list[tuple[float, float, dict[int, int]]], target: float, dense: float) -> bool:
     """Whether a tolerance is known whose cost is just below the budget."""
     below = [each for each in tried if each[1] <= target]
     above = [each for each in tried if each[1] > target]
@@ -319,17 +329,22 @@ def _next_tolerance(tried: list[tuple[float, float, dict[int, int]]], target: fl
     return math.sqrt(min(large) * max(small))
 
 
-def _check_asked(method: str, macs: float | None, tolerance: float | None, search: Search) -> None:
-    """Refuses a method that has nothing to calibrate, and both or none of budget and tolerance."""
+def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
+    """Refuses a method that has nothing to calibrate, and none or several of the three goals."""
     names = [str(reducer_name(each())) for each in CALIBRATED]
     if method not in names:
         find_reducer(method)
         raise UnknownName.of("method to calibrate", method, names, "Others need no calibration.")
-    if (macs is None) == (tolerance is None):
-        raise BadSchedule("Give one of macs (a budget) and tolerance (an error), and not both.")
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) != 1:
+        raise BadSchedule(
+            f"Give one of macs (a budget), tolerance (an error) and schedule (known counts), not "
+            f"{' and '.join(given) or 'none'}."
+        )
+    tolerance = asked["tolerance"]
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise BadSchedule(f"tolerance={tolerance}: a number above 0, such as 0.01.")
-    if macs is not None and search.mode == "paper":
+    if tolerance is None and search.mode == "paper":
         raise BadSchedule(
             "mode='paper' tunes at every candidate, so that its cost is known only at the end: give "
             "tolerance=0.01 or 0.02, as published; or meet a budget with mode='fast'."
@@ -381,8 +396,7 @@ def _identity(
     dense: SlimModel,
     images: list[Tensor],
     method: str,
-    macs: float | None,
-    tolerance: float | None,
+    asked: Mapping[str, Any],
     search: Search,
 ) -> dict[str, Any]:
     """What makes this calibration this one and no other, for its checkpoint."""
@@ -391,7 +405,7 @@ def _identity(
         pixels.update(batch.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
         "method": method,
-        "budget": {"macs": macs, "tolerance": tolerance},
+        "goal": dict(asked),
         "search": search.to_json(),
         "images": f"{sum(map(len, images))} with digest {pixels.hexdigest()[:12]}",
         "model": answers_of(dense.adapter, dense.host),

@@ -7,8 +7,6 @@ solution of one small system of equations a block: no training, no settings, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +30,8 @@ def fitted(walk: Walk, found: Found, block: int) -> tuple[Tensor, float]:
         square = square + told.T @ told
         product = product + told.T @ wanted
         spread += float(wanted.square().sum())
-    assert isinstance(square, Tensor) and isinstance(product, Tensor)
+    assert isinstance(square, Tensor)
+    assert isinstance(product, Tensor)
     ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square)).to(square)
     weights = torch.linalg.solve(square + ridge, product)
     explained = 2 * (weights * product).sum() - (weights * (square @ weights)).sum()

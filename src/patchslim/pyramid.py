@@ -1,2 +1,5 @@
 """Placeholder."""
-def figure(record): return "<svg/>"
+
+
+def figure(record):
+    return "<svg/>"

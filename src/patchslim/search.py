@@ -45,14 +45,18 @@ def _about(default: Any, text: str) -> Any:
 class Search:
     """How positions are searched. What the paper leaves open is a field here, and in the recipe."""
 
-    mode: Mode = _about("fast", "paper: tune at each candidate; fast: at the chosen one; free: never")
+    mode: Mode = _about(
+        "fast", "paper: tune at each candidate; fast: at the chosen one; free: never"
+    )
     images: int = _about(512, "images that positions are chosen on, drawn from those given")
     probe: int = _about(64, "of these, images on which the tolerance for a budget is searched")
     step: int = _about(1, "patches between candidates; in mode paper 10")
     error: Norm = _about("relative", "error by the features' own mean square, or as it is (paper)")
     slack: float = _about(8.0, "tolerances that the last block's output may be off by; in paper 1")
     epochs: int = _about(3, "passes over the images in tuning one block; in mode free 0")
-    lr: float = _about(1e-5, "learning rate of the tuning of a block (AdamW, no decay, clipped at 1)")
+    lr: float = _about(
+        1e-5, "learning rate of the tuning of a block (AdamW, no decay, clipped at 1)"
+    )
     batch: int = _about(32, "images at a time")
     outputs: float = _about(0.0, "share of patches left to a head that reads all of them")
     seed: int = _about(0, "of the draw and the order of images")
@@ -206,14 +210,14 @@ class Walk:
         return range(self.depth - 2 - len(found.layers) + bool(self.outputs), -1, -1)
 
     def layer(
-        self, found: Found, block: int, *, tolerance: float, kept: int | None, say: Say
+        self, found: Found, block: int, *, tolerance: float | None, kept: int | None, say: Say
     ) -> Found:
         """The pyramid with one more layer.
 
         Args:
             found: the layers above.
             block: the block.
-            tolerance: the largest error of the next block's features.
+            tolerance: the largest error of the next block's features; or
             kept: patch rows that it has to give out, where that is known already.
             say: is called with a line of text for each candidate.
         """
@@ -221,12 +225,13 @@ class Walk:
         cells = self._ranked(found, block, above)
         trial = _Trial(self, replace(found, cells=cells), block, above)
         least = max(above, 1)
-        if kept is None:
+        if kept is None and tolerance is not None:
             tolerance *= trial.scale if self.search.error == "relative" else 1.0
             tolerance *= self.search.slack if block + 2 == self.depth else 1.0
             choose = self._by_steps if self.search.mode == "paper" else self._by_halves
             kept = choose(trial, least, tolerance, say)
-        elif self.search.mode != "paper":
+        else:
+            assert kept is not None
             between = torch.linspace(least, self.patches, CURVE + 2).round().int().tolist()
             for count in {*between, kept}:
                 trial.error(count)
@@ -276,7 +281,7 @@ class Walk:
     @torch.no_grad()
     def scores(self, found: Found, block: int) -> list[Tensor]:
         """The exact score of every patch of every image, batch by batch (B, n)."""
-        model = self._model(found)
+        model = self.model(found)
         prefix = self.features.prefix
         scores = []
         entering, leaving = self.features.before(block), self.features.before(block + 1)
@@ -284,7 +289,7 @@ class Walk:
             weights = self._map(model, block, before, before)
             tokens, later = after, []
             for index in range(block + 1, self.depth):
-                step = self._step(found, index, tokens)
+                step = self.step(found, index, tokens)
                 later.append(self._map(model, index, self._asking(model, step, tokens), tokens))
                 tokens = model.run(step, tokens)
             scores.append(influence(weights, before.x, later)[:, prefix:])
@@ -298,13 +303,13 @@ class Walk:
         best = scores.argsort(descending=True, stable=True).tolist()
         return (*first, *best[above:])
 
-    def _model(self, found: Found) -> SlimModel:
+    def model(self, found: Found) -> SlimModel:
         """The student, with the order of cells as far as it is known."""
         reducer = PatchSlimming(order=ordered(self.features.grid, list(found.cells)))
         reducer.to(next(self.student.parameters()).device)
         return SlimModel(self.student, self.dense.adapter, reducer, Constant(0), "full").eval()
 
-    def _step(self, found: Found, index: int, tokens: Tokens) -> Step:
+    def step(self, found: Found, index: int, tokens: Tokens) -> Step:
         """What a block does to these tokens, by what is known."""
         rows, prefix = tokens.x.shape[1], self.features.prefix
         if index == self.depth - 1 and not self.outputs:
@@ -317,9 +322,9 @@ class Walk:
             return tokens.leading(step.read)
         if step.left == step.entering:
             return tokens
-        return tokens.reduce(self._reduction(model, step.left - tokens.prefix, tokens))
+        return tokens.reduce(self.reduction(model, step.left - tokens.prefix, tokens))
 
-    def _reduction(self, model: SlimModel, count: int, tokens: Tokens) -> Fixed:
+    def reduction(self, model: SlimModel, count: int, tokens: Tokens) -> Fixed:
         """The first rows of the order, where they are not in it yet."""
         cells = None if tokens.position is not None else model.reducer.get_buffer("cells")
         return Fixed(count, cells)
@@ -337,7 +342,7 @@ class _Trial:
 
     def __init__(self, walk: Walk, found: Found, block: int, above: int) -> None:
         self.walk, self.block = walk, block
-        self.model = walk._model(found)
+        self.model = walk.model(found)
         # The next block's own count must be known to it; it is what the head reads at the end.
         self.found = found
         self.entering = walk.features.before(block)
@@ -397,8 +402,8 @@ class _Trial:
     def _next(self, count: int, tokens: Tokens) -> Tensor:
         """The features that the next block gives out, of `count` rows of these tokens."""
         if tokens.patches > count:
-            tokens = tokens.reduce(self.walk._reduction(self.model, count, tokens))
-        step = self.walk._step(self.found, self.block + 1, tokens)
+            tokens = tokens.reduce(self.walk.reduction(self.model, count, tokens))
+        step = self.walk.step(self.found, self.block + 1, tokens)
         return self.model.run(step, tokens).x
 
 

@@ -1,0 +1,106 @@
+"""Patch Slimming on DeiT-Ti at one budget, calibrated, tuned and fine-tuned, beside four methods.
+
+    python benchmarks/patch_slimming.py --shared ../shared --budget 0.55 --epochs 0.5
+
+Positions are chosen, blocks tuned and models fine-tuned on the 20,000 images of Tiny-ImageNet in
+`--shared`, enlarged and as mosaics, without labels; all is measured on 500 other images, in one run
+with the dense model, `random` at each method's counts, and ToMe, EViT, Top-K, DynamicViT untrained
+and fine-tuned on the same images for as many steps. What was stopped goes on where it was: give the
+same command. Adds the budget to benchmarks/results/patch_slimming.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from train_deit_tiny import course_for, dense, held_images, said, slimmed, whole_images
+
+from patchslim.calibrate import calibrate
+from patchslim.errors import DeepCut, Untrained
+from patchslim.images import Images
+from patchslim.measure import measure
+from patchslim.model import SlimModel
+from patchslim.schedule import Schedule
+from patchslim.search import Search
+from patchslim.train import train
+
+RESULT = Path(__file__).parent / "results" / "patch_slimming.json"
+OTHERS = "tome,evit,topk"
+IMAGES = 512  # to calibrate on
+
+
+def main() -> None:
+    """Calibrates, trains and measures, and adds to the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/patch-slimming"))
+    parser.add_argument("--others", default=OTHERS)
+    parser.add_argument("--budget", type=float, default=0.55)
+    parser.add_argument("--epochs", type=float, default=0.5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    for remark in (DeepCut, Untrained, UserWarning):
+        warnings.simplefilter("ignore", remark)
+    host = dense(options.shared / "data")
+    images = whole_images(host, options.shared / "data")
+    runs = options.runs / f"{options.budget:g}"
+    models: dict[str, SlimModel] = {}
+    for method in filter(None, options.others.split(",")):
+        plain = slimmed(host, method, options.budget)
+        if not plain.reducer.learns:
+            models[method] = plain
+        models[f"{method} trained"] = tuned(plain, host, images, options.epochs, runs / method)
+    records: dict[str, Any] = {}
+    for name, method, mode in (
+        ("patch_slimming free", "patch_slimming", "free"),
+        ("patch_slimming fast", "patch_slimming", "fast"),
+        ("patch_slimming_dynamic", "patch_slimming_dynamic", "free"),
+    ):
+        said(name)
+        search = Search.of({"mode": mode, "images": IMAGES})
+        first = records.get("patch_slimming free")
+        goal: dict[str, Any] = {"macs": options.budget}
+        if first is not None:  # the same counts for all of them
+            goal = {"schedule": Schedule.from_json(first["schedule"])}
+        found = calibrate(
+            host,
+            images,
+            method,
+            **goal,
+            search=search,
+            out=runs / "calibrated" / name.replace(" ", "-"),
+            resume=True,
+            progress=said,
+        )
+        models[name], records[name] = found.model, found.record
+    for name in ("patch_slimming fast", "patch_slimming_dynamic"):
+        out = runs / f"{name.replace(' ', '-')}-trained"
+        models[f"{name} trained"] = tuned(models[name], host, images, options.epochs, out)
+    held = held_images(host, options.shared / "data")
+    report = measure(models, held, dense=host, batch=1, repeats=0)
+    said(report.table())
+    whole = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    whole[f"{options.budget:g}"] = {
+        "report": report.to_json(),
+        "calibrations": records,
+        "epochs": options.epochs,
+        "images": images.count,
+    }
+    options.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def tuned(plain: SlimModel, host: nn.Module, images: Images, epochs: float, out: Path) -> SlimModel:
+    """The model, fine-tuned to answer as the dense one does."""
+    said(f"fine-tuning {out.name}")
+    course = course_for(plain, epochs=epochs, batch=32, lr=5e-5, tokens=1.0)
+    done = train(plain, images, course, out=out, teacher=host, resume=True, progress=said)
+    return done.model
+
+
+if __name__ == "__main__":
+    main()
