@@ -1,4 +1,4 @@
-"""From parsed arguments to what they mean: a slimmed model, a budget, images, a course, a teacher.
+"""From parsed arguments to what they mean: a model, a budget, images, a course, a teacher.
 
 A wrong argument is a `PatchslimError`, as it is in Python.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from patchslim.io import load
 from patchslim.preparation import Preparation
 from patchslim.recipe import is_saved, read_recipe
 from patchslim.reducer import Reducer, find_reducer
+from patchslim.search import Search
 from patchslim.slim import slim
 
 if TYPE_CHECKING:
@@ -51,6 +53,21 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
             "Give --weights FILE or --pretrained."
         )
     return slim(host, reducer, args.schedule, tail=args.tail, **budget_of(args))
+
+
+def dense_model(args: Namespace) -> nn.Module:
+    """The model that the arguments name, to be calibrated: its weights must mean something."""
+    if is_saved(args.model):
+        raise PatchslimError(
+            f"{args.model} is slimmed already: calibrate the model it was made of. To improve what "
+            "it answers, train it (`patchslim train`)."
+        )
+    if _is_random(args):
+        raise PatchslimError(
+            f"{args.model} has random weights, and what such a model reads means nothing. Give "
+            "--weights FILE or --pretrained."
+        )
+    return find_host(args.model, pretrained=args.pretrained, weights=args.weights)
 
 
 def opened(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preparation | None]:
@@ -100,8 +117,25 @@ def lessons_of(
     return images, images_at(checked, "test", args, slimmed, prepared)
 
 
+def samples_of(args: Namespace, host: nn.Module, search: Search) -> Source | list[Batch]:
+    """The images to calibrate on; whether they have labels does not matter."""
+    path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
+    if path is None:
+        raise PatchslimError(
+            "On which images is it to be calibrated? Give --data PATH: a folder of images, an "
+            "archive of one, a saved Hugging Face dataset, WebDataset shards, or `digits`. They "
+            "need no labels."
+        )
+    if path == EXAMPLE:
+        return _scenes("train", search.images, search.batch)
+    asked = Namespace(command=args.command, classes=None, limit=None, batch=search.batch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so labels are left out")
+        return images_at(path, "train", asked, host, None)
+
+
 def images_at(
-    path: str, split: Split, args: Namespace, slimmed: SlimModel, prepared: Preparation | None
+    path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preparation | None
 ) -> Source | list[Batch]:
     """The images at `path`, prepared for the model, or scenes of the embedded example."""
     from patchslim.dataset import Dataset, is_dataset
@@ -115,7 +149,7 @@ def images_at(
     kind = Dataset if is_dataset(path) else Shards if is_shards(path) else None
     if kind is None:
         return Images.for_host(
-            slimmed, path, prepared=prepared, classes=args.classes, limit=args.limit, batch=batch
+            host, path, prepared=prepared, classes=args.classes, limit=args.limit, batch=batch
         )
     if args.classes is not None:
         what = "a Hugging Face dataset" if kind is Dataset else "WebDataset shards"
@@ -123,7 +157,7 @@ def images_at(
             f"--classes names class folders, and {path} is {what}, with labels of its own; leave "
             "--classes out."
         )
-    return kind.for_host(slimmed, path, prepared=prepared, limit=args.limit, batch=batch)
+    return kind.for_host(host, path, prepared=prepared, limit=args.limit, batch=batch)
 
 
 def _scenes(split: Split, count: int, batch: int) -> list[Batch]:
@@ -141,6 +175,12 @@ def course_of(args: Namespace, reducer: Reducer) -> Course:
     """The method's usual course, with what the arguments say otherwise."""
     given = {each.name: getattr(args, each.name) for each in fields(Course) if each.name in args}
     return Course.of(reducer.course, given)
+
+
+def search_of(args: Namespace) -> Search:
+    """What is usual for the mode of the search, with what the arguments say otherwise."""
+    given = {each.name: getattr(args, each.name) for each in fields(Search) if each.name in args}
+    return Search.of(given)
 
 
 def teacher_of(args: Namespace, course: Course) -> nn.Module | None:

@@ -121,7 +121,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         counts = None if schedule is None else run.scheduled(schedule)
         if macs is not None:
             tolerance, counts = run.budget(macs)
-        found = run.whole(tolerance, counts)
+        found = run.whole(math.inf if tolerance is None else tolerance, counts)
         model = run.model(found, method)
     record = {
         "method": method,
@@ -205,6 +205,10 @@ class _Run:
             return float(self.state.known["tolerance"]), counts
         target = macs_target(macs, dense_macs(self.shape).total)
         self._insist_possible(macs, target)
+        every = dict.fromkeys(range(self.shape.depth), self.shape.entering - self.shape.prefix)
+        if _cost(self.shape, every, self.outputs) <= target:
+            self.say("the budget is met with all patches: nothing is removed")
+            return 0.0, every
         free = Search.of(
             self.search.to_json() | {"mode": "free", "epochs": 0, "images": self.search.probe}
         )
@@ -237,7 +241,7 @@ class _Run:
         rows = schedule.counts(shape.entering, shape.prefix, shape.depth, PatchSlimming())
         return {block: count - shape.prefix for block, count in enumerate(rows)}
 
-    def whole(self, tolerance: float | None, counts: dict[int, int] | None) -> Found:
+    def whole(self, tolerance: float, counts: dict[int, int] | None) -> Found:
         """All layers, from the last down; those that are written down already are not repeated."""
         known = self.state.known
         found = Found.from_json(known["found"]) if "found" in known else self.walk.begin()
@@ -346,7 +350,7 @@ def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
         raise BadSchedule(f"tolerance={tolerance}: a number above 0, such as 0.01.")
     if tolerance is None and search.mode == "paper":
         raise BadSchedule(
-            "mode='paper' tunes at every candidate, so that its cost is known only at the end: give "
+            "mode='paper' tunes at every candidate, so its cost is known only at the end: give "
             "tolerance=0.01 or 0.02, as published; or meet a budget with mode='fast'."
         )
 
@@ -356,8 +360,8 @@ def _outputs(host: nn.Module, adapter: Adapter, search: Search) -> float:
     known = adapter.reads(host) is not None
     if known and search.outputs:
         raise BadSchedule(
-            f"outputs={search.outputs}: the head of this model reads no patches, so that none has to "
-            "be left to it. Leave it out."
+            f"outputs={search.outputs}: the head of this model reads no patches, so none has to be "
+            "left to it. Leave it out."
         )
     if not known and not search.outputs:
         raise BadSchedule(

@@ -22,6 +22,7 @@ from patchslim.options import (
     add_classes,
     add_course,
     add_method,
+    add_search,
     add_weights,
     command,
     count,
@@ -37,7 +38,10 @@ MODEL is one of
   a timm name    such as deit_small_patch16_224 (`patchslim models` lists them)
   a folder       of a Hugging Face image classifier (config.json and weights)
 """
-SAVED = "  a folder       saved by `patchslim slim` or `train`; then leave method and budget out\n"
+SAVED = (
+    "  a folder       saved by `patchslim slim`, `train` or `calibrate`; then leave method and budget "
+    "out\n"
+)
 DATA = (
     "images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, WebDataset shards, or "
     "`digits`"
@@ -85,6 +89,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_slim(commands)
+    _add_calibrate(commands)
     _add_train(commands)
     _add_measure(commands)
     _add_macs(commands)
@@ -125,6 +130,34 @@ def _add_slim(commands: Any) -> None:
     add_weights(one)
     add_method(one)
     one.add_argument("--out", type=Path, metavar="FOLDER", help="where to save the slimmed model")
+
+
+def _add_calibrate(commands: Any) -> None:
+    one = command(
+        commands,
+        "calibrate",
+        "finds, on unlabelled images, which patches each block can do without, and tunes the blocks",
+        "patchslim calibrate deit_small_patch16_224 --weights deit.safetensors --macs 0.6 \\\n"
+        "           --data imagenet/train --out runs/deit-ps",
+        MODEL,
+    )
+    one.add_argument("model", metavar="MODEL")
+    add_weights(one)
+    group = one.add_argument_group("method, and budget or tolerance")
+    add = group.add_argument
+    add(
+        "--method",
+        default="patch_slimming",
+        metavar="NAME",
+        help="patch_slimming (usual), or patch_slimming_dynamic",
+    )
+    add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
+    add("--tolerance", type=float, metavar="X", help="the largest --error, instead of a budget")
+    add = one.add_argument
+    add("--data", metavar="PATH", help=f"{DATA}, which MODEL `digits` has of itself; no labels")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="takes all that is written")
+    add("--resume", action="store_true", help="go on with the calibration in --out")
+    add_search(one)
 
 
 def _add_train(commands: Any) -> None:

@@ -4,10 +4,10 @@ The score of row i after layer t sums, over all choices of one head a layer,
 
     || A[:, i] U[i, :] ||^2,  A = P_L ... P_{t+1},  U = P_t |Z_{t-1}|,
 
-with P the attention maps, whose rows are those that each layer still gives out. It is the product of
-how strongly the later layers read row i and how much it carries, and the first of the two obeys a
-recursion from the last layer down, so no path is ever listed. Sums over heads are means here, which
-ranks alike and cannot overflow. Knows tensors only.
+with P the attention maps, whose rows are those that each layer still gives out. It is the product
+of how strongly the later layers read row i and how much it carries, and the first of the two obeys
+a recursion from the last layer down, so no path is ever listed. Sums over heads are means here,
+which rank alike and cannot overflow. Knows tensors only.
 """
 
 from __future__ import annotations

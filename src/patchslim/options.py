@@ -1,4 +1,4 @@
-"""Options that commands share: model and weights, method and budget, images, and the course.
+"""Options that commands share: model and weights, method and budget, images, course and search.
 
 It knows how an option is spelled and read, and not what it does.
 """
@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from patchslim.course import Course
 from patchslim.reducer import find_reducer, reducer_names
+from patchslim.search import Search
 
 WRONG = 2  # exit code for a user's mistake, as argparse has it
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -87,9 +88,18 @@ def add_course(one: Parser) -> None:
     """One option for each field of `Course`; only what is given is in the arguments."""
     own = [f"{name}: {_settings(find_reducer(name).course)}" for name in reducer_names()]
     told = [line for line in own if not line.endswith(": ")]
-    group = one.add_argument_group("course (usual values in brackets)", "; ".join(told))
-    kinds = get_type_hints(Course)
-    for each in fields(Course):
+    _add_fields(one.add_argument_group("course (usual values in brackets)", "; ".join(told)), Course)
+
+
+def add_search(one: Parser) -> None:
+    """One option for each field of `Search`; only what is given is in the arguments."""
+    _add_fields(one.add_argument_group("search (usual values in brackets)"), Search)
+
+
+def _add_fields(group: Any, settings: type[Course] | type[Search]) -> None:
+    """One option for each field of a dataclass, by its type and what it says about itself."""
+    kinds = get_type_hints(settings)
+    for each in fields(settings):
         option, kind = f"--{each.name.replace('_', '-')}", kinds[each.name]
         about = str(each.metadata["about"]).replace("%", "%%")
         if kind is bool:

@@ -215,8 +215,8 @@ class OfEachBlock(nn.ModuleDict):
         if width != self.width or not set(own).issuperset(blocks):
             raise BadSetting(
                 f"This method has a {self.make.__name__} for {self.width} channels in blocks "
-                f"{own}, and here are {width} channels and decisions in blocks {tuple(blocks)}. Use "
-                "the host and the schedule that it was made for, or make a new one."
+                f"{own}, and here are {width} channels and decisions in blocks {tuple(blocks)}. "
+                "Use the host and the schedule that it was made for, or make a new one."
             )
 
 

@@ -1,9 +1,9 @@
 """`Reduction`: a decision about rows, frozen, applicable to anything token-shaped.
 
 A reduction does not know why it was decided, nor by whom. It acts on the patch rows; the prefix
-rows pass through untouched. `Keep` drops the others, `Merge` adds them to kept ones, `Fuse` adds
-them up in one extra row, `Fixed` keeps the same rows in every image, `Mask` leaves all rows in place and
-only silences them.
+rows pass through untouched. `Keep` drops the others, and so does `Fixed`, the same in every image;
+`Merge` adds them to kept ones, `Fuse` adds them up in one extra row, `Mask` leaves all rows in
+place and only silences them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Keep(Reduction):
 class Fixed(Reduction):
     """The same rows stay in every image: the first `count` of `order` (n,), or of all as they are.
 
-    Nothing here depends on the images, so that an exported graph has one constant gather or a slice.
+    Nothing here depends on the images: in an exported graph it is a constant gather, or a slice.
     """
 
     count: int

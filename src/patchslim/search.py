@@ -45,21 +45,17 @@ def _about(default: Any, text: str) -> Any:
 class Search:
     """How positions are searched. What the paper leaves open is a field here, and in the recipe."""
 
-    mode: Mode = _about(
-        "fast", "paper: tune at each candidate; fast: at the chosen one; free: never"
-    )
-    images: int = _about(512, "images that positions are chosen on, drawn from those given")
+    mode: Mode = _about("fast", "tune blocks: paper at each candidate, fast once, free never")  # noqa: RUF009
+    images: int = _about(512, "images to choose positions on, evenly spread over those given")
     probe: int = _about(64, "of these, images on which the tolerance for a budget is searched")
     step: int = _about(1, "patches between candidates; in mode paper 10")
-    error: Norm = _about("relative", "error by the features' own mean square, or as it is (paper)")
+    error: Norm = _about("relative", "to the features' own mean square, or absolute (in paper)")  # noqa: RUF009
     slack: float = _about(8.0, "tolerances that the last block's output may be off by; in paper 1")
     epochs: int = _about(3, "passes over the images in tuning one block; in mode free 0")
-    lr: float = _about(
-        1e-5, "learning rate of the tuning of a block (AdamW, no decay, clipped at 1)"
-    )
+    lr: float = _about(1e-5, "rate of tuning a block (AdamW without decay, gradients clipped at 1)")
     batch: int = _about(32, "images at a time")
     outputs: float = _about(0.0, "share of patches left to a head that reads all of them")
-    seed: int = _about(0, "of the draw and the order of images")
+    seed: int = _about(0, "of the order of images in tuning")
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -76,8 +72,8 @@ class Search:
             )
         if (self.mode == "free") != (self.epochs == 0):
             raise BadSetting(
-                f"mode={self.mode!r} with epochs={self.epochs}: 'free' tunes nothing (epochs=0), and "
-                "the others tune (epochs from 1)."
+                f"mode={self.mode!r} with epochs={self.epochs}: 'free' tunes nothing (epochs=0), "
+                "and the others tune (epochs from 1)."
             )
 
     @classmethod
@@ -210,14 +206,14 @@ class Walk:
         return range(self.depth - 2 - len(found.layers) + bool(self.outputs), -1, -1)
 
     def layer(
-        self, found: Found, block: int, *, tolerance: float | None, kept: int | None, say: Say
+        self, found: Found, block: int, *, tolerance: float, kept: int | None, say: Say
     ) -> Found:
         """The pyramid with one more layer.
 
         Args:
             found: the layers above.
             block: the block.
-            tolerance: the largest error of the next block's features; or
+            tolerance: the largest error of the next block's features.
             kept: patch rows that it has to give out, where that is known already.
             say: is called with a line of text for each candidate.
         """
@@ -225,13 +221,12 @@ class Walk:
         cells = self._ranked(found, block, above)
         trial = _Trial(self, replace(found, cells=cells), block, above)
         least = max(above, 1)
-        if kept is None and tolerance is not None:
+        if kept is None:
             tolerance *= trial.scale if self.search.error == "relative" else 1.0
-            tolerance *= self.search.slack if block + 2 == self.depth else 1.0
+            tolerance *= self.search.slack if self.before_the_head(block) else 1.0
             choose = self._by_steps if self.search.mode == "paper" else self._by_halves
             kept = choose(trial, least, tolerance, say)
         else:
-            assert kept is not None
             between = torch.linspace(least, self.patches, CURVE + 2).round().int().tolist()
             for count in {*between, kept}:
                 trial.error(count)
@@ -242,6 +237,10 @@ class Walk:
         say(f"block {block}: {kept} of {self.patches} patches, error {error:.3g}")
         layer = Layer(block, kept, error, trial.scale, curve)
         return Found(cells, (*found.layers, layer))
+
+    def before_the_head(self, block: int) -> bool:
+        """Whether the block after this one gives out what the head reads and no patches."""
+        return block + 2 == self.depth and not self.outputs
 
     def _by_halves(self, trial: _Trial, least: int, tolerance: float, say: Say) -> int:
         """The fewest rows within the tolerance, as the error falls with every row."""
@@ -273,9 +272,9 @@ class Walk:
         """Refuses a tolerance that no number of patches meets."""
         if not error <= tolerance:
             raise ImpossibleBudget(
-                f"tolerance={tolerance:g}: block {trial.block} has an error of {error:.3g} even with "
-                f"all its {self.patches} patches, because the blocks after it were changed. Give a "
-                f"tolerance above {error:.2g}, or a budget (macs=)."
+                f"tolerance: block {trial.block} has an error of {error:.3g} even with all its "
+                f"{self.patches} patches, because the blocks after it were tuned; allowed is "
+                f"{tolerance:.3g}. Give a larger tolerance, or a budget (macs=)."
             )
 
     @torch.no_grad()
@@ -341,17 +340,17 @@ class _Trial:
     """One block on trial: its candidates' errors, and its tuning."""
 
     def __init__(self, walk: Walk, found: Found, block: int, above: int) -> None:
-        self.walk, self.block = walk, block
+        self.walk, self.block, self.found = walk, block, found
         self.model = walk.model(found)
-        # The next block's own count must be known to it; it is what the head reads at the end.
-        self.found = found
         self.entering = walk.features.before(block)
         prefix = walk.features.prefix
         self.rows = prefix + walk.patches
-        asked = slice(0, walk.reads) if block + 2 == walk.depth and not walk.outputs else None
+        asked = slice(0, walk.reads) if walk.before_the_head(block) else None
         kept = Fixed(above, self.model.reducer.get_buffer("cells"))
+        # Where the next block keeps all rows it leaves them in place, in the order of the grid.
+        whole = asked or (slice(None) if above == walk.patches else None)
         self.taught = [
-            tokens.x[:, asked] if asked else kept.move(tokens.x, prefix=prefix)
+            tokens.x[:, whole] if whole else kept.move(tokens.x, prefix=prefix)
             for tokens in walk.features.before(block + 2)
         ]
         count = sum(each.numel() for each in self.taught)

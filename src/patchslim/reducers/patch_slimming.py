@@ -8,7 +8,6 @@ schedule's. Nothing is scored or sorted when it runs.
 
 from __future__ import annotations
 
-import functools
 from typing import ClassVar
 
 import torch
@@ -86,7 +85,6 @@ def parsed(order: str) -> tuple[tuple[int, int], list[int]]:
     return grid, cells
 
 
-@functools.cache
 def from_the_centre(grid: tuple[int, int]) -> list[int]:
     """The cells of a grid, those nearest to its centre first."""
     height, width = grid

@@ -55,7 +55,7 @@ class PatchSlimmingDynamic(Reducer):
         best = score.topk(keep, dim=1)
         hard = torch.zeros_like(score).scatter(1, best.indices, 1.0)
         soft = torch.sigmoid(score - best.values[:, -1:].detach())
-        return Mask(hard + soft - soft.detach())
+        return Mask(hard + (soft - soft.detach()))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """One number a patch."""
