@@ -1,0 +1,171 @@
+"""What the settings of Patch Slimming are worth on DeiT-Ti, and on which images it errs.
+
+    python benchmarks/slimming_choices.py --shared ../shared --budget 0.55
+
+Each row is one calibration at the same budget: how the error is normalised, how much slack the last
+block has, at what rate blocks are tuned, and positions of all images or of each. Two rows let a
+dropped patch leave its content with the nearest kept one, in the grid or by its key. Measured as
+KL from the dense model on 500 images. Writes benchmarks/results/slimming_choices.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from train_deit_tiny import dense, held_images, said, whole_images
+
+from patchslim.birth import Birth
+from patchslim.calibrate import calibrate
+from patchslim.errors import DeepCut, Untrained
+from patchslim.model import SlimModel
+from patchslim.reducer import Signals
+from patchslim.reducers.patch_slimming import PatchSlimming
+from patchslim.reduction import Merge, Reduction
+from patchslim.schedule import Schedule
+from patchslim.score import divergence
+from patchslim.search import Search
+from patchslim.tokens import Tokens
+
+RESULT = Path(__file__).parent / "results" / "slimming_choices.json"
+IMAGES = 256
+WORST = 0.1  # the share of images whose KL is told apart
+FREE = {"mode": "free", "images": IMAGES}
+FAST = {"mode": "fast", "images": IMAGES}
+DEFAULT = "relative error, slack 8 (default)"
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "absolute error, slack 1 (paper)": (
+        "patch_slimming",
+        FREE | {"error": "absolute", "slack": 1.0},
+    ),
+    "relative error, slack 1": ("patch_slimming", FREE | {"slack": 1.0}),
+    DEFAULT: ("patch_slimming", FREE),
+    "relative error, slack 32": ("patch_slimming", FREE | {"slack": 32.0}),
+    "dynamic, absolute error, slack 1": (
+        "patch_slimming_dynamic",
+        FREE | {"error": "absolute", "slack": 1.0},
+    ),
+    "dynamic (default)": ("patch_slimming_dynamic", FREE),
+    "dynamic, slack 32": ("patch_slimming_dynamic", FREE | {"slack": 32.0}),
+    "blocks tuned at 1e-5": ("patch_slimming", FAST),
+    "blocks tuned at 1e-4": ("patch_slimming", FAST | {"lr": 1e-4}),
+}
+SAME = ("dynamic (default)", "blocks tuned at 1e-5", "blocks tuned at 1e-4")
+
+
+class Leaving(PatchSlimming):
+    """Patch Slimming in which a dropped patch is averaged into the nearest kept one."""
+
+    place = Place.ON_QUERIES
+
+    def __init__(self, *, order: str = "", by: str = "grid") -> None:
+        super().__init__(order=order)
+        self.by = by
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The same rows stay; the others join the nearest of them."""
+        batch, rows = tokens.x.shape[0], torch.arange(tokens.patches)
+        order = rows if tokens.position is not None else self.get_buffer("cells")
+        kept, gone = order[:keep].expand(batch, -1), order[keep:].expand(batch, -1)
+        if self.by == "grid":
+            width = tokens.grid[1]
+            cells = torch.stack([tokens.cells() // width, tokens.cells() % width], dim=2).float()
+            near = -torch.cdist(_rows(cells, gone), _rows(cells, kept))
+        else:
+            keys = functional.normalize(signals.keys(), dim=2)
+            near = _rows(keys, gone) @ _rows(keys, kept).transpose(1, 2)
+        return Merge(kept, gone, near.argmax(dim=2))
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    return values.gather(1, rows[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def main() -> None:
+    """Calibrates by each choice, measures, and writes the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--budget", type=float, default=0.55)
+    options = parser.parse_args()
+    for remark in (DeepCut, Untrained, UserWarning):
+        warnings.simplefilter("ignore", remark)
+    host = dense(options.shared / "data")
+    images = whole_images(host, options.shared / "data")
+    batches = [batch for batch, _ in held_images(host, options.shared / "data")]
+    with torch.inference_mode():
+        wanted = [host(batch) for batch in batches]
+    trial = Trial(batches, wanted)
+    schedule: Schedule | None = None
+    for name, (method, settings) in CHOICES.items():
+        goal: dict[str, Any] = {"macs": options.budget}
+        if name in SAME:
+            goal = {"schedule": schedule}
+        found = calibrate(host, images, method, search=Search.of(settings), **goal, progress=said)
+        layers = {each["block"]: each for each in found.record["layers"]}
+        errors = {block: each["error"] / each["scale"] for block, each in layers.items()}
+        trial.add(name, found.model, {"errors": errors, "gates": found.record["gates"]})
+        if name == DEFAULT:
+            schedule = found.model.schedule
+            for by in ("grid", "key"):
+                reducer = Leaving(order=found.record["order"], by=by)
+                adapter = found.model.adapter
+                model = SlimModel(host, adapter, reducer, schedule, "exact").eval()
+                trial.add(f"content left with the nearest kept patch, by {by}", model, {})
+    birth = Birth.now(host, batch=50, image_size=(224, 224), images=sum(map(len, batches)), seed=0)
+    data = {"birth": asdict(birth), "rows": trial.rows, "worst_images": trial.worst()}
+    RESULT.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+class Trial:
+    """Models measured on the same images, and how far each image's answer is off."""
+
+    def __init__(self, batches: list[Tensor], wanted: list[Tensor]) -> None:
+        self.batches, self.wanted = batches, wanted
+        self.rows: list[dict[str, Any]] = []
+        self.apart: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def add(self, name: str, model: SlimModel, more: dict[str, Any]) -> None:
+        """One row."""
+        got = [model(batch) for batch in self.batches]
+        pairs = list(zip(self.wanted, got, strict=True))
+        kl = torch.cat([divergence(a, b) for a, b in pairs])
+        same = torch.cat([a.argmax(1) == b.argmax(1) for a, b in pairs])
+        worst = kl.sort(descending=True).values[: int(WORST * len(kl))]
+        row = {
+            "name": name,
+            "macs_share": model.macs().total / model.dense_macs().total,
+            "tokens": list(model.counts()),
+            "kl": float(kl.mean()),
+            "kl_error": float(kl.std() / len(kl) ** 0.5),
+            "agreement": float(same.double().mean()),
+            "worst_share": float(worst.sum() / kl.sum()),
+            **more,
+        }
+        self.apart[name] = kl
+        self.rows.append(row)
+        said(json.dumps({key: row[key] for key in ("name", "kl", "agreement", "worst_share")}))
+
+    def worst(self) -> dict[str, float]:
+        """KL on the images that the static form has most trouble with, and on the others."""
+        static, dynamic = self.apart[DEFAULT], self.apart["dynamic (default)"]
+        order = static.argsort(descending=True)
+        worst, others = order.split([int(WORST * len(order)), len(order) - int(WORST * len(order))])
+        return {
+            "share of images": WORST,
+            "static": float(static[worst].mean()),
+            "dynamic": float(dynamic[worst].mean()),
+            "static, others": float(static[others].mean()),
+            "dynamic, others": float(dynamic[others].mean()),
+        }
+
+
+if __name__ == "__main__":
+    main()
