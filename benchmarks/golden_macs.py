@@ -1,9 +1,10 @@
 """Published and computed operation counts of ten methods, rebuilt and compared to three decimals.
 
-Dense hosts, ToMe, EViT and DynamicViT are counted by the package itself: real timm models (without
-weights), its own methods and schedules. Methods that do not ship yet are traces: how many rows
-pass through each part of each block. LeViT and LV-ViT are shapes of their own. One image, one
-multiply-add counts 1; bias, norm, softmax, activation, similarities, sorting and gathering count 0.
+Dense hosts, ToMe, EViT, DynamicViT and Patch Slimming are counted by the package itself: real timm
+models (without weights), its own methods and schedules. Methods that do not ship yet are traces:
+how many rows pass through each part of each block. LeViT and LV-ViT are shapes of their own. One
+image, one multiply-add counts 1; bias, norm, softmax, activation, similarities, sorting and
+gathering count 0.
 
     python benchmarks/golden_macs.py [facts.json]
 """
@@ -27,7 +28,8 @@ import patchslim
 from patchslim.cost import BlockShape, Flow, HostShape, host_macs, slim_macs
 from patchslim.reducers.dynamicvit import DynamicViT
 from patchslim.reducers.evit import EViT
-from patchslim.schedule import Rate
+from patchslim.reducers.patch_slimming import PatchSlimming
+from patchslim.schedule import Counts, Rate
 
 FACTS = Path(__file__).parent.parent / "tests" / "reference" / "golden_macs.json"
 TWO_DECIMALS = {
@@ -59,7 +61,7 @@ TOME = {
     "L16_384": ("vit_large_patch16_384", (23,)),
     "B16_384": ("deit_base_patch16_384", (45,)),
 }
-SLIMMING = (197, 197, 187, 167, 147, 127, 107, 87, 67, 47, 27, 1)
+SLIMMING = (197, 197, 187, 167, 147, 127, 107, 87, 67, 47, 27, 1)  # the last is the class token
 DIFFRATE = {
     "deit_small_2.9": (
         "S",
@@ -203,9 +205,14 @@ def pitome() -> dict[str, object]:
 
 
 def slimming() -> dict[str, object]:
-    """Patch Slimming (P2): each block asks with the rows it writes and reads all that enter it."""
-    flows = [Flow(out, rows, rows, out, out) for rows, out in pairwise((197, *SLIMMING))]
-    return {"out": list(SLIMMING), **{name: total(deit(name), flows) for name in DEIT}}
+    """Patch Slimming, by the package: the last block gives out the class token alone."""
+    rule = Counts((*SLIMMING[:-1], SLIMMING[-2]), entering=197, prefix=1)
+    costs = {
+        name: patchslim.macs(host(full), PatchSlimming(), rule, tail="exact")
+        for name, full in DEIT.items()
+    }
+    table: dict[str, object] = {name: giga(cost.total) for name, cost in costs.items()}
+    return {"out": list(costs["T"].rows), **table}
 
 
 def diffrate() -> dict[str, object]:

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/patch-slimming"))
     parser.add_argument("--others", default=OTHERS)
     parser.add_argument("--budget", type=float, default=0.55)
-    parser.add_argument("--epochs", type=float, default=0.5)
+    parser.add_argument("--epochs", type=float, default=0.5, help="of fine-tuning; 0 for none")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     for remark in (DeepCut, Untrained, UserWarning):
@@ -54,15 +54,15 @@ def main() -> None:
         plain = slimmed(host, method, options.budget)
         if not plain.reducer.learns:
             models[method] = plain
-        models[f"{method} trained"] = tuned(plain, host, images, options.epochs, runs / method)
+        if options.epochs:
+            models[f"{method} trained"] = tuned(plain, host, images, options.epochs, runs / method)
     records: dict[str, Any] = {}
-    for name, method, mode in (
-        ("patch_slimming free", "patch_slimming", "free"),
-        ("patch_slimming fast", "patch_slimming", "fast"),
-        ("patch_slimming_dynamic", "patch_slimming_dynamic", "free"),
+    for name, method, search in (
+        ("patch_slimming free", "patch_slimming", Search(mode="free", images=IMAGES)),
+        ("patch_slimming fast", "patch_slimming", Search(mode="fast", images=IMAGES)),
+        ("patch_slimming_dynamic", "patch_slimming_dynamic", Search(mode="free", images=IMAGES)),
     ):
         said(name)
-        search = Search.of({"mode": mode, "images": IMAGES})
         first = records.get("patch_slimming free")
         goal: dict[str, Any] = {"macs": options.budget}
         if first is not None:  # the same counts for all of them
@@ -78,7 +78,7 @@ def main() -> None:
             progress=said,
         )
         models[name], records[name] = found.model, found.record
-    for name in ("patch_slimming fast", "patch_slimming_dynamic"):
+    for name in ("patch_slimming fast", "patch_slimming_dynamic") if options.epochs else ():
         out = runs / f"{name.replace(' ', '-')}-trained"
         models[f"{name} trained"] = tuned(models[name], host, images, options.epochs, out)
     held = held_images(host, options.shared / "data")

@@ -124,6 +124,60 @@ def trained(name: str) -> str:
     return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
 
 
+def slimming() -> str:
+    """Every method at every budget: KL, and the change of top-1 with its 95 % interval."""
+    data = dict(sorted(_read("patch_slimming.json").items(), reverse=True))
+    reports = {budget: Report.from_json(each["report"]) for budget, each in data.items()}
+    trained = {budget: round(each["epochs"] * each["images"]) for budget, each in data.items()}
+    rows = {
+        budget: {row.name: row for row in report.rows if _is_shown(row.name)}
+        for budget, report in reports.items()
+    }
+    names = list(dict.fromkeys(name for each in reversed(rows.values()) for name in each))
+    heads = [f"{budget} MACs ({trained[budget] // 1000}k images)" for budget in data]
+    lines = [f"| DeiT-Ti | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for name in names:
+        cells = [_outcome(rows[budget].get(name)) for budget in data]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    facts = [f"<sub>{certificate(report)}</sub>" for report in reports.values()]
+    return "\n".join([*lines, "", "<br>\n".join(facts)])
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a row is a method, or random at the counts of the static or the untrained ones."""
+    return name != "dense" and (
+        not name.startswith("random/") or name == "random/patch_slimming free"
+    )
+
+
+def _outcome(row: Row | None) -> str:
+    """KL in nats, and top-1 less the dense model's."""
+    if row is None or row.kl is None:
+        return "-"
+    return f"{row.kl.value:.3f} ({_interval(row.change)})"
+
+
+def choices() -> str:
+    """What the settings of Patch Slimming are worth without training."""
+    data = _read("slimming_choices.json")
+    lines = [
+        "| calibration at 0.55 MACs, untrained | KL (nats) | agree % | KL in the worst tenth |",
+        "|---|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['kl']:.3f} ±{row['kl_error']:.3f} "
+        f"| {100 * row['agreement']:.1f} | {100 * row['worst_share']:.0f} % |"
+        for row in data["rows"]
+    ]
+    birth = data["birth"]
+    facts = (
+        f"{birth['images']} images, {birth['processor']}, {birth['threads']} threads, torch "
+        f"{birth['versions']['torch']}, commit {birth['commit']}, {birth['date'][:10]}: "
+        f"`{birth['command']}`"
+    )
+    return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
+
+
 def train_speed() -> str:
     """Seconds of a training step beside the dense model's."""
     data = _read("train_speed_cpu.json")
@@ -196,6 +250,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained("trained_longer"),
         "train-speed": train_speed,
+        "slimming": slimming,
+        "slimming-choices": choices,
         **methods,
     }
 

@@ -63,8 +63,6 @@ SAME = ("dynamic (default)", "blocks tuned at 1e-5", "blocks tuned at 1e-4")
 class Leaving(PatchSlimming):
     """Patch Slimming in which a dropped patch is averaged into the nearest kept one."""
 
-    place = Place.ON_QUERIES
-
     def __init__(self, *, order: str = "", by: str = "grid") -> None:
         super().__init__(order=order)
         self.by = by
@@ -107,7 +105,7 @@ def main() -> None:
         goal: dict[str, Any] = {"macs": options.budget}
         if name in SAME:
             goal = {"schedule": schedule}
-        found = calibrate(host, images, method, search=Search.of(settings), **goal, progress=said)
+        found = calibrate(host, images, method, search=Search(**settings), **goal, progress=said)
         layers = {each["block"]: each for each in found.record["layers"]}
         errors = {block: each["error"] / each["scale"] for block, each in layers.items()}
         trial.add(name, found.model, {"errors": errors, "gates": found.record["gates"]})

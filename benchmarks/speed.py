@@ -4,7 +4,7 @@
     python benchmarks/speed.py --device cuda --dtype bfloat16 --batches 1,8,64,256
 
 Conversion is measured speed-up times the share of operations: 1 means that time falls as much as
-operations do. Weights are random: they do not matter for speed. Writes
+operations do. Weights and positions are random: they do not matter for speed. Writes
 benchmarks/results/speed_<device>.json.
 """
 
@@ -12,15 +12,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 
 import timm
 import torch
+from torch import nn
 
 import patchslim
+from patchslim.errors import Untrained
 from patchslim.measure import measure
+from patchslim.model import SlimModel
+from patchslim.reducers.patch_slimming import ordered
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def uncalibrated(host: nn.Module, method: str, macs: float) -> SlimModel:
+    """A model whose gates choose by lot, which takes them as long."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Untrained)
+        return patchslim.slim(host, method, macs=macs)
 
 
 def main() -> None:
@@ -38,6 +50,8 @@ def main() -> None:
     torch.manual_seed(0)
     host = timm.create_model(options.model).eval()
     host = host.to(options.device, getattr(torch, options.dtype))
+    grid = patchslim.find_adapter(host).shape(host).grid
+    order = ordered(grid, torch.randperm(grid[0] * grid[1]).tolist())
     slimmed = {
         "identity": patchslim.slim(host, "identity"),
         "tome r=13": patchslim.slim(host, "tome", r=13),
@@ -45,6 +59,9 @@ def main() -> None:
         "topk 0.7": patchslim.slim(host, "topk", keep_rate=0.7),
         "tome macs=0.6": patchslim.slim(host, "tome", macs=0.6),
         "evit macs=0.6": patchslim.slim(host, "evit", macs=0.6),
+        "patch_slimming 0.7": patchslim.slim(host, "patch_slimming", keep_rate=0.7, order=order),
+        "patch_slimming macs=0.6": patchslim.slim(host, "patch_slimming", macs=0.6, order=order),
+        "patch_slimming_dynamic macs=0.6": uncalibrated(host, "patch_slimming_dynamic", macs=0.6),
     }
     reports = []
     for batch in map(int, options.batches.split(",")):

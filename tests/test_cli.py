@@ -26,7 +26,7 @@ from process import needs_fork, patchslim, start
 
 pytestmark = needs_fork
 TINY = "test_vit"  # timm's own: 6 blocks, 101 tokens, random weights
-COMMANDS = ["demo", "slim", "train", "measure", "macs", "methods", "models", "show"]
+COMMANDS = ["demo", "slim", "calibrate", "train", "measure", "macs", "methods", "models", "show"]
 
 
 @pytest.fixture(scope="module")

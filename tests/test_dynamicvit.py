@@ -60,7 +60,7 @@ class Told(DynamicViT):
 
     def __init__(self, taught, stays, kind):
         super().__init__()
-        self.width, self.predictors = taught.width, taught.predictors
+        self.predictors = taught.predictors
         self.stays, self.kind = stays, kind
 
     def choose(self, tokens, signals, keep):
@@ -361,7 +361,7 @@ def test_a_made_method_serves_only_the_hosts_that_it_was_made_for():
     mine = DynamicViT()
     patchslim.slim(plain(), mine, keep_rate=0.7, at=AT)
     before = {name: value.clone() for name, value in mine.state_dict().items()}
-    own = r"predictors for 32 channels in blocks \(1, 2, 3\)"
+    own = r"a Predictor for 32 channels in blocks \(1, 2, 3\)"
     with pytest.raises(BadSetting, match=rf"{own}.* 16 channels"):
         patchslim.slim(tiny_host(img_size=32, depth=4), mine, keep_rate=0.7, at=AT)
     with pytest.raises(BadSetting, match=rf"{own}.*blocks \(0, 2\)"):

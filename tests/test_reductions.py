@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from patchslim.attention import FAINT, attention, attention_bias, attention_map
 from patchslim.errors import BadSchedule, NeedsClassToken
 from patchslim.reducer import Signals
-from patchslim.reduction import Fuse, Keep, Mask, Merge
+from patchslim.reduction import Fixed, Fuse, Keep, Mask, Merge
 from patchslim.tokens import Tokens, take, with_leading
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -37,13 +37,23 @@ def decisions(draw_from):
         "keep": Keep(kept),
         "merge": Merge(kept, gone=order[:, keep:], into=into),
         "fuse": Fuse(kept, share=share.double().scatter(1, kept, 0.0)),
+        "fixed": Fixed(keep, order[0]),
+        "first": Fixed(keep),
     }
     return rows, reductions[draw_from(st.sampled_from(sorted(reductions)))]
 
 
+def kept_rows(reduction, rows):
+    """The old rows that are left as rows of their own (2, m)."""
+    if not isinstance(reduction, Fixed):
+        return reduction.kept
+    order = torch.arange(rows) if reduction.order is None else reduction.order
+    return order[: reduction.count].expand(2, -1)
+
+
 def groups(reduction, image, rows):
     """The old rows of every new row, the one that speaks for it first."""
-    kept = reduction.kept[image].tolist()
+    kept = kept_rows(reduction, rows)[image].tolist()
     made = [[row] for row in kept]
     if isinstance(reduction, Merge):
         for row, place in zip(
@@ -101,7 +111,7 @@ def test_maps_forth_and_back_agree(decision):
             assert speaking[image, place] == group[0]
             for row in group:
                 wanted[row] = place
-        assert remap[image].tolist() == wanted
+        assert remap.expand(2, -1)[image].tolist() == wanted
 
 
 @CASES
@@ -148,6 +158,18 @@ def test_tokens_carry_all_that_belongs_to_a_row():
         ]
     )
     torch.testing.assert_close(again.x[:, 1], mean)
+
+
+def test_a_fixed_reduction_is_keeping_the_same_rows_of_every_image():
+    order = shuffled(1, 16, seed=3)[0]
+    parts = {"size": 1 + draw(2, 16).abs(), "alive": draw(2, 16, seed=1) > 0}
+    start = tokens(**parts).tracked()
+    fixed, kept = start.reduce(Fixed(9, order)), start.reduce(Keep(order[:9].expand(2, -1)))
+    for _ in range(2):
+        for part in ("x", "size", "position", "alive", "origin"):
+            assert torch.equal(getattr(fixed, part), getattr(kept, part)), part
+        assert torch.equal(fixed.restored(), kept.restored())
+        fixed, kept = fixed.reduce(Fixed(4)), kept.reduce(Keep(torch.arange(4).expand(2, -1)))
 
 
 def test_features_are_restored_to_the_grid():

@@ -20,9 +20,18 @@ from torch import Tensor, nn
 
 from patchslim import checkpoint
 from patchslim.adapter import Adapter, find_adapter
+from patchslim.bisection import Bisection
 from patchslim.budget import macs_target
 from patchslim.cost import HostShape, dense_macs, slim_macs
-from patchslim.errors import BadData, BadFile, BadSchedule, ImpossibleBudget, UnknownName
+from patchslim.errors import (
+    BadData,
+    BadFile,
+    BadSchedule,
+    ImpossibleBudget,
+    UnknownName,
+    UnsupportedModel,
+    WrongInput,
+)
 from patchslim.folder import replaced_file
 from patchslim.gates import fitted
 from patchslim.identity import refuse_other
@@ -35,16 +44,15 @@ from patchslim.reducers.patch_slimming import PatchSlimming, ordered
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.schedule import Counts, Schedule, Tail
 from patchslim.score import Batch, usable
-from patchslim.search import Found, Search, Walk
+from patchslim.search import Found, Search
 from patchslim.slim import check_identity, evaluating, slim
+from patchslim.walk import Walk
 
 MODEL = "model"
 RECORD = "calibration.json"
+FIGURE = "pyramid.svg"
 CHECKPOINT = "checkpoint.pt"
 CALIBRATED: tuple[type[Reducer], ...] = (PatchSlimming, PatchSlimmingDynamic)
-NEAR = 0.002  # of the dense model's operations: how close below a budget is near enough
-WIDE = 4.0  # the factor by which a first tolerance is moved until it brackets the budget
-ROUNDS = 24
 
 Say = Callable[[str], object]
 
@@ -96,6 +104,8 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     Raises:
         PatchslimError: with what was given, what is needed and the cure.
     """
+    if isinstance(host, SlimModel):
+        raise UnsupportedModel("This model is slimmed already; calibrate its .host instead.")
     search = search or Search()
     say = progress or (lambda _: None)
     _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
@@ -148,7 +158,7 @@ def write(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
     from patchslim.pyramid import figure
 
     model.save(out / MODEL)
-    for name, text in ((RECORD, json.dumps(record, indent=1)), ("pyramid.svg", figure(record))):
+    for name, text in ((RECORD, json.dumps(record, indent=1)), (FIGURE, figure(record))):
         with replaced_file(out / name) as fresh:
             fresh.write_text(text + "\n", encoding="utf-8")
 
@@ -191,7 +201,18 @@ class _Run:
     ) -> None:
         self.dense, self.student, self.search = dense, student, search
         self.state, self.say = state, say
-        self.shape = dense.shape((images[0].shape[2], images[0].shape[3]))
+        self.shape = dense.shape()
+        made, got = dense.adapter.image_shape(dense.host)[1:], tuple(images[0].shape[2:])
+        if got != made:
+            raise WrongInput(
+                f"The images have {got[0]}x{got[1]} pixels, and this host is made for "
+                f"{made[0]}x{made[1]}. Resize them, or build the host for their size (img_size=)."
+            )
+        if self.shape.depth == 1:
+            raise UnsupportedModel(
+                "This model has one block, whose output the head reads; there is no later block to "
+                "find the rows for."
+            )
         patches = self.shape.entering - self.shape.prefix
         self.outputs = math.ceil(outputs * patches)
         self.images = images
@@ -214,24 +235,18 @@ class _Run:
         )
         probe = _first(self.images, self.search.probe)
         walk = Walk(self.dense, self.dense.host, probe, free, self.outputs)
-        tried: list[tuple[float, float, dict[int, int]]] = [
-            (tolerance, cost, {int(block): kept for block, kept in counts.items()})
-            for tolerance, cost, counts in self.state.known.get("tried", [])
-        ]
-        while not _settled(tried, target, dense_macs(self.shape).total):
-            tolerance = _next_tolerance(tried, target)
+        dense = dense_macs(self.shape).total
+        bisection = Bisection(target, dense, self.state.known.get("tried", []))
+        while not bisection.settled():
+            tolerance = bisection.next()
             found = walk.begin()
             for block in walk.blocks(found):
                 found = walk.layer(found, block, tolerance=tolerance, kept=None, say=self.say)
-            cost = self.cost(found)
-            share = cost / dense_macs(self.shape).total
-            self.say(f"tolerance {tolerance:.3g} gives {share:.3f} of the operations")
-            tried.append((tolerance, cost, found.kept()))
-            plain = [(t, c, {str(b): n for b, n in kept.items()}) for t, c, kept in tried]
-            self.state.keep(tried=plain)
-        tolerance, _, counts = min(
-            (each for each in tried if each[1] <= target), key=lambda each: each[0]
-        )
+            cost = _cost(self.shape, found.kept(), self.outputs)
+            self.say(f"tolerance {tolerance:.3g} gives {cost / dense:.3f} of the operations")
+            bisection.add(tolerance, cost, found.kept())
+            self.state.keep(tried=bisection.to_json())
+        tolerance, counts = bisection.best()
         self.state.keep(tolerance=tolerance, counts={str(b): n for b, n in counts.items()})
         return tolerance, counts
 
@@ -279,10 +294,6 @@ class _Run:
                 self.told[str(block)] = told
         return made.eval()
 
-    def cost(self, found: Found) -> float:
-        """Multiply-adds of one image."""
-        return _cost(self.shape, found.kept(), self.outputs)
-
     def _insist_possible(self, macs: float, target: float) -> None:
         """Refuses a budget below that of one patch a block."""
         least = max(self.outputs, 1)
@@ -302,35 +313,6 @@ def _cost(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
     rows.append(outputs or rows[-1])
     counts = [shape.prefix + each for each in rows]
     return slim_macs(shape, PatchSlimming(), counts, tail=not outputs).total
-
-
-def _settled(tried: list[tuple[float, float, dict[int, int]]], target: float, dense: float) -> bool:
-    """Whether a tolerance is known whose cost is just below the budget."""
-    below = [each for each in tried if each[1] <= target]
-    above = [each for each in tried if each[1] > target]
-    if below and target - max(each[1] for each in below) <= NEAR * dense:
-        return True
-    if below and above:
-        return min(below)[0] / max(above)[0] < 1.001
-    if len(tried) >= ROUNDS:
-        raise ImpossibleBudget(
-            f"After {ROUNDS} tolerances none meets the budget; the cheapest pyramid so far has "
-            f"{min(each[1] for each in tried) / dense:.3f} of the operations. Give a larger one."
-        )
-    return False
-
-
-def _next_tolerance(tried: list[tuple[float, float, dict[int, int]]], target: float) -> float:
-    """A tolerance between those too small and those large enough, or beyond all so far."""
-    large = [each[0] for each in tried if each[1] <= target]
-    small = [each[0] for each in tried if each[1] > target]
-    if not tried:
-        return 0.01
-    if not large:
-        return max(small) * WIDE
-    if not small:
-        return min(large) / WIDE
-    return math.sqrt(min(large) * max(small))
 
 
 def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:

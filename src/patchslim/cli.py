@@ -38,10 +38,7 @@ MODEL is one of
   a timm name    such as deit_small_patch16_224 (`patchslim models` lists them)
   a folder       of a Hugging Face image classifier (config.json and weights)
 """
-SAVED = (
-    "  a folder       saved by `patchslim slim`, `train` or `calibrate`; then leave method and budget "
-    "out\n"
-)
+SAVED = "  a folder       saved by patchslim; then leave method and budget out\n"
 DATA = (
     "images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, WebDataset shards, or "
     "`digits`"
@@ -136,7 +133,7 @@ def _add_calibrate(commands: Any) -> None:
     one = command(
         commands,
         "calibrate",
-        "finds, on unlabelled images, which patches each block can do without, and tunes the blocks",
+        "finds, on unlabelled images, which patches each block can do without; tunes the blocks",
         "patchslim calibrate deit_small_patch16_224 --weights deit.safetensors --macs 0.6 \\\n"
         "           --data imagenet/train --out runs/deit-ps",
         MODEL,
@@ -153,6 +150,7 @@ def _add_calibrate(commands: Any) -> None:
     )
     add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
     add("--tolerance", type=float, metavar="X", help="the largest --error, instead of a budget")
+    add("--schedule", type=Path, metavar="FILE", help="a saved schedule, instead of both")
     add = one.add_argument
     add("--data", metavar="PATH", help=f"{DATA}, which MODEL `digits` has of itself; no labels")
     add("--out", type=Path, required=True, metavar="FOLDER", help="takes all that is written")

@@ -6,11 +6,12 @@ Python.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import shlex
+import json
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,13 @@ from patchslim.cost import Cost, dense_macs, slim_macs
 from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts import EXAMPLE, families, shape_only, timm_names
 from patchslim.reducer import Reducer, find_reducer, reducer_name, reducer_names
-from patchslim.schedule import Tail
+from patchslim.schedule import Schedule, Tail
+from patchslim.sequel import dense_name, measuring, training
 from patchslim.slim import check_class_token
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from patchslim.model import SlimModel
     from patchslim.terminal import Terminal
 
 
@@ -80,9 +81,63 @@ def slim(args: Namespace, terminal: Terminal) -> Answer:
     return Answer("\n".join(lines), {**facts, "schedule": schedule, "out": out})
 
 
+def calibrate(args: Namespace, terminal: Terminal) -> Answer:
+    """A calibrated model in a folder, what was found for each block, and what to do next."""
+    from patchslim.calibrate import FIGURE, MODEL, RECORD
+    from patchslim.calibrate import calibrate as run
+
+    search = search_of(args)
+    schedule = None if args.schedule is None else Schedule.load(args.schedule)
+    host = dense_model(args)
+    images = samples_of(args, host, search)
+    with _going_on(args.out):
+        calibrated = run(
+            host,
+            images,
+            args.method,
+            macs=args.macs,
+            tolerance=args.tolerance,
+            schedule=schedule,
+            search=search,
+            out=args.out,
+            resume=args.resume,
+            progress=terminal.progress,
+        )
+    unreadable: list[str] = getattr(images, "unreadable", [])
+    _warn_of(unreadable, "left out of the calibration", terminal)
+    slimmed, record = calibrated.model, calibrated.record
+    model = args.out / MODEL
+    costs = (slimmed.macs(), slimmed.dense_macs())
+    facts = _facts(args, slimmed.reducer, slimmed.counts(), costs, slimmed.tail)
+    data = args.data or EXAMPLE
+    checked = EXAMPLE if data == EXAMPLE else None
+    dense = None if slimmed.trained is None else dense_name(args)
+    measure_it = measuring(model, checked, None, dense)
+    train_it = training(args, slimmed, data, labelled=getattr(images, "labelled", True))
+    lines = [
+        _described({**facts, "settings": {}}),  # the order of all cells would fill the screen
+        f"errors         {_errors(record)}   (of the features after the next block)",
+        f"tolerance      {_tolerance(record)}, on {record['images']} images",
+        f"schedule       {json.dumps(record['schedule'])}",
+        f"model          {model}",
+        f"record         {args.out / RECORD}",
+        f"figure         {args.out / FIGURE}",
+        f"measure it     {measure_it}",
+        f"train it       {train_it}",
+    ]
+    written = {"model": model, "record": args.out / RECORD, "figure": args.out / FIGURE}
+    told = {
+        "record": record,
+        "files": {name: str(path) for name, path in written.items()},
+        "unreadable": unreadable,
+        "measure": measure_it,
+        "train": train_it,
+    }
+    return Answer("\n".join(lines), {**facts, **told})
+
+
 def train(args: Namespace, terminal: Terminal) -> Answer | None:
     """A trained model in a folder, and what it is worth; None in a process that does not speak."""
-    from patchslim.run import CHECKPOINT
     from patchslim.train import MODEL
     from patchslim.train import train as run
 
@@ -94,7 +149,7 @@ def train(args: Namespace, terminal: Terminal) -> Answer | None:
     course = course_of(args, slimmed.reducer)
     teacher = teacher_of(args, course)
     images, validation = lessons_of(args, slimmed, prepared, terminal)
-    try:
+    with _going_on(args.out):
         trained = run(
             slimmed,
             images,
@@ -106,25 +161,21 @@ def train(args: Namespace, terminal: Terminal) -> Answer | None:
             tensorboard=args.tensorboard,
             progress=terminal.progress,
         )
-    except KeyboardInterrupt as cut:
-        if not (args.out / CHECKPOINT).is_file():
-            raise
-        raise KeyboardInterrupt(
-            f"{args.out} has a checkpoint: the same command with --resume goes on from there"
-        ) from cut
     if trained.report is None:
         return None
     _warn_of(trained.unreadable, "replaced by others in training", terminal)
     _warn_of(getattr(validation, "unreadable", []), "left out of the validation", terminal)
     model = args.out / MODEL
-    again = _measuring(model, args, slimmed)
+    data = args.validation or (EXAMPLE if (args.data or args.model) == EXAMPLE else None)
+    dense = dense_name(args) if slimmed.trained is None else None
+    again = measuring(model, data, args.classes, dense)
     lines = [
         trained.report.table(),
         "",
         f"model          {model}   (weights after step {trained.step})",
         f"measure it     {again}",
     ]
-    data = {
+    told = {
         "model": str(model),
         "step": trained.step,
         "course": course.to_json(),
@@ -132,7 +183,7 @@ def train(args: Namespace, terminal: Terminal) -> Answer | None:
         "report": trained.report.to_json(),
         "measure": again,
     }
-    return Answer("\n".join(lines), data)
+    return Answer("\n".join(lines), told)
 
 
 def measure(args: Namespace, terminal: Terminal) -> Answer:
@@ -241,18 +292,33 @@ def _warn_of(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:
         terminal.note(f"warning: {len(unreadable)} images are unreadable and {fate}: {first}")
 
 
-def _measuring(model: Path, args: Namespace, slimmed: SlimModel) -> str:
-    """The command that measures what was trained, beside the model as it was before."""
-    words = ["patchslim", "measure", str(model)]
-    data = args.validation or (EXAMPLE if (args.data or args.model) == EXAMPLE else None)
-    if data is not None:
-        words += ["--data", data]
-        words += [] if args.classes is None else ["--classes", str(args.classes)]
-    whole = args.model == EXAMPLE or Path(args.model).expanduser().is_dir()
-    dense = args.model if whole else args.weights
-    if dense is not None and slimmed.trained is None:
-        words += ["--dense", str(dense)]
-    return shlex.join(words)
+@contextlib.contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """Has an interruption say how to go on, where something was written down."""
+    from patchslim.run import CHECKPOINT
+
+    try:
+        yield
+    except KeyboardInterrupt as cut:
+        if not (out / CHECKPOINT).is_file():
+            raise
+        raise KeyboardInterrupt(
+            f"{out} has a checkpoint: the same command with --resume goes on from there"
+        ) from cut
+
+
+def _tolerance(record: Mapping[str, Any]) -> str:
+    """The tolerance as text; there is none where the counts were given."""
+    return "none" if record["tolerance"] is None else f"{record['tolerance']:.3g}"
+
+
+def _errors(record: Mapping[str, Any]) -> str:
+    """The error that each searched block was left with, in the order of the blocks."""
+    relative = record["search"]["error"] == "relative"
+    layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
+    return " ".join(
+        f"{layer['error'] / (layer['scale'] if relative else 1.0):.2g}" for layer in layers
+    )
 
 
 def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:

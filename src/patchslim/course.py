@@ -73,7 +73,7 @@ class Course:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for each in fields(self):
-            _check_kind(each.name, getattr(self, each.name), kinds[each.name])
+            check_kind(each.name, getattr(self, each.name), kinds[each.name])
         for names, low, high, what in LIMITS:
             for name in names.split():
                 value = getattr(self, name)
@@ -140,7 +140,7 @@ LIMITS: tuple[tuple[str, float, float, str], ...] = (
 )  # fmt: skip
 
 
-def _check_kind(name: str, value: object, kind: Any) -> None:
+def check_kind(name: str, value: object, kind: Any) -> None:
     """Refuses a value of the wrong type, a choice that there is not, and NaN."""
     choices = get_args(kind)
     if choices:

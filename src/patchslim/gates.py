@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchslim.search import Found, Walk
+from patchslim.search import Found
+from patchslim.walk import Walk
 
 RIDGE = 1e-3  # of the mean square of the channels, so that there is always one solution
 

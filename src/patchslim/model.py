@@ -236,6 +236,11 @@ class SlimModel(nn.Module):
         reason = self.adapter.misfit(self.host, (images.shape[2], images.shape[3]), options)
         if reason is not None:
             raise WrongInput(f"{got}: {reason}")
+        if self.calibrated is not None and tuple(images.shape[2:]) != (height, width):
+            raise WrongInput(
+                f"{got}: this model was calibrated for {height}x{width} pixels, and its positions "
+                "are of these. Resize the images, or calibrate the model at their size."
+            )
         tokens = self.adapter.embed(self.host, images, options)
         return tokens.tracked() if track else tokens
 

@@ -88,7 +88,9 @@ def add_course(one: Parser) -> None:
     """One option for each field of `Course`; only what is given is in the arguments."""
     own = [f"{name}: {_settings(find_reducer(name).course)}" for name in reducer_names()]
     told = [line for line in own if not line.endswith(": ")]
-    _add_fields(one.add_argument_group("course (usual values in brackets)", "; ".join(told)), Course)
+    _add_fields(
+        one.add_argument_group("course (usual values in brackets)", "; ".join(told)), Course
+    )
 
 
 def add_search(one: Parser) -> None:
@@ -105,7 +107,8 @@ def _add_fields(group: Any, settings: type[Course] | type[Search]) -> None:
         if kind is bool:
             group.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=about)
             continue
-        usual = f"{each.default:g}" if kind is float else str(each.default)
+        default = each.metadata.get("usual", each.default)
+        usual = f"{default:g}" if kind is float else str(default)
         group.add_argument(
             option,
             type=str if get_args(kind) else kind,

@@ -77,7 +77,7 @@ def parsed(order: str) -> tuple[tuple[int, int], list[int]]:
         grid, cells = (int(height), int(width)), [int(cell) for cell in rest]
     except ValueError:
         cross = ""
-    if not cross or sorted(cells) != list(range(grid[0] * grid[1])):
+    if not cross or min(grid) < 1 or sorted(cells) != list(range(grid[0] * grid[1])):
         raise BadSetting(
             f"order={order[:40]!r}: give the grid and every cell of it once, the last to go first, "
             'such as "2x2 3 0 1 2". `patchslim calibrate` finds it.'

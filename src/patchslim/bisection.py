@@ -1,0 +1,85 @@
+"""`Bisection`: tolerances tried so far, and the next one to try, until one just meets a budget.
+
+It knows numbers only: the larger a tolerance, the fewer operations are left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from patchslim.errors import ImpossibleBudget
+
+NEAR = 0.002  # of the dense model's operations: how close below a budget is near enough
+CLOSE = 1.001  # two tolerances between which nothing more is to be found
+FIRST = 0.01
+WIDE = 4.0  # the factor by which a tolerance is moved until the budget lies between two
+ROUNDS = 24
+
+
+class Tried(NamedTuple):
+    """A tolerance, the operations it leaves, and the patch rows that each block gives out."""
+
+    tolerance: float
+    cost: float
+    kept: dict[int, int]
+
+
+class Bisection:
+    """The search for the smallest tolerance whose cost is not above `target`."""
+
+    def __init__(self, target: float, dense: float, tried: Iterable[Any]) -> None:
+        self.target, self.dense = target, dense
+        self.tried = [
+            Tried(tolerance, cost, {int(block): rows for block, rows in kept.items()})
+            for tolerance, cost, kept in tried
+        ]
+
+    def add(self, tolerance: float, cost: float, kept: dict[int, int]) -> None:
+        """What one more tolerance gave."""
+        self.tried.append(Tried(tolerance, cost, kept))
+
+    def settled(self) -> bool:
+        """Whether a tolerance is known whose cost is just below the budget."""
+        below, above = self._below(), self._above()
+        if below and self.target - max(each.cost for each in below) <= NEAR * self.dense:
+            return True
+        if below and above and min(below).tolerance / max(above).tolerance < CLOSE:
+            return True
+        if below and len(self.tried) >= ROUNDS:
+            return True
+        if len(self.tried) >= ROUNDS:
+            least = min(each.cost for each in self.tried) / self.dense
+            raise ImpossibleBudget(
+                f"After {ROUNDS} tolerances none meets the budget; the cheapest pyramid so far has "
+                f"{least:.3f} of the operations. Give a larger budget."
+            )
+        return False
+
+    def next(self) -> float:
+        """A tolerance between those too small and those large enough, or beyond all so far."""
+        below, above = self._below(), self._above()
+        if below and above:
+            return math.sqrt(min(below).tolerance * max(above).tolerance)
+        if above:
+            return max(above).tolerance * WIDE
+        return min(below).tolerance / WIDE if below else FIRST
+
+    def best(self) -> tuple[float, dict[int, int]]:
+        """The smallest tolerance that meets the budget, and the rows that it leaves."""
+        tolerance, _, kept = min(self._below())
+        return tolerance, kept
+
+    def to_json(self) -> list[Any]:
+        """What was tried, as plain data."""
+        return [
+            [tolerance, cost, {str(block): rows for block, rows in kept.items()}]
+            for tolerance, cost, kept in self.tried
+        ]
+
+    def _below(self) -> list[Tried]:
+        return [each for each in self.tried if each.cost <= self.target]
+
+    def _above(self) -> list[Tried]:
+        return [each for each in self.tried if each.cost > self.target]

@@ -1,0 +1,329 @@
+"""`calibrate` on tiny hosts: budgets, modes, what is written, and going on where it stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchslim
+from patchslim.calibrate import CHECKPOINT, MODEL, RECORD, calibrate
+from patchslim.checkpoint import write
+from patchslim.errors import BadFile, PatchslimError
+from patchslim.laws.trial import noise_images, tiny_host
+from patchslim.recipe import read_recipe
+from patchslim.schedule import Counts
+from patchslim.search import Search
+from process import killed, needs_fork
+
+METHODS = ("patch_slimming", "patch_slimming_dynamic")
+
+
+def host(readout="class", **changes):
+    return tiny_host(readout=readout, depth=4, **changes)
+
+
+def images(seed=0):
+    """Twelve images of noise, of which no two batches are alike."""
+    drawn = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return [(drawn[:8], None), (drawn[8:], None)]
+
+
+def search(**given):
+    return Search(**{"images": 12, "probe": 8, "batch": 4, "lr": 1e-3, "epochs": 2} | given)
+
+
+def free(**given):
+    return search(mode="free", epochs=0, **given)
+
+
+def paper(**given):
+    return search(mode="paper", step=5, epochs=1, **given)
+
+
+def found(*, of=None, data=None, method="patch_slimming", **asked):
+    """A calibration of the tiny host, to a tolerance where nothing else is asked for."""
+    if not {"macs", "tolerance", "schedule"} & asked.keys():
+        asked["tolerance"] = 0.05
+    return calibrate(of or host(), data or images(), method, **{"search": search()} | asked)
+
+
+def same(one, other):
+    """Whether two calibrations gave bit-equal weights and equal records."""
+    first, second = one.model.state_dict(), other.model.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert one.record == other.record
+    return one.found == other.found
+
+
+# --- budgets and modes
+
+
+@pytest.mark.parametrize("macs", [0.5, 0.6, 0.75])
+def test_a_budget_is_met_and_used(macs):
+    told = found(macs=macs, search=free())
+    assert macs - 0.03 <= told.record["macs"] <= macs
+    assert told.record["macs"] == told.model.macs().total / told.model.dense_macs().total
+    assert told.record["tolerance"] > 0
+
+
+def test_a_budget_in_operations_is_the_same_as_a_share():
+    whole, how = patchslim.macs(host()).total, free(images=4, probe=4)
+    one, other = found(macs=0.7, search=how), found(macs=0.7 * whole, search=how)
+    assert one.found == other.found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_budget_that_needs_no_removal_removes_nothing(method):
+    model = found(macs=1.0, method=method, search=free()).model
+    assert set(model.counts()) == {17}
+    shown = noise_images()
+    with torch.no_grad():
+        assert torch.allclose(model(shown), host()(shown), atol=1e-5)
+
+
+def test_a_larger_tolerance_leaves_fewer_patches_and_each_layer_keeps_to_it():
+    costs = []
+    for tolerance in (0.01, 0.05, 0.2):
+        told = found(tolerance=tolerance, search=free(slack=1.0))
+        assert told.record["tolerance"] == tolerance
+        assert all(each.error <= tolerance * each.scale for each in told.found.layers)
+        costs.append(told.record["macs"])
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > costs[-1]
+
+
+def test_the_last_block_may_be_off_by_the_slack():
+    strict, slack = (found(tolerance=0.001, search=free(slack=s)).found for s in (1.0, 8.0))
+    assert slack.layers[0].kept < strict.layers[0].kept
+
+
+def test_known_counts_are_taken_as_they_are():
+    counts = Counts((15, 12, 9, 9), 17, 1)
+    told = found(schedule=counts)
+    assert told.model.schedule == counts
+    assert told.record["tolerance"] is None
+    assert told.found.kept() == {2: 8, 1: 11, 0: 14}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", [search(), free(), paper()], ids=["fast", "free", "paper"])
+def test_every_mode_runs_and_the_given_host_stays_as_it_was(how, method):
+    given = host().train()
+    next(given.parameters()).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    wanted = [each.requires_grad for each in given.parameters()]
+    told = found(of=given, method=method, search=how)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in given.state_dict().items())
+    assert [each.requires_grad for each in given.parameters()] == wanted
+    assert given.training
+    assert not told.model.training
+    assert (told.model.host is given) == (how.mode == "free")
+    assert (told.model.trained is None) == (how.mode == "free")
+    moved = [not torch.equal(t, before[name]) for name, t in told.model.host.state_dict().items()]
+    assert any(moved) == (how.mode != "free")
+    counts = told.model.counts()
+    assert sorted(counts, reverse=True) == list(counts)
+    assert told.model(noise_images()).shape == (3, 5)
+
+
+def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
+    counts = Counts((15, 12, 9, 9), 17, 1)
+    plain = found(schedule=counts, search=free())
+    tuned = found(schedule=counts, search=search(epochs=8))
+    assert tuned.found.kept() == plain.found.kept()
+    (first, *_), (fitted, *_) = plain.found.layers, tuned.found.layers
+    assert fitted.block == first.block == 2
+    assert fitted.error < 0.9 * first.error
+    assert dict(fitted.curve)[fitted.kept] == pytest.approx(first.error)
+    before = host().state_dict()
+    changed = {
+        name
+        for name, t in tuned.model.host.state_dict().items()
+        if not torch.equal(t, before[name])
+    }
+    assert {name.split(".")[1] for name in changed} == {"0", "1", "2"}
+    assert all(name.startswith("blocks.") for name in changed)
+
+
+@pytest.mark.parametrize("readout", ["average", "query"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_that_reads_all_patches_keeps_its_share(readout, method):
+    told = found(of=host(readout), method=method, macs=0.7, search=free(images=4, outputs=0.3))
+    assert told.record["macs"] <= 0.7
+    assert told.model.counts()[-1] == 5
+    assert told.model.tail == "full"
+
+
+def test_images_are_taken_up_to_the_number_asked_for():
+    told = found(search=free(images=9))
+    assert told.record["images"] == 9
+    fewer = [(torch.cat([batch for batch, _ in images()])[:9], None)]
+    assert told.found == found(data=fewer, search=free(images=9)).found
+
+
+# --- what is written
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_record_and_recipe_hold_every_setting(method, tmp_path):
+    how = search(seed=3)
+    told = found(method=method, search=how, out=tmp_path)
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert record == json.loads(json.dumps(told.record))
+    assert record["search"] == how.to_json() == Search(**record["search"]).to_json()
+    assert (record["method"], record["images"]) == (method, 12)
+    assert record["schedule"]["kept"] == list(told.model.counts())
+    assert [each["block"] for each in record["layers"]] == [2, 1, 0]
+    assert all(each["curve"] for each in record["layers"])
+    recipe = read_recipe(tmp_path / MODEL)
+    assert recipe["calibrated"]["search"] == how.to_json()
+    assert recipe["calibrated"]["tolerance"] == record["tolerance"]
+    assert recipe["trained"]["epochs"] == how.epochs
+    if method == "patch_slimming":
+        assert recipe["settings"] == {"order": record["order"]}
+    else:
+        assert record["gates"].keys() == {str(block) for block in told.model.deciding()}
+    assert (tmp_path / "pyramid.svg").read_text().lstrip().startswith("<")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
+def test_saved_and_loaded_it_answers_the_same(method, how, tmp_path):
+    told = found(method=method, search=how, out=tmp_path)
+    again = patchslim.load(tmp_path / MODEL, model=host())
+    assert again.calibrated == json.loads(json.dumps(told.model.calibrated))
+    assert (again.trained is None) == (how.mode == "free")
+    shown = noise_images()
+    with torch.no_grad():
+        assert torch.equal(again(shown), told.model(shown))
+    assert again.counts() == told.model.counts()
+
+
+# --- the same again, and going on
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_calibrations_of_the_same_things_are_equal(method):
+    torch.manual_seed(1)
+    one = found(method=method)
+    torch.manual_seed(2)
+    assert same(one, found(method=method))
+
+
+class Cut:
+    """Raises KeyboardInterrupt at one line of progress, or at the first after so many."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, line):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_path):
+    how = {"of": tiny_host(), "method": method, "search": search(step=8, epochs=1)}
+    lines = []
+    whole = found(**how, progress=lines.append)
+    assert len(lines) > 6
+    for at in range(len(lines)):
+        out = tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            found(**how, out=out, progress=Cut(at))
+        assert not (out / MODEL).exists()
+        assert same(found(**how, out=out, resume=True), whole)
+
+
+def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_path):
+    lines = []
+    whole = found(macs=0.7, progress=lines.append)
+    cuts = 0
+    while True:
+        try:
+            told = found(macs=0.7, out=tmp_path, resume=True, progress=Cut(25))
+            break
+        except KeyboardInterrupt:
+            cuts += 1
+    assert cuts >= len(lines) // 25
+    assert same(told, whole)
+
+
+@needs_fork
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_killed_with_sigkill_can_be_gone_on_from(method, tmp_path):
+    how = {"method": method, "search": search(epochs=10)}
+    killed(lambda: found(**how, out=tmp_path), (tmp_path / CHECKPOINT).exists)
+    assert not (tmp_path / MODEL).exists()
+    assert same(found(**how, out=tmp_path, resume=True), found(**how))
+
+
+def test_gone_on_with_when_it_is_done_it_writes_the_same_again(tmp_path):
+    once = found(out=tmp_path)
+    before = (tmp_path / MODEL / "model.safetensors").read_bytes()
+    assert same(found(out=tmp_path, resume=True), once)
+    assert (tmp_path / MODEL / "model.safetensors").read_bytes() == before
+
+
+def test_without_a_checkpoint_going_on_begins(tmp_path):
+    assert same(found(out=tmp_path, resume=True), found())
+
+
+OTHERS = {
+    "search": ({"search": search(lr=1e-4)}, "lr=0.001, now 0.0001"),
+    "budget": ({"macs": 0.5, "tolerance": None}, "macs=None, now 0.5"),
+    "tolerance": ({"tolerance": 0.1}, "tolerance=0.05, now 0.1"),
+    "images": ({"data": images(seed=1)}, "its images is 12 with digest"),
+    "method": ({"method": "patch_slimming_dynamic"}, "its method is patch_slimming, and now"),
+    "model": ({"of": host(init_values=2.0)}, "the model answers otherwise"),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The folder of a calibration that was interrupted."""
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.raises(KeyboardInterrupt):
+        found(out=folder, progress=Cut(10))
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_calibration_is_refused(name, begun):
+    changes, words = OTHERS[name]
+    before = (begun / CHECKPOINT).read_bytes()
+    with pytest.raises(BadFile, match="is of another run") as raised:
+        found(out=begun, resume=True, **changes)
+    assert words in str(raised.value)
+    assert (begun / CHECKPOINT).read_bytes() == before
+
+
+def test_a_truncated_checkpoint_is_refused(begun, tmp_path):
+    whole = (begun / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadFile, match="truncated"):
+        found(out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_training_is_refused(tmp_path):
+    write(tmp_path / CHECKPOINT, {"step": 3})
+    with pytest.raises(BadFile, match="not a checkpoint of `calibrate`"):
+        found(out=tmp_path, resume=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(small_disk):
+    out = small_disk / "out"
+    with pytest.raises(KeyboardInterrupt):
+        found(out=out, progress=Cut(10))
+    before = (out / CHECKPOINT).read_bytes()
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space"), ballast.open("wb") as file:
+        file.write(bytes(2**21))
+    with pytest.raises(PatchslimError, match=r"the disk is full|No space left"):
+        found(out=out, resume=True)
+    assert (out / CHECKPOINT).read_bytes() == before
+    Path(ballast).unlink()
+    assert same(found(out=out, resume=True), found())

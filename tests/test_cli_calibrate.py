@@ -1,0 +1,247 @@
+"""`patchslim calibrate`: what it reads, what it writes, what it says, and how it is stopped."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from lessons import SIDE, pictures
+from patchslim.calibrate import CHECKPOINT, FIGURE, MODEL, RECORD
+from patchslim.cli import parser
+from patchslim.io import load
+from patchslim.schedule import Counts
+from patchslim.search import Search
+from process import needs_fork, start
+from process import patchslim as run
+
+pytestmark = needs_fork
+QUICK = ["--images", 6, "--probe", 4, "--batch", 3, "--epochs", 1]
+FREE = [*QUICK[:-2], "--mode", "free"]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A model with weights of its own, weights of one from timm, and images in class folders."""
+    at = tmp_path_factory.mktemp("desk")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
+        image_size=SIDE, patch_size=8, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(at / "hf")
+    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    processor.save_pretrained(at / "hf")
+    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), at / "vit.safetensors")
+    pictures(at / "photos")
+    pictures(at / "flat", kinds=(".",), count=6)
+    return at
+
+
+def told(text, name):
+    """What a line of the answer says behind its name."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    return line.removeprefix(name).strip()
+
+
+def test_it_writes_all_and_tells_how_to_measure_and_train_it(desk, tmp_path):
+    out = tmp_path / "runs" / "one"
+    command = ["calibrate", desk / "hf", "--data", desk / "flat", *QUICK, "--macs", 0.6]
+    ended = run(tmp_path, *command, "--out", out)
+    assert ended.code == 0, ended.err
+    assert {entry.name for entry in out.iterdir()} == {CHECKPOINT, MODEL, RECORD, FIGURE}
+    record, model = json.loads((out / RECORD).read_text()), load(out / MODEL)
+    assert told(ended.out, "method") == "patch_slimming, tail exact"
+    assert told(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
+    assert len(told(ended.out, "errors").partition(" (")[0].split()) == 2
+    assert told(ended.out, "tolerance") == f"{record['tolerance']:.3g}, on 6 images"
+    assert json.loads(told(ended.out, "schedule")) == record["schedule"]
+    for name, file in (("model", MODEL), ("record", RECORD), ("figure", FIGURE)):
+        assert str(out / file) in ended.out
+        assert name in ended.out
+    measure, train = told(ended.out, "measure it"), told(ended.out, "train it")
+    assert measure == f"patchslim measure {out / MODEL} --dense {desk / 'hf'}"
+    assert train == (
+        f"patchslim train {out / MODEL} --data {desk / 'flat'} --teacher {desk / 'hf'} "
+        f"--labels 0 --out {out / 'trained'}"
+    )
+    measured = run(tmp_path, *shlex.split(measure)[1:], "--repeats", 0)
+    assert (measured.code, "trained host" in measured.err) == (0, False), measured.err
+    quick = ["--steps", 1, "--batch", 2, "--workers", 0]
+    trained = run(tmp_path, *shlex.split(train)[1:], *quick)
+    assert trained.code == 0, trained.err
+    assert load(out / "trained" / "model").calibrated == model.calibrated
+
+
+def test_json_is_everything_and_nothing_else(desk, tmp_path):
+    out = tmp_path / "o"
+    ended = run(
+        tmp_path, "calibrate", desk / "hf", "--data", desk / "photos", *FREE, "--tolerance", 0.05,
+        "--method", "patch_slimming_dynamic", "--out", out, "--json",
+    )  # fmt: skip
+    found = json.loads(ended.out)
+    assert ended.code == 0
+    assert found["record"] == json.loads((out / RECORD).read_text())
+    assert (found["method"], found["unreadable"]) == ("patch_slimming_dynamic", [])
+    assert found["tokens"] == found["record"]["schedule"]["kept"]
+    assert found["share"] == found["record"]["macs"]
+    assert all(Path(file).exists() for file in found["files"].values())
+    assert found["files"]["model"] == str(out / MODEL)
+    # Nothing was tuned, so the model's own host is the dense model still.
+    assert found["measure"] == f"patchslim measure {out / MODEL}"
+    assert "--teacher" not in found["train"]
+
+
+def test_every_setting_is_an_option_with_its_usual_value():
+    (commands,) = [a.choices for a in parser()._actions if a.dest == "command"]
+    options = {action.dest: action for action in commands["calibrate"]._actions}
+    for each in fields(Search):
+        option = options[each.name]
+        assert option.option_strings == [f"--{each.name}"]
+        assert option.help.startswith(each.metadata["about"])
+        assert option.help.endswith(f" ({shown(getattr(Search(), each.name))})")
+    assert options["mode"].choices == ("paper", "fast", "free")
+    assert options["error"].choices == ("relative", "absolute")
+
+
+def test_options_become_the_search_beside_what_is_usual_for_the_mode(desk, tmp_path):
+    ended = run(
+        tmp_path, "calibrate", desk / "hf", "--data", desk / "photos", "--mode", "paper", *QUICK,
+        "--seed", 4, "--tolerance", 0.01, "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    wanted = Search(mode="paper", images=6, probe=4, batch=3, epochs=1, seed=4)
+    assert load(tmp_path / "o" / MODEL).calibrated["search"] == wanted.to_json()
+    assert (wanted.step, wanted.error) == (10, "absolute")
+
+
+def test_a_saved_schedule_is_met(desk, tmp_path):
+    Counts((15, 10, 10), 17, 1).save(tmp_path / "counts.json")
+    ended = run(
+        tmp_path, "calibrate", desk / "hf", "--data", desk / "photos", *FREE, "--schedule",
+        tmp_path / "counts.json", "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert told(ended.out, "tolerance") == "none, on 6 images"
+    assert load(tmp_path / "o" / MODEL).counts() == (15, 10, 10)
+
+
+def test_a_timm_model_with_weights_on_classes_that_are_not_its_own(desk, tmp_path):
+    data = pictures(tmp_path / "photos", kinds="abcdefg", count=1)
+    weights = desk / "vit.safetensors"
+    ended = run(
+        tmp_path, "calibrate", "test_vit", "--weights", weights, "--data", data, *QUICK,
+        "--tolerance", 0.5, "--step", 50, "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert (ended.code, "labels" in ended.err) == (0, False), ended.err
+    assert f"--dense {weights}" in told(ended.out, "measure it")
+    train = told(ended.out, "train it")
+    assert f"--teacher test_vit --teacher-weights {weights}" in train
+    assert "--labels 0" in train
+
+
+def test_unreadable_images_are_counted_and_named(desk, tmp_path):
+    data = shutil.copytree(desk / "photos", tmp_path / "photos")
+    (data / "ant" / "2.png").write_bytes(b"no image")
+    ended = run(
+        tmp_path, "calibrate", desk / "hf", "--data", data, *FREE, "--images", 7, "--tolerance",
+        0.05, "--out", tmp_path / "o", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    (warning,) = [line for line in ended.err.splitlines() if line.startswith("warning:")]
+    assert "1 images are unreadable and left out of the calibration: ant/2.png" in warning
+    found = json.loads(ended.out)
+    assert (found["record"]["images"], len(found["unreadable"])) == (6, 1)
+
+
+def test_progress_tells_layer_candidate_error_and_time_left(desk, tmp_path):
+    leader, follower = os.openpty()
+    out = tmp_path / "o"
+    command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
+    with (tmp_path / "stdout").open("w") as file:
+        child = start([str(e) for e in [*command, "--out", out]], file.fileno(), follower)
+        os.close(follower)
+        seen = b""
+        while part := read(leader):
+            seen += part
+    os.close(leader)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    lines = seen.decode().split("\r")
+    assert any("block 1: " in line and "patches give an error of" in line for line in lines)
+    assert any("of 16 patches, error" in line for line in lines)
+    assert any("block 0 is done" in line and " left" in line for line in lines)
+
+
+def read(leader):
+    """What a terminal shows next; nothing where nobody writes to it any more."""
+    try:
+        return os.read(leader, 4096)
+    except OSError:
+        return b""
+
+
+def test_gone_on_with_when_it_is_done_it_writes_the_same_again(desk, tmp_path):
+    command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
+    command += ["--out", tmp_path / "o"]
+    first = run(tmp_path, *command)
+    weights = tmp_path / "o" / MODEL / "model.safetensors"
+    before = weights.read_bytes()
+    again = run(tmp_path, *command, "--resume")
+    assert (again.code, again.out) == (0, first.out)
+    assert weights.read_bytes() == before
+
+
+def test_ctrl_c_says_how_to_go_on(desk, tmp_path):
+    out = tmp_path / "o"
+    command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
+    command += ["--epochs", 60, "--out", out]
+    read_end, write_end = os.pipe()
+    with (tmp_path / "stdout").open("w") as file:
+        child = start([str(each) for each in command], file.fileno(), write_end)
+    os.close(write_end)
+    while not (out / CHECKPOINT).exists():
+        time.sleep(0.001)
+    os.kill(child, signal.SIGINT)
+    with os.fdopen(read_end) as stream:
+        seen = stream.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert "Traceback" not in seen
+    said = f"interrupted; {out} has a checkpoint: the same command with --resume goes on from there"
+    assert seen.splitlines()[-1] == said
+    ended = run(tmp_path, *command, "--resume")
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.slow
+def test_the_example_has_images_of_its_own(tmp_path):
+    ended = run(
+        tmp_path, "calibrate", "digits", "--macs", 0.7, "--images", 8, "--probe", 8, "--mode",
+        "free", "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert (ended.code, "warning" in ended.err) == (0, False), ended.err
+    assert told(ended.out, "measure it").endswith("--data digits")
+    assert "--data digits" in told(ended.out, "train it")
+
+
+def test_the_page_has_every_setting_with_its_usual_value():
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    listed = page.partition("| option | usual | |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    usual = Search()
+    assert listed.splitlines() == [
+        f"| `--{each.name}` | `{shown(getattr(usual, each.name))}` | {each.metadata['about']} |"
+        for each in fields(Search)
+    ]
+
+
+def shown(usual):
+    """A value as an option has it."""
+    return f"{usual:g}" if type(usual) is float else str(usual)

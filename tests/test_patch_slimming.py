@@ -1,0 +1,624 @@
+"""Patch Slimming: the score, the search, the slim block and the gates, each against its definition.
+
+What is computed cleverly in the package is computed here by brute force, in float64: head paths are
+listed, maps are N x N with rows of zeros, blocks are the host's own modules.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from itertools import pairwise, product
+
+import pytest
+import torch
+
+import patchslim
+import patchslim.attention
+from comparing import close
+from hosts import HOSTS
+from hugging import pixels, tiny_hf
+from patchslim.attention import attention_map
+from patchslim.errors import BadSetting, Untrained, WrongInput
+from patchslim.gates import RIDGE, fitted
+from patchslim.influence import carried, influence, read
+from patchslim.laws.trial import noise_images, tiny_host
+from patchslim.model import SlimModel
+from patchslim.reducers.identity import Identity
+from patchslim.reducers.patch_slimming import PatchSlimming, from_the_centre, ordered, parsed
+from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
+from patchslim.reduction import Fixed
+from patchslim.schedule import Constant, Counts
+from patchslim.search import Search
+from patchslim.step import Step
+from patchslim.walk import Walk
+from toys import slimmed
+from variants import images
+
+FREE = Search.of({"mode": "free", "batch": 4, "probe": 4})
+DEPTH, PATCHES = 4, 16
+READOUTS = [("class", 0), ("average", 5), ("query", 5)]  # and patches that are left to the head
+every_readout = pytest.mark.parametrize(("readout", "outputs"), READOUTS)
+HUGGING = (
+    "ViTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "Dinov2WithRegistersForImageClassification swiglu",
+)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The score.
+
+
+def by_paths(weights, entered, later):
+    """The score by its definition (eq. 6): a sum over all choices of one head a layer."""
+    heads, rows = weights.shape[1:3]
+    total = torch.zeros(len(weights), rows, dtype=weights.dtype)
+    for own, *others in product(range(heads), repeat=1 + len(later)):
+        a = torch.eye(rows, dtype=weights.dtype).expand(len(weights), -1, -1)
+        for layer, head in zip(later, others, strict=True):
+            a = layer[:, head] @ a
+        u = weights[:, own] @ entered.abs()
+        total += (a.unsqueeze(3) * u.unsqueeze(1)).square().sum(dim=(1, 3))
+    return total / heads ** (1 + len(later))
+
+
+@pytest.mark.parametrize(
+    "given_out",
+    [(), (1,), (4, 4), (3, 1), (4, 3, 2), (3, 2, 1)],
+    ids=lambda rows: "-".join(map(str, rows)) or "no later layer",
+)
+def test_the_score_is_the_mean_over_all_paths_of_heads(given_out):
+    weights, entered = draw(3, 2, 4, 4).softmax(dim=3), draw(3, 4, 5, seed=1)
+    later = [
+        draw(3, 2, after, before, seed=before + 10 * after).softmax(dim=3)
+        for before, after in pairwise((4, *given_out))
+    ]
+    wanted = by_paths(weights, entered, later)
+    torch.testing.assert_close(influence(weights, entered, later), wanted, rtol=1e-12, atol=0)
+    alone = by_paths(torch.eye(4).double().expand(3, 2, 4, 4), torch.ones(3, 4, 1).double(), later)
+    torch.testing.assert_close(read(later, weights), alone, rtol=1e-12, atol=0)
+    kept = by_paths(weights, entered, [])
+    torch.testing.assert_close(carried(weights, entered), kept, rtol=1e-12, atol=0)
+
+
+def test_the_maps_are_read_from_the_last_layer_down():
+    weights, first, last = (draw(1, 2, 4, 4, seed=seed).softmax(dim=3) for seed in range(3))
+    right, wrong = read([first, last], weights), read([last, first], weights)
+    by_hand = torch.zeros(4).double()
+    for i, j in product(range(2), range(2)):
+        by_hand += (last[0, j] @ first[0, i]).square().sum(dim=0) / 4
+    torch.testing.assert_close(right[0], by_hand, rtol=1e-12, atol=0)
+    assert not torch.allclose(right, wrong, rtol=1e-3)
+
+
+def test_scores_stay_finite_in_single_precision():
+    later = [draw(1, 12, 20, 20).float().softmax(dim=3)] * 40  # a sum over 12 ** 40 paths is not
+    scores = influence(later[0], 1e3 * torch.ones(1, 20, 8), later)
+    assert scores.isfinite().all()
+    assert (scores > 0).all()
+
+
+# The slim block.
+
+
+def shuffled(grid, seed=0):
+    count = grid[0] * grid[1]
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def check_blocks(host, x):
+    """Every block gives out the dense block's own rows, in both forms of the gather."""
+    adapter = patchslim.find_adapter(host)
+    dense = slimmed(host, Identity(), Constant(0))
+    tokens = dense.embed(x, {}, track=False)
+    order, prefix, rows = shuffled(tokens.grid), tokens.prefix, tokens.x.shape[1]
+    model = slimmed(host, PatchSlimming(order=ordered(tokens.grid, order)), Constant(0))
+    cells = torch.tensor(order)
+    for index in range(len(adapter.blocks(host))):
+        whole = dense.run(Step(index, rows, rows), tokens)
+        first = model.run(Step(index, rows, prefix + 7), tokens)
+        assert first.cells().tolist() == [order[:7]] * len(x)
+        assert close(first.x, Fixed(7, cells).move(whole.x, prefix=prefix))
+        fewer = tokens.reduce(Fixed(7, cells))
+        rest = dense.run(Step(index, prefix + 7, prefix + 7), fewer)
+        second = model.run(Step(index, prefix + 7, prefix + 3), fewer)
+        assert second.cells().tolist() == [order[:3]] * len(x)
+        assert close(second.x, rest.x[:, : prefix + 3])
+        tokens = whole
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("variant", HOSTS.values(), ids=HOSTS)
+def test_a_slim_block_gives_out_rows_of_the_dense_one(variant, dtype):
+    host = variant.build().to(dtype)
+    check_blocks(host, images(host))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("label", HUGGING)
+def test_a_slim_block_of_transformers_gives_out_rows_of_the_dense_one(label):
+    host = tiny_hf(label)
+    check_blocks(host, pixels(host))
+
+
+@torch.no_grad()
+def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
+    host = tiny_host().double()
+    order = shuffled((4, 4))
+    model = slimmed(host, PatchSlimming(order=ordered((4, 4), order)), Constant(0))
+    tokens = model.embed(noise_images().double(), {}, track=False)
+    at = [0, *(1 + cell for cell in order[:5])]
+    for index, block in enumerate(host.blocks):
+        after = model.run(Step(index, 17, 6), tokens)
+        assert close(after.x, block(tokens.x)[:, at])
+        tokens = tokens.with_x(block(tokens.x))
+
+
+# The search, on a host of four blocks, beside the host's own modules.
+
+
+def walk(readout="class", outputs=0, search=FREE):
+    """A search on three images in two batches."""
+    host = tiny_host(depth=DEPTH, readout=readout).double()
+    batches = noise_images().double().split([2, 1])
+    student = copy.deepcopy(host) if search.epochs else host
+    return Walk(slimmed(host, Identity(), Constant(0)), student, batches, search, outputs)
+
+
+def steps(searching, tolerance=0.02):
+    """What is found before each block, the block, and what is found after it."""
+    found = searching.begin()
+    for block in searching.blocks(found):
+        after = searching.layer(found, block, tolerance=tolerance, kept=None, say=lambda _: None)
+        yield found, block, after
+        found = after
+
+
+def embedded(host):
+    return host.norm_pre(host.pos_drop(host._pos_embed(host.patch_embed(noise_images().double()))))
+
+
+def masked_maps(host, masks):
+    """In N x N coordinates, what enters each block and its maps, rows of what is dropped zero.
+
+    `masks` (N,) say for each block which rows it gives out.
+    """
+    z, alive = embedded(host), torch.ones_like(masks[0])
+    for block, mask in zip(host.blocks, masks, strict=True):
+        attn, (batch, rows, _) = block.attn, z.shape
+        qkv = attn.qkv(block.norm1(z)).view(batch, rows, 3, attn.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        bias = torch.zeros(rows).double().masked_fill(~alive, -torch.inf)
+        weights = attention_map(q, k, scale=attn.scale, bias=bias) * mask[:, None]
+        yield z, weights
+        mixed = z + attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        z, alive = (mixed + block.mlp(block.norm2(mixed))) * mask[:, None], mask
+
+
+def masks_of(found, block, prefix):
+    """Which rows each block gives out, when those up to `block` are dense."""
+    masks = torch.zeros(DEPTH, PATCHES + prefix, dtype=torch.bool)
+    masks[:, :prefix] = True
+    masks[: block + 1] = True
+    for index, kept in found.kept().items():
+        masks[index, [prefix + cell for cell in found.cells[:kept]]] = True
+    return list(masks)
+
+
+@torch.no_grad()
+@every_readout
+def test_the_search_scores_as_the_paper_does(readout, outputs):
+    searching = walk(readout, outputs)
+    prefix = searching.features.prefix
+    for found, block, after in steps(searching):
+        masks = masks_of(found, block, prefix)
+        entered, maps = zip(*masked_maps(searching.student, masks), strict=True)
+        wanted = by_paths(maps[block], entered[block], maps[block + 1 :])[:, prefix:]
+        batches = searching.scores(found, block)
+        assert [len(each) for each in batches] == [2, 1]
+        torch.testing.assert_close(torch.cat(batches), wanted, rtol=1e-9, atol=0)
+        above = found.kept().get(block + 1, outputs)
+        mean = wanted.mean(dim=0)
+        rest = sorted(set(range(PATCHES)) - set(found.cells[:above]), key=lambda cell: -mean[cell])
+        assert after.cells == (*found.cells[:above], *rest)
+
+
+@torch.no_grad()
+@every_readout
+def test_what_is_found_is_nested(readout, outputs):
+    *_, (_, _, found) = steps(walk(readout, outputs), tolerance=0.2)
+    counts = [found.kept()[block] for block in range(DEPTH - 1)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] >= max(outputs, 1)
+    assert counts[0] < PATCHES, "the test needs a tolerance that removes something"
+    assert sorted(found.cells) == list(range(PATCHES))
+
+
+@torch.no_grad()
+def test_a_class_token_is_all_that_the_search_begins_with():
+    searching = walk()
+    assert searching.begin().layers == ()
+    assert searching.reads == 1
+    assert list(searching.blocks(searching.begin())) == [2, 1, 0]
+
+
+@torch.no_grad()
+def test_with_a_head_that_reads_all_the_search_begins_with_the_outputs():
+    searching = walk("average", 5)
+    found = searching.begin()
+    assert found.kept() == {DEPTH - 1: 5}
+    everything = [torch.ones(PATCHES, dtype=torch.bool)] * DEPTH
+    *_, (entered, weights) = masked_maps(searching.student, everything)
+    mean = carried(weights, entered).mean(dim=0)
+    assert list(found.cells) == mean.argsort(descending=True).tolist()
+    assert list(searching.blocks(found)) == [2, 1, 0]
+
+
+def error_by_hand(searching, after, block, count, above):
+    """The next block's features of the slim model itself, beside those of the host's modules."""
+    host, prefix = searching.student, searching.features.prefix
+    kept = [PATCHES] * block + [count] + [above or count] * (DEPTH - block - 1)
+    rule = Counts(tuple(prefix + each for each in kept), prefix + PATCHES, prefix)
+    model = slimmed(host, PatchSlimming(order=ordered((4, 4), list(after.cells))), rule)
+    got = model.trace(noise_images().double())[block + 1]
+    x = embedded(host)
+    for each in host.blocks[: block + 2]:
+        x = each(x)
+    if not above:
+        return (got.x[:, :prefix] - x[:, :prefix]).square().mean().item()
+    at = [*range(prefix), *(prefix + got.cells()[0]).tolist()]
+    return (got.x - x[:, at]).square().mean().item()
+
+
+@torch.no_grad()
+@every_readout
+@pytest.mark.parametrize("tolerance", [1e-9, 0.02, 0.2])
+def test_the_error_of_a_candidate_is_that_of_the_slim_model(readout, outputs, tolerance):
+    searching = walk(readout, outputs)
+    for found, block, after in steps(searching, tolerance):
+        above = found.kept().get(block + 1, outputs)
+        layer = after.layers[-1]
+        assert dict(layer.curve)[PATCHES] < 1e-20
+        for count, error in layer.curve:
+            wanted = error_by_hand(searching, after, block, count, above)
+            assert error == pytest.approx(wanted, rel=1e-8, abs=1e-20)
+        limit = tolerance * layer.scale * (1 if outputs or block < DEPTH - 2 else 8)
+        assert dict(layer.curve)[layer.kept] == layer.error <= limit
+        if layer.kept > max(above, 1):
+            assert dict(layer.curve)[layer.kept - 1] > limit
+
+
+@every_readout
+def test_tuning_lowers_the_error_and_changes_that_block_alone(readout, outputs):
+    searching = walk(readout, outputs, Search.of({"mode": "fast", "epochs": 10, "lr": 1e-4}))
+    before = copy.deepcopy(searching.student.state_dict())
+    for _, block, after in steps(searching):
+        layer = after.layers[-1]
+        if layer.kept < PATCHES:
+            assert layer.error < dict(layer.curve)[layer.kept]
+        now = searching.student.state_dict()
+        changed = {name for name, value in now.items() if not torch.equal(value, before[name])}
+        assert changed
+        assert all(name.startswith(f"blocks.{block}.") for name in changed)
+        before = copy.deepcopy(now)
+    untouched = tiny_host(depth=DEPTH, readout=readout).double()
+    for name, value in searching.dense.host.state_dict().items():
+        assert torch.equal(value, untouched.state_dict()[name]), name
+    assert all(each.requires_grad and each.grad is None for each in searching.student.parameters())
+
+
+@torch.no_grad()
+def test_the_scale_is_the_mean_square_of_the_features():
+    searching = walk()
+    (_, _, after), *_ = steps(searching)
+    x = embedded(searching.student)
+    for each in searching.student.blocks:
+        x = each(x)
+    assert after.layers[0].scale == pytest.approx(x[:, 0].square().mean().item())
+
+
+# Whole models.
+
+
+@cache
+def calibrated(method="patch_slimming", readout="class", outputs=0.0):
+    """A model of four blocks at seven tenths of its operations."""
+    host = tiny_host(depth=DEPTH, img_size=24, readout=readout)
+    batches = [(noise_images(6, size=24), None)]
+    search = Search.of({**FREE.to_json(), "outputs": outputs})
+    return patchslim.calibrate(host, batches, method, macs=0.7, search=search).model
+
+
+every_kind = pytest.mark.parametrize(
+    ("readout", "outputs"), [("class", 0.0), ("average", 0.4), ("query", 0.4)]
+)
+every_method = pytest.mark.parametrize("method", ["patch_slimming", "patch_slimming_dynamic"])
+
+
+@torch.no_grad()
+@every_kind
+@every_method
+def test_what_a_block_keeps_is_part_of_what_the_one_before_kept(method, readout, outputs):
+    model, x = calibrated(method, readout, outputs), noise_images(4, size=24)
+    cells = [tokens.cells() for tokens in model.trace(x)]
+    prefix = int(readout == "class")
+    assert [each.shape[1] + prefix for each in cells] == list(model.counts())
+    assert cells[0].shape[1] > cells[-1].shape[1] > 0
+    for image in range(4):
+        for before, after in pairwise(cells):
+            assert len(set(after[image].tolist())) == after.shape[1]
+            assert set(after[image].tolist()) <= set(before[image].tolist())
+    same = all(set(cells[-1][0].tolist()) == set(each.tolist()) for each in cells[-1])
+    assert same == (method == "patch_slimming")
+
+
+@torch.no_grad()
+@every_kind
+@every_method
+def test_the_budget_is_met_and_the_tail_keeps_the_answer(method, readout, outputs):
+    model, x = calibrated(method, readout, outputs), noise_images(4, size=24)
+    assert 0.6 < model.macs().total / model.dense_macs().total <= 0.7
+    assert model.tail == ("full" if outputs else "exact")
+    whole = SlimModel(model.host, model.adapter, model.reducer, model.schedule, "full").eval()
+    assert close(model(x), whole(x))
+
+
+CHOOSING = ("topk", "sort", "argmax", "argmin", "gather", "scatter", "nonzero", "where", "softmax")
+INDEXING = ("index_select", "index", "take", "embedding", "masked_select")
+
+
+def leaves(node):
+    """What a value of a graph is computed from: the names of its inputs."""
+    if not node.all_input_nodes:
+        return {node.name}
+    return set().union(*map(leaves, node.all_input_nodes))
+
+
+@torch.no_grad()
+def test_nothing_is_chosen_in_an_exported_graph():
+    model, x = calibrated(), noise_images(3, size=24)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(model, (x,), dynamic_shapes={"images": batch})
+    for count in (1, 5):
+        again = noise_images(count, size=24)
+        assert close(program.module()(again), model(again))
+    graph = copy.deepcopy(program.graph)
+    graph.eliminate_dead_code()  # the cell of each row, which nobody reads in this host
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    names = [str(node.target).removeprefix("aten.").partition(".")[0] for node in calls]
+    assert not [name for name in names if name.removeprefix("_") in CHOOSING]
+    assert "arange" not in names
+    assert names.count("scaled_dot_product_attention") == DEPTH
+    (buffer,) = [
+        each.arg.name
+        for each in program.graph_signature.input_specs
+        if each.target == "reducer.cells"
+    ]
+    gathers = [
+        node for node, name in zip(calls, names, strict=True) if name.removeprefix("_") in INDEXING
+    ]
+    assert len(gathers) == 1
+    (rows, dim, index) = gathers[0].args
+    assert dim == 1
+    assert leaves(index) == {buffer}
+    assert "images" in leaves(rows)
+
+
+# The gates.
+
+
+@torch.no_grad()
+@every_readout
+def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs):
+    searching = walk(readout, outputs)
+    *_, (_, _, found) = steps(searching, tolerance=0.2)
+    for block in range(DEPTH - 1):
+        weights, told = fitted(searching, found, block)
+        layers = tuple(each for each in found.layers if each.block > block)
+        known = type(found)(found.cells, layers)
+        scores = torch.cat(searching.scores(known, block)).log()
+        tokens = torch.cat([each.x for each in searching.features.before(block)])
+        patches = tokens[:, searching.features.prefix :]
+        normed = (patches - patches.mean(2, keepdim=True)) / (
+            patches.var(2, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+        a = (normed - normed.mean(1, keepdim=True)).flatten(0, 1)
+        y = (scores - scores.mean(1, keepdim=True)).flatten()[:, None]
+        ridge = RIDGE * a.square().sum(dim=0).mean()
+        stacked = torch.cat([a, ridge.sqrt() * torch.eye(16).double()])
+        wanted = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(16, 1).double()])).solution
+        torch.testing.assert_close(weights, wanted.T, rtol=1e-8, atol=1e-8)
+        left = (y - a @ wanted).square().sum() / y.square().sum()
+        assert told == pytest.approx(1 - left.item())
+        assert 0 < told <= 1
+
+
+@torch.no_grad()
+def test_the_gates_of_the_model_are_the_fitted_ones():
+    """Gates order patches that they were fitted to much as the exact score does."""
+    model = calibrated("patch_slimming_dynamic")
+    assert set(model.reducer.gates) == {str(block) for block in model.deciding()}
+    dense = slimmed(model.host, Identity(), Constant(0))
+    walked = Walk(dense, model.host, [noise_images(6, size=24)], FREE, 0)
+    found = walked.begin()
+    for block in walked.blocks(found):
+        kept = model.counts()[block] - 1
+        found = walked.layer(found, block, tolerance=1.0, kept=kept, say=lambda _: None)
+    for block in model.deciding():
+        weights, told = fitted(walked, found, block)
+        assert close(model.reducer.gates[str(block)].worth.weight, weights.float())
+        assert told > 0.1
+
+
+def trained(readout, outputs, tail=None, dtype=torch.float32):
+    """A calibrated dynamic model in training mode, as a copy."""
+    model = copy.deepcopy(calibrated("patch_slimming_dynamic", readout, outputs)).to(dtype)
+    model.tail = tail or model.tail
+    return model.train()
+
+
+def removed(model, x):
+    """For each deciding block the cells that are left in evaluation, as a mask."""
+    traced = model.eval().trace(x)
+    nothing = torch.zeros(len(x), model.shape().grid[0] ** 2)
+    return {b: nothing.scatter(1, traced[b].cells(), 1.0) for b in model.deciding()}
+
+
+@every_kind
+def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
+    model, x = trained(readout, outputs), noise_images(4, size=24)
+    lesson = model.learn(x, tail=model.tail)
+    counts = dict(enumerate(model.counts()))
+    before = torch.ones(4, 36)
+    assert [each.block for each in lesson.decisions] == list(model.deciding())
+    for each in lesson.decisions:
+        assert set(each.alive.unique().tolist()) == {0.0, 1.0}
+        left = counts[each.block] - int(readout == "class")
+        assert each.alive.sum(dim=1).tolist() == [left] * 4
+        assert (each.alive <= before).all()
+        before = each.alive
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("tail", ["exact", "full"])
+@every_kind
+@torch.no_grad()
+def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypatch):
+    """What silenced tokens still weigh is told apart by making it nothing in float64."""
+    if dtype == torch.float64:
+        monkeypatch.setattr(patchslim.attention, "FAINT", 1e-15)
+    model, x = trained(readout, outputs, tail, dtype), noise_images(4, size=24).to(dtype)
+    lesson = model.learn(x, tail=tail)
+    stays = removed(model, x)
+    for each in lesson.decisions:
+        assert torch.equal(each.alive.float(), stays[each.block])
+    off = 1e-4 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(lesson.output, model(x), rtol=off, atol=off)
+
+
+@every_kind
+def test_gradients_reach_every_gate_and_the_whole_host(readout, outputs):
+    model, x = trained(readout, outputs), noise_images(4, size=24)
+    noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(3))
+    (model.learn(x, tail=model.tail).output * noise).sum().backward()
+    assert len(model.reducer.gates) >= 2
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+# The settings.
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "2x2",
+        "2x2 0 1 2",
+        "2x2 0 1 2 2",
+        "2x2 0 1 2 4",
+        "2x2 0 1 2 3 4",
+        "2x2 -1 0 1 2",
+        "2x2 0 1 2 three",
+        "2x2 0,1,2,3",
+        "4 0 1 2 3",
+        "x 0 1 2 3",
+        "0 1 2 3",
+        "-2x-2 0 1 2 3",
+        "0x0",
+        " ",
+    ],
+)
+def test_an_order_must_name_every_cell_once(order):
+    with pytest.raises(BadSetting, match="every cell of it once"):
+        PatchSlimming(order=order)
+    with pytest.raises(BadSetting, match="every cell of it once"):
+        patchslim.slim(tiny_host(), "patch_slimming", r=2, order=order)
+
+
+def test_an_order_is_written_as_it_is_read():
+    assert ordered((2, 3), [4, 0, 1, 2, 5, 3]) == "2x3 4 0 1 2 5 3"
+    assert parsed("2x3 4 0 1 2 5 3") == ((2, 3), [4, 0, 1, 2, 5, 3])
+
+
+@torch.no_grad()
+def test_the_order_decides_what_stays():
+    order = shuffled((4, 4))
+    host = tiny_host()
+    model = patchslim.slim(host, "patch_slimming", r=4, order=ordered((4, 4), order))
+    traced = model.trace(noise_images())
+    assert [each.cells().tolist() for each in traced] == [[order[:n]] * 3 for n in (12, 8, 4)]
+    for cell in order[:4]:
+        assert (traced[-1].origin[:, cell] == order.index(cell)).all()
+    assert (traced[-1].origin >= 0).sum(dim=1).tolist() == [4, 4, 4]
+
+
+def plain(**changes):
+    """A host that can be saved."""
+    import timm
+
+    settings = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        host = timm.create_model("vit_tiny_patch16_224", num_classes=5, **settings | changes)
+    return host.eval()
+
+
+@torch.no_grad()
+@every_method
+def test_saved_models_come_back_with_their_positions(method, tmp_path):
+    x = noise_images(4, size=24)
+    search = Search.of(FREE.to_json())
+    model = patchslim.calibrate(plain(), [(x, None)], method, macs=0.6, search=search).model
+    model.save(tmp_path / "saved")
+    again = patchslim.load(tmp_path / "saved")
+    assert again.reducer.settings() == model.reducer.settings()
+    assert again.schedule == model.schedule
+    assert again.calibrated == model.calibrated
+    assert torch.equal(again(x), model(x))
+    for one, other in zip(again.trace(x), model.trace(x), strict=True):
+        assert torch.equal(one.cells(), other.cells())
+
+
+@torch.no_grad()
+def test_positions_of_another_grid_are_refused():
+    host = plain(dynamic_img_size=True)
+    model = patchslim.slim(host, "patch_slimming", r=2, order=ordered((6, 6), shuffled((6, 6))))
+    assert model(noise_images(2, size=24)).isfinite().all()
+    with pytest.raises(WrongInput, match=r"calibrated for a grid of 6x6 patches, .* give 4x4"):
+        model(noise_images(2, size=16))
+
+
+@torch.no_grad()
+def test_without_calibration_the_centre_stays_and_that_is_told():
+    with pytest.warns(Untrained, match=r"PatchSlimming has not been calibrated.*centre"):
+        model = patchslim.slim(tiny_host(), "patch_slimming", keep_rate=0.25, at=(1,))
+    assert sorted(model.trace(noise_images())[1].cells()[0].tolist()) == [5, 6, 9, 10]
+    with pytest.warns(Untrained, match="PatchSlimmingDynamic has not been calibrated"):
+        patchslim.slim(tiny_host(), "patch_slimming_dynamic", r=2)
+
+
+def test_the_centre_is_the_middle_of_the_grid():
+    assert from_the_centre((3, 3))[0] == 4
+    assert set(from_the_centre((3, 3))[-4:]) == {0, 2, 6, 8}
+    assert from_the_centre((1, 4)) == [1, 2, 0, 3]
+    assert sorted(from_the_centre((5, 7))) == list(range(35))
+
+
+@pytest.mark.filterwarnings("ignore::patchslim.errors.Untrained")
+def test_gates_serve_only_the_host_that_they_were_made_for():
+    mine = PatchSlimmingDynamic()
+    patchslim.slim(plain(), mine, r=4)
+    own = r"a Gate for 32 channels in blocks \(0, 1, 2\)"
+    with pytest.raises(BadSetting, match=rf"{own}.* 16 channels"):
+        patchslim.slim(tiny_host(img_size=24), mine, r=4)
+    with pytest.raises(BadSetting, match=rf"{own}.*blocks \(0, 1, 2, 3\)"):
+        patchslim.slim(plain(depth=4), mine, r=4)
+    patchslim.slim(plain(), mine, keep_rate=0.5, at=(1,))
+    assert list(mine.gates) == ["0", "1", "2"]
