@@ -1,14 +1,40 @@
-"""The embedded example at half of its operations: positions found by calibration, beside others.
+"""The embedded example at half of its operations: positions found by calibration, beside ToMe.
 
-No labels are used and no weight is changed. What is written may be opened: the figure shows which
-patches each block still gives out. Without a folder of your own it goes when the example ends.
+No labels are used, and no weight is changed. The rows random/... keep positions drawn by lot at the
+very counts that were found.
 
     python examples/calibrate.py                    a minute on two cores
-    python examples/calibrate.py 8 runs/calibrated  images to calibrate on, and where files go
+    python examples/calibrate.py 64 runs/pyramid    images to calibrate on, and where files stay
 """
 
 import sys
 import tempfile
 import warnings
+from pathlib import Path
+
+import torch
 
 import patchslim
+from patchslim.data import digits
+from patchslim.errors import DeepCut
+from patchslim.measure import measure
+
+warnings.simplefilter("ignore", DeepCut)  # it says to measure, which is done here
+count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+unlabelled = [(digits.normalise(digits.scenes("train", count).images), None)]
+scenes = digits.scenes("test", 4 * count)
+test = (digits.normalise(scenes.images), torch.from_numpy(scenes.labels))
+search = patchslim.Search(mode="free", images=count, probe=min(8, count))
+
+host = digits.host()
+with tempfile.TemporaryDirectory() as away:
+    out = Path(sys.argv[2] if len(sys.argv) > 2 else away)
+    fixed = patchslim.calibrate(host, unlabelled, macs=0.5, search=search, out=out).model
+    each = patchslim.calibrate(
+        host, unlabelled, "patch_slimming_dynamic", schedule=fixed.schedule, search=search
+    ).model
+    tome = patchslim.slim(host, "tome", macs=0.5)
+    models = {"patch_slimming": fixed, "patch_slimming_dynamic": each, "tome": tome}
+    print(measure(models, [test], repeats=3).table())
+    print("tokens after each block:", *fixed.counts())
+    print("written:", *(out / name for name in ("model", "calibration.json", "pyramid.svg")))

@@ -203,7 +203,7 @@ def test_gone_on_with_when_it_is_done_it_writes_the_same_again(desk, tmp_path):
 def test_ctrl_c_says_how_to_go_on(desk, tmp_path):
     out = tmp_path / "o"
     command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
-    command += ["--epochs", 60, "--out", out]
+    command += ["--epochs", 25, "--out", out]
     read_end, write_end = os.pipe()
     with (tmp_path / "stdout").open("w") as file:
         child = start([str(each) for each in command], file.fileno(), write_end)

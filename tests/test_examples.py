@@ -16,6 +16,7 @@ MOST_LINES = 40
 
 # What each of them prints, whatever the machine.
 SAYS = {
+    "calibrate": ["patch_slimming_dynamic ", "random/patch_slimming ", "tome ", "pyramid.svg"],
     "embedded_example": ["tome 0.6", "random/evit 0.6", "speed-up"],
     "fine_tune": ["dense", "random/untrained", "trained           accuracy", "KL"],
     "feature_maps": ["tokens after each block: 233 209", "(1, 384, 16, 16)"],
@@ -24,8 +25,8 @@ SAYS = {
     "slim_huggingface": ["145 103 103 74 54 54", "LABEL_", "ImageClassifierOutput"],
     "slim_timm": ["tokens after each block: 185", "0.752 GMACs of 1.254 GMACs"],
 }
-QUICK = ("fine_tune", "own_method", "save_and_load", "slim_huggingface", "slim_timm")
-SHORT = {"fine_tune": ["2"]}  # arguments for a short form
+QUICK = ("calibrate", "fine_tune", "own_method", "save_and_load", "slim_huggingface", "slim_timm")
+SHORT = {"calibrate": ["1"], "fine_tune": ["2"]}  # arguments for a short form
 
 
 def example(name: str) -> Path:
@@ -87,3 +88,16 @@ def test_fine_tuning_brings_the_answers_nearer_to_the_teachers(tmp_path, monkeyp
     printed = capsys.readouterr().out.splitlines()
     kl = {line.split()[0]: float(line.partition("KL ")[2].split()[0]) for line in printed}
     assert kl["trained"] < 0.6 * kl["untrained"]
+
+
+@pytest.mark.slow
+def test_calibrating_beats_random_and_leaves_its_files(tmp_path, monkeypatch, capsys):
+    """At half of the operations, with no weight changed: most digits are still read."""
+    monkeypatch.setattr(sys, "argv", ["calibrate", "64", str(tmp_path / "out")])
+    runpy.run_path(str(example("calibrate")), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    accuracy = {words[0]: float(words[3]) for words in map(str.split, printed) if len(words) > 9}
+    assert accuracy["patch_slimming"] > accuracy["random/patch_slimming"] + 10
+    assert accuracy["patch_slimming_dynamic"] > accuracy["patch_slimming"]
+    written = sorted(each.name for each in (tmp_path / "out").iterdir())
+    assert written == ["calibration.json", "checkpoint.pt", "model", "pyramid.svg"]

@@ -313,6 +313,14 @@ def test_tuning_lowers_the_error_and_changes_that_block_alone(readout, outputs):
 
 
 @torch.no_grad()
+def test_features_that_do_not_fit_are_computed_again(monkeypatch):
+    known = steps(walk())
+    monkeypatch.setattr("patchslim.walk.HELD", 0)
+    searching = walk()
+    assert steps(searching) == known
+    assert len(searching.features._known) <= 4
+
+
 def test_the_scale_is_the_mean_square_of_the_features():
     searching = walk()
     (_, _, after), *_ = steps(searching)

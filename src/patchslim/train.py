@@ -141,8 +141,8 @@ def chosen_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: Course
     if teacher is None:
         if slimmed.trained is not None:
             raise UnsupportedModel(
-                "This model was trained before, so its host is not the dense model any more. Say "
-                "whom to learn from: teacher=, --teacher; or distil='none'."
+                "This model was trained before, if only by calibrate, so its host is not the dense "
+                "model any more. Say whom to learn from: teacher=, --teacher; or distil='none'."
             )
         return copy.deepcopy(host)
     if isinstance(teacher, SlimModel) and course.tokens:

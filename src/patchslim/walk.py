@@ -45,17 +45,24 @@ class Features:
         self._all = size * (self.depth + 1) <= HELD
         self.prefix, self.patches, self.grid = first[0].prefix, first[0].patches, first[0].grid
 
-    @torch.no_grad()
     def before(self, block: int) -> list[Tokens]:
         """The tokens that enter a block; after the last one for block = depth."""
-        start = max(each for each in self._known if each <= block)
-        tokens = self._known[start]
+        if block not in self._known:
+            self._known = self._computed(block)
+        return self._known[block]
+
+    @torch.no_grad()
+    def _computed(self, block: int) -> dict[int, list[Tokens]]:
+        """All tokens where they fit, else those before a block, after it, and after the next."""
+        first, last = (0, self.depth) if self._all else (block, min(block + 2, self.depth))
+        tokens = self._known[0]
+        known = {0: tokens}
         rows = self.prefix + self.patches
-        for index in range(start, block):
+        for index in range(last):
             tokens = [self.dense.run(Step(index, rows, rows), each) for each in tokens]
-            if self._all:
-                self._known[index + 1] = tokens
-        return tokens
+            if index + 1 >= first:
+                known[index + 1] = tokens
+        return known
 
 
 class Walk:
