@@ -6,16 +6,28 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from patchslim import demo as module
+from patchslim.calibrate import CALIBRATED
 from patchslim.data import digits
 from patchslim.demo import demo, present, slimmed
 from patchslim.laws.trial import Trial
 from patchslim.reducer import find_reducer, reducer_names
 from patchslim.report import Report
+from patchslim.search import Search
 
+CALIBRATE = {name for name in reducer_names() if find_reducer(name) in CALIBRATED}
 LEARN = {
-    name for name in reducer_names() if [*Trial(find_reducer(name)(), 16).reducer.parameters()]
+    name
+    for name in {*reducer_names()} - CALIBRATE
+    if [*Trial(find_reducer(name)(), 16).reducer.parameters()]
 }
 SHOWN = {*reducer_names()} - {"identity"} - LEARN
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two scenes to calibrate on, where it does not matter which positions are found."""
+    monkeypatch.setattr(module, "SEARCH", Search(mode="free", images=2, probe=2))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +36,7 @@ def host():
     return digits.untrained_host(depth=3).eval()
 
 
-def test_demo_writes_what_it_returns(host, tmp_path):
+def test_demo_writes_what_it_returns(host, few, tmp_path):
     out, lines = tmp_path / "new" / "folder", []
     report = present(
         host, digits.scenes("test", 4), out, budgets=(0.7,), repeats=1, progress=lines.append
@@ -42,17 +54,30 @@ def test_demo_writes_what_it_returns(host, tmp_path):
     assert any("4/4 images" in line for line in lines)
 
 
-def test_budgets_out_of_reach_are_said_not_swallowed(host):
+def test_budgets_out_of_reach_are_said_not_swallowed(host, few):
     lines = []
     models, skipped = slimmed(host, (0.7, 0.001), lines.append)
     assert {name.partition(" ")[0] for name in models} == SHOWN
     assert all(name.endswith(" 0.7") for name in models)
     assert set(skipped) <= set(lines)
-    assert sum("Nearest possible" in line for line in skipped) == len(SHOWN)
+    assert sum("Nearest possible" in line for line in skipped) == len(SHOWN - CALIBRATE)
+    for name in CALIBRATE:
+        assert any(line.startswith(f"{name} 0.001 is missing: macs=0.001") for line in skipped)
+
+
+def test_what_can_be_calibrated_is_calibrated_and_no_weight_is_changed(host, few):
+    before = {name: weight.clone() for name, weight in host.state_dict().items()}
+    models, skipped = slimmed(host, (0.6,), lambda _: None)
+    fixed, dynamic = models["patch_slimming 0.6"], models["patch_slimming_dynamic 0.6"]
+    assert fixed.calibrated and dynamic.calibrated
+    assert fixed.counts() == dynamic.counts()  # so that one random stands beside both
+    assert fixed.host is dynamic.host is host
+    assert all(torch.equal(weight, before[name]) for name, weight in host.state_dict().items())
+    assert not any("patch_slimming" in line for line in skipped)
 
 
 @pytest.mark.parametrize("budgets", [(0.7,), (0.7, 0.6), (0.001, 0.7)])
-def test_a_method_that_was_never_trained_is_no_result(host, budgets):
+def test_a_method_that_was_never_trained_is_no_result(host, few, budgets):
     """Said once, whatever the number of budgets; and its warning stays inside."""
     models, skipped = slimmed(host, budgets, lambda _: None)
     told = "it learns what to keep, and has to be trained first (patchslim train)."
@@ -70,6 +95,7 @@ def test_methods_that_need_a_class_token_are_said_to_be_missing():
     models, skipped = slimmed(host, (0.8,), lambda _: None)
     assert "tome 0.8" in models
     assert any(line.startswith("topk 0.8 is missing") for line in skipped)
+    assert any(line.startswith("patch_slimming 0.8 is missing: The head") for line in skipped)
 
 
 @pytest.mark.slow
@@ -78,5 +104,6 @@ def test_whole_demo_reads_digits_and_beats_random(tmp_path):
     report = demo(tmp_path, scenes=200)
     assert time.monotonic() - begun < 300
     assert report.dense.accuracy.value > 0.94
-    half = next(row for row in report.rows if row.name == "tome 0.5")
-    assert report.gain(half) > 0.02
+    rows = {row.name: row for row in report.rows}
+    for name in ("tome 0.5", *(f"{method} 0.5" for method in CALIBRATE)):
+        assert report.gain(rows[name]) > 0.02, name
