@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import patchslim
 from lessons import SIDE, batches, pictures, vit
-from patchslim.calibrate import CHECKPOINT, calibrate
+from patchslim.calibrate import calibrate
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -30,6 +30,7 @@ from patchslim.errors import (
 from patchslim.images import Images
 from patchslim.io import load, save
 from patchslim.laws.trial import tiny_host
+from patchslim.ledger import CHECKPOINT
 from patchslim.search import Search
 from process import needs_fork
 from process import patchslim as run
@@ -143,10 +144,10 @@ PYTHON = {
         lambda d, out: fit(d, out, macs=60), ImpossibleBudget, "macs=60 | 0.6"),
     "tolerance that no candidate meets, tuned once": (
         lambda d, out: fit(d, out, tolerance=1e-8, search=tuned(slack=1e6)),
-        ImpossibleBudget, "block 0 | all its 16 patches | Give a larger tolerance | macs="),
+        ImpossibleBudget, "block 0 | all its 16 patches | Give a larger one | macs="),
     "tolerance that no candidate meets, tuned each time": (
         lambda d, out: fit(d, out, tolerance=1e-9, search=tuned(mode="paper")),
-        ImpossibleBudget, "block 1 | all its 16 patches | 1e-09 | Give a larger tolerance"),
+        ImpossibleBudget, "block 1 | all its 16 patches | 1e-09 | Give a larger one"),
     "a budget in the mode of the paper": (
         lambda d, out: fit(d, out, macs=0.6, search=tuned(mode="paper")),
         BadSchedule, "mode='paper' | tolerance=0.01 | mode='fast'"),
@@ -234,7 +235,7 @@ SHELL = {
         "calibrate {}/hf --data {}/photos --tolerance nan --out o", "tolerance=nan | above 0"),
     "tolerance that no candidate meets": (
         "calibrate {}/hf --data {}/photos --mode paper --epochs 1 --tolerance 1e-12 --out o",
-        "block 1 | all its 16 patches | Give a larger tolerance"),
+        "block 1 | all its 16 patches | Give a larger one"),
     "budget out of reach": (
         "calibrate {}/hf --data {}/photos --macs 0.05 --out o", "macs=0.05 | Give more"),
     "budget that is none": ("calibrate {}/hf --macs little --out o", "--macs | little | --help"),

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import patchslim
-from patchslim.calibrate import CHECKPOINT, MODEL, RECORD, calibrate
+from patchslim.calibrate import MODEL, RECORD, calibrate
 from patchslim.checkpoint import write
 from patchslim.errors import BadFile, PatchslimError
 from patchslim.laws.trial import noise_images, tiny_host
+from patchslim.ledger import CHECKPOINT
 from patchslim.recipe import read_recipe
 from patchslim.schedule import Counts
 from patchslim.search import Search

@@ -16,9 +16,10 @@ import transformers
 from safetensors.torch import save_file
 
 from lessons import SIDE, pictures
-from patchslim.calibrate import CHECKPOINT, FIGURE, MODEL, RECORD
+from patchslim.calibrate import FIGURE, MODEL, RECORD
 from patchslim.cli import parser
 from patchslim.io import load
+from patchslim.ledger import CHECKPOINT
 from patchslim.schedule import Counts
 from patchslim.search import Search
 from process import needs_fork, start

@@ -69,7 +69,8 @@ def test_what_can_be_calibrated_is_calibrated_and_no_weight_is_changed(host, few
     before = {name: weight.clone() for name, weight in host.state_dict().items()}
     models, skipped = slimmed(host, (0.6,), lambda _: None)
     fixed, dynamic = models["patch_slimming 0.6"], models["patch_slimming_dynamic 0.6"]
-    assert fixed.calibrated and dynamic.calibrated
+    assert fixed.calibrated
+    assert dynamic.calibrated
     assert fixed.counts() == dynamic.counts()  # so that one random stands beside both
     assert fixed.host is dynamic.host is host
     assert all(torch.equal(weight, before[name]) for name, weight in host.state_dict().items())

@@ -30,7 +30,7 @@ ORDER = """
     preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
     augment feed checkpoint log processes losses optim identity pace run train
-    influence search walk gates bisection chart pyramid calibrate
+    influence search walk gates bisection ledger chart pyramid calibrate
     curves page picture data demo laws
     hosts terminal arguments sequel commands options cli
 """.split()

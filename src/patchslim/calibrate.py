@@ -7,7 +7,6 @@ it is found, and puts the result together. How a layer is searched is in `search
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim import checkpoint
 from patchslim.adapter import Adapter, find_adapter
 from patchslim.bisection import Bisection
 from patchslim.budget import macs_target
@@ -27,6 +25,7 @@ from patchslim.errors import (
     BadData,
     BadFile,
     BadSchedule,
+    BadSetting,
     ImpossibleBudget,
     UnknownName,
     UnsupportedModel,
@@ -34,11 +33,10 @@ from patchslim.errors import (
 )
 from patchslim.folder import replaced_file
 from patchslim.gates import fitted
-from patchslim.identity import refuse_other
+from patchslim.ledger import CHECKPOINT, Ledger, identity
 from patchslim.model import SlimModel
 from patchslim.pace import Pace
 from patchslim.reading import Source
-from patchslim.recipe import answers_of
 from patchslim.reducer import Reducer, find_reducer, reducer_name
 from patchslim.reducers.patch_slimming import PatchSlimming, ordered
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
@@ -51,7 +49,6 @@ from patchslim.walk import Walk
 MODEL = "model"
 RECORD = "calibration.json"
 FIGURE = "pyramid.svg"
-CHECKPOINT = "checkpoint.pt"
 CALIBRATED: tuple[type[Reducer], ...] = (PatchSlimming, PatchSlimmingDynamic)
 
 Say = Callable[[str], object]
@@ -125,7 +122,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
             "tolerance": tolerance,
             "schedule": None if schedule is None else schedule.to_json(),
         }
-        state = _State(out, _identity(dense, drawn, method, asked, search), resume=resume)
+        state = Ledger(out, identity(dense, drawn, method, asked, search), resume=resume)
         student = copy.deepcopy(host) if search.epochs else host
         run = _Run(dense, student, drawn, search, outputs, state, say)
         counts = None if schedule is None else run.scheduled(schedule)
@@ -163,29 +160,6 @@ def write(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
             fresh.write_text(text + "\n", encoding="utf-8")
 
 
-class _State:
-    """What is known so far, written after every layer where there is a folder for it."""
-
-    def __init__(self, out: Path | None, identity: dict[str, Any], *, resume: bool) -> None:
-        self.file = None if out is None else out / CHECKPOINT
-        self.identity = identity
-        self.known: dict[str, Any] = {}
-        if resume and self.file is not None and self.file.exists():
-            read = checkpoint.read(self.file)
-            if "calibration" not in read:
-                raise BadFile(
-                    f"{self.file} is not a checkpoint of `calibrate`. Give another folder."
-                )
-            refuse_other(self.file, read["calibration"], identity)
-            self.known = read["known"]
-
-    def keep(self, **known: Any) -> None:
-        """Writes down what is known now."""
-        self.known |= known
-        if self.file is not None:
-            checkpoint.write(self.file, {"calibration": self.identity, "known": self.known})
-
-
 class _Run:
     """One calibration: a tolerance for the budget, the layers, and the model."""
 
@@ -196,7 +170,7 @@ class _Run:
         images: list[Tensor],
         search: Search,
         outputs: float,
-        state: _State,
+        state: Ledger,
         say: Say,
     ) -> None:
         self.dense, self.student, self.search = dense, student, search
@@ -321,12 +295,19 @@ def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
     if method not in names:
         find_reducer(method)
         raise UnknownName.of("method to calibrate", method, names, "Others need no calibration.")
+    if not isinstance(search, Search):
+        raise BadSetting(
+            f"search={search!r}: give a patchslim.Search, such as Search(mode='free')."
+        )
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
         raise BadSchedule(
             f"Give one of macs (a budget), tolerance (an error) and schedule (known counts), not "
             f"{' and '.join(given) or 'none'}."
         )
+    for name in ("macs", "tolerance"):
+        if isinstance(asked[name], str | bool):
+            raise BadSchedule(f"{name}={asked[name]!r}: give a number, such as 0.6.")
     tolerance = asked["tolerance"]
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise BadSchedule(f"tolerance={tolerance}: a number above 0, such as 0.01.")
@@ -376,23 +357,3 @@ def _first(images: list[Tensor], count: int) -> list[Tensor]:
     every = torch.cat(images)
     some = every[:: max(1, -(-len(every) // count))][:count]
     return list(some.split(len(images[0])))
-
-
-def _identity(
-    dense: SlimModel,
-    images: list[Tensor],
-    method: str,
-    asked: Mapping[str, Any],
-    search: Search,
-) -> dict[str, Any]:
-    """What makes this calibration this one and no other, for its checkpoint."""
-    pixels = hashlib.sha256()
-    for batch in images:
-        pixels.update(batch.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return {
-        "method": method,
-        "goal": dict(asked),
-        "search": search.to_json(),
-        "images": f"{sum(map(len, images))} with digest {pixels.hexdigest()[:12]}",
-        "model": answers_of(dense.adapter, dense.host),
-    }

@@ -169,8 +169,8 @@ class Walk:
         if not error <= tolerance:
             raise ImpossibleBudget(
                 f"tolerance: block {trial.block} has an error of {error:.3g} even with all its "
-                f"{self.patches} patches, because the blocks after it were tuned; allowed is "
-                f"{tolerance:.3g}. Give a larger tolerance, or a budget (macs=)."
+                f"{self.patches} patches, since later blocks were tuned, or by rounding; with this "
+                f"tolerance it may be {tolerance:.3g}. Give a larger one, or a budget (macs=)."
             )
 
     @torch.no_grad()
@@ -286,7 +286,8 @@ class _Trial:
                     if not bool(loss.isfinite()):
                         raise Diverged(
                             f"Tuning block {self.block} with {count} patches: the error is no "
-                            f"number. Give a smaller rate than lr={search.lr:g}."
+                            f"number. Give a smaller rate than lr={search.lr:g}, or the host in "
+                            "float32."
                         )
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
