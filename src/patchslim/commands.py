@@ -239,10 +239,10 @@ def methods(_args: Namespace, _terminal: Terminal) -> Answer:
     for name, facts in every.items():
         settings = ", ".join(f"{key}={value}" for key, value in facts["settings"].items())
         lines += [
-            f"{name:<10} {facts['doc']}",
-            f"{'':<10} needs: {', '.join(facts['needs']) or 'nothing'}",
-            f"{'':<10} settings: {settings or 'none'}",
-            f"{'':<10} removes tokens by {facts['spread']}",
+            f"{name}: {facts['doc']}",
+            f"  needs: {', '.join(facts['needs']) or 'nothing'}",
+            f"  settings: {settings or 'none'}",
+            f"  removes tokens by {facts['spread']}",
         ]
     return Answer("\n".join(lines), every)
 
@@ -333,9 +333,12 @@ def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> A
 def _method_facts(method: type[Reducer]) -> dict[str, Any]:
     """What there is to know about a method before using it."""
     parameters = inspect.signature(method).parameters.values()
+    needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
+    if method().lacks is not None:
+        needs.append("to be trained or calibrated")
     return {
         "doc": (inspect.getdoc(method) or "").partition("\n")[0],
-        "needs": ["a class token or an attention-pooling head"] if method.needs_class_token else [],
+        "needs": needs,
         "place": method.place.value,
         "spread": method.spread.value,
         "settings": {parameter.name: parameter.default for parameter in parameters},
