@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from patchslim.errors import ImpossibleBudget
 
 NEAR = 0.002  # of the dense model's operations: how close below a budget is near enough
-CLOSE = 1.001  # two tolerances between which nothing more is to be found
+CLOSE = 1.01  # two tolerances between which the cost only jumps
+INNER = 0.1  # of the way between two tolerances that the next one is away from both at least
 FIRST = 0.01
 WIDE = 4.0  # the factor by which a tolerance is moved until the budget lies between two
 ROUNDS = 24
@@ -61,7 +62,7 @@ class Bisection:
         """A tolerance between those too small and those large enough, or beyond all so far."""
         below, above = self._below(), self._above()
         if below and above:
-            return math.sqrt(min(below).tolerance * max(above).tolerance)
+            return _between(max(above), min(below), self.target)
         if above:
             return max(above).tolerance * WIDE
         return min(below).tolerance / WIDE if below else FIRST
@@ -83,3 +84,10 @@ class Bisection:
 
     def _above(self) -> list[Tried]:
         return [each for each in self.tried if each.cost > self.target]
+
+
+def _between(small: Tried, large: Tried, target: float) -> float:
+    """Where the cost would be the target if it fell evenly with the logarithm of the tolerance."""
+    way = (small.cost - target) / (small.cost - large.cost)
+    way = min(max(way, INNER), 1 - INNER)
+    return math.exp((1 - way) * math.log(small.tolerance) + way * math.log(large.tolerance))

@@ -159,19 +159,19 @@ def _facts(record: Mapping[str, Any]) -> str:
         f"mode {record['search']['mode']}."
     )
     if record["gates"]:
-        facts += " Each image chooses for itself; shown are the positions that matter most in all."
+        facts += " Each image chooses its own; these matter most over all."
     return facts
 
 
 def _reading(record: Mapping[str, Any]) -> str:
     """How to read the chart."""
-    text = "Of the features of the next block"
+    parts = ["Of the next block's features"]
     if record["tolerance"]:
-        text += "; the dashed line is the tolerance"
-        if record["search"]["slack"] != 1:
-            text += f", {record['search']['slack']:g} times as much in the last block"
+        slack = record["search"]["slack"]
+        times = f", {slack:g} times it in the last block" if slack != 1 else ""
+        parts.append(f"dashed: the tolerance{times}")
     tuned = ", after tuning" if record["search"]["epochs"] else ""
-    return f"{text}. Hollow: the number that was chosen{tuned}."
+    return "; ".join([*parts, f"hollow: what was chosen{tuned}."])
 
 
 def _style(place: int) -> str:
