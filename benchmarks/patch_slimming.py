@@ -31,7 +31,8 @@ from patchslim.train import train
 
 RESULT = Path(__file__).parent / "results" / "patch_slimming.json"
 OTHERS = "tome,evit,topk"
-IMAGES = 512  # to calibrate on
+IMAGES = 256  # to calibrate on
+TUNED = "patch_slimming fast,patch_slimming_dynamic"
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--runs", type=Path, default=Path("runs/patch-slimming"))
     parser.add_argument("--others", default=OTHERS)
+    parser.add_argument("--tuned", default=TUNED, help="calibrated models to fine-tune")
     parser.add_argument("--budget", type=float, default=0.55)
     parser.add_argument("--epochs", type=float, default=0.5, help="of fine-tuning; 0 for none")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -78,7 +80,7 @@ def main() -> None:
             progress=said,
         )
         models[name], records[name] = found.model, found.record
-    for name in ("patch_slimming fast", "patch_slimming_dynamic") if options.epochs else ():
+    for name in options.tuned.split(",") if options.epochs else ():
         out = runs / f"{name.replace(' ', '-')}-trained"
         models[f"{name} trained"] = tuned(models[name], host, images, options.epochs, out)
     held = held_images(host, options.shared / "data")

@@ -23,7 +23,7 @@ import patchslim
 from patchslim.errors import Untrained
 from patchslim.measure import measure
 from patchslim.model import SlimModel
-from patchslim.reducers.patch_slimming import ordered
+from patchslim.order import ordered
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -25,7 +25,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports only what stands before it: values, then methods, families, the loop, and what
 # is built on the loop. `reducers`, `adapters`, `laws` and `data` are packages.
 ORDER = """
-    errors course versions tokens reduction attention cost reducer schedule reducers budget
+    errors course versions order tokens reduction attention cost reducer schedule reducers budget
     adapter adapters step model slim
     preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
@@ -39,7 +39,16 @@ ORDER = """
 FRONT_DOORS = {("model", "io"), ("model", "hub")}
 
 # What a method or a family may know, to the last module.
-KNOWN_TO_REDUCERS = {"attention", "cost", "errors", "reducer", "reduction", "schedule", "tokens"}
+KNOWN_TO_REDUCERS = {
+    "attention",
+    "cost",
+    "errors",
+    "order",
+    "reducer",
+    "reduction",
+    "schedule",
+    "tokens",
+}
 KNOWN_TO_ADAPTERS = {"adapter", "attention", "cost", "errors", "tokens", "versions"}
 
 HEAVY = "timm transformers PIL safetensors huggingface_hub torchvision sklearn scipy matplotlib"

@@ -24,8 +24,9 @@ from patchslim.gates import RIDGE, fitted
 from patchslim.influence import carried, influence, read
 from patchslim.laws.trial import noise_images, tiny_host
 from patchslim.model import SlimModel
+from patchslim.order import from_the_centre, ordered, parsed
 from patchslim.reducers.identity import Identity
-from patchslim.reducers.patch_slimming import PatchSlimming, from_the_centre, ordered, parsed
+from patchslim.reducers.patch_slimming import PatchSlimming
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.reduction import Fixed
 from patchslim.schedule import Constant, Counts

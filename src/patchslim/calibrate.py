@@ -35,10 +35,11 @@ from patchslim.folder import replaced_file
 from patchslim.gates import fitted
 from patchslim.ledger import CHECKPOINT, Ledger, identity
 from patchslim.model import SlimModel
+from patchslim.order import ordered
 from patchslim.pace import Pace
 from patchslim.reading import Source
 from patchslim.reducer import Reducer, find_reducer, reducer_name
-from patchslim.reducers.patch_slimming import PatchSlimming, ordered
+from patchslim.reducers.patch_slimming import PatchSlimming
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.schedule import Counts, Schedule, Tail
 from patchslim.score import Batch, usable
@@ -255,8 +256,9 @@ class _Run:
         schedule = Counts(tuple(shape.prefix + each for each in rows), shape.entering, shape.prefix)
         tail: Tail = "full" if self.outputs else "exact"
         cells = ordered(self.walk.features.grid, list(found.cells))
-        fixed = method == "patch_slimming"
-        reducer: Reducer = PatchSlimming(order=cells) if fixed else PatchSlimmingDynamic()
+        reducer: Reducer = PatchSlimming(order=cells)
+        if method == "patch_slimming_dynamic":
+            reducer = PatchSlimmingDynamic(order=cells, prior=self.search.cover)
         made = SlimModel(self.student, self.dense.adapter, reducer, schedule, tail)
         parameter = next(self.student.parameters())
         reducer.to(parameter.device, parameter.dtype)

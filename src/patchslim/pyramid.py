@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from patchslim.chart import HEIGHT, WIDTH, Axis, Line, Point, chart
-from patchslim.reducers.patch_slimming import parsed
+from patchslim.order import parsed
 
 SIDE = 96  # of the picture of a grid, along its longer side
 STEP = 150  # from one picture to the next

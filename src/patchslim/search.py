@@ -15,9 +15,9 @@ from patchslim.errors import BadSetting, UnknownName
 Mode = Literal["paper", "fast", "free"]
 Norm = Literal["relative", "absolute"]
 
-USUAL: dict[str, Any] = {"step": 1, "error": "relative", "slack": 8.0, "epochs": 3}
+USUAL: dict[str, Any] = {"step": 1, "cover": 4.0, "error": "relative", "slack": 8.0, "epochs": 3}
 MODES: dict[str, dict[str, Any]] = {
-    "paper": USUAL | {"step": 10, "error": "absolute", "slack": 1.0},
+    "paper": USUAL | {"step": 10, "cover": 0.0, "error": "absolute", "slack": 1.0},
     "fast": USUAL,
     "free": USUAL | {"epochs": 0},
 }
@@ -40,6 +40,7 @@ class Search:
     mode: Mode = _about("fast", "tune blocks: paper at each candidate, fast once, free never")  # noqa: RUF009
     images: int = _about(512, "images to choose positions on, evenly spread over those given")
     probe: int = _about(64, "of these, images on which the tolerance for a budget is searched")
+    cover: float = _by_mode("cover", "weight of even coverage beside the log score; in paper 0")
     step: int = _by_mode("step", "patches between candidates; in mode paper 10")
     error: Norm = _by_mode("error", "to the features' own mean square, or absolute (in paper)")  # noqa: RUF009
     slack: float = _by_mode(
@@ -62,7 +63,13 @@ class Search:
         for name in ("images", "probe", "step", "batch"):
             if getattr(self, name) < 1:
                 raise BadSetting(f"{name}={getattr(self, name)}: at least 1.")
-        if self.epochs < 0 or self.lr <= 0 or self.slack <= 0 or not 0 <= self.outputs < 1:
+        if (
+            self.epochs < 0
+            or self.lr <= 0
+            or self.slack <= 0
+            or self.cover < 0
+            or not 0 <= self.outputs < 1
+        ):
             raise BadSetting(
                 f"epochs={self.epochs}, lr={self.lr}, slack={self.slack}, outputs={self.outputs}: "
                 "epochs from 0, rate and slack above 0, a share of patches from 0 to below 1."

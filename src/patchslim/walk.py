@@ -19,7 +19,8 @@ from patchslim.attention import attention_map
 from patchslim.errors import Diverged, ImpossibleBudget
 from patchslim.influence import influence
 from patchslim.model import SlimModel
-from patchslim.reducers.patch_slimming import PatchSlimming, ordered
+from patchslim.order import covering, ordered, worth
+from patchslim.reducers.patch_slimming import PatchSlimming
 from patchslim.reduction import Fixed
 from patchslim.schedule import Constant
 from patchslim.search import Found, Layer, Search
@@ -87,6 +88,7 @@ class Walk:
         self.dense, self.student, self.search, self.outputs = dense, student, search, outputs
         self.features = Features(dense, images)
         self.depth, self.patches = self.features.depth, self.features.patches
+        self.even = worth(covering(self.features.grid)).double()
         self.reads = None if outputs else dense.adapter.reads(dense.host)
 
     def begin(self) -> Found:
@@ -191,8 +193,13 @@ class Walk:
         return scores
 
     def _ranked(self, found: Found, block: int, above: int) -> tuple[int, ...]:
-        """All cells: first those that the next block gives out, then by their mean score."""
-        scores = torch.cat(self.scores(found, block)).double().mean(dim=0)
+        """All cells: first those that the next block gives out, then the best of the others.
+
+        The score does not know that neighbours tell the same, so that even coverage counts too.
+        """
+        scores = torch.cat(self.scores(found, block)).double().mean(dim=0).cpu()
+        scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+        scores += self.search.cover * self.even
         first = found.cells[:above]
         scores[list(first)] = torch.inf
         best = scores.argsort(descending=True, stable=True).tolist()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.errors import BadSetting, WrongInput
+from patchslim.order import check_grid, from_the_centre, parsed
 from patchslim.reducer import Place, Reducer, Signals, Spread
 from patchslim.reduction import Fixed, Reduction
 from patchslim.tokens import Tokens
@@ -55,42 +55,5 @@ class PatchSlimming(Reducer):
         """The order of the cells, which must be of the images' grid."""
         if not self.order:
             return torch.tensor(from_the_centre(tokens.grid), device=tokens.x.device)
-        if tokens.grid != self.grid:
-            made, got = (f"{height}x{width}" for height, width in (self.grid, tokens.grid))
-            raise WrongInput(
-                f"These positions were calibrated for a grid of {made} patches, and the images "
-                f"give {got}. Resize the images, or calibrate the model at this size."
-            )
+        check_grid(self.grid, tokens.grid)
         return self.get_buffer("cells")
-
-
-def ordered(grid: tuple[int, int], cells: list[int]) -> str:
-    """The setting that says this order of the cells."""
-    return " ".join([f"{grid[0]}x{grid[1]}", *map(str, cells)])
-
-
-def parsed(order: str) -> tuple[tuple[int, int], list[int]]:
-    """The grid and the order of its cells, each of them once."""
-    size, *rest = order.split() or [""]
-    height, cross, width = size.partition("x")
-    try:
-        grid, cells = (int(height), int(width)), [int(cell) for cell in rest]
-    except ValueError:
-        cross = ""
-    if not cross or min(grid) < 1 or sorted(cells) != list(range(grid[0] * grid[1])):
-        raise BadSetting(
-            f"order={order[:40]!r}: give the grid and every cell of it once, the last to go first, "
-            'such as "2x2 3 0 1 2". `patchslim calibrate` finds it.'
-        )
-    return grid, cells
-
-
-def from_the_centre(grid: tuple[int, int]) -> list[int]:
-    """The cells of a grid, those nearest to its centre first."""
-    height, width = grid
-
-    def distance(cell: int) -> tuple[int, int]:
-        down, across = divmod(cell, width)
-        return (2 * down - height + 1) ** 2 + (2 * across - width + 1) ** 2, cell
-
-    return sorted(range(height * width), key=distance)

@@ -16,19 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.cost import BlockShape
+from patchslim.order import check_grid, parsed, worth
 from patchslim.reducer import OfEachBlock, Place, Reducer, Signals, Spread
 from patchslim.reduction import Keep, Mask, Reduction
 from patchslim.tokens import Tokens
 
 
 class PatchSlimmingDynamic(Reducer):
-    """Keeps, in each image, the patches that its calibrated gates expect to matter most."""
+    """Keeps, in each image, the patches that its calibrated gates expect to matter most.
+
+    `order` is that of the static form, which spreads patches over the image; `prior` its weight.
+    """
 
     place = Place.ON_QUERIES
     spread: ClassVar[Spread] = Spread.EVERY_BLOCK
 
-    def __init__(self) -> None:
+    def __init__(self, *, order: str = "", prior: float = 0.0) -> None:
         super().__init__()
+        self.order = order
+        self.prior = prior
+        self.grid, cells = parsed(order) if order else ((0, 0), [])
+        self.register_buffer("worth", worth(cells), persistent=False)
         self.gates = OfEachBlock(Gate)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
@@ -48,6 +56,9 @@ class PatchSlimmingDynamic(Reducer):
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The `keep` rows with the highest scores; in training a mask that gradients pass."""
         score = self.gates.at(signals.block, tokens.x.shape[2])(tokens.x[:, tokens.prefix :])
+        if self.order:
+            check_grid(self.grid, tokens.grid)
+            score = score + self.prior * self.get_buffer("worth")[tokens.cells()].to(score.dtype)
         if not self.training:
             return Keep(score.topk(keep, dim=1).indices)
         if tokens.alive is not None:
