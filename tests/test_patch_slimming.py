@@ -7,6 +7,7 @@ listed, maps are N x N with rows of zeros, blocks are the host's own modules.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise, product
 
@@ -24,7 +25,7 @@ from patchslim.gates import RIDGE, fitted
 from patchslim.influence import carried, influence, read
 from patchslim.laws.trial import noise_images, tiny_host
 from patchslim.model import SlimModel
-from patchslim.order import from_the_centre, ordered, parsed
+from patchslim.order import covering, from_the_centre, ordered, parsed
 from patchslim.reducers.identity import Identity
 from patchslim.reducers.patch_slimming import PatchSlimming
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
@@ -36,7 +37,7 @@ from patchslim.walk import Walk
 from toys import slimmed
 from variants import images
 
-FREE = Search.of({"mode": "free", "batch": 4, "probe": 4})
+FREE = Search(mode="free", batch=4, probe=4, cover=0.0)
 DEPTH, PATCHES = 4, 16
 READOUTS = [("class", 0), ("average", 5), ("query", 5)]  # and patches that are left to the head
 every_readout = pytest.mark.parametrize(("readout", "outputs"), READOUTS)
@@ -314,6 +315,41 @@ def test_tuning_lowers_the_error_and_changes_that_block_alone(readout, outputs):
 
 
 @torch.no_grad()
+def test_every_beginning_of_a_covering_order_is_spread_evenly():
+    order = covering((14, 14))
+    assert sorted(order) == list(range(196))
+    for count in (25, 49, 98):
+        kept = torch.tensor(order[:count])
+        at = torch.stack([kept // 14, kept % 14], dim=1).double()
+        apart = torch.cdist(at, at) + torch.eye(count) * 99
+        assert apart.min() >= (196 / count) ** 0.5 / 2  # no two crowd each other
+        quarters = (at[:, 0] // 7 * 2 + at[:, 1] // 7).long().bincount(minlength=4)
+        assert quarters.max() - quarters.min() <= 3
+
+
+def test_coverage_counts_beside_the_score():
+    def first(cover):
+        *_, (_, _, found) = steps(walk(search=replace(FREE, cover=cover)), tolerance=0.1)
+        return found.cells
+
+    assert first(1e6) == tuple(covering((4, 4)))
+    assert first(0.0) != first(1e6)
+
+
+def test_the_static_order_is_the_prior_of_each_image():
+    host = tiny_host(depth=DEPTH)
+    images = [(noise_images(6), None)]
+    search = replace(FREE, cover=1e6)
+    model = patchslim.calibrate(
+        host, images, "patch_slimming_dynamic", macs=0.5, search=search
+    ).model
+    fixed = patchslim.calibrate(host, images, macs=0.5, search=search).model
+    x = noise_images(4)
+    torch.testing.assert_close(model(x), fixed(x))  # so heavy a prior leaves gates no say
+    with pytest.raises(BadSetting, match="order"):
+        PatchSlimmingDynamic(order="2x2 0 1 2", prior=1.0)
+
+
 def test_features_that_do_not_fit_are_computed_again(monkeypatch):
     known = list(steps(walk()))
     monkeypatch.setattr("patchslim.walk.HELD", 0)

@@ -63,16 +63,12 @@ class Search:
         for name in ("images", "probe", "step", "batch"):
             if getattr(self, name) < 1:
                 raise BadSetting(f"{name}={getattr(self, name)}: at least 1.")
-        if (
-            self.epochs < 0
-            or self.lr <= 0
-            or self.slack <= 0
-            or self.cover < 0
-            or not 0 <= self.outputs < 1
-        ):
+        positive = min(self.lr, self.slack) > 0 and min(self.epochs, self.cover) >= 0
+        if not positive or not 0 <= self.outputs < 1:
             raise BadSetting(
-                f"epochs={self.epochs}, lr={self.lr}, slack={self.slack}, outputs={self.outputs}: "
-                "epochs from 0, rate and slack above 0, a share of patches from 0 to below 1."
+                f"epochs={self.epochs}, lr={self.lr}, slack={self.slack}, cover={self.cover}, "
+                f"outputs={self.outputs}: epochs and cover from 0, rate and slack above 0, and a "
+                "share of patches from 0 to below 1."
             )
         if (self.mode == "free") != (self.epochs == 0):
             raise BadSetting(
