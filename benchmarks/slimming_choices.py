@@ -2,8 +2,8 @@
 
     python benchmarks/slimming_choices.py --shared ../shared --budget 0.55
 
-Each row is one calibration at the same budget: how the error is normalised, how much slack the last
-block has, at what rate blocks are tuned, and positions of all images or of each. Two rows let a
+Each row is one calibration at the same budget: by score alone or with even coverage, how the error
+is normalised, at what rate blocks are tuned, and positions of all images or of each. Two rows let a
 dropped patch leave its content with the nearest kept one, in the grid or by its key. Measured as
 KL from the dense model on 500 images. Writes benchmarks/results/slimming_choices.json.
 """
@@ -39,19 +39,22 @@ IMAGES = 128
 WORST = 0.1  # the share of images whose KL is told apart
 FREE = {"mode": "free", "images": IMAGES}
 FAST = {"mode": "fast", "images": IMAGES}
-DEFAULT = "relative error, slack 8 (default)"
+DEFAULT = "default: cover 4, relative error, slack 8"
+SCORE = FREE | {"cover": 0.0}
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
-    "absolute error, slack 1 (paper)": (
+    "as published: score alone, absolute error, slack 1": (
         "patch_slimming",
-        FREE | {"error": "absolute", "slack": 1.0},
+        SCORE | {"error": "absolute", "slack": 1.0},
     ),
+    "score alone": ("patch_slimming", SCORE),
     DEFAULT: ("patch_slimming", FREE),
-    "relative error, slack 32": ("patch_slimming", FREE | {"slack": 32.0}),
+    "cover 16": ("patch_slimming", FREE | {"cover": 16.0}),
+    "dynamic, score alone": ("patch_slimming_dynamic", SCORE),
     "dynamic (default)": ("patch_slimming_dynamic", FREE),
     "blocks tuned at 1e-5": ("patch_slimming", FAST),
     "blocks tuned at 1e-4": ("patch_slimming", FAST | {"lr": 1e-4}),
 }
-SAME = ("dynamic (default)", "blocks tuned at 1e-5", "blocks tuned at 1e-4")
+SAME = ("cover 16", "dynamic (default)", "blocks tuned at 1e-5", "blocks tuned at 1e-4")
 
 
 class Leaving(PatchSlimming):
