@@ -120,7 +120,10 @@ def test_every_mode_runs_and_the_given_host_stays_as_it_was(how, method):
     assert [each.requires_grad for each in given.parameters()] == wanted
     assert given.training
     assert not told.model.training
-    assert (told.model.host is given) == (how.mode == "free")
+    assert told.model.host is not given  # which is in training, and the model is not
+    at_rest = host()
+    untouched = found(of=at_rest, method=method, search=how).model.host is at_rest
+    assert untouched == (how.mode == "free")
     assert (told.model.trained is None) == (how.mode == "free")
     moved = [not torch.equal(t, before[name]) for name, t in told.model.host.state_dict().items()]
     assert any(moved) == (how.mode != "free")
@@ -328,3 +331,23 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(small_dis
     assert (out / CHECKPOINT).read_bytes() == before
     Path(ballast).unlink()
     assert same(found(out=out, resume=True), found())
+
+
+@pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
+def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation(how):
+    given = host().train()
+    made = found(of=given, search=how).model
+    assert {module.training for module in given.modules()} == {True}
+    assert {module.training for module in made.modules()} == {False}
+
+
+def test_a_record_that_cannot_be_written_says_how_to_go_on(tmp_path):
+    (tmp_path / RECORD).mkdir(parents=True)  # something is in its place
+    with pytest.raises(BadFile, match=r"calibration\.json.*--resume"):
+        calibrate(
+            tiny_host(),
+            [(noise_images(6), None)],
+            tolerance=0.1,
+            search=Search(mode="free"),
+            out=tmp_path,
+        )

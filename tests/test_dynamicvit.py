@@ -389,3 +389,11 @@ def test_the_entry_that_means_keep_is_the_first():
     assert KEEP == 0
     assert torch.equal(cells, best)
     torch.testing.assert_close(said[0].exp().sum(dim=2), torch.ones(3, 64))
+
+
+def test_any_method_that_learns_is_told_of_once_untrained():
+    class Own(DynamicViT):
+        lacks = None
+
+    with pytest.warns(Untrained, match="Own learns what to keep"):
+        patchslim.slim(tiny_host(depth=4), Own(), keep=[17, 10, 10, 10])

@@ -1,7 +1,7 @@
 """`calibrate`: finds, on unlabelled images, which patches each block must still give out.
 
 It turns a budget into a tolerance, has the layers searched one after the other, writes down each as
-it is found, and puts the result together. How a layer is searched is in `search.py`.
+it is found, and puts the result together. How a layer is searched is in `walk.py`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Calibrated:
     """What a calibration found.
 
     Attributes:
-        model: the slimmed model, in evaluation mode, where the host was.
+        model: the slimmed model, in evaluation mode, where the host was; around a copy of the host
+            where blocks were tuned or the host was in training mode.
         found: the order of cells, and every layer with its errors.
         record: all of it as plain data: settings, tolerance, schedule, order, layers.
     """
@@ -115,6 +116,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
             f"{out} holds a calibration already. Go on with it (resume=True, --resume), or give "
             "another folder."
         )
+    copied = bool(search.epochs) or any(module.training for module in host.modules())
     with evaluating(host):
         drawn = _drawn(host, images, search)
         dense = slim(host, "identity", adapter=adapter)
@@ -124,7 +126,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
             "schedule": None if schedule is None else schedule.to_json(),
         }
         state = Ledger(out, identity(dense, drawn, method, asked, search), resume=resume)
-        student = copy.deepcopy(host) if search.epochs else host
+        student = copy.deepcopy(host) if copied else host
         run = _Run(dense, student, drawn, search, outputs, state, say)
         counts = None if schedule is None else run.scheduled(schedule)
         if macs is not None:
@@ -157,8 +159,14 @@ def write(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
 
     model.save(out / MODEL)
     for name, text in ((RECORD, json.dumps(record, indent=1)), (FIGURE, figure(record))):
-        with replaced_file(out / name) as fresh:
-            fresh.write_text(text + "\n", encoding="utf-8")
+        try:
+            with replaced_file(out / name) as fresh:
+                fresh.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise BadFile(
+                f"Could not write {out / name}: {error}. The model and the checkpoint are whole: "
+                "make room, and go on with resume=True, --resume."
+            ) from error
 
 
 class _Run:

@@ -82,6 +82,10 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     _warn_if_deep(cost, dense_macs(shape))
     if reducer.learns and not learned:
         reducer.to(next(model.parameters()))  # made just now: where the host is, and of its type
+        lacks = lacks or (
+            f"{type(reducer).__name__} learns what to keep, and has not been trained yet. Train "
+            "it: patchslim.train, `patchslim train`."
+        )
     if lacks is not None:
         warnings.warn(lacks, Untrained, stacklevel=2)
     return slimmed
