@@ -26,7 +26,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # is built on the loop. `reducers`, `adapters`, `laws` and `data` are packages.
 ORDER = """
     errors course versions order tokens reduction attention cost reducer schedule reducers budget
-    adapter adapters step model slim
+    adapter adapters step ragged surface model slim
     preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
     augment feed checkpoint log processes losses optim identity pace run train

@@ -111,12 +111,14 @@ class Enough(Reducer):
     """Keeps the rows longer than the image's mean, a number of its own for each image."""
 
     place: ClassVar[Place] = Place.BEFORE_FEED
+    adaptive = True
 
     def choose(self, tokens, signals, keep):
         length = norms(tokens)
+        keep = min(keep, tokens.patches)
         alive = torch.ones_like(length) if tokens.alive is None else tokens.alive.to(length)
         mean = (length * alive).sum(dim=1, keepdim=True) / alive.sum(dim=1, keepdim=True)
-        wanted = ((length > mean) & (alive > 0)).sum(dim=1, keepdim=True).clamp(max=keep)
+        wanted = ((length > mean) & (alive > 0)).sum(dim=1, keepdim=True).clamp(1, keep)
         kept = (length * alive).topk(keep, dim=1).indices
         padding = torch.arange(keep, device=length.device) < wanted
         return Keep(kept, padding=padding)

@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from patchslim.cost import HostShape
-from patchslim.errors import UnsupportedModel
+from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.tokens import Tokens
 from patchslim.versions import check_version
 
 Part = Literal["qkv", "qk", "kv", "q", "v"]
+Shown = Literal["pixels", "embedding"]  # of a grid cell, by itself
 
 
 class Adapter(ABC):
@@ -127,6 +128,27 @@ class Adapter(ABC):
     @abstractmethod
     def has_class_token(self, host: nn.Module) -> bool:
         """Whether the first row is a class token."""
+
+    def content(self, host: nn.Module, images: Tensor, what: Shown) -> Tensor:
+        """What each grid cell shows by itself (B, H*W, D): its pixels, or its embedding."""
+        if what == "embedding":
+            return self.embedding(host, images)
+        height, width = images.shape[2:]
+        down, right = self.shape(host, (height, width)).grid
+        if height % down or width % right:
+            raise WrongInput(
+                f"Images of {height}x{width} pixels have no whole number of pixels for each of "
+                f"{down}x{right} patches, so that patches cannot be compared by pixels."
+            )
+        cells = images.unflatten(3, (right, -1)).unflatten(2, (down, -1))
+        pixels: Tensor = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return pixels
+
+    def embedding(self, host: nn.Module, images: Tensor) -> Tensor:
+        """The embedding of each patch, without its position (B, H*W, C)."""
+        raise UnsupportedModel(
+            f"{self.family}: its adapter does not tell patch embeddings from positions."
+        )
 
     def pools_by_query(self, host: nn.Module) -> bool:
         """Whether the head pools with a query of its own, which can stand in for a class token."""

@@ -8,7 +8,7 @@ apart as `choosing`, since published figures leave it out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -165,7 +165,14 @@ def dense_macs(host: HostShape) -> Cost:
     return host_macs(host, [Flow.even(host.entering)] * host.depth)
 
 
-def slim_macs(host: HostShape, reducer: Reducer, counts: Sequence[int], *, tail: bool) -> Cost:
+def slim_macs(
+    host: HostShape,
+    reducer: Reducer,
+    counts: Sequence[int],
+    *,
+    tail: bool,
+    named: Collection[int] = (),
+) -> Cost:
     """Multiply-adds of the slimmed host that has `counts` rows left after each block.
 
     Args:
@@ -173,6 +180,7 @@ def slim_macs(host: HostShape, reducer: Reducer, counts: Sequence[int], *, tail:
         reducer: the method.
         counts: rows left after each block, prefix included.
         tail: whether the last block computes only the rows that the head reads.
+        named: blocks in which the method decides even where it removes nothing.
     """
     flows: list[Flow] = []
     choosing = 0
@@ -181,7 +189,7 @@ def slim_macs(host: HostShape, reducer: Reducer, counts: Sequence[int], *, tail:
         last = index + 1 == host.depth
         read = host.read if tail and last else None
         decides = left < rows and not skips(reducer, read)
-        if decides:
+        if decides or (index in named and not skips(reducer, read)):
             choosing += reducer.macs(rows, host.prefix, shape)
         flow = _flow(reducer, rows, left if decides else rows, read)
         flows.append(flow)

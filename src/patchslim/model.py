@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,22 @@ from patchslim.adapter import Adapter
 from patchslim.attention import attention, attention_bias, attention_map
 from patchslim.cost import Cost, HostShape, dense_macs, skips, slim_macs
 from patchslim.errors import WrongInput
+from patchslim.ragged import each_image, packed, padded, ragged_attention
 from patchslim.reducer import Decision, Place, Reducer, Signals
 from patchslim.reduction import Reduction
 from patchslim.schedule import Schedule, Tail
 from patchslim.step import Attended, Lesson, Step
+from patchslim.surface import Surface
 from patchslim.tokens import Tokens, take, with_leading
 
 
-class SlimModel(nn.Module):
+class SlimModel(Surface):
     """The host with fewer tokens: the same call, the same kind of output.
 
     Made by `patchslim.slim`. `host` is the model that was given, unchanged; dropping the SlimModel
     leaves nothing behind. `trained` says how the weights were trained for it, and `calibrated` how
-    its method was fitted to images; None where they were not.
+    its method was fitted to images; None where they were not. `packs` may be switched off, to run
+    images of different numbers of patches padded and masked, as an exported graph does.
     """
 
     def __init__(
@@ -46,33 +49,28 @@ class SlimModel(nn.Module):
         self.tail: Tail = tail
         self.trained: dict[str, Any] | None = None
         self.calibrated: dict[str, Any] | None = None
+        self.packs = True
         shape = adapter.shape(host)
         reducer.prepare(shape.blocks[0].width, self.deciding())
         reducer.train(host.training)
         self.training = host.training
 
-    def __getattr__(self, name: str) -> Any:
-        """Parts of the host's surface that run no dense forward pass."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            adapter = self.__dict__.get("adapter")
-            if adapter is not None and name in adapter.surface:
-                return getattr(self.host, name)
-            raise AttributeError(
-                f"SlimModel has no {name!r}. The untouched model is at .host (beware: calling it "
-                "runs the dense model)."
-            ) from None
-
     def forward(self, images: Tensor | None = None, **options: Any) -> Any:
         """What the host returns for `images`; keyword arguments are the host's own."""
         if images is None:
             images = options.pop("pixel_values", None)
-        options = self.adapter.options(self.host, options)
+        return self._forward(images, self.adapter.options(self.host, options), None)
+
+    def _forward(
+        self, images: Tensor | None, options: Mapping[str, Any], left: list[list[int]] | None
+    ) -> Any:
+        """What the host returns; `left`, where given, is told the rows of each image."""
         tokens = self.embed(images, options, track=self.adapter.returns_rows(self.host))
         for step in self.steps(tokens, tail=self.tail):
             tokens = self._remembered(step, tokens)
-        return self.adapter.head(self.host, tokens, options)
+            if left is not None:
+                left.append(tokens.lengths())
+        return self.adapter.head(self.host, padded(tokens), options)
 
     def learn(
         self, images: Tensor, *, tail: Tail, eased: float = 1.0, recompute: bool = False
@@ -106,8 +104,10 @@ class SlimModel(nn.Module):
         counts = schedule.counts(rows, tokens.prefix, depth, self.reducer)
         entering = (rows, *counts[:-1])
         reads = self.adapter.reads(self.host) if tail == "exact" else None
+        named = self.named(depth)
+        last = [None] * (depth - 1) + [reads]
         return [
-            Step(index, entering[index], left, reads if index + 1 == depth else None)
+            Step(index, entering[index], left, last[index], index in named)
             for index, left in enumerate(counts)
         ]
 
@@ -119,52 +119,6 @@ class SlimModel(nn.Module):
             tokens = self.run(step, tokens)
             every.append(tokens)
         return every
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Features after the last norm, in the dense host's shape and order."""
-        return self.adapter.norm(self.host, self.trace(images)[-1].restored())
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002
-        """The host's own head on features from `forward_features`."""
-        head = self.host.get_submodule("").forward_head
-        result: Tensor = head(x, pre_logits=pre_logits)  # type: ignore[operator]
-        return result
-
-    def forward_intermediates(  # noqa: PLR0913
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,  # noqa: FBT001, FBT002
-        norm: bool = False,  # noqa: FBT001, FBT002
-        stop_early: bool = False,  # noqa: FBT001, FBT002
-        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
-        intermediates_only: bool = False,  # noqa: FBT001, FBT002
-        output_dict: bool = False,  # noqa: FBT001, FBT002
-    ) -> Any:
-        """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
-        wanted = _block_indices(len(self.adapter.blocks(self.host)), indices)
-        early = stop_early or intermediates_only
-        traced = self.trace(x, wanted[-1] + 1 if early else None)
-        prefix = self.adapter.prefix(self.host)
-        rows = [traced[index].restored() for index in wanted]
-        if norm:
-            rows = [self.adapter.norm(self.host, each) for each in rows]
-        leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
-        if output_fmt == "NCHW":
-            maps = [each.transpose(1, 2).unflatten(2, traced[0].grid).contiguous() for each in maps]
-        paired = return_prefix_tokens and prefix > 0
-        result: dict[str, Any] = {"image_intermediates": maps}
-        if paired and output_dict:
-            result["image_intermediates_prefix"] = leading
-        elif paired:
-            result["image_intermediates"] = list(zip(maps, leading, strict=True))
-        if not intermediates_only:
-            result["image_features"] = self.adapter.norm(self.host, traced[-1].restored())
-        if output_dict:
-            return result
-        if intermediates_only:
-            return result["image_intermediates"]
-        return result["image_features"], result["image_intermediates"]
 
     def shape(self, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs of the host."""
@@ -180,13 +134,32 @@ class SlimModel(nn.Module):
         shape, counts = self.shape(), self.counts()
         entering = (shape.entering, *counts[:-1])
         reads = [None] * (shape.depth - 1) + [shape.read if self.tail == "exact" else None]
-        steps = map(Step, range(shape.depth), entering, counts, reads)
+        named = [block in self.named(shape.depth) for block in range(shape.depth)]
+        steps = map(Step, range(shape.depth), entering, counts, reads, named)
         return tuple(step.index for step in steps if self._place(step) is not None)
 
+    def named(self, depth: int) -> tuple[int, ...]:
+        """The blocks in which the method decides even where the schedule would leave all rows."""
+        return self.schedule.places(depth) if self.reducer.adaptive else ()
+
     def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
-        """Multiply-adds of one image through this model."""
-        exact = self.tail == "exact"
-        return slim_macs(self.shape(image_size), self.reducer, self.counts(image_size), tail=exact)
+        """Multiply-adds of one image through this model; of an adaptive method, the most."""
+        return self._macs(self.shape(image_size), self.counts(image_size))
+
+    def macs_of(self, images: Tensor) -> list[Cost]:
+        """Multiply-adds of each of these images: what an adaptive method really spends on them."""
+        return self.answer(images)[1]
+
+    def answer(self, images: Tensor) -> tuple[Any, list[Cost]]:
+        """What a call returns, and what each image costs."""
+        shape = self.shape((images.shape[2], images.shape[3]))
+        left: list[list[int]] = []
+        output = self._forward(images, {}, left)
+        return output, [self._macs(shape, counts) for counts in zip(*left, strict=True)]
+
+    def _macs(self, shape: HostShape, counts: Sequence[int]) -> Cost:
+        exact, named = self.tail == "exact", self.named(shape.depth)
+        return slim_macs(shape, self.reducer, counts, tail=exact, named=named)
 
     def dense_macs(self, image_size: tuple[int, int] | None = None) -> Cost:
         """Multiply-adds of one image through the untouched host."""
@@ -242,6 +215,8 @@ class SlimModel(nn.Module):
                 "are of these. Resize the images, or calibrate the model at their size."
             )
         tokens = self.adapter.embed(self.host, images, options)
+        if self.reducer.shows is not None:
+            tokens = tokens.showing(self.adapter.content(self.host, images, self.reducer.shows))
         return tokens.tracked() if track else tokens
 
     def _remembered(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
@@ -256,8 +231,9 @@ class SlimModel(nn.Module):
         """The tokens after one block."""
         place = self._place(step)
         if place is Place.BEFORE_BLOCK:
+            tokens = padded(tokens)
             signals = Signals(tokens.prefix, block=step.index)
-            tokens = tokens.reduce(self._choose(step, tokens, signals))
+            tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
         tokens = self._before_feed(step, place, tokens)
         return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
 
@@ -270,16 +246,28 @@ class SlimModel(nn.Module):
         attended = self._attend(step, place, tokens)
         tokens = attended.queries
         tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
-        if place is Place.BEFORE_FEED:
-            tokens = tokens.reduce(self._choose(step, tokens, attended.signals))
+        if place is Place.BEFORE_FEED and attended.signals is not None:
+            tokens = padded(tokens)
+            tokens = self._packed(tokens.reduce(self._choose(step, tokens, attended.signals)))
         return tokens
+
+    def _packed(self, tokens: Tokens) -> Tokens:
+        """Rows packed behind one another, where images have different numbers and nothing forbids.
+
+        Not in a graph, whose shapes are constant; not in training; and not where the map back to
+        the pixels is asked for, which counts the rows of an image.
+        """
+        graph = torch.compiler.is_compiling()
+        if graph or self.training or not self.packs or tokens.origin is not None:
+            return tokens
+        return packed(tokens) if self.reducer.adaptive else tokens
 
     def _place(self, step: Step) -> Place | None:
         """Where this block decides, or None where it does not.
 
         The schedule says so, not the rows at hand: a method that masks leaves them all in place.
         """
-        if step.left >= step.entering or skips(self.reducer, step.read):
+        if skips(self.reducer, step.read) or (step.left >= step.entering and not step.named):
             return None
         return self.reducer.place
 
@@ -302,27 +290,29 @@ class SlimModel(nn.Module):
             queries = tokens.leading(step.read)
             (q,), (k, v) = project(queries, "q"), project(tokens, "kv")
             bias = bias if bias is None else bias[:, :, : step.read]
-        signals = self._signals(step, tokens, q, k, v, bias)
-        return Attended(queries, self._values(step, q, k, v, bias), signals)
+        signals = None if place is None else self._signals(step, tokens, q, k, v, bias)
+        return Attended(queries, self._values(step, queries, tokens, (q, k, v), bias), signals)
 
     def _attend_by_some(self, step: Step, tokens: Tokens) -> Attended:
         """P2: all rows are keys and values, only the surviving ones ask."""
         project = partial(self.adapter.project, self.host, step.index)
         bias = attention_bias(tokens, proportional=self.reducer.proportional)
         k, v = project(tokens, "kv")
-        asking = self.reducer.needs_class_token and tokens.prefix > 0
-        q = project(tokens.leading(tokens.prefix), "q")[0] if asking else None
+        side = padded(tokens)
+        asking = self.reducer.needs_class_token and side.prefix > 0
+        q = project(side.leading(side.prefix), "q")[0] if asking else None
         signals = self._signals(step, tokens, q, k, v, bias)
-        reduction = self._choose(step, tokens, signals)
-        queries = tokens.reduce(reduction)
+        reduction = self._choose(step, side, signals)
+        queries = self._packed(side.reduce(reduction))
         if bias is not None and bias.shape[2] > 1:
             rows = with_leading(reduction.represent(tokens.rows()), tokens.prefix)
             bias = take(bias[:, 0], rows).unsqueeze(1)
         (q,) = project(queries, "q")
-        return Attended(queries, self._values(step, q, k, v, bias), signals)
+        return Attended(queries, self._values(step, queries, tokens, (q, k, v), bias), signals)
 
     def _attend_by_map(self, step: Step, tokens: Tokens) -> Attended:
         """P3: the query-key map decides and is folded; values come from the rows that are left."""
+        tokens = padded(tokens)
         project = partial(self.adapter.project, self.host, step.index)
         bias = attention_bias(tokens, proportional=self.reducer.proportional)
         q, k = project(tokens, "qk")
@@ -341,32 +331,35 @@ class SlimModel(nn.Module):
         step: Step,
         tokens: Tokens,
         q: Tensor | None,
-        k: Tensor,
+        k: Tensor | None,
         v: Tensor | None,
         bias: Tensor | None,
     ) -> Signals:
-        """What the reducer may look at in this block."""
+        """What the reducer may look at in this block, of images side by side."""
+        if tokens.borders is not None:
+            q, k, v = (each_image(t, tokens.borders) for t in (q, k, v))
+            tokens = padded(tokens)
+            bias = attention_bias(tokens, proportional=self.reducer.proportional)
         readout = None
         if self.reducer.needs_class_token and not self.adapter.has_class_token(self.host):
             readout = partial(self.adapter.readout, self.host, tokens)
         scale = self.adapter.scale(self.host, step.index)
         return Signals(tokens.prefix, scale, q, k, v, bias, readout, step.index)
 
-    def _values(self, step: Step, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def _values(
+        self,
+        step: Step,
+        queries: Tokens,
+        keys: Tokens,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
         """What attention gives to the queries."""
         scale = self.adapter.scale(self.host, step.index)
+        if queries.borders is not None:
+            proportional = self.reducer.proportional
+            return ragged_attention(
+                qkv, queries=queries, keys=keys, scale=scale, proportional=proportional
+            )
         dropout = self.adapter.dropout(self.host, step.index)
-        return attention(q, k, v, scale=scale, bias=bias, dropout=dropout)
-
-
-def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """The blocks meant: the last n, all, or those listed (negative ones count from the end)."""
-    if indices is None:
-        return list(range(depth))
-    listed = range(-indices, 0) if isinstance(indices, int) else indices
-    if not listed or any(not -depth <= index < depth for index in listed):
-        raise WrongInput(
-            f"indices={indices}: this host has blocks 0 to {depth - 1}; a number alone means the "
-            "last so many of them."
-        )
-    return sorted({index % depth for index in listed})
+        return attention(*qkv, scale=scale, bias=bias, dropout=dropout)

@@ -14,7 +14,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Setting = bool | int | float | str
+Shown = Literal["pixels", "embedding"]  # what a grid cell shows by itself
 
 
 class Place(enum.Enum):
@@ -107,6 +108,21 @@ class Decision:
     alive: Tensor | None
 
 
+@dataclass(frozen=True)
+class Knob:
+    """A number by which an adaptive method keeps more or fewer: its setting, or the schedule.
+
+    Attributes:
+        setting: the name of the setting.
+        most: the value at which nearly all is kept.
+        fewest: the value at which hardly anything is.
+    """
+
+    setting: str
+    most: float
+    fewest: float
+
+
 class Reducer(nn.Module, ABC):
     """A method of choosing which patch rows stay. Its arguments are its settings, kept by name.
 
@@ -116,6 +132,10 @@ class Reducer(nn.Module, ABC):
         needs_class_token: whether it scores by class attention.
         proportional: whether later attention weighs each token by the patches it stands for.
         adds: rows it creates beyond the ones it keeps (EViT's fused token).
+        shows: what `tokens.content` is to hold until the first decision: "pixels" of each patch, or
+            its "embedding" without the position.
+        knob: the setting that `patchslim calibrate` turns to meet a budget on average, where
+            images keep different numbers.
         course: what its authors train otherwise than by default, in the words of `Course`.
     """
 
@@ -125,13 +145,19 @@ class Reducer(nn.Module, ABC):
     course: ClassVar[Mapping[str, Any]] = {}
     proportional: bool = False
     adds: int = 0
+    shows: Shown | None = None
+    knob: ClassVar[Knob | None] = None
 
     def __init__(self) -> None:
         super().__init__()  # nn.Module's own signature hides that there are no settings
 
     @abstractmethod
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The reduction that leaves `keep` patch rows (those it adds are counted among them)."""
+        """The reduction that leaves `keep` patch rows (those it adds are counted among them).
+
+        An adaptive method leaves each image at most so many, and pads: real rows first. What
+        enters may be padded too (`tokens.alive`), and have fewer rows than `keep` asks for.
+        """
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """Makes the parameters of a method that learns, where they are not there yet.
@@ -140,6 +166,11 @@ class Reducer(nn.Module, ABC):
             width: channels of the host's tokens.
             blocks: the numbers of the blocks in which it will decide.
         """
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether images may keep different numbers; the schedule is then the most that is kept."""
+        return False
 
     @property
     def learns(self) -> bool:

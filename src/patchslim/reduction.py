@@ -90,13 +90,16 @@ class Keep(Reduction):
 
     def remap(self, rows: int) -> Tensor:
         """Kept rows to their new place, the others to -1."""
-        return _places(self.kept, rows, otherwise=-1)
+        if self.padding is None:
+            return _places(self.kept, rows, otherwise=-1)
+        place = torch.arange(self.kept.shape[1], device=self.kept.device).masked_fill(
+            ~self.padding, -1
+        )
+        return self.kept.new_full((len(self.kept), rows), -1).scatter(1, self.kept, place)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask, and the padding."""
-        if self.padding is None:
-            return alive
-        return self.padding if alive is None else alive * self.padding
+        return _both(alive, self.padding)
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,19 @@ class Fixed(Reduction):
 
 @dataclass(frozen=True)
 class Merge(Reduction):
-    """Rows `kept` (B, m) stay; each of `gone` (B, r) joins the kept row number `into` (B, r)."""
+    """Rows `kept` (B, m) stay; each of `gone` (B, r) joins the kept row number `into` (B, r).
+
+    Where images keep different numbers, `padding` (B, m) says which kept rows are real, and
+    `joins` (B, r) which of `gone` really join. `weight` (B, n) is what rows count in a mean, where
+    that is not their size.
+    """
 
     kept: Tensor
     gone: Tensor
     into: Tensor
+    padding: Tensor | None = None
+    joins: Tensor | None = None
+    weight: Tensor | None = None
     merges: ClassVar[bool] = True
 
     def move(
@@ -159,9 +170,13 @@ class Merge(Reduction):
         joining = take(t, self.gone, prefix)
         dims = (...,) + (None,) * (t.ndim - 2)
         if weight is not None:
+            if self.weight is not None:
+                weight, total = self.weight, None
             total = self.move(weight) if total is None else total
             share = weight.gather(1, self.gone) / total.gather(1, self.into)
             joining = (joining - take(out, self.into, prefix)) * share.to(t.dtype)[dims]
+        if self.joins is not None:
+            joining = joining.masked_fill(~self.joins[dims], 0)
         index = self.into + prefix if prefix else self.into
         return out.scatter_add(1, index[dims].expand_as(joining), joining)
 
@@ -172,6 +187,10 @@ class Merge(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Kept rows to their new place, the others to the row they joined."""
         return _places(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
+
+    def mask(self, alive: Tensor | None) -> Tensor | None:
+        """The old mask, and the padding."""
+        return _both(alive, self.padding)
 
 
 @dataclass(frozen=True)
@@ -243,6 +262,13 @@ class Mask(Reduction):
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask times this one: what is gone stays gone."""
         return self.alive if alive is None else alive * self.alive
+
+
+def _both(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
+    """The rows that are alive and no padding."""
+    if alive is None or padding is None:
+        return padding if alive is None else alive
+    return alive * padding
 
 
 def _places(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:

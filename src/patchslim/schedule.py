@@ -38,6 +38,10 @@ class Schedule(ABC):
         """
 
     @abstractmethod
+    def places(self, depth: int) -> tuple[int, ...]:
+        """The blocks that the rule names, where a method that may leave fewer rows decides."""
+
+    @abstractmethod
     def eased(self, share: float) -> Schedule:
         """A schedule that removes only this share in [0, 1] of what this one removes."""
 
@@ -152,6 +156,10 @@ class Constant(Schedule):
         step = (2 * self.r - 2 * first) / max(depth - 1, 1)
         return rows - int(first + step * block)
 
+    def places(self, depth: int) -> tuple[int, ...]:
+        """All blocks."""
+        return tuple(range(depth))
+
     def eased(self, share: float) -> Schedule:
         """The same tilt with a smaller r."""
         return Constant(share * self.r, self.inflect)
@@ -178,6 +186,10 @@ class Removed(Schedule):
     def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         return rows - self.r[block]
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """All blocks, of which each has its number."""
+        return tuple(range(depth))
 
     def eased(self, share: float) -> Schedule:
         """A share of each number."""
@@ -217,6 +229,10 @@ class Rate(Schedule):
             return rows
         return reducer.left(self.rate, self.at.index(block) + 1, entered, rows)
 
+    def places(self, depth: int) -> tuple[int, ...]:
+        """The blocks `at`."""
+        return self.at
+
     def eased(self, share: float) -> Schedule:
         """The same blocks with a milder rate (EViT's shrinking keep rate)."""
         return Rate(1 - share * (1 - self.rate), self.at)
@@ -253,6 +269,11 @@ class Counts(Schedule):
     def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         return self.kept[block] - self.prefix
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """The blocks that leave fewer rows than enter."""
+        entering = (self.entering, *self.kept)
+        return tuple(block for block in range(depth) if self.kept[block] < entering[block])
 
     def eased(self, share: float) -> Schedule:
         """Counts between all rows and these."""

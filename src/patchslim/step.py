@@ -13,12 +13,17 @@ from patchslim.tokens import Tokens
 
 @dataclass(frozen=True)
 class Step:
-    """What is to happen in one block: rows that go in and come out, leading rows that are read."""
+    """What is to happen in one block: rows that go in and come out, leading rows that are read.
+
+    `named` is whether the schedule names the block at all: a method that may leave fewer rows than
+    scheduled decides there even where the schedule would leave all.
+    """
 
     index: int
     entering: int
     left: int
     read: int | None = None
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,4 +47,4 @@ class Attended:
 
     queries: Tokens
     values: Tensor
-    signals: Signals
+    signals: Signals | None

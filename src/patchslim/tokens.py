@@ -7,6 +7,7 @@ positions, size-weighted heads and dense outputs stay right whatever was removed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,46 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from patchslim.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Where the images of a packed batch begin and end.
+
+    Packed rows are: the first prefix row of every image, the second of every image, ...; then the
+    patches of the first image, of the second, ...
+
+    Attributes:
+        counts: patch rows of each image.
+        prefix: prefix rows of each image.
+        order: packed rows image by image, each image's prefix before its patches (N,).
+        back: for each packed row its place in `order` (N,).
+    """
+
+    counts: tuple[int, ...]
+    prefix: int
+    order: Tensor
+    back: Tensor
+
+    @classmethod
+    def of(cls, counts: Sequence[int], prefix: int, device: torch.device) -> Borders:
+        """The borders of images with `counts` patch rows each."""
+        batch = len(counts)
+        leading = torch.arange(prefix * batch).view(prefix, batch).T
+        patches = torch.arange(prefix * batch, prefix * batch + sum(counts)).split(list(counts))
+        parts = [part for pair in zip(leading, patches, strict=True) for part in pair]
+        order = torch.cat(parts)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return cls(tuple(counts), prefix, order.to(device), back.to(device))
+
+    def places(self, longest: int) -> Tensor:
+        """For images side by side, the packed patch row of each place (B, longest)."""
+        counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
+        first = counts.cumsum(0) - counts
+        within = torch.arange(longest, device=self.order.device).expand(len(self.counts), -1)
+        last = first + (counts - 1).clamp(min=0)
+        return torch.minimum(first + within, last).clamp(max=max(sum(self.counts) - 1, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +72,11 @@ class Tokens:
         origin: for every grid cell, the patch row that stands for it now (B, H*W), -1 where it
             was dropped; None while nobody asked for it.
         rotary: the host's table of rotary positions, one entry a grid cell; the adapter reads it.
+        content: what each grid cell shows by itself (B, H*W, D), where the method asks for it;
+            until the first decision.
+        borders: where images begin and end, in a packed batch: then B is 1, and `prefix` counts
+            the prefix rows of all images.
+        whole: the tokens of which these are the leading rows, if they are.
     """
 
     x: Tensor
@@ -41,6 +87,9 @@ class Tokens:
     alive: Tensor | None = None
     origin: Tensor | None = None
     rotary: Tensor | None = None
+    content: Tensor | None = None
+    borders: Borders | None = None
+    whole: Tokens | None = None
 
     @property
     def patches(self) -> int:
@@ -70,9 +119,31 @@ class Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
         return self if self.origin is not None else self._with(self.x, self.cells())
 
+    def showing(self, content: Tensor) -> Tokens:
+        """The same tokens, with what each grid cell shows by itself."""
+        return Tokens(
+            x=self.x, prefix=self.prefix, grid=self.grid, rotary=self.rotary, content=content
+        )
+
+    def lengths(self) -> list[int]:
+        """How many rows each image has, prefix included; of leading rows, those of the whole."""
+        if self.whole is not None:
+            return self.whole.lengths()
+        if self.borders is not None:
+            return [self.borders.prefix + count for count in self.borders.counts]
+        if self.alive is not None and not self.alive.is_floating_point():
+            real: list[int] = (self.alive.sum(dim=1) + self.prefix).tolist()
+            return real
+        return [self.x.shape[1]] * self.x.shape[0]
+
     def leading(self, rows: int) -> Tokens:
-        """The first `rows` rows alone, which must belong to the prefix."""
-        return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid)
+        """The first `rows` rows of each image alone, which must belong to the prefix."""
+        borders = self.borders
+        if borders is not None:
+            batch = len(borders.counts)
+            borders = Borders.of([0] * batch, rows, self.x.device)
+            rows *= batch
+        return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid, borders=borders, whole=self)
 
     def reduce(self, reduction: Reduction) -> Tokens:
         """The tokens after `reduction`: features averaged, sizes added, the rest carried along."""
@@ -119,6 +190,9 @@ class Tokens:
             alive=self.alive,
             origin=origin,
             rotary=self.rotary,
+            content=self.content,
+            borders=self.borders,
+            whole=self.whole,
         )
 
     def _nearest(self) -> Tensor:

@@ -90,6 +90,11 @@ class TimmHost(Adapter, ABC):
             raise WrongInput(f"A slimmed timm model takes images alone, not {sorted(unused)}.")
         return {}
 
+    def embedding(self, host: Any, images: Tensor) -> Tensor:
+        """The patch embedding alone."""
+        x: Tensor = host.patch_embed(images)
+        return x if x.ndim == 3 else x.flatten(1, 2)
+
     def blocks(self, host: Any) -> nn.Sequential | nn.ModuleList:
         """The transformer blocks."""
         blocks: nn.Sequential | nn.ModuleList = host.blocks
@@ -124,6 +129,8 @@ class TimmHost(Adapter, ABC):
         key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
         folded = (query.unsqueeze(1) @ key).squeeze(1) * pool.scale
         logits = host.norm(tokens.x[:, tokens.prefix :]) @ folded.T
+        if tokens.alive is not None:
+            logits = logits.masked_fill(tokens.alive.unsqueeze(2) == 0, -torch.inf)
         return logits.softmax(dim=1).mean(dim=2)
 
     def recipe(self, host: Any) -> dict[str, Any] | None:

@@ -132,6 +132,12 @@ class TransformersVit(Adapter):
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
         return Tokens(x=embeddings(images, **extra), prefix=self.prefix(host), grid=grid)
 
+    def embedding(self, host: Any, images: Tensor) -> Tensor:
+        """The patch embedding alone."""
+        layer = _base(host).embeddings.patch_embeddings.projection
+        projected: Tensor = layer(images.to(layer.weight.dtype))
+        return projected.flatten(2).transpose(1, 2)
+
     def scale(self, host: Any, index: int) -> float:
         """One over the root of a head's width."""
         layer: Any = self.blocks(host)[index]

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchslim.cost import Cost
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
 from patchslim.laws.counting import counted_macs
 from patchslim.laws.law import Law, Observed, insist, insist_close, uphold
-from patchslim.laws.trial import DECIDING, PATCHES, Trial, noise_images
+from patchslim.laws.trial import DECIDING, PATCHES, READOUTS, Trial, noise_images
 from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.schedule import Counts
 from patchslim.slim import slim
@@ -39,7 +40,11 @@ def check_reducer(reducer: Reducer, *, width: int = 16) -> None:
 
 
 def leaves_exactly_the_scheduled_count(trial: Trial) -> None:
-    """Exactly `keep` patch rows come out, for every count that `fewest` allows."""
+    """Exactly `keep` patch rows come out, for every count that `fewest` allows.
+
+    Where images keep different numbers: at least one of each image, at most `keep`, and the rest is
+    padding, which comes last.
+    """
     for patches in range(1, 40):
         fewest = trial.reducer.fewest(patches)
         insist(1 <= fewest <= patches, f"fewest({patches}) = {fewest}")
@@ -51,6 +56,11 @@ def leaves_exactly_the_scheduled_count(trial: Trial) -> None:
         )
         shapes = {tuple(t.shape) for t in (after.cells(), after.sizes())}
         insist(shapes == {(batch, keep)}, f"positions and sizes of shapes {shapes} for {keep} rows")
+        insist(trial.reducer.adaptive or after.alive is None, "padding, in a method not adaptive")
+        if after.alive is not None:
+            real = after.alive.sum(dim=1, keepdim=True)
+            insist(bool((real >= 1).all()), f"nothing is left of {_of(scene.tokens)}")
+            insist(torch.equal(after.alive, after.rows() < real), "padding before real rows")
     model = trial.model()
     with torch.no_grad():
         left = [tokens.x.shape[1] for tokens in model.trace(noise_images())]
@@ -68,10 +78,10 @@ def prefix_rows_come_first_and_unchanged(trial: Trial) -> None:
 def rows_that_stay_are_distinct(trial: Trial) -> None:
     """No row is kept twice: each row that stays speaks from a grid cell of its own."""
     for scene, keep, after in trial.decisions():
-        cells = after.cells().sort(dim=1).values
         patches = scene.tokens.patches
-        insist(bool((cells.diff(dim=1) > 0).all()), f"a row twice, {keep} of {_of(scene.tokens)}")
-        insist(bool(((cells >= 0) & (cells < patches)).all()), f"cells beyond {patches}")
+        for cells in _real(after, after.cells()):
+            insist(len(cells.unique()) == len(cells), f"a row twice, {keep} of {_of(scene.tokens)}")
+            insist(bool(((cells >= 0) & (cells < patches)).all()), f"cells beyond {patches}")
 
 
 def sizes_add_up(trial: Trial) -> None:
@@ -115,8 +125,42 @@ def an_image_does_not_depend_on_its_batch(trial: Trial) -> None:
                     x=together.x[images],
                     size=None if together.size is None else together.size[images],
                     position=together.cells()[images],
+                    alive=None if together.alive is None else together.alive[images],
                 )
                 _check_same(trial.decide(scene.of(images), keep), wanted, f"images {images}")
+
+
+def padding_changes_nothing(trial: Trial) -> None:
+    """Where images keep different numbers: rows of padding that enter change no decision."""
+    if not trial.reducer.adaptive:
+        return
+    for prefix in (0, 1, 2):
+        scene = trial.scene(prefix=prefix)
+        for keep in trial.keeps(PATCHES):
+            got = trial.decide(scene.padded(5), keep)
+            _check_same(got, trial.decide(scene, keep), f"with padding, {keep} of {PATCHES}")
+
+
+def packed_is_padded_is_alone(trial: Trial) -> None:
+    """Packed, padded and masked, alone, in another order: the same answer and the same costs."""
+    if not trial.reducer.adaptive:
+        return
+    images = noise_images(5)
+    for readout in ("class", "query") if trial.reducer.needs_class_token else READOUTS:
+        for tail in ("full", "exact"):
+            model = trial.model(readout, tail=tail, depth=4)
+            with torch.no_grad():
+                packed, costs = model.answer(images)
+                alone = [model.answer(image) for image in images.split(1)]
+                model.packs = False
+                apart, told = model.answer(images)
+            who = f"{readout}, tail={tail!r}"
+            insist(costs == told == [each[1][0] for each in alone], f"other costs: {who}")
+            insist(max(costs, key=_total).total <= model.macs().total, f"above the most: {who}")
+            insist_close(packed, apart, 1e-5, f"packed, not padded: {who}")
+            insist_close(packed, torch.cat([each[0] for each in alone]), 1e-5, f"alone: {who}")
+            model.packs = True
+            insist_close(_run(model, images.flip(0)).flip(0), packed, 1e-5, f"reversed: {who}")
 
 
 def half_precision_stays_finite(trial: Trial) -> None:
@@ -188,7 +232,8 @@ def macs_are_what_it_spends(trial: Trial) -> None:
     """`macs()` is, within 0.5 % of the model, what torch counts in the running model."""
     for tail in ("full", "exact"):
         model = trial.model(tail=tail)
-        cost = model.macs()
+        with torch.no_grad():
+            cost = model.macs_of(noise_images(1))[0]
         told, counted = cost.total + cost.choosing, counted_macs(model, noise_images(1))
         insist(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
 
@@ -255,6 +300,8 @@ METHOD_LAWS: tuple[Law[Trial], ...] = (
     the_map_back_to_the_pixels_is_right,
     chooses_the_same_every_time,
     an_image_does_not_depend_on_its_batch,
+    padding_changes_nothing,
+    packed_is_padded_is_alone,
     half_precision_stays_finite,
     settings_make_an_equal_method,
     says_whether_it_needs_a_class_token,
@@ -286,20 +333,40 @@ def _traced(trial: Trial) -> list[Tokens]:
         return trial.model().trace(noise_images())
 
 
+def _total(cost: Cost) -> int:
+    """Multiply-adds of an image."""
+    return cost.total
+
+
+def _real(tokens: Tokens, t: Tensor) -> list[Tensor]:
+    """Of t (B, n, ...) the entries of each image's real rows."""
+    if tokens.alive is None:
+        return list(t)
+    return [each[real] for each, real in zip(t, tokens.alive, strict=True)]
+
+
 def _check_same(got: Tokens, wanted: Tokens, who: str) -> None:
     """The same rows, of the same features and sizes."""
-    insist(torch.equal(got.cells(), wanted.cells()), f"{who}, it chose other rows")
-    insist_close(got.x, wanted.x, 1e-6, f"{who}, features")
-    insist_close(got.sizes(), wanted.sizes(), 1e-6, f"{who}, sizes")
+    pairs = zip(_real(got, got.cells()), _real(wanted, wanted.cells()), strict=True)
+    insist(all(torch.equal(one, other) for one, other in pairs), f"{who}, it chose other rows")
+    for what in ("features", "sizes"):
+        one, other = (_of_what(tokens, what) for tokens in (got, wanted))
+        insist_close(torch.cat(one), torch.cat(other), 1e-6, f"{who}, {what}")
+
+
+def _of_what(tokens: Tokens, what: str) -> list[Tensor]:
+    """Features or sizes of each image's real rows."""
+    x = tokens.x[:, tokens.prefix :]
+    return _real(tokens, x if what == "features" else tokens.sizes())
 
 
 def _check_sizes(tokens: Tokens, patches: int, *, joined: bool) -> None:
     """Sizes of at least one that sum to all patches, or to no more than them."""
-    sizes = tokens.sizes()
-    insist(bool((sizes >= 1).all()), f"a size of {sizes.min().item():g}")
-    least, most = sizes.sum(dim=1).min().item(), sizes.sum(dim=1).max().item()
-    insist(most <= patches, f"sizes sum to {most:g} of {patches}")
-    insist(not joined or least == patches, f"sizes of joined rows sum to {least:g} of {patches}")
+    for sizes in _real(tokens, tokens.sizes()):
+        insist(bool((sizes >= 1).all()), f"a size of {sizes.min().item():g}")
+        whole = sizes.sum().item()
+        insist(whole <= patches, f"sizes sum to {whole:g} of {patches}")
+        insist(not joined or whole == patches, f"sizes of joined rows sum to {whole:g}")
 
 
 def _check_origin(tokens: Tokens) -> None:
@@ -309,10 +376,12 @@ def _check_origin(tokens: Tokens) -> None:
         raise Observed("the map was lost")
     insist(bool(((origin >= -1) & (origin < tokens.patches)).all()), "it leads to no row")
     back = origin.gather(1, tokens.cells())
-    insist(torch.equal(back, tokens.rows()), "a row's own cell leads elsewhere")
+    pairs = zip(_real(tokens, back), _real(tokens, tokens.rows()), strict=True)
+    insist(all(torch.equal(one, other) for one, other in pairs), "a row's own cell leads elsewhere")
     led = torch.zeros(origin.shape[0], tokens.patches + 1).scatter_add(
         1, origin + 1, torch.ones(origin.shape)
-    )
-    insist(
-        torch.equal(led[:, 1:], tokens.sizes().float()), "sizes are not the cells that lead there"
-    )
+    )[:, 1:]
+    sizes = tokens.sizes().float()
+    if tokens.alive is not None:
+        sizes = sizes * tokens.alive
+    insist(torch.equal(led, sizes), "sizes are not the cells that lead there")

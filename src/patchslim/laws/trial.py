@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from patchslim.adapter import find_adapter
+from patchslim.attention import attention_bias
 from patchslim.model import SlimModel
 from patchslim.reducer import Place, Reducer, Signals
 from patchslim.schedule import Constant, Counts, Schedule, Tail
 from patchslim.tokens import Tokens
 
 Readout = Literal["class", "average", "query"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
 GRIDS = ((1, 2), (2, 3), (4, 4), (7, 5))
 PREFIXES = (0, 1, 2, 5)
 PATCHES = 16  # of the tiny host
@@ -46,6 +48,37 @@ class Scene:
                 k=some(signals.k),
                 v=some(signals.v),
                 readout=None if readout is None else lambda: readout()[images],
+            ),
+        )
+
+    def padded(self, rows: int) -> Scene:
+        """The same scene, each image followed by `rows` rows of padding that mean nothing."""
+        tokens, signals = self.tokens, self.signals
+        after = torch.arange(tokens.x.shape[1] + rows).clamp(max=tokens.x.shape[1] - 1)
+
+        def longer(t: Tensor | None) -> Tensor | None:
+            return t if t is None or t.shape[2] != tokens.x.shape[1] else t[:, :, after]
+
+        alive = torch.arange(tokens.patches + rows).expand(len(tokens.x), -1) < tokens.patches
+        cells = torch.arange(tokens.patches + rows).clamp(max=tokens.patches - 1)
+        more = replace(
+            tokens,
+            x=tokens.x[:, after],
+            position=tokens.cells()[:, cells],
+            alive=alive,
+        )
+        readout = signals.readout
+        return Scene(
+            more,
+            replace(
+                signals,
+                q=signals.q
+                if signals.q is None or longer(signals.q) is None
+                else longer(signals.q),
+                k=longer(signals.k),
+                v=longer(signals.v),
+                bias=attention_bias(more, proportional=False),
+                readout=None if readout is None else lambda: readout()[:, cells] * alive,
             ),
         )
 

@@ -1,0 +1,147 @@
+"""Ragged batches: images that keep different numbers of patches, packed behind one another.
+
+A packed batch is one long image: the prefix rows of all images first, then the patches, image by
+image, as a batch of one. All that works by row needs to know no more. Attention knows the
+`Borders`, and so does the way back to images side by side, padded to the longest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchslim.attention import attention, attention_bias
+from patchslim.tokens import Borders, Tokens
+
+
+def packed(tokens: Tokens) -> Tokens:
+    """The real rows of padded tokens behind one another; real rows stand before padding.
+
+    Where all images have the same number there is nothing to pack: the padding is cut off.
+    """
+    if tokens.alive is None or tokens.borders is not None:
+        return tokens
+    counts = tokens.alive.sum(dim=1).tolist()
+    if len(set(counts)) == 1:
+        return _cut(tokens, counts[0])
+    batch, prefix = tokens.x.shape[0], tokens.prefix
+    real = tokens.alive.flatten()
+
+    def rows(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.flatten(0, 1)[real].unsqueeze(0)
+
+    leading = tokens.x[:, :prefix].transpose(0, 1).flatten(0, 1)
+    patches = tokens.x[:, prefix:].flatten(0, 1)[real]
+    return Tokens(
+        x=torch.cat([leading, patches]).unsqueeze(0),
+        prefix=prefix * batch,
+        grid=tokens.grid,
+        size=rows(tokens.size),
+        position=rows(tokens.cells()),
+        rotary=tokens.rotary,
+        borders=Borders.of(counts, prefix, tokens.x.device),
+    )
+
+
+def padded(tokens: Tokens) -> Tokens:
+    """The images of packed tokens side by side, padded to the longest; others as they are."""
+    if tokens.borders is None:
+        return tokens
+    borders = tokens.borders
+    batch, prefix, longest = len(borders.counts), borders.prefix, max(borders.counts)
+    place = borders.places(longest)
+
+    def rows(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t[0, place]
+
+    return Tokens(
+        x=side_by_side(tokens.x, borders),
+        prefix=prefix,
+        grid=tokens.grid,
+        size=rows(tokens.size),
+        position=rows(tokens.position),
+        alive=torch.arange(longest, device=place.device)
+        < torch.tensor(borders.counts, device=place.device).view(batch, 1),
+        rotary=tokens.rotary,
+    )
+
+
+def side_by_side(t: Tensor, borders: Borders) -> Tensor:
+    """Packed rows t (1, N, ...) as images (B, prefix + longest, ...); padding repeats real rows."""
+    batch, prefix = len(borders.counts), borders.prefix
+    first = torch.arange(prefix * batch, device=t.device).view(prefix, batch).T
+    place = borders.places(max(borders.counts)) + prefix * batch
+    return t[0, torch.cat([first, place], dim=1)]
+
+
+def each_image(t: Tensor | None, borders: Borders) -> Tensor | None:
+    """Packed heads t (1, H, N, d) of images side by side (B, H, n, d); others as they are."""
+    if t is None or t.shape[0] > 1:
+        return t
+    return side_by_side(t.transpose(1, 2), borders).transpose(1, 2)
+
+
+def ragged_attention(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    *,
+    queries: Tokens,
+    keys: Tokens,
+    scale: float,
+    proportional: bool,
+) -> Tensor:
+    """Attention within each image of a packed batch: q, k, v (1, H, N, d) give (1, H, n, d).
+
+    `queries` and `keys` say where images begin and end; keys may be images side by side (B, ...).
+    """
+    bias = attention_bias(keys, proportional=proportional)
+    q, k, v = (t.transpose(1, 2) for t in qkv)
+    asked = _of_each(q, queries)
+    added = [None] * len(asked) if bias is None else _of_each(bias[:, 0, 0], keys)
+    every = [
+        attention(
+            _heads(asking),
+            _heads(key),
+            _heads(value),
+            scale=scale,
+            bias=None if weight is None else weight.view(1, 1, 1, -1),
+        )[0].transpose(0, 1)
+        for asking, key, value, weight in zip(
+            asked, _of_each(k, keys), _of_each(v, keys), added, strict=True
+        )
+    ]
+    attended = torch.cat(every)
+    if queries.borders is not None:
+        attended = attended.index_select(0, queries.borders.back)
+    return attended.unsqueeze(0).transpose(1, 2)
+
+
+def _heads(t: Tensor) -> Tensor:
+    """Rows of one image (n, H, d) as attention takes them (1, H, n, d)."""
+    return t.transpose(0, 1).unsqueeze(0)
+
+
+def _of_each(t: Tensor, tokens: Tokens) -> list[Tensor]:
+    """The rows t (1, N, ...) or (B, N, ...) of each image (n, ...), prefix first."""
+    if tokens.borders is None:
+        return list(t.unbind())
+    borders = tokens.borders
+    whole = [borders.prefix + count for count in borders.counts]
+    return list(t[0].index_select(0, borders.order).split(whole))
+
+
+def _cut(tokens: Tokens, count: int) -> Tokens:
+    """Tokens of which every image has `count` real rows, without the padding."""
+    if count == tokens.patches and tokens.alive is None:
+        return tokens
+
+    def rows(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t[:, :count]
+
+    return Tokens(
+        x=tokens.x[:, : tokens.prefix + count],
+        prefix=tokens.prefix,
+        grid=tokens.grid,
+        size=rows(tokens.size),
+        position=rows(tokens.cells()),
+        rotary=tokens.rotary,
+    )
