@@ -25,7 +25,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A module imports only what stands before it: values, then methods, families, the loop, and what
 # is built on the loop. `reducers`, `adapters`, `laws` and `data` are packages.
 ORDER = """
-    errors course versions order tokens reduction attention cost reducer schedule reducers budget
+    errors course versions order tokens reduction attention cost grouping tiles reducer schedule
+    reducers budget
     adapter adapters step ragged surface model slim
     preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
@@ -43,10 +44,12 @@ KNOWN_TO_REDUCERS = {
     "attention",
     "cost",
     "errors",
+    "grouping",
     "order",
     "reducer",
     "reduction",
     "schedule",
+    "tiles",
     "tokens",
 }
 KNOWN_TO_ADAPTERS = {"adapter", "attention", "cost", "errors", "tokens", "versions"}

@@ -25,7 +25,16 @@ from patchslim.errors import (
 )
 from patchslim.laws.trial import noise_images, tiny_host
 from patchslim.reducer import Place, Spread
-from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, round_half_up, stages
+from patchslim.schedule import (
+    Constant,
+    Counts,
+    Rate,
+    Removed,
+    Schedule,
+    later,
+    round_half_up,
+    stages,
+)
 from toys import AttentiveOnQueries, LongestBefore, PairsOnMap
 
 CASES = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -355,7 +364,8 @@ def family(host, reducer):
     rates = {kept / rows for rows in range(1, patches + 1) for kept in range(1, rows + 1)}
     # A method may take its share of all patches, and a power of the rate for each stage.
     rates |= {(kept / patches) ** (1 / stage) for kept in range(1, patches + 1) for stage in (2, 3)}
-    return [Rate(rate, stages(host.depth)) for rate in sorted(rates, reverse=True)]
+    at = {Spread.FIRST: (0,), Spread.LATER: later(host.depth), Spread.STAGES: stages(host.depth)}
+    return [Rate(rate, at[reducer.spread]) for rate in sorted(rates, reverse=True)]
 
 
 def costs(host, reducer, *, tail):

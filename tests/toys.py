@@ -41,7 +41,7 @@ class AttentiveOnQueries(Reducer):
     """Keeps the rows that the class token attends to most; only they ask."""
 
     place: ClassVar[Place] = Place.ON_QUERIES
-    needs_class_token: ClassVar[bool] = True
+    needs_class_token: bool = True
 
     def choose(self, tokens, signals, keep):
         return Keep(signals.class_attention().topk(keep, dim=1).indices)
@@ -124,8 +124,32 @@ class Enough(Reducer):
         return Keep(kept, padding=padding)
 
 
+# Settings with which a method is another one in effect, and is put under the laws again.
+VARIANTS = {
+    "similarity": (
+        {"threshold": 0.05, "floor": 0.0},
+        {"threshold": 0.05, "window": 2},
+        {"group": "nearest", "survivor": "medoid", "threshold": 0.3},
+        {"group": "nearest", "measure": "cosine", "weight": "size", "survivor": "alone"},
+        {"group": "bipartite", "on": "keys", "measure": "cosine", "threshold": 0.3},
+        {"group": "leader", "measure": "cosine", "threshold": 0.2, "survivor": "mean"},
+        {"group": "components", "measure": "cosine", "threshold": 0.4, "survivor": "first"},
+        {"group": "average", "on": "values", "measure": "cosine", "floor": 0.0},
+        {"group": "average", "on": "keys", "weight": "size", "threshold": 0.6, "floor": 0.0},
+        {"group": "density", "weight": "received"},
+        {"group": "medoids", "survivor": "heaviest"},
+        {"group": "iterative", "measure": "cosine"},
+        {"preset": "paper"},
+        {"preset": "paper", "on": "keys", "threshold": 0.1},
+    ),
+    "tome": ({"threshold": 0.3},),
+    "ats": ({"floor": 1},),
+    "duplicates": ({"tolerance": 0.5}, {"window": 2}),
+}
+
+
 def shipped():
-    """Every method on disk as it comes, and again with each switch of its settings turned over."""
+    """Every method on disk as it comes, with each of its switches turned over, and its variants."""
     for name in patchslim.reducer_names():
         kind = patchslim.find_reducer(name)
         plain = kind().eval()
@@ -134,6 +158,9 @@ def shipped():
             if isinstance(value, bool):
                 turned = kind(**{setting: not value}).eval()
                 yield pytest.param(turned, id=f"{name}-{setting}={not value}")
+        for settings in VARIANTS.get(name, ()):
+            told = ",".join(f"{key}={value}" for key, value in settings.items())
+            yield pytest.param(kind(**settings).eval(), id=f"{name}-{told}")
 
 
 def all_toys():

@@ -13,7 +13,7 @@ from typing import TypedDict, Unpack
 from patchslim.cost import HostShape, dense_macs, slim_macs
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
 from patchslim.reducer import Reducer, Spread
-from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, stages
+from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, later, stages
 
 
 class Budget(TypedDict, total=False):
@@ -26,7 +26,7 @@ class Budget(TypedDict, total=False):
     at: Sequence[int] | None
 
 
-def plan(
+def plan(  # noqa: PLR0911 (one return for each way to say a budget)
     shape: HostShape,
     reducer: Reducer,
     schedule: Schedule | str | Path | None = None,
@@ -53,7 +53,9 @@ def plan(
     if r is not None:
         return _removed(shape, r)
     if rate is not None:
-        return Rate(rate, stages(shape.depth) if at is None else at)
+        return Rate(rate, _places(reducer, shape.depth, at))
+    if reducer.adaptive:  # it knows by itself, and nothing bounds it
+        return Rate(1.0, _places(reducer, shape.depth, at))
     if reducer.fewest(2) == 2:
         return Constant(0)
     raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
@@ -74,7 +76,7 @@ def solve(
     dense = dense_macs(shape).total
     target = macs_target(macs, dense)
     spread = Spread.STAGES if at is not None else reducer.spread
-    places = stages(shape.depth) if at is None else at
+    places = _places(reducer, shape.depth, at)
     most = float(shape.entering - shape.prefix)
 
     def rule(cut: float) -> Schedule:
@@ -137,8 +139,21 @@ def _keep(
         )
     if reducer.spread is Spread.EVERY_BLOCK and at is None:
         return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
-    places = stages(shape.depth) if at is None else at
+    places = _places(reducer, shape.depth, at)
     return Rate(keep ** (1 / max(len(places), 1)), places)
+
+
+def _places(reducer: Reducer, depth: int, at: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The blocks asked for, or those that are natural to the method."""
+    if at is not None:
+        return at
+    match reducer.spread:
+        case Spread.FIRST:
+            return (0,)
+        case Spread.LATER:
+            return later(depth)
+        case _:
+            return stages(depth)
 
 
 def _removed(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:

@@ -9,7 +9,7 @@ apart as `choosing`, since published figures leave it out.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class BlockShape:
         feed: multiply-adds a row of the feed-forward.
         score: multiply-adds a row of scoring by class attention, or by a pooling query.
         score_once: multiply-adds of scoring that do not depend on the number of rows.
+        pixels: values in one patch of the image.
     """
 
     width: int
@@ -43,6 +44,7 @@ class BlockShape:
     feed: int
     score: int
     score_once: int = 0
+    pixels: int = 0
 
     def map_row(self, rows: int) -> int:
         """One row of the attention map over `rows` keys."""
@@ -92,6 +94,11 @@ class HostShape:
     def entering(self) -> int:
         """Rows that enter the first block."""
         return self.prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def pixels(self) -> int:
+        """Values in one patch, of hosts that embed each patch by one product."""
+        return self.embed // (self.grid[0] * self.grid[1] * self.blocks[0].width)
 
     @property
     def depth(self) -> int:
@@ -185,12 +192,14 @@ def slim_macs(
     flows: list[Flow] = []
     choosing = 0
     rows = host.entering
+    if reducer.shows == "embedding":  # made once more, without positions
+        choosing += host.embed
     for index, (shape, left) in enumerate(zip(host.blocks, counts, strict=True)):
         last = index + 1 == host.depth
         read = host.read if tail and last else None
         decides = left < rows and not skips(reducer, read)
         if decides or (index in named and not skips(reducer, read)):
-            choosing += reducer.macs(rows, host.prefix, shape)
+            choosing += reducer.macs(rows, host.prefix, replace(shape, pixels=host.pixels))
         flow = _flow(reducer, rows, left if decides else rows, read)
         flows.append(flow)
         rows = flow.feed

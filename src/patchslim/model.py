@@ -356,7 +356,7 @@ class SlimModel(Surface):
     ) -> Tensor:
         """What attention gives to the queries."""
         scale = self.adapter.scale(self.host, step.index)
-        if queries.borders is not None:
+        if queries.borders is not None or keys.borders is not None:
             proportional = self.reducer.proportional
             return ragged_attention(
                 qkv, queries=queries, keys=keys, scale=scale, proportional=proportional

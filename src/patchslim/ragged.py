@@ -39,6 +39,7 @@ def packed(tokens: Tokens) -> Tokens:
         size=rows(tokens.size),
         position=rows(tokens.cells()),
         rotary=tokens.rotary,
+        content=tokens.content,
         borders=Borders.of(counts, prefix, tokens.x.device),
     )
 
@@ -63,6 +64,7 @@ def padded(tokens: Tokens) -> Tokens:
         alive=torch.arange(longest, device=place.device)
         < torch.tensor(borders.counts, device=place.device).view(batch, 1),
         rotary=tokens.rotary,
+        content=tokens.content,
     )
 
 
@@ -89,9 +91,9 @@ def ragged_attention(
     scale: float,
     proportional: bool,
 ) -> Tensor:
-    """Attention within each image of a packed batch: q, k, v (1, H, N, d) give (1, H, n, d).
+    """Attention within each image, where queries, keys or both are packed: (1, H, n, d) of packed.
 
-    `queries` and `keys` say where images begin and end; keys may be images side by side (B, ...).
+    `queries` and `keys` say where images begin and end, or are images side by side (B, H, n, d).
     """
     bias = attention_bias(keys, proportional=proportional)
     q, k, v = (t.transpose(1, 2) for t in qkv)
@@ -109,9 +111,9 @@ def ragged_attention(
             asked, _of_each(k, keys), _of_each(v, keys), added, strict=True
         )
     ]
-    attended = torch.cat(every)
-    if queries.borders is not None:
-        attended = attended.index_select(0, queries.borders.back)
+    if queries.borders is None:
+        return torch.stack(every).transpose(1, 2)
+    attended = torch.cat(every).index_select(0, queries.borders.back)
     return attended.unsqueeze(0).transpose(1, 2)
 
 
@@ -144,4 +146,5 @@ def _cut(tokens: Tokens, count: int) -> Tokens:
         size=rows(tokens.size),
         position=rows(tokens.cells()),
         rotary=tokens.rotary,
+        content=tokens.content,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, UnknownName
@@ -45,6 +46,8 @@ class Spread(enum.Enum):
 
     EVERY_BLOCK = "a constant number in every block"
     STAGES = "a constant rate at a quarter, a half and three quarters of the depth"
+    FIRST = "before the first block"
+    LATER = "a constant rate in every block from a quarter of the depth to the last but one"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,19 @@ class Signals:
             logits = logits + self.bias[:, :, :1]
         return logits.softmax(dim=-1)[:, :, 0, self.prefix :].mean(dim=1)
 
+    def attention_received(self, alive: Tensor | None) -> Tensor:
+        """How much all rows attend to each patch, averaged over rows and heads (B, n)."""
+        if self.q is None or self.k is None:
+            raise BadSchedule("Attention exists only inside a block; this method decides before.")
+        logits = (self.q * self.scale) @ self.k.transpose(-2, -1)
+        if self.bias is not None:
+            logits = logits + self.bias
+        weights = logits.softmax(dim=-1)[..., self.prefix :].mean(dim=1)
+        if alive is None:
+            return weights.mean(dim=1)
+        asking = F.pad(alive.to(weights.dtype), (self.prefix, 0), value=1.0)
+        return (weights * asking.unsqueeze(2)).sum(dim=1) / asking.sum(dim=1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -110,12 +126,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class Knob:
-    """A number by which an adaptive method keeps more or fewer: its setting, or the schedule.
+    """The setting by which an adaptive method keeps more or fewer patches of each image.
 
     Attributes:
-        setting: the name of the setting.
-        most: the value at which nearly all is kept.
-        fewest: the value at which hardly anything is.
+        setting: its name.
+        most, fewest: its values at which nearly all patches and hardly any are kept; where both
+            are above zero, orders of magnitude lie between them.
     """
 
     setting: str
@@ -134,19 +150,19 @@ class Reducer(nn.Module, ABC):
         adds: rows it creates beyond the ones it keeps (EViT's fused token).
         shows: what `tokens.content` is to hold until the first decision: "pixels" of each patch, or
             its "embedding" without the position.
-        knob: the setting that `patchslim calibrate` turns to meet a budget on average, where
-            images keep different numbers.
+        adaptive: whether images may keep different numbers of patches; the schedule is then the
+            most that is kept.
         course: what its authors train otherwise than by default, in the words of `Course`.
     """
 
     place: Place = Place.BEFORE_FEED
     spread: ClassVar[Spread] = Spread.STAGES
-    needs_class_token: ClassVar[bool] = False
+    needs_class_token: bool = False
     course: ClassVar[Mapping[str, Any]] = {}
     proportional: bool = False
     adds: int = 0
     shows: Shown | None = None
-    knob: ClassVar[Knob | None] = None
+    adaptive: bool = False
 
     def __init__(self) -> None:
         super().__init__()  # nn.Module's own signature hides that there are no settings
@@ -168,9 +184,12 @@ class Reducer(nn.Module, ABC):
         """
 
     @property
-    def adaptive(self) -> bool:
-        """Whether images may keep different numbers; the schedule is then the most that is kept."""
-        return False
+    def knob(self) -> Knob | None:
+        """What `patchslim calibrate` turns until the mean cost of images meets a budget.
+
+        An adaptive method without one is calibrated by its schedule.
+        """
+        return None
 
     @property
     def learns(self) -> bool:

@@ -95,7 +95,7 @@ class Keep(Reduction):
         place = torch.arange(self.kept.shape[1], device=self.kept.device).masked_fill(
             ~self.padding, -1
         )
-        return self.kept.new_full((len(self.kept), rows), -1).scatter(1, self.kept, place)
+        return self.kept.new_full((self.kept.shape[0], rows), -1).scatter(1, self.kept, place)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask, and the padding."""

@@ -291,6 +291,11 @@ def stages(depth: int) -> tuple[int, ...]:
     return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
 
 
+def later(depth: int) -> tuple[int, ...]:
+    """Every block from a quarter of the depth to the last but one: 3 to 10 of 12."""
+    return tuple(range(min(depth // 4, depth - 1), max(depth - 1, 1)))
+
+
 def _whole(value: object) -> bool:
     """Whether `value` is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -72,8 +72,7 @@ class Tokens:
         origin: for every grid cell, the patch row that stands for it now (B, H*W), -1 where it
             was dropped; None while nobody asked for it.
         rotary: the host's table of rotary positions, one entry a grid cell; the adapter reads it.
-        content: what each grid cell shows by itself (B, H*W, D), where the method asks for it;
-            until the first decision.
+        content: what each grid cell shows by itself (B, H*W, D), where the method asks for it.
         borders: where images begin and end, in a packed batch: then B is 1, and `prefix` counts
             the prefix rows of all images.
         whole: the tokens of which these are the leading rows, if they are.
@@ -166,6 +165,7 @@ class Tokens:
             alive=reduction.mask(alive),
             origin=origin,
             rotary=self.rotary,
+            content=self.content,
         )
 
     def restored(self) -> Tensor:

@@ -41,7 +41,12 @@ class Scene:
         tokens, signals = self.tokens, self.signals
         readout = signals.readout
         return Scene(
-            replace(tokens, x=tokens.x[images], origin=some(tokens.origin)),
+            replace(
+                tokens,
+                x=tokens.x[images],
+                origin=some(tokens.origin),
+                content=some(tokens.content),
+            ),
             replace(
                 signals,
                 q=some(signals.q),
@@ -118,8 +123,15 @@ class Trial:
         if place is Place.ON_MAP:
             v = None
         pooled = draw(batch, patches).softmax(dim=1).to(dtype)
+        content = None
+        if self.reducer.shows is not None:
+            content = draw(batch, patches, 12).to(dtype)
+        if self.reducer.shows == "pixels" and content is not None:  # some cells show the same
+            content = content[:, torch.arange(patches) * 2 // 3]
         return Scene(
-            Tokens(x=draw(batch, rows, self.width).to(dtype), prefix=prefix, grid=grid).tracked(),
+            Tokens(
+                x=draw(batch, rows, self.width).to(dtype), prefix=prefix, grid=grid, content=content
+            ).tracked(),
             Signals(
                 prefix,
                 scale=self.width**-0.5,

@@ -6,8 +6,6 @@ Reorganizations" (ICLR 2022).
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from patchslim.cost import BlockShape
 from patchslim.reducer import Reducer, Signals
 from patchslim.reduction import Fuse, Keep, Reduction
@@ -21,7 +19,7 @@ class EViT(Reducer):
     afterwards: it can be kept, dropped or fused again.
     """
 
-    needs_class_token: ClassVar[bool] = True
+    needs_class_token: bool = True
 
     def __init__(self, *, fuse: bool = True) -> None:
         super().__init__()

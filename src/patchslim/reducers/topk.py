@@ -5,8 +5,6 @@ Haurum et al., "Which Tokens to Use?" (ICCV Workshops 2023), the Top-K baseline.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from patchslim.cost import BlockShape
 from patchslim.reducer import Reducer, Signals
 from patchslim.reduction import Keep, Reduction
@@ -16,7 +14,7 @@ from patchslim.tokens import Tokens
 class TopK(Reducer):
     """Keeps the patches with the highest class attention, drops the others."""
 
-    needs_class_token: ClassVar[bool] = True
+    needs_class_token: bool = True
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The `keep` rows with the highest class attention."""

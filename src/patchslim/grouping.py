@@ -1,0 +1,211 @@
+"""Groups of similar rows, found from what it costs to join two of them. No methods, no tokens.
+
+All is batched: cost (B, n, n), inf where two rows must not join and on the diagonal; worth (B, n),
+by which a row rather stays than goes. There is no loop over rows or images, only over rounds.
+A way of grouping gives `apart`, how far each row is from joining another, the largest for rows
+that stay; and, where a row does not simply join the nearest that stays, its `parent`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 5  # of the density of a row, as in TCFormer
+FAR = 1e30
+TURNS = 5  # of k-medoids, as in Haurum et al.
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Who stays before whom, and who joins whom.
+
+    Attributes:
+        apart: how far each row is from joining another (B, n).
+        parent: the row that each row joins (B, n), perhaps one that joins another itself; None
+            where it joins the cheapest of those that stay.
+    """
+
+    apart: Tensor
+    parent: Tensor | None = None
+
+
+def heavier(worth: Tensor) -> Tensor:
+    """Whether row j is worth more than row i, at (B, i, j); of equal ones the first is."""
+    one, other = worth.unsqueeze(2), worth.unsqueeze(1)
+    rows = torch.arange(worth.shape[1], device=worth.device)
+    return (other > one) | ((other == one) & (rows < rows.unsqueeze(1)))
+
+
+def never(like: Tensor) -> Tensor:
+    """How far rows are apart that must not join any other (B, n): beyond all, the first farthest.
+
+    Not simply infinitely far: of equal ones a choice would depend on how many rows there are.
+    """
+    rows = torch.arange(like.shape[1], device=like.device, dtype=like.dtype)
+    return (FAR * (1 - 1e-6 * rows)).expand_as(like)
+
+
+def nearest(cost: Tensor, worth: Tensor) -> Groups:
+    """Each row may join a heavier one; those that would do so at the least cost go first."""
+    return Groups(cost.masked_fill(~heavier(worth), math.inf).amin(dim=2))
+
+
+def bipartite(cost: Tensor, first: int) -> Groups:
+    """Every other row, from `first` on, may join one of those between (ToMe's matching)."""
+    apart = never(cost[:, 0]).clone()
+    apart[:, first::2] = cost[:, first::2, 1 - first :: 2].amin(dim=2)
+    return Groups(apart)
+
+
+def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
+    """In the order of their worth, each row that nobody has claimed claims all rows near to it.
+
+    All rows are decided at once, again and again: one whose heavier neighbours are all claimed
+    leads, one with a leading neighbour is claimed. What a chain leaves open in the end leads.
+    """
+    rival = (cost <= limit) & heavier(worth)
+    leads = torch.zeros_like(worth, dtype=torch.bool)
+    claimed = torch.zeros_like(leads)
+    for _ in range(_rounds(worth.shape[1])):
+        leads = ~claimed & ~(rival & ~claimed.unsqueeze(1)).any(dim=2)
+        claimed = claimed | (rival & leads.unsqueeze(1)).any(dim=2)
+    leads = ~claimed
+    near = cost.masked_fill(~leads.unsqueeze(1), math.inf).amin(dim=2)
+    return Groups(torch.where(leads, _above(worth), -near))
+
+
+def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
+    """Rows that a chain of near ones connects; the row of the greatest worth stays."""
+    count = worth.shape[1]
+    near = cost <= limit
+    label = torch.arange(count, device=cost.device).expand_as(worth)
+    for _ in range(2 * _rounds(count)):
+        least = torch.where(near, label.unsqueeze(1), count).amin(dim=2)
+        label = torch.minimum(label, least)
+        label = torch.minimum(label, label.gather(1, label))
+    head = elected(label, worth)
+    stays = head == torch.arange(count, device=cost.device)
+    far = cost.gather(2, head.unsqueeze(2)).squeeze(2)
+    return Groups(torch.where(stays, _above(worth), -far), head)
+
+
+def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
+    """Average linkage, whole: the height at which each row joins a heavier one, and which.
+
+    In every round all pairs that are nearest to each other join. With average linkage this gives
+    the tree that joining one pair at a time gives, and heights never fall on the way up.
+    """
+    batch, count = worth.shape
+    rows = torch.arange(count, device=cost.device)
+    alive = cost.amin(dim=2).isfinite()
+    between = cost.masked_fill(~cost.isfinite(), 0)
+    size = torch.ones_like(cost[:, 0])
+    height = cost.new_full((batch, count), math.inf)
+    parent = rows.expand(batch, -1)
+    for _ in range(2 * _rounds(count)):
+        apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
+        apart = apart.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), math.inf)
+        apart = apart.masked_fill(torch.eye(count, dtype=torch.bool, device=cost.device), math.inf)
+        best = apart.min(dim=2)
+        partner = best.indices
+        mutual = alive & best.values.isfinite() & (partner.gather(1, partner) == rows)
+        theirs = worth.gather(1, partner)
+        goes = mutual & ((worth < theirs) | ((worth == theirs) & (rows > partner)))
+        into = torch.where(goes, partner, rows)
+        height, parent = torch.where(goes, best.values, height), torch.where(goes, into, parent)
+        added = torch.zeros_like(between).scatter_add(1, into.unsqueeze(2).expand_as(cost), between)
+        between = torch.zeros_like(added).scatter_add(2, into.unsqueeze(1).expand_as(cost), added)
+        size = torch.zeros_like(size).scatter_add(1, into, size).clamp(min=1)
+        alive = alive & ~goes
+        if not torch.compiler.is_compiling() and not bool(goes.any()):
+            break
+    return Groups(height, parent)
+
+
+def density(cost: Tensor) -> Groups:
+    """Density peaks (DPC-KNN): rows in a dense place, far from any denser one, stay."""
+    neighbours = min(NEIGHBOURS, cost.shape[1] - 1)
+    if not neighbours:
+        return Groups(torch.zeros_like(cost[:, 0]))
+    near = cost.topk(neighbours, dim=2, largest=False).values
+    dense = (-near.clamp(max=1e4).mean(dim=2)).exp()
+    far = cost.masked_fill(~heavier(dense), math.inf).amin(dim=2)
+    most = cost.masked_fill(~cost.isfinite(), 0).amax(dim=(1, 2)).unsqueeze(1)
+    return Groups(dense * torch.where(far.isfinite(), far, most).sqrt())
+
+
+def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
+    """K-medoids, begun with the rows of the greatest worth."""
+    rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
+    finite = cost.masked_fill(~cost.isfinite(), 0)
+    centres = worth.topk(keep, dim=1).indices
+    for _ in range(TURNS):
+        own = rows.unsqueeze(2) == centres.unsqueeze(1)
+        to = cost.gather(2, centres.unsqueeze(1).expand(-1, cost.shape[1], -1))
+        slot = to.masked_fill(own, -1.0).argmin(dim=2)
+        sums = finite.new_zeros(*finite.shape[:2], keep)
+        sums = sums.scatter_add(2, slot.unsqueeze(1).expand_as(finite), finite)
+        within = sums.gather(2, slot.unsqueeze(2)).squeeze(2)
+        centres = elected(centres.gather(1, slot), -within).gather(1, centres)
+    return Groups(torch.zeros_like(worth).scatter(1, centres, 1.0) + _above(worth) * 1e-3)
+
+
+def redundancy(unit: Tensor, alive: Tensor) -> Groups:
+    """Rows whose mean similarity to all others is high go; unit (B, n, d) has length one."""
+    real = unit * alive.unsqueeze(2).to(unit.dtype)
+    total = real.sum(dim=1, keepdim=True)
+    others = (alive.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+    return Groups(1 - ((unit * total).sum(dim=2) - unit.square().sum(dim=2)) / others)
+
+
+def iterative(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
+    """The rows most similar to all that are left go, a share in every step, until `keep` are."""
+    gone = torch.zeros_like(alive)
+    apart = torch.full_like(unit[..., 0], math.inf)
+    leaving = unit.shape[1] - keep
+    for step in range(steps):
+        like = redundancy(unit, alive & ~gone).apart.masked_fill(gone, math.inf)
+        some = leaving * (step + 1) // steps - leaving * step // steps
+        first = like.topk(some, dim=1, largest=False).indices
+        apart = apart.scatter(1, first, float(step))
+        gone = gone.scatter(1, first, True)
+    return Groups(apart)
+
+
+def elected(label: Tensor, worth: Tensor) -> Tensor:
+    """For each row the one of the greatest worth among those of its label; of equal the first."""
+    count = worth.shape[1]
+    rows = torch.arange(count, device=label.device).expand_as(label)
+    most = torch.full_like(worth, -math.inf).scatter_reduce(1, label, worth, "amax")
+    candidate = torch.where(worth == most.gather(1, label), rows, count)
+    first = torch.full_like(label, count).scatter_reduce(1, label, candidate, "amin")
+    return first.gather(1, label)
+
+
+def joined(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
+    """For each of `rows` (B, r) the row that it joins (B, r), among those that stay (B, n)."""
+    if groups.parent is None:
+        of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
+        return of_each.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
+    every = torch.arange(cost.shape[1], device=cost.device)
+    head = torch.where(stays, every, groups.parent)
+    for _ in range(_rounds(cost.shape[1])):
+        head = head.gather(1, head)
+    # A group of which nobody stays goes to the nearest row that does.
+    lost = ~stays.gather(1, head)
+    near = cost.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
+    return torch.where(lost, near, head).gather(1, rows)
+
+
+def _above(worth: Tensor) -> Tensor:
+    """The worth of each row as a number in [1, 2), in the same order."""
+    return 1 + worth / (1 + worth.abs())
+
+
+def _rounds(count: int) -> int:
+    """How often something has to be doubled to reach `count`, and a few times more."""
+    return max(count, 2).bit_length() + 2

@@ -1,0 +1,170 @@
+"""`duplicates`: patches of the input that show exactly the same are one, before the first block.
+
+Flat scans, screenshots, documents, padded images: every block profits. What is removed can be said
+before the network runs, and without a weight of it. With `tolerance`, patches that nearly show the
+same are one too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from patchslim import grouping
+from patchslim.cost import BlockShape
+from patchslim.errors import BadSetting
+from patchslim.grouping import Groups
+from patchslim.reducer import Knob, Place, Reducer, Shown, Signals, Spread
+from patchslim.reduction import Merge, Reduction
+from patchslim.tiles import Tiles
+from patchslim.tokens import Tokens, take
+
+MANY = 1024  # patches that are compared each with each; of more, those of a square of the grid
+SIDE = 16  # of that square, in cells
+
+
+class Duplicates(Reducer):
+    """Joins patches with the same pixels, in the whole image or within squares of `window` cells.
+
+    `tolerance` is the root mean square by which the pixels of two patches may differ, as the model
+    sees them; 0 is not at all. Attention goes on counting each joined patch, so that without
+    positions the answer is the same; positions are averaged.
+    """
+
+    place = Place.BEFORE_BLOCK
+    spread: ClassVar[Spread] = Spread.FIRST
+    shows: Shown | None = "pixels"
+    proportional = True
+    adaptive = True
+
+    def __init__(self, *, tolerance: float = 0.0, window: int = 0) -> None:
+        super().__init__()
+        if tolerance < 0 or window < 0:
+            raise BadSetting(
+                f"tolerance={tolerance}, window={window}: neither can be below 0; 0 means exactly "
+                "the same pixels, and in the whole image."
+            )
+        self.tolerance, self.window = tolerance, window
+
+    @property
+    def knob(self) -> Knob:
+        """The tolerance."""
+        return Knob("tolerance", most=1e-4, fewest=1e2)
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """Of patches that show the same the first stays, and the others join it."""
+        if tokens.content is None:
+            raise BadSetting("Duplicates are found by pixels, and these tokens come without.")
+        keep = min(keep, tokens.patches)
+        rows = tokens.rows()
+        real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
+        shown = take(tokens.content, tokens.cells())
+        own = square_of(tokens.cells(), tokens.grid, self.window)
+        to = first_alike(shown, own, real)
+        near = self._near(tokens, shown, to == rows) if self.tolerance else None
+        apart = _told_apart(shown, to == rows) if near is None else near.apart
+        kept = apart.masked_fill(~real, -torch.inf).topk(keep, dim=1).indices
+        count = ((apart > 0) & real).sum(dim=1, keepdim=True).clamp(1, keep)
+        padding = torch.arange(keep, device=kept.device) < count
+        stays = torch.zeros_like(real).scatter(1, kept, padding)
+        other = _before(stays) if near is None else near.joined(stays)
+        to = torch.where(stays.gather(1, to), to, other)
+        to = torch.where(stays | ~real, rows, to)
+        place = torch.zeros_like(rows).scatter(
+            1, kept, torch.arange(keep, device=kept.device).expand_as(kept)
+        )
+        return Merge(kept, rows, place.gather(1, to), padding, real & ~stays)
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """Nothing for the same pixels; for nearly the same, products of patches with patches."""
+        count = rows - prefix
+        run = self._side(count) ** 2 or count
+        return -(-count // run) * run * min(run, count) * block.pixels if self.tolerance else 0
+
+    def fewest(self, patches: int) -> int:
+        """One of each square in which near-duplicates are looked for."""
+        run = self._side(patches) ** 2 or patches
+        return max(1, -(-patches // run)) if self.tolerance else 1
+
+    def _side(self, patches: int) -> int:
+        """The side of the squares in which near-duplicates are looked for; 0 for the whole."""
+        return self.window or (SIDE if patches > MANY else 0)
+
+    def _near(self, tokens: Tokens, shown: Tensor, first: Tensor) -> Near:
+        """Patches by how near another one is; exact duplicates of an earlier one go first."""
+        tiles = Tiles.deal(tokens.cells(), tokens.grid, tokens.alive, self._side(tokens.patches))
+        some = tiles.of(shown.to(torch.promote_types(shown.dtype, torch.float32)))
+        square = some.square().mean(dim=2)
+        both = square.unsqueeze(2) + square.unsqueeze(1)
+        cost = torch.baddbmm(both, some, some.transpose(1, 2), alpha=-2 / some.shape[2])
+        never = ~(tiles.alive.unsqueeze(1) & tiles.alive.unsqueeze(2))
+        itself = torch.eye(some.shape[1], dtype=torch.bool, device=some.device)
+        cost = cost.clamp(min=0).masked_fill(never | itself, torch.inf)
+        worth = tiles.of(-tokens.rows().to(cost.dtype))  # the first of them stays
+        groups = grouping.leaders(cost, worth, self.tolerance**2)
+        apart, best = tiles.back(groups.apart), tiles.best(worth)
+        if best is not None:
+            apart = torch.where(best, grouping.never(apart), apart)
+        return Near(apart.masked_fill(~first, -1.0), tiles, groups, cost)
+
+
+@dataclass(frozen=True)
+class Near:
+    """What is known of patches that are not the same, but near."""
+
+    apart: Tensor
+    tiles: Tiles
+    groups: Groups
+    cost: Tensor
+
+    def joined(self, stays: Tensor) -> Tensor:
+        """The nearest patch that stays, for each (B, n)."""
+        rows = torch.arange(stays.shape[1], device=stays.device).expand_as(stays)
+        return self.tiles.joined(self.groups, self.cost, stays, rows)
+
+
+def _told_apart(shown: Tensor, first: Tensor) -> Tensor:
+    """Patches by their contrast, flat ones first to go; duplicates of an earlier one before all."""
+    shown = shown.to(torch.promote_types(shown.dtype, torch.float32))
+    contrast = shown.var(dim=2, correction=0)
+    rows = torch.arange(first.shape[1], device=first.device)
+    return torch.where(first, 1 + contrast / (1 + contrast) - 1e-6 * rows, -1.0)
+
+
+def _before(stays: Tensor) -> Tensor:
+    """For each row the last one before it that stays, or the first of all (B, n)."""
+    rows = torch.arange(stays.shape[1], device=stays.device)
+    last = torch.where(stays, rows, -1).cummax(dim=1).values
+    first = stays.to(torch.int8).argmax(dim=1, keepdim=True)
+    return torch.where(last < 0, first, last)
+
+
+def square_of(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """The square of side * side cells that each cell lies in (B, n); one for all if side is 0."""
+    if not side:
+        return torch.zeros_like(cells)
+    return cells // grid[1] // side * grid[1] + cells % grid[1] // side
+
+
+def first_alike(shown: Tensor, square: Tensor, real: Tensor) -> Tensor:
+    """For each row the first one of its square with the same entries, itself if none (B, n).
+
+    Rows are told apart by a sum of their bits in integers, which no order of addition changes, and
+    those with equal sums are compared entry by entry.
+    """
+    bits = shown.float().contiguous().view(torch.int32).to(torch.int64)
+    number = torch.arange(1, bits.shape[2] + 1, device=bits.device)
+    odd = number * 0x9E3779B97F4A7C1 * 2 + 1
+    key = (bits * odd).sum(dim=2) + square * 0x5851F42D4C957F2D
+    key = torch.where(real, key, torch.arange(key.shape[1], device=key.device) - (1 << 62))
+    ordered, order = key.sort(dim=1, stable=True)
+    begins = torch.ones_like(real)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    place = torch.arange(key.shape[1], device=key.device).expand_as(key)
+    first = torch.where(begins, place, 0).cummax(dim=1).values
+    to = torch.empty_like(order).scatter(1, order, order.gather(1, first))
+    same = (take(shown, to) == shown).all(dim=2) & (square.gather(1, to) == square)
+    return torch.where(same, to, place)

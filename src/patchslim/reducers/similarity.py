@@ -1,0 +1,332 @@
+"""`similarity`: patches that show the same are one. Clusters of similar patches, in one family.
+
+The default joins, in each block, those patches whose joining loses least of what the class token
+reads: a step of Ward's clustering in which a patch weighs what the class token attends to. The
+others are the well-defined relatives of "Efficient Patch Pruning for Vision Transformers via Patch
+Similarity" (2025, not peer reviewed), which says too little to be rebuilt: preset="paper" is what
+it does say. With a threshold every image keeps a number of patches of its own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchslim import grouping
+from patchslim.cost import BlockShape
+from patchslim.errors import BadSetting, UnknownName
+from patchslim.grouping import Groups
+from patchslim.reducer import Knob, Place, Reducer, Shown, Signals, Spread
+from patchslim.reduction import Keep, Merge, Reduction
+from patchslim.tiles import Tiles, best_of_squares
+from patchslim.tokens import Tokens, take
+
+MANY = 1024  # patches that are compared each with each; of more, those of a square of the grid
+SIDE = 16  # of that square, in cells
+FAINT = 1e-12  # what a patch weighs at least
+STEPS = 4  # of iterative de-duplication
+
+PRESETS = {
+    "best": ("ward", "l2", "features", "class", "weighted"),
+    "paper": ("redundancy", "cosine", "embedding", "size", "alone"),
+}
+CHOICES = {
+    "group": (
+        "ward nearest bipartite leader components average density medoids iterative redundancy"
+    ),
+    "measure": "l2 cosine",
+    "on": "features keys values embedding",
+    "weight": "class received size",
+    "survivor": "mean weighted medoid first heaviest alone",
+}
+MEANS = ("mean", "weighted")
+DROPS = ("iterative", "redundancy")  # nobody joins anybody
+COUNTED = ("density", "medoids", "iterative")  # that have to know how many are wanted
+LIMITED = ("leader", "components")  # that have to know how near is near
+
+
+class Similarity(Reducer):
+    """Joins similar patches; with a `threshold`, as many in each image as there are.
+
+    A `preset` ("best", "paper") sets what is not set: how groups are found (`group`), what is
+    compared (`on`, `measure`), what a patch weighs (`weight`), what a group leaves (`survivor`).
+    The share `floor` of patches stays at least in each decision; patches join within squares of
+    `window` cells, if that is not 0, and in each square of `squares` cells one stays.
+    """
+
+    spread: ClassVar[Spread] = Spread.LATER
+    needs_class_token = True
+
+    def __init__(  # noqa: PLR0913 (a family: one word for each of its choices)
+        self,
+        *,
+        preset: str = "best",
+        group: str = "",
+        measure: str = "",
+        on: str = "",
+        weight: str = "",
+        survivor: str = "",
+        threshold: float = 0.0,
+        floor: float = 0.7,
+        window: int = 0,
+        squares: int = 0,
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            raise UnknownName.of("preset of similarity", preset, PRESETS)
+        natural = PRESETS[preset]
+        self.preset = preset
+        self.group = group or natural[0]
+        self.measure = measure or ("l2" if self.group == "ward" else natural[1])
+        self.on = on or natural[2]
+        self.weight = weight or ("size" if self.on == "embedding" else natural[3])
+        self.survivor = survivor or ("alone" if self.group in DROPS else natural[4])
+        self.threshold, self.floor = threshold, floor
+        self.adaptive = threshold != 0
+        self.window, self.squares = window, squares
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known.split():
+                raise UnknownName.of(f"{name} of similarity", getattr(self, name), known.split())
+        reason = self._conflict()
+        if reason is not None:
+            raise BadSetting(f"similarity: {reason}")
+        self.place = Place.BEFORE_BLOCK if self.on == "embedding" else Place.BEFORE_FEED
+        self.shows: Shown | None = "embedding" if self.on == "embedding" else None
+        self.needs_class_token = self.weight == "class"
+        self.proportional = self.survivor != "alone"
+        self.limit = 1 - threshold if self.measure == "cosine" else threshold
+
+    def _conflict(self) -> str | None:
+        """Why these settings do not go together, or None."""
+        group, threshold, cosine = self.group, self.threshold, self.measure == "cosine"
+        reasons = {
+            "group='ward' adds up squared differences: measure='l2'.": group == "ward" and cosine,
+            f"group={group!r} is of mean cosine similarity: measure='cosine'.": (
+                group in DROPS and not cosine
+            ),
+            f"group={group!r} forms no groups; its survivors stay 'alone'.": (
+                group in DROPS and self.survivor != "alone"
+            ),
+            "there is no attention before the first block: weight='size' (on='embedding').": (
+                self.on == "embedding" and self.weight != "size"
+            ),
+            f"group={group!r} is told how many stay; it takes no threshold.": (
+                group in COUNTED and threshold != 0
+            ),
+            f"group={group!r} needs a threshold, by which patches are near or not.": (
+                group in LIMITED and threshold == 0
+            ),
+            f"threshold={threshold}: of squared differences, above 0 (0 is none).": (
+                threshold < 0 and not cosine
+            ),
+            f"threshold={threshold}: a cosine, between -1 and 1 (0 is none).": (
+                not -1 < threshold < 1 and cosine
+            ),
+            f"floor={self.floor}: the share of patches that stay at least, from 0 to 1.": (
+                not 0 <= self.floor <= 1
+            ),
+            "window and squares are sides in cells, or 0 for none.": (
+                self.window < 0 or self.squares < 0
+            ),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    @property
+    def knob(self) -> Knob | None:
+        """The threshold, for ways of grouping that have one."""
+        if self.group in COUNTED:
+            return None
+        ends = (0.999, 0.001) if self.measure == "cosine" else (1e-9, 1e3)
+        return Knob("threshold", *ends)
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The patches that stay, and which of them each other one joins."""
+        keep = min(keep, tokens.patches)
+        tiles = self._tiles(tokens, keep)
+        weight = self._weight(tokens, signals)
+        compared, worth = tiles.of(self._compared(tokens, signals)), tiles.of(weight)
+        if self.group in DROPS:
+            groups = self._unlike(compared, tiles.alive, keep)
+            order, padding = self._order(tokens, tiles, groups, weight, keep)
+            return Keep(order[:, :keep], padding)
+        cost = self._cost(compared, worth, tiles.alive)
+        groups = self._groups(cost, worth, keep, signals.prefix)
+        order, padding = self._order(tokens, tiles, groups, weight, keep)
+        kept, gone = order[:, :keep], order[:, keep:]
+        if self.survivor == "alone":
+            return Keep(kept, padding)
+        stays = torch.zeros_like(order, dtype=torch.bool)
+        if padding is None:
+            stays = stays.scatter(1, kept, torch.ones_like(kept, dtype=torch.bool))
+            into = _places(kept, tiles.joined(groups, cost, stays, gone))
+            if self.survivor in MEANS:
+                mean = weight if self.survivor == "weighted" else None
+                return Merge(kept, gone, into, weight=mean)
+        else:
+            stays = stays.scatter(1, kept, padding)
+        rows = tokens.rows()
+        real = torch.ones_like(stays) if tokens.alive is None else tokens.alive > 0
+        head = torch.where(stays | ~real, rows, tiles.joined(groups, cost, stays, rows))
+        if self.survivor in MEANS:
+            mean = weight if self.survivor == "weighted" else None
+            return Merge(kept, rows, _places(kept, head), padding, real & ~stays, mean)
+        speaker = grouping.elected(head, self._claim(tiles, cost, head, weight))
+        spoken = speaker == rows
+        into = _places(kept, head)
+        mean = spoken.to(weight.dtype)
+        return Merge(speaker.gather(1, kept), rows, into, padding, real & ~spoken, mean)
+
+    def fewest(self, patches: int) -> int:
+        """One of each square in which patches are compared; of a bipartite matching, half."""
+        run = self._side(patches) ** 2 or patches
+        if self.group in DROPS:
+            return 1
+        if self.group != "bipartite":
+            return max(1, -(-patches // run))
+        whole, rest = divmod(patches, run)
+        return whole * (run - run // 2) + rest - rest // 2
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """What is compared with what, and the attention by which patches are weighed."""
+        count = rows - prefix
+        width = block.key_width if self.on == "keys" else block.width
+        weighing = {"class": block.map_row(rows), "received": rows * rows * block.query_width}
+        compared = 0  # where nobody joins anybody, sums of vectors do
+        if self.group not in DROPS:
+            run = self._side(count) ** 2 or count
+            compared = -(-count // run) * run * min(run, count) * width
+        return compared + weighing.get(self.weight, 0)
+
+    def _side(self, patches: int) -> int:
+        """The side of the squares in which patches are compared; 0 where all are."""
+        return self.window or (SIDE if patches > MANY else 0)
+
+    def _tiles(self, tokens: Tokens, keep: int) -> Tiles:
+        """How patches are dealt into squares; refused where more squares need one than may stay."""
+        height, width = tokens.grid
+        side = self.squares
+        least = -(-height // side) * -(-width // side) if side else 0
+        if least > keep:
+            raise BadSetting(
+                f"squares={side} leaves at least one patch in each of {least} squares of this "
+                f"{height}x{width} grid, and the schedule asks for {keep}. Make them larger."
+            )
+        side = 0 if self.group in DROPS else self._side(tokens.patches)
+        return Tiles.deal(tokens.cells(), tokens.grid, tokens.alive, side)
+
+    def _weight(self, tokens: Tokens, signals: Signals) -> Tensor:
+        """What each patch weighs (B, n), in float32 at least."""
+        if self.weight == "size":
+            return tokens.sizes()
+        if self.weight == "class":
+            weight = signals.class_attention()
+        else:
+            weight = signals.attention_received(tokens.alive)
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).clamp(min=FAINT)
+
+    def _compared(self, tokens: Tokens, signals: Signals) -> Tensor:
+        """The vector of each patch that is compared (B, n, d), in float32 at least."""
+        x = tokens.x[:, tokens.prefix :]
+        if self.on == "embedding":
+            if tokens.content is None:
+                raise BadSetting("on='embedding' compares embeddings; these tokens come without.")
+            x = take(tokens.content, tokens.cells())
+        elif self.on == "keys":
+            x = signals.keys()
+        elif self.on == "values" and signals.v is not None:
+            x = signals.v[:, :, tokens.prefix :].transpose(1, 2).flatten(2)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.measure == "cosine":
+            return F.normalize(x, dim=2)
+        if self.on == "features":  # as the next layer sees them, but for its learned scale
+            x = F.layer_norm(x, x.shape[2:])
+        scaled: Tensor = x * x.shape[2] ** -0.5
+        return scaled
+
+    def _cost(self, compared: Tensor, worth: Tensor, alive: Tensor) -> Tensor:
+        """What it costs to join two patches (B, n, n); inf for itself and for padding."""
+        if self.measure == "cosine":
+            cost = 1 - compared @ compared.transpose(1, 2)
+        else:
+            square = compared.square().sum(dim=2)
+            both = square.unsqueeze(2) + square.unsqueeze(1)
+            cost = torch.baddbmm(both, compared, compared.transpose(1, 2), alpha=-2).clamp(min=0)
+        if self.group == "ward":
+            light = 1 / worth
+            cost = cost / (light.unsqueeze(2) + light.unsqueeze(1))
+        never = ~(alive.unsqueeze(1) & alive.unsqueeze(2))
+        itself = torch.eye(alive.shape[1], dtype=torch.bool, device=alive.device)
+        return cost.masked_fill(never | itself, torch.inf)
+
+    def _groups(self, cost: Tensor, worth: Tensor, keep: int, prefix: int) -> Groups:
+        """Groups of patches by what it costs to join them."""
+        match self.group:
+            case "bipartite":
+                groups = grouping.bipartite(cost, first=prefix % 2)
+            case "leader":
+                groups = grouping.leaders(cost, worth, self.limit)
+            case "components":
+                groups = grouping.components(cost, worth, self.limit)
+            case "average":
+                groups = grouping.agglomerative(cost, worth)
+            case "density":
+                groups = grouping.density(cost)
+            case "medoids":
+                groups = grouping.medoids(cost, worth, min(keep, cost.shape[1]))
+            case _:
+                groups = grouping.nearest(cost, worth)
+        return groups
+
+    def _unlike(self, unit: Tensor, alive: Tensor, keep: int) -> Groups:
+        """Patches by how little they are like all the others."""
+        if self.group == "iterative":
+            return grouping.iterative(unit, alive, keep, STEPS)
+        return grouping.redundancy(unit, alive)
+
+    def _order(
+        self, tokens: Tokens, tiles: Tiles, groups: Groups, weight: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """All patches, those that stay first, and which of the first `keep` really stay."""
+        apart = tiles.back(groups.apart)
+        best = tiles.best(tiles.of(weight))
+        if best is not None:
+            apart = torch.where(best, grouping.never(apart), apart)
+        if self.squares:
+            squares = best_of_squares(tokens.cells(), tokens.grid, self.squares, weight)
+            apart = torch.where(squares, grouping.never(apart), apart)
+        if tokens.alive is not None:
+            apart = apart.masked_fill(~tokens.alive, -torch.inf)
+        order = apart.topk(tokens.patches, dim=1).indices
+        if not self.adaptive:
+            return order, None
+        real = (apart > -torch.inf).sum(dim=1, keepdim=True)
+        count = (apart > self.limit).sum(dim=1, keepdim=True)
+        least = (real * self.floor).ceil().long().clamp(min=1)
+        count = torch.maximum(count, least).clamp(max=keep)
+        return order, torch.arange(keep, device=order.device) < torch.minimum(count, real)
+
+    def _claim(self, tiles: Tiles, cost: Tensor, head: Tensor, weight: Tensor) -> Tensor:
+        """How much each patch claims to speak for its group (B, n)."""
+        if self.survivor == "heaviest":
+            return weight
+        if self.survivor == "first":
+            return -torch.arange(head.shape[1], device=head.device, dtype=weight.dtype).expand_as(
+                head
+            )
+        of = tiles.of(head)
+        apart = of.unsqueeze(2) != of.unsqueeze(1)
+        within = cost.masked_fill(apart | cost.isinf(), 0).sum(dim=2)
+        return -tiles.back(within)
+
+
+def _places(kept: Tensor, rows: Tensor) -> Tensor:
+    """The place in `kept` (B, m) of each of `rows` (B, r), which are among them."""
+    count = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    return (
+        kept.new_zeros(kept.shape[0], int(kept.shape[1] + rows.shape[1]))
+        .scatter(1, kept, count)
+        .gather(1, rows)
+    )
