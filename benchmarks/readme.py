@@ -202,6 +202,34 @@ def train_speed() -> str:
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
+def documents() -> str:
+    """What joining the same patches saves on pages and screens, and what it does to the answer."""
+    data = _read("documents.json")
+    lines = [
+        "| px | setting | patches left | MACs | speed-up (batch) | logits | KL | top-1 | bare |",
+        "|--:|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in data["rows"]:
+        left, ratio, got = row["left"], row["speedup"], row["positions"]
+        choosing = f" + {row['choosing_share']:.2f}" if row["choosing_share"] else ""
+        lines.append(
+            f"| {row['size']} | {row['name']} | {statistics.mean(left):.0f} ({min(left)} to "
+            f"{max(left)}) of {row['patches']} | {row['macs_share']:.2f}{choosing} "
+            f"| {ratio['alone']['median']:.2f}x ({ratio['batch']['median']:.2f}x) "
+            f"| {got['largest_difference']:.2f} of {got['largest_logit']:.1f} | {got['kl']:.3f} "
+            f"| {got['same_top1']} of {len(left)} "
+            f"| {row['no_positions']['largest_difference']:.1g} |"
+        )
+    birth = data["births"][0]
+    facts = (
+        f"{birth['images']} images, {data['repeats']} rounds interleaved, {birth['processor']}, "
+        f"{birth['threads']} threads, {birth['dtype']}, torch {birth['versions']['torch']}, timm "
+        f"{birth['versions']['timm']}, commit {birth['commit']}, {birth['date'][:10]}: "
+        f"`{birth['command']}`"
+    )
+    return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
+
+
 def _percent(share: Estimate | None) -> str:
     return "-" if share is None else f"{100 * share.value:.1f}"
 
@@ -247,6 +275,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
         "growth": growth,
+        "documents": documents,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained("trained_longer"),
         "train-speed": train_speed,

@@ -31,9 +31,10 @@ ORDER = """
     preparation folder reading images dataset shards recipe io hub
     birth results report score memory measure
     augment feed checkpoint log processes losses optim identity pace run train
-    influence search walk gates bisection ledger chart pyramid calibrate
+    influence search walk gates bisection ledger chart pyramid threshold slimming
+    calibrate
     curves page picture data demo laws
-    hosts terminal arguments sequel commands options cli
+    hosts terminal arguments sequel answers commands options cli
 """.split()
 
 # Imports against the order, inside of a function: methods of SlimModel that are only front doors.

@@ -11,10 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 import patchslim
 from patchslim.chart import Axis, Line, Point, chart
 from patchslim.curves import by_method
-from patchslim.errors import WrongInput
 from patchslim.measure import measure
 from patchslim.page import Picture, headline, page
-from patchslim.picture import Fate, draw, png, survivors
+from patchslim.picture import draw, png, survivors
 from patchslim.report import Estimate
 
 VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
@@ -162,92 +161,3 @@ def test_chart_keeps_points_inside_its_frame():
     assert not read.open
     assert "p9" in read.text
     assert "nan" not in text
-
-
-def test_every_cell_has_a_fate_and_the_counts_add_up(host, images):
-    for method in ("tome", "evit", "topk", "random"):
-        slim = patchslim.slim(host, method, keep=0.5)
-        for image in survivors(slim, images, blocks=range(4)):
-            for survival, rows in zip(image, slim.counts(), strict=True):
-                assert len(survival.fate) == len(survival.into) == 16
-                assert survival.left == rows - 1
-                for cell, (fate, into) in enumerate(zip(survival.fate, survival.into, strict=True)):
-                    assert (into == -1) == (fate is Fate.DROPPED)
-                    assert into == cell or fate is not Fate.SELF
-
-
-def test_fates_are_those_of_the_method(host, images):
-    def fates(method):
-        slim = patchslim.slim(host, method, keep=0.5)
-        return set(survivors(slim, images, blocks=[3])[0][0].fate)
-
-    assert fates("tome") == {Fate.SELF, Fate.MERGED}
-    assert fates("topk") == {Fate.SELF, Fate.DROPPED}
-    assert Fate.FUSED in fates("evit")
-    assert Fate.MERGED not in fates("evit")
-
-
-def test_merged_cells_point_at_one_cell_of_their_group(host, images):
-    slim = patchslim.slim(host, "tome", r=3)
-    (survival,) = survivors(slim, images, blocks=[2])[1]
-    for cell, into in enumerate(survival.into):
-        assert survival.into[into] == into
-        if survival.fate[cell] is Fate.MERGED:
-            assert sum(other == into for other in survival.into) > 1
-
-
-def test_pictures_leave_the_host_as_it_was(host, images):
-    slim = patchslim.slim(host, "tome", r=3)
-    host.train()
-    survivors(slim, images)
-    assert host.training
-    host.eval()
-
-
-def test_blocks_that_do_not_exist_are_refused(host, images):
-    slim = patchslim.slim(host, "tome", r=3)
-    for blocks in ([4], [-1], []):
-        with pytest.raises(WrongInput, match="blocks 0 to 3"):
-            survivors(slim, images, blocks=blocks)
-
-
-def test_drawing_darkens_what_is_dropped_and_keeps_what_survives(host, images):
-    slim = patchslim.slim(host, "topk", keep=0.5)
-    (survival,) = survivors(slim, images, blocks=[3])[0]
-    pixels = np.full((32, 32, 3), 200, np.uint8)
-    shown = np.asarray(draw(pixels, [survival]))
-    side = (shown.shape[1] - 8) // 2
-    panel = shown[:side, side + 8 :]
-    patch = side // 4
-    for cell, fate in enumerate(survival.fate):
-        middle = panel[cell // 4 * patch + patch // 2, cell % 4 * patch + patch // 2]
-        assert middle.max() < 60 if fate is Fate.DROPPED else middle.min() == 200
-
-
-def test_merged_patches_show_their_common_colour(host, images):
-    slim = patchslim.slim(host, "tome", r=3)
-    (survival,) = survivors(slim, images, blocks=[2])[0]
-    generator = np.random.default_rng(0)
-    colours = generator.integers(0, 255, (16, 3)).astype(np.uint8)
-    pixels = colours.reshape(4, 4, 3).repeat(8, axis=0).repeat(8, axis=1)
-    shown = np.asarray(draw(pixels, [survival]))
-    side = (shown.shape[1] - 8) // 2
-    panel, patch = shown[:side, side + 8 :], side // 4
-    into = np.array(survival.into)
-    for cell in range(16):
-        mean = colours[into == into[cell]].astype(float).mean(axis=0)
-        wanted = 0.2 * colours[cell] + 0.8 * mean if np.sum(into == into[cell]) > 1 else mean
-        middle = panel[cell // 4 * patch + patch // 2, cell % 4 * patch + patch // 2]
-        assert np.abs(middle - wanted).max() <= 1
-
-
-def test_pictures_of_any_shape(host, images):
-    slim = patchslim.slim(host, "tome", r=3)
-    survivals = survivors(slim, images)[0]
-    for size in ((33, 47), (200, 300), (4, 4)):
-        picture = draw(np.zeros((*size, 3), np.uint8), survivals)
-        assert png(picture).startswith(b"\x89PNG")
-    with pytest.raises(WrongInput, match="uint8"):
-        draw(np.zeros((32, 32, 3), np.float32), survivals)
-    with pytest.raises(WrongInput, match="uint8"):
-        draw(np.zeros((32, 32), np.uint8), survivals)

@@ -53,8 +53,8 @@ class Bisection:
         if len(self.tried) >= ROUNDS:
             least = min(each.cost for each in self.tried) / self.dense
             raise ImpossibleBudget(
-                f"After {ROUNDS} tolerances none meets the budget; the cheapest pyramid so far has "
-                f"{least:.3f} of the operations. Give a larger budget."
+                f"After {ROUNDS} tolerances none meets the goal of {self.target / self.dense:.3f}; "
+                f"the nearest so far has {least:.3f}. Give a larger budget."
             )
         return False
 

@@ -55,6 +55,8 @@ def plan(  # noqa: PLR0911 (one return for each way to say a budget)
     if rate is not None:
         return Rate(rate, _places(reducer, shape.depth, at))
     if reducer.adaptive:  # it knows by itself, and nothing bounds it
+        if at is None and reducer.spread is Spread.EVERY_BLOCK:
+            return Constant(0)
         return Rate(1.0, _places(reducer, shape.depth, at))
     if reducer.fewest(2) == 2:
         return Constant(0)

@@ -1,7 +1,7 @@
-"""`calibrate`: finds, on unlabelled images, which patches each block must still give out.
+"""`calibrate`: fits a method to unlabelled images, and writes down what it found.
 
-It turns a budget into a tolerance, has the layers searched one after the other, writes down each as
-it is found, and puts the result together. How a layer is searched is in `walk.py`.
+It checks what is asked, draws the images and puts the result together. How positions are searched
+is in `slimming.py`, how a threshold is found in `threshold.py`.
 """
 
 from __future__ import annotations
@@ -14,38 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from patchslim.adapter import Adapter, find_adapter
-from patchslim.bisection import Bisection
-from patchslim.budget import macs_target
-from patchslim.cost import HostShape, dense_macs, slim_macs
 from patchslim.errors import (
     BadData,
     BadFile,
     BadSchedule,
     BadSetting,
-    ImpossibleBudget,
     UnknownName,
     UnsupportedModel,
-    WrongInput,
 )
 from patchslim.folder import replaced_file
-from patchslim.gates import fitted
 from patchslim.ledger import CHECKPOINT, Ledger, identity
 from patchslim.model import SlimModel
 from patchslim.order import ordered
-from patchslim.pace import Pace
 from patchslim.reading import Source
-from patchslim.reducer import Reducer, find_reducer, reducer_name
+from patchslim.reducer import Reducer, find_reducer, make_reducer, reducer_name, reducer_names
 from patchslim.reducers.patch_slimming import PatchSlimming
 from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
-from patchslim.schedule import Counts, Schedule, Tail
+from patchslim.schedule import Schedule
 from patchslim.score import Batch, usable
 from patchslim.search import Found, Search
 from patchslim.slim import check_identity, evaluating, slim
-from patchslim.walk import Walk
+from patchslim.slimming import Slimming
+from patchslim.threshold import Goal, found
 
 MODEL = "model"
 RECORD = "calibration.json"
@@ -62,22 +55,25 @@ class Calibrated:
     Attributes:
         model: the slimmed model, in evaluation mode, where the host was; around a copy of the host
             where blocks were tuned or the host was in training mode.
-        found: the order of cells, and every layer with its errors.
-        record: all of it as plain data: settings, tolerance, schedule, order, layers.
+        found: the order of cells, and every layer with its errors; None of a threshold.
+        record: all of it as plain data: settings, tolerance, schedule, order, layers; or the
+            threshold, and what images cost with it.
     """
 
     model: SlimModel
-    found: Found
+    found: Found | None
     record: dict[str, Any]
 
 
 def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is made of)
     host: nn.Module,
     images: Source | Iterable[Batch],
-    method: str = "patch_slimming",
+    method: str | Reducer = "patch_slimming",
     *,
     macs: float | None = None,
     tolerance: float | None = None,
+    agreement: float | None = None,
+    cap: float | None = None,
     schedule: Schedule | None = None,
     search: Search | None = None,
     out: str | Path | None = None,
@@ -85,16 +81,24 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     adapter: Adapter | None = None,
     progress: Say | None = None,
 ) -> Calibrated:
-    """`host` with the positions that it needs least removed. The host itself is not changed.
+    """`host` slimmed by a method that was fitted to images. The host itself is not changed.
+
+    Of Patch Slimming the positions that the host needs least are found; of a method that lets
+    images keep different numbers of patches, the threshold that meets a budget on average.
 
     Args:
         host: the dense model.
         images: unlabelled images to choose on: `Images` and the like, or batches.
-        method: "patch_slimming", or "patch_slimming_dynamic" for positions of each image.
-        macs: a budget, as a share of the host's operations or as a number; or
-        tolerance: the largest error of a block's features, by `search.error`; or
-        schedule: how many tokens each block leaves, where that is known already.
-        search: how to search; by default `Search()`.
+        method: "patch_slimming", "patch_slimming_dynamic", or an adaptive method ("similarity",
+            "tome", "ats", "duplicates"), by name or as a Reducer with settings of your own.
+        macs: a budget, as a share of the host's operations or as a number; of adaptive methods
+            the mean over the images; or
+        tolerance: the largest error of a block's features, by `search.error` (Patch Slimming); or
+        agreement: the share of answers that are to stay the dense model's (adaptive methods).
+        cap: the most that any image may cost, in the words of `macs` (adaptive methods).
+        schedule: how many tokens each block leaves, where that is known already; of adaptive
+            methods, the most that any image may keep.
+        search: how to search; by default `Search()`. Adaptive methods heed `images` and `batch`.
         out: a folder that takes model/, calibration.json, figures, and a checkpoint a layer.
         resume: goes on with the calibration in `out`, where it was stopped.
         adapter: an Adapter of your own, for a family that does not ship here.
@@ -107,6 +111,20 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         raise UnsupportedModel("This model is slimmed already; calibrate its .host instead.")
     search = search or Search()
     say = progress or (lambda _: None)
+    adaptive = _adaptive(method)
+    if adaptive is not None:
+        if tolerance is not None or resume:
+            raise BadSchedule(
+                "tolerance and resume are Patch Slimming's. A threshold is found for macs= or "
+                "agreement=, in one go."
+            )
+        goal = Goal(macs=macs, agreement=agreement, cap=cap, schedule=schedule)
+        return _threshold(host, adapter, adaptive, images, goal, search, out, say)
+    if agreement is not None or cap is not None or not isinstance(method, str):
+        raise BadSchedule(
+            "agreement and cap are for methods that let images keep different numbers of patches; "
+            "Patch Slimming, by name, takes macs, tolerance or schedule."
+        )
     _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
     adapter = adapter or find_adapter(host)
     outputs = _outputs(host, adapter, search)
@@ -127,7 +145,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         }
         state = Ledger(out, identity(dense, drawn, method, asked, search), resume=resume)
         student = copy.deepcopy(host) if copied else host
-        run = _Run(dense, student, drawn, search, outputs, state, say)
+        run = Slimming(dense, student, drawn, search, outputs, state, say)
         counts = None if schedule is None else run.scheduled(schedule)
         if macs is not None:
             tolerance, counts = run.budget(macs)
@@ -153,150 +171,57 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     return Calibrated(model, found, record)
 
 
+def _adaptive(method: str | Reducer) -> Reducer | None:
+    """The method, where images may keep different numbers of patches by it."""
+    reducer = make_reducer(method, {})
+    return reducer if reducer.adaptive or reducer.knob is not None else None
+
+
+def _threshold(  # noqa: PLR0913 (the arguments of `calibrate`)
+    host: nn.Module,
+    adapter: Adapter | None,
+    reducer: Reducer,
+    images: Source | Iterable[Batch],
+    goal: Goal,
+    search: Search,
+    out: str | Path | None,
+    say: Say,
+) -> Calibrated:
+    """The model whose threshold meets a goal, written down where that is asked for."""
+    adapter = adapter or find_adapter(host)
+    with evaluating(host):
+        drawn = _drawn(host, images, search)
+        model, record = found(host, adapter, reducer, drawn, goal, say)
+    record = {"method": reducer_name(reducer), "macs": record["spent"]["mean"], **record}
+    known = ("threshold", "spent", "cap", "agreement", "images")
+    model.calibrated = {name: record[name] for name in known}
+    check_identity(model)
+    if out is not None:
+        out = Path(out).expanduser().resolve()
+        model.save(out / MODEL)
+        _write(out / RECORD, json.dumps(record, indent=1))
+    return Calibrated(model, None, record)
+
+
 def write(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
     """The model, the record and the figure of a calibration, in its folder."""
     from patchslim.pyramid import figure
 
     model.save(out / MODEL)
-    for name, text in ((RECORD, json.dumps(record, indent=1)), (FIGURE, figure(record))):
-        try:
-            with replaced_file(out / name) as fresh:
-                fresh.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise BadFile(
-                f"Could not write {out / name}: {error}. The model and the checkpoint are whole: "
-                "make room, and go on with resume=True, --resume."
-            ) from error
+    _write(out / RECORD, json.dumps(record, indent=1))
+    _write(out / FIGURE, figure(record))
 
 
-class _Run:
-    """One calibration: a tolerance for the budget, the layers, and the model."""
-
-    def __init__(
-        self,
-        dense: SlimModel,
-        student: nn.Module,
-        images: list[Tensor],
-        search: Search,
-        outputs: float,
-        state: Ledger,
-        say: Say,
-    ) -> None:
-        self.dense, self.student, self.search = dense, student, search
-        self.state, self.say = state, say
-        self.shape = dense.shape()
-        made, got = dense.adapter.image_shape(dense.host)[1:], tuple(images[0].shape[2:])
-        if got != made:
-            raise WrongInput(
-                f"The images have {got[0]}x{got[1]} pixels, and this host is made for "
-                f"{made[0]}x{made[1]}. Resize them, or build the host for their size (img_size=)."
-            )
-        if self.shape.depth == 1:
-            raise UnsupportedModel(
-                "This model has one block, whose output the head reads; there is no later block to "
-                "find the rows for."
-            )
-        patches = self.shape.entering - self.shape.prefix
-        self.outputs = math.ceil(outputs * patches)
-        self.images = images
-        self.walk = Walk(dense, student, images, search, self.outputs)
-        self.told: dict[str, float] = {}
-
-    def budget(self, macs: float) -> tuple[float, dict[int, int]]:
-        """The tolerance with which the whole model meets a budget, and the rows it leaves."""
-        if "counts" in self.state.known:
-            counts = {int(block): kept for block, kept in self.state.known["counts"].items()}
-            return float(self.state.known["tolerance"]), counts
-        target = macs_target(macs, dense_macs(self.shape).total)
-        self._insist_possible(macs, target)
-        every = dict.fromkeys(range(self.shape.depth), self.shape.entering - self.shape.prefix)
-        if _cost(self.shape, every, self.outputs) <= target:
-            self.say("the budget is met with all patches: nothing is removed")
-            return 0.0, every
-        free = Search.of(
-            self.search.to_json() | {"mode": "free", "epochs": 0, "images": self.search.probe}
-        )
-        probe = _first(self.images, self.search.probe)
-        walk = Walk(self.dense, self.dense.host, probe, free, self.outputs)
-        dense = dense_macs(self.shape).total
-        bisection = Bisection(target, dense, self.state.known.get("tried", []))
-        while not bisection.settled():
-            tolerance = bisection.next()
-            found = walk.begin()
-            for block in walk.blocks(found):
-                found = walk.layer(found, block, tolerance=tolerance, kept=None, say=self.say)
-            cost = _cost(self.shape, found.kept(), self.outputs)
-            self.say(f"tolerance {tolerance:.3g} gives {cost / dense:.3f} of the operations")
-            bisection.add(tolerance, cost, found.kept())
-            self.state.keep(tried=bisection.to_json())
-        tolerance, counts = bisection.best()
-        self.state.keep(tolerance=tolerance, counts={str(b): n for b, n in counts.items()})
-        return tolerance, counts
-
-    def scheduled(self, schedule: Schedule) -> dict[int, int]:
-        """The patch rows that a schedule leaves after each block."""
-        shape = self.shape
-        rows = schedule.counts(shape.entering, shape.prefix, shape.depth, PatchSlimming())
-        return {block: count - shape.prefix for block, count in enumerate(rows)}
-
-    def whole(self, tolerance: float, counts: dict[int, int] | None) -> Found:
-        """All layers, from the last down; those that are written down already are not repeated."""
-        known = self.state.known
-        found = Found.from_json(known["found"]) if "found" in known else self.walk.begin()
-        if "student" in known:
-            self.student.load_state_dict(known["student"])
-        left = self.walk.blocks(found)
-        pace = Pace(len(left), 0, 1)
-        for block in left:
-            kept = None if counts is None else counts[block]
-            found = self.walk.layer(found, block, tolerance=tolerance, kept=kept, say=self.say)
-            pace.stepped()
-            self.say(f"block {block} is done, {pace.left()} left")
-            tuned = {"student": self.student.state_dict()} if self.search.epochs else {}
-            self.state.keep(found=found.to_json(), **tuned)
-        return found
-
-    def model(self, found: Found, method: str) -> SlimModel:
-        """The slimmed model of a finished search."""
-        shape, kept = self.shape, found.kept()
-        rows = [kept[block] for block in range(shape.depth - 1)]
-        rows.append(self.outputs or rows[-1])
-        schedule = Counts(tuple(shape.prefix + each for each in rows), shape.entering, shape.prefix)
-        tail: Tail = "full" if self.outputs else "exact"
-        cells = ordered(self.walk.features.grid, list(found.cells))
-        reducer: Reducer = PatchSlimming(order=cells)
-        if method == "patch_slimming_dynamic":
-            reducer = PatchSlimmingDynamic(order=cells, prior=self.search.cover)
-        made = SlimModel(self.student, self.dense.adapter, reducer, schedule, tail)
-        parameter = next(self.student.parameters())
-        reducer.to(parameter.device, parameter.dtype)
-        if isinstance(reducer, PatchSlimmingDynamic):
-            for block in made.deciding():
-                self.say(f"block {block}: fitting its gate")
-                weights, told = fitted(self.walk, found, block)
-                reducer.gates[str(block)].get_parameter("worth.weight").data.copy_(weights)
-                self.told[str(block)] = told
-        return made.eval()
-
-    def _insist_possible(self, macs: float, target: float) -> None:
-        """Refuses a budget below that of one patch a block."""
-        least = max(self.outputs, 1)
-        fewest = _cost(self.shape, dict.fromkeys(range(self.shape.depth), least), self.outputs)
-        dense = dense_macs(self.shape).total
-        if fewest > target:
-            raise ImpossibleBudget(
-                f"macs={macs:g} is {target / dense:.3f} of this model, and {least} patches in each "
-                f"block are {fewest / dense:.3f} of it. Give more"
-                + (", or a smaller share of outputs." if self.outputs else ".")
-            )
-
-
-def _cost(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
-    """Multiply-adds of one image, when blocks give out `kept` patch rows."""
-    rows = [kept[block] for block in range(shape.depth - 1)]
-    rows.append(outputs or rows[-1])
-    counts = [shape.prefix + each for each in rows]
-    return slim_macs(shape, PatchSlimming(), counts, tail=not outputs).total
+def _write(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    try:
+        with replaced_file(path) as fresh:
+            fresh.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadFile(
+            f"Could not write {path}: {error}. The model beside it is whole, and a checkpoint if "
+            "there is one: make room, and give the command again (resume=True, --resume)."
+        ) from error
 
 
 def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
@@ -304,6 +229,7 @@ def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
     names = [str(reducer_name(each())) for each in CALIBRATED]
     if method not in names:
         find_reducer(method)
+        names += [name for name in reducer_names() if _adaptive(name) is not None]
         raise UnknownName.of("method to calibrate", method, names, "Others need no calibration.")
     if not isinstance(search, Search):
         raise BadSetting(
@@ -360,10 +286,3 @@ def _drawn(host: nn.Module, images: Source | Iterable[Batch], search: Search) ->
     if len({each.shape[1:] for each in drawn}) > 1:
         raise BadData("The images are of several sizes; positions are calibrated for one.")
     return drawn
-
-
-def _first(images: list[Tensor], count: int) -> list[Tensor]:
-    """At most `count` of the images, from all batches alike."""
-    every = torch.cat(images)
-    some = every[:: max(1, -(-len(every) // count))][:count]
-    return list(some.split(len(images[0])))

@@ -133,24 +133,28 @@ def _add_calibrate(commands: Any) -> None:
     one = command(
         commands,
         "calibrate",
-        "finds, on unlabelled images, which patches each block can do without; tunes the blocks",
+        "finds, on unlabelled images, which patches each block can do without, or a threshold",
         "patchslim calibrate deit_small_patch16_224 --weights deit.safetensors --macs 0.6 \\\n"
         "           --data imagenet/train --out runs/deit-ps",
         MODEL,
     )
     one.add_argument("model", metavar="MODEL")
     add_weights(one)
-    group = one.add_argument_group("method, and budget or tolerance")
+    group = one.add_argument_group("method and goal (give one goal)")
     add = group.add_argument
     add(
         "--method",
         default="patch_slimming",
         metavar="NAME",
-        help="patch_slimming (usual), or patch_slimming_dynamic",
+        help="patch_slimming (usual), patch_slimming_dynamic; or one that lets images keep "
+        "different numbers of patches: similarity, tome, ats, duplicates",
     )
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the latter")
     add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
     add("--tolerance", type=float, metavar="X", help="the largest --error, instead of a budget")
-    add("--schedule", type=Path, metavar="FILE", help="a saved schedule, instead of both")
+    add("--agreement", type=float, metavar="X", help="share of answers that stay (thresholds)")
+    add("--cap", type=float, metavar="X", help="operations of the costliest image (thresholds)")
+    add("--schedule", type=Path, metavar="FILE", help="a saved schedule: the counts, or the cap")
     add = one.add_argument
     add("--data", metavar="PATH", help=f"{DATA}, which MODEL `digits` has of itself; no labels")
     add("--out", type=Path, required=True, metavar="FOLDER", help="takes all that is written")

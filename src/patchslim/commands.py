@@ -7,15 +7,14 @@ Python.
 from __future__ import annotations
 
 import contextlib
-import inspect
-import json
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchslim.answers import calibrated_lines, described, facts_of, method_facts
 from patchslim.arguments import (
     asks,
     budget_of,
@@ -32,10 +31,10 @@ from patchslim.arguments import (
     teacher_of,
 )
 from patchslim.budget import plan
-from patchslim.cost import Cost, dense_macs, slim_macs
+from patchslim.cost import dense_macs, slim_macs
 from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts import EXAMPLE, families, shape_only, timm_names
-from patchslim.reducer import Reducer, find_reducer, reducer_name, reducer_names
+from patchslim.reducer import find_reducer, reducer_names
 from patchslim.schedule import Schedule, Tail
 from patchslim.sequel import dense_name, measuring, training
 from patchslim.slim import check_class_token
@@ -65,14 +64,14 @@ def demo(args: Namespace, terminal: Terminal) -> Answer:
 def slim(args: Namespace, terminal: Terminal) -> Answer:
     """A slimmed model, described, and saved where asked."""
     slimmed = slimmed_model(args, terminal)
-    facts = _facts(
+    facts = facts_of(
         args,
         slimmed.reducer,
         slimmed.counts(),
         (slimmed.macs(), slimmed.dense_macs()),
         slimmed.tail,
     )
-    lines = [_described(facts)]
+    lines = [described(facts)]
     if args.out is not None:
         slimmed.save(args.out)
         lines.append(f"saved to       {args.out}")
@@ -94,9 +93,11 @@ def calibrate(args: Namespace, terminal: Terminal) -> Answer:
         calibrated = run(
             host,
             images,
-            args.method,
+            reducer_of(args, "patch_slimming") if args.set else args.method,
             macs=args.macs,
             tolerance=args.tolerance,
+            agreement=args.agreement,
+            cap=args.cap,
             schedule=schedule,
             search=search,
             out=args.out,
@@ -108,24 +109,22 @@ def calibrate(args: Namespace, terminal: Terminal) -> Answer:
     slimmed, record = calibrated.model, calibrated.record
     model = args.out / MODEL
     costs = (slimmed.macs(), slimmed.dense_macs())
-    facts = _facts(args, slimmed.reducer, slimmed.counts(), costs, slimmed.tail)
+    facts = facts_of(args, slimmed.reducer, slimmed.counts(), costs, slimmed.tail)
     data = args.data or EXAMPLE
     checked = EXAMPLE if data == EXAMPLE else None
     dense = None if slimmed.trained is None else dense_name(args)
     measure_it = measuring(model, checked, None, dense)
     train_it = training(args, slimmed, data, labelled=getattr(images, "labelled", True))
+    written = {"model": model, "record": args.out / RECORD}
+    if calibrated.found is not None:
+        written["figure"] = args.out / FIGURE
     lines = [
-        _described({**facts, "settings": {}}),  # the order of all cells would fill the screen
-        f"errors         {_errors(record)}   (of the features after the next block)",
-        f"tolerance      {_tolerance(record)}, on {record['images']} images",
-        f"schedule       {json.dumps(record['schedule'])}",
-        f"model          {model}",
-        f"record         {args.out / RECORD}",
-        f"figure         {args.out / FIGURE}",
+        described({**facts, "settings": {}}),  # the order of all cells would fill the screen
+        *calibrated_lines(record),
+        *(f"{name:15}{path}" for name, path in written.items()),
         f"measure it     {measure_it}",
         f"train it       {train_it}",
     ]
-    written = {"model": model, "record": args.out / RECORD, "figure": args.out / FIGURE}
     told = {
         "record": record,
         "files": {name: str(path) for name, path in written.items()},
@@ -227,14 +226,14 @@ def macs(args: Namespace, _terminal: Terminal) -> Answer:
     rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer)
     counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
-    facts = _facts(args, reducer, counts, (cost, dense_macs(shape)), tail)
+    facts = facts_of(args, reducer, counts, (cost, dense_macs(shape)), tail)
     facts["image_size"] = list(adapter.image_shape(host)[1:])
-    return Answer(_described(facts), facts)
+    return Answer(described(facts), facts)
 
 
 def methods(_args: Namespace, _terminal: Terminal) -> Answer:
     """All methods: what they do, what they need, what can be set."""
-    every = {name: _method_facts(find_reducer(name)) for name in reducer_names()}
+    every = {name: method_facts(find_reducer(name)) for name in reducer_names()}
     lines = []
     for name, facts in every.items():
         settings = ", ".join(f"{key}={value}" for key, value in facts["settings"].items())
@@ -307,20 +306,6 @@ def _going_on(out: Path) -> Iterator[None]:
         ) from cut
 
 
-def _tolerance(record: Mapping[str, Any]) -> str:
-    """The tolerance as text; there is none where the counts were given."""
-    return "none" if record["tolerance"] is None else f"{record['tolerance']:.3g}"
-
-
-def _errors(record: Mapping[str, Any]) -> str:
-    """The error that each searched block was left with, in the order of the blocks."""
-    relative = record["search"]["error"] == "relative"
-    layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
-    return " ".join(
-        f"{layer['error'] / (layer['scale'] if relative else 1.0):.2g}" for layer in layers
-    )
-
-
 def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     """A normalised image (C, H, W) as the bytes (H, W, 3) that were prepared."""
     import torch
@@ -328,59 +313,3 @@ def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> A
     shown = image * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     shown = (shown.expand(3, -1, -1) * 255).round().clamp(0, 255).byte()
     return shown.permute(1, 2, 0).numpy()
-
-
-def _method_facts(method: type[Reducer]) -> dict[str, Any]:
-    """What there is to know about a method before using it."""
-    parameters = inspect.signature(method).parameters.values()
-    needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
-    if method().lacks is not None:
-        needs.append("to be trained or calibrated")
-    return {
-        "doc": (inspect.getdoc(method) or "").partition("\n")[0],
-        "needs": needs,
-        "place": method.place.value,
-        "spread": method.spread.value,
-        "settings": {parameter.name: parameter.default for parameter in parameters},
-    }
-
-
-def _facts(
-    args: Namespace,
-    reducer: Reducer,
-    counts: tuple[int, ...],
-    costs: tuple[Cost, Cost],
-    tail: str,
-) -> dict[str, Any]:
-    """What a schedule does to a model, as plain data."""
-    cost, dense = costs
-    return {
-        "model": args.model,
-        "method": reducer_name(reducer),
-        "settings": reducer.settings(),
-        "tail": tail,
-        "tokens": list(counts),
-        "gmacs": round(cost.total / 1e9, 3),
-        "dense_gmacs": round(dense.total / 1e9, 3),
-        "macs": cost.total,
-        "dense_macs": dense.total,
-        "share": cost.total / dense.total,
-        "choosing_macs": cost.choosing,
-    }
-
-
-def _described(facts: Mapping[str, Any]) -> str:
-    """The facts as lines of text."""
-    settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
-    method = facts["method"] + (f" ({settings})" if settings else "")
-    share = f"{facts['share']:.1%}"
-    if facts["choosing_macs"]:
-        share += f"; choosing adds {facts['choosing_macs'] / facts['dense_macs']:.2%}"
-    return "\n".join(
-        [
-            f"model          {facts['model']}",
-            f"method         {method}, tail {facts['tail']}",
-            f"tokens left    {' '.join(map(str, facts['tokens']))}   (after each block)",
-            f"GMACs          {facts['gmacs']:.3f} of {facts['dense_gmacs']:.3f} ({share})",
-        ]
-    )

@@ -1,7 +1,7 @@
 """Groups of similar rows, found from what it costs to join two of them. No methods, no tokens.
 
-All is batched: cost (B, n, n), inf where two rows must not join and on the diagonal; worth (B, n),
-by which a row rather stays than goes. There is no loop over rows or images, only over rounds.
+All is batched: cost (B, n, n), inf where two rows must not join; worth (B, n), by which a row
+rather stays than goes. There is no loop over rows or images, only over rounds.
 A way of grouping gives `apart`, how far each row is from joining another, the largest for rows
 that stay; and, where a row does not simply join the nearest that stays, its `parent`.
 """
@@ -35,9 +35,10 @@ class Groups:
 
 def heavier(worth: Tensor) -> Tensor:
     """Whether row j is worth more than row i, at (B, i, j); of equal ones the first is."""
-    one, other = worth.unsqueeze(2), worth.unsqueeze(1)
-    rows = torch.arange(worth.shape[1], device=worth.device)
-    return (other > one) | ((other == one) & (rows < rows.unsqueeze(1)))
+    order = worth.argsort(dim=1, descending=True, stable=True)
+    rows = torch.arange(worth.shape[1], device=worth.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(1, order, rows).to(worth.dtype)
+    return rank.unsqueeze(1) < rank.unsqueeze(2)
 
 
 def never(like: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def never(like: Tensor) -> Tensor:
 
 def nearest(cost: Tensor, worth: Tensor) -> Groups:
     """Each row may join a heavier one; those that would do so at the least cost go first."""
-    return Groups(cost.masked_fill(~heavier(worth), math.inf).amin(dim=2))
+    return Groups(torch.where(heavier(worth), cost, math.inf).amin(dim=2))
 
 
 def bipartite(cost: Tensor, first: int) -> Groups:
@@ -101,15 +102,16 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
     """
     batch, count = worth.shape
     rows = torch.arange(count, device=cost.device)
-    alive = cost.amin(dim=2).isfinite()
-    between = cost.masked_fill(~cost.isfinite(), 0)
+    itself = _itself(cost)
+    alive = cost.masked_fill(itself, math.inf).amin(dim=2).isfinite()
+    between = cost.masked_fill(itself | ~cost.isfinite(), 0)
     size = torch.ones_like(cost[:, 0])
     height = cost.new_full((batch, count), math.inf)
     parent = rows.expand(batch, -1)
     for _ in range(2 * _rounds(count)):
         apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
         apart = apart.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), math.inf)
-        apart = apart.masked_fill(torch.eye(count, dtype=torch.bool, device=cost.device), math.inf)
+        apart = apart.masked_fill(itself, math.inf)
         best = apart.min(dim=2)
         partner = best.indices
         mutual = alive & best.values.isfinite() & (partner.gather(1, partner) == rows)
@@ -131,17 +133,18 @@ def density(cost: Tensor) -> Groups:
     neighbours = min(NEIGHBOURS, cost.shape[1] - 1)
     if not neighbours:
         return Groups(torch.zeros_like(cost[:, 0]))
+    cost = cost.masked_fill(_itself(cost), math.inf)
     near = cost.topk(neighbours, dim=2, largest=False).values
     dense = (-near.clamp(max=1e4).mean(dim=2)).exp()
     far = cost.masked_fill(~heavier(dense), math.inf).amin(dim=2)
     most = cost.masked_fill(~cost.isfinite(), 0).amax(dim=(1, 2)).unsqueeze(1)
-    return Groups(dense * torch.where(far.isfinite(), far, most).sqrt())
+    return Groups(dense * torch.where(far.isfinite(), far, most).clamp(min=0).sqrt())
 
 
 def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
     """K-medoids, begun with the rows of the greatest worth."""
     rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
-    finite = cost.masked_fill(~cost.isfinite(), 0)
+    finite = cost.masked_fill(_itself(cost) | ~cost.isfinite(), 0)
     centres = worth.topk(keep, dim=1).indices
     for _ in range(TURNS):
         own = rows.unsqueeze(2) == centres.unsqueeze(1)
@@ -199,6 +202,11 @@ def joined(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
     lost = ~stays.gather(1, head)
     near = cost.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
     return torch.where(lost, near, head).gather(1, rows)
+
+
+def _itself(cost: Tensor) -> Tensor:
+    """Whether i is j, at (i, j)."""
+    return torch.eye(cost.shape[1], dtype=torch.bool, device=cost.device)
 
 
 def _above(worth: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from patchslim.model import SlimModel
 from patchslim.preparation import Preparation
 from patchslim.reducer import Place, Reducer, reducer_name
 from patchslim.reducers.random import Random
-from patchslim.report import Report, Row, Spread
+from patchslim.report import Report, Row, Spent, Spread
 from patchslim.schedule import Counts
 from patchslim.score import Batch, Run, Say, Score, score, usable
 from patchslim.slim import evaluating
@@ -34,9 +34,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken of every call by name, before it is put in rows."""
+    """What was taken of every call by name, before it is put in rows.
+
+    Of adaptive models: `spent`, what each scored image cost, `timed`, the mean of those timed, and
+    `left`, the mean of their rows after each block.
+    """
 
     scores: Mapping[str, Score]
+    spent: Mapping[str, list[int]]
+    timed: Mapping[str, float]
+    left: Mapping[str, tuple[int, ...]]
     seconds: Mapping[str, list[float]]
     memory: Mapping[str, int]
     batch: int
@@ -81,16 +88,19 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
         some(_fit(sample[:1], some.host))  # refuses a wrong size before counts are asked for it
         size = (sample.shape[2], sample.shape[3])
         if baseline:
-            models = _with_random(models, size, seed)
+            models = _with_random(models, sample, seed)
         if dense is not None:
             stack.enter_context(evaluating(dense))
         calls: dict[str, nn.Module] = {"dense": dense or some.host, **models}
-        runs = {name: _run(some, call) for name, call in calls.items()}
+        spent: dict[str, list[int]] = {name: [] for name in models}
+        runs = {name: _run(some, call, spent.get(name)) for name, call in calls.items()}
         scores = score(runs, batches, total=_expected(images), say=say) if batches else {}
         timed = _fit(_tiled(sample, batch), some.host)
+        mean = {name: _mean_cost(each, timed) for name, each in models.items()}
+        left = {name: _mean_counts(each, timed) for name, each in models.items()}
         seconds = latency(calls, timed, repeats, WARMUP, progress=say) if repeats else {}
         memory = _memory(calls, timed, say)
-    taken = Taken(scores, seconds, memory, batch)
+    taken = Taken(scores, spent, mean, left, seconds, memory, batch)
     rows = [_row("dense", some, size, taken, dense=True)]
     rows += [_row(name, each, size, taken) for name, each in models.items()]
     seen = scores["dense"].images if scores else 0
@@ -172,8 +182,9 @@ def _named(
 
 
 def _label(model: SlimModel) -> str:
-    """The method and its share of the host's operations."""
-    return f"{_method(model.reducer)} {model.macs().total / model.dense_macs().total:.2f}"
+    """The method and its share of the host's operations, or the most that it may spend."""
+    share = f"{model.macs().total / model.dense_macs().total:.2f}"
+    return f"{_method(model.reducer)} {'up to ' if model.reducer.adaptive else ''}{share}"
 
 
 def _method(reducer: Reducer) -> str:
@@ -207,18 +218,26 @@ def _expected(images: Iterable[Batch] | None) -> int | None:
     return len(data) if isinstance(data, Sized) else None
 
 
-def _with_random(models: Mapping[str, SlimModel], size: Size, seed: int) -> dict[str, SlimModel]:
-    """The models, each followed by `random` at the same counts where that is not there yet."""
+def _with_random(
+    models: Mapping[str, SlimModel], sample: Tensor, seed: int
+) -> dict[str, SlimModel]:
+    """The models, each followed by `random` at the same counts where that is not there yet.
+
+    A model that leaves images different numbers is followed by `random` at the mean of its counts
+    on a sample of the images.
+    """
+    size = (sample.shape[2], sample.shape[3])
     there = {_counts(each, size) for each in models.values() if isinstance(each.reducer, Random)}
     every: dict[str, SlimModel] = {}
     for name, model in models.items():
         every[name] = model
-        counts = _counts(model, size)
-        if counts in there:
+        counts = _mean_counts(model, sample)
+        mark = (counts, model.tail, model.reducer.place)
+        if mark in there and not model.reducer.adaptive:
             continue
-        there.add(counts)
+        there.add(mark)
         shape = model.shape(size)
-        rule = Counts(counts[0], shape.entering, shape.prefix)
+        rule = Counts(counts, shape.entering, shape.prefix)
         lots = Random(seed=seed)
         lots.place = model.reducer.place  # the same rows everywhere, and so the same cost
         every[f"random/{name}"] = SlimModel(model.host, model.adapter, lots, rule, model.tail)
@@ -230,9 +249,35 @@ def _counts(model: SlimModel, size: Size) -> tuple[tuple[int, ...], str, Place]:
     return model.counts(size), model.tail, model.reducer.place
 
 
-def _run(some: SlimModel, call: nn.Module) -> Run:
-    """The call from images, wherever they lie, to logits."""
-    return lambda images: some.adapter.logits(call(_fit(images, some.host)))
+def _mean_counts(model: SlimModel, images: Tensor) -> tuple[int, ...]:
+    """The rows that images keep after each block; on average, where that is their own affair."""
+    if not model.reducer.adaptive:
+        return model.counts((images.shape[2], images.shape[3]))
+    left = model.counted(_fit(images, model.host))
+    whole = [round(sum(rows) / len(rows)) for rows in zip(*left, strict=True)]
+    return tuple(max(rows, model.shape().prefix + 1) for rows in whole)
+
+
+def _mean_cost(model: SlimModel, images: Tensor) -> float:
+    """What images cost on average."""
+    if not model.reducer.adaptive:
+        return float(model.macs((images.shape[2], images.shape[3])).total)
+    costs = model.macs_of(images)
+    return sum(each.total for each in costs) / len(costs)
+
+
+def _run(some: SlimModel, call: nn.Module, spent: list[int] | None) -> Run:
+    """The call from images, wherever they lie, to logits; what adaptive models spend is noted."""
+
+    def run(images: Tensor) -> Tensor:
+        images = _fit(images, some.host)
+        if not isinstance(call, SlimModel) or spent is None or not call.reducer.adaptive:
+            return some.adapter.logits(call(images))
+        output, costs = call.answer(images)
+        spent.extend(each.total for each in costs)
+        return some.adapter.logits(output)
+
+    return run
 
 
 def _fit(images: Tensor, host: nn.Module) -> Tensor:
@@ -250,7 +295,14 @@ def _tiled(sample: Tensor, batch: int) -> Tensor:
 def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool = False) -> Row:
     """The row of one model, or of its dense host."""
     cost, whole = model.macs(size), model.dense_macs(size)
-    share = 1.0 if dense else cost.total / whole.total
+    macs, spent = (whole.total if dense else cost.total), None
+    if not dense and model.reducer.adaptive:
+        shares = [each / whole.total for each in taken.spent[name]] or [
+            taken.timed[name] / whole.total
+        ]
+        spent = Spent.of(shares, cost.total / whole.total)
+        macs = round(spent.mean * whole.total)
+    share = macs / whole.total
     scored, seconds = taken.scores.get(name), taken.seconds.get(name)
     latency = speedup = conversion = throughput = None
     if seconds:
@@ -258,13 +310,14 @@ def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool =
         latency = Spread.of([1000 * each / taken.batch for each in seconds])
         ratios = [one / each for one, each in zip(taken.seconds["dense"], seconds, strict=True)]
         speedup = Spread.of(ratios)
-        conversion = speedup.median * share
+        conversion = speedup.median * (1.0 if dense else taken.timed[name] / whole.total)
     return Row(
         name=name,
         method="dense" if dense else _method(model.reducer),
-        tokens=whole.rows if dense else model.counts(size),
-        macs=whole.total if dense else cost.total,
+        tokens=whole.rows if dense else taken.left[name],
+        macs=macs,
         macs_share=share,
+        spent=spent,
         choosing=0 if dense else cost.choosing,
         parameters=sum(p.numel() for p in (model.host if dense else model).parameters()),
         accuracy=scored.accuracy if scored else None,

@@ -152,10 +152,16 @@ class SlimModel(Surface):
 
     def answer(self, images: Tensor) -> tuple[Any, list[Cost]]:
         """What a call returns, and what each image costs."""
-        shape = self.shape((images.shape[2], images.shape[3]))
         left: list[list[int]] = []
         output = self._forward(images, {}, left)
+        shape = self.shape((images.shape[2], images.shape[3]))
         return output, [self._macs(shape, counts) for counts in zip(*left, strict=True)]
+
+    def counted(self, images: Tensor) -> list[tuple[int, ...]]:
+        """The rows of each image after each block, prefix included."""
+        left: list[list[int]] = []
+        self._forward(images, {}, left)
+        return list(zip(*left, strict=True))
 
     def _macs(self, shape: HostShape, counts: Sequence[int]) -> Cost:
         exact, named = self.tail == "exact", self.named(shape.depth)
@@ -209,7 +215,8 @@ class SlimModel(Surface):
         reason = self.adapter.misfit(self.host, (images.shape[2], images.shape[3]), options)
         if reason is not None:
             raise WrongInput(f"{got}: {reason}")
-        if self.calibrated is not None and tuple(images.shape[2:]) != (height, width):
+        placed = self.calibrated is not None and "threshold" not in self.calibrated
+        if placed and tuple(images.shape[2:]) != (height, width):
             raise WrongInput(
                 f"{got}: this model was calibrated for {height}x{width} pixels, and its positions "
                 "are of these. Resize the images, or calibrate the model at their size."

@@ -188,8 +188,10 @@ def _certificate(report: Report) -> str:
 
 
 KEY = """<p>Each strip is one image: as it is, and after some of the blocks. Patches that a method
-drops are dark; patches that it merges are outlined and show the mean colour of their group; patches
-that it fuses into a single token are dimmed and show their common mean colour.</p>"""
+drops are dark; patches that became one token are outlined together in a colour of their own, with a
+dot on the one that the others joined; patches that are fused into a single token for all the rest
+are dimmed and show their mean colour. Where images keep numbers of their own, the number is this
+image's, and the cap the most that any image keeps.</p>"""
 
 FRAME = """<!DOCTYPE html>
 <html lang="en">

@@ -1,4 +1,4 @@
-"""Pictures of which patches survive: what became of every grid cell, and how to draw it.
+"""Pictures of which patches survive and which became one: what became of every grid cell.
 
 It reads the maps that tokens carry back to the grid. It knows no method, and needs Pillow only to
 draw.
@@ -6,6 +6,7 @@ draw.
 
 from __future__ import annotations
 
+import colorsys
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,13 +38,18 @@ INK = (70, 70, 74)
 EDGE = (255, 255, 255)
 DROPPED = 0.18  # how bright a dropped patch is still shown
 FUSED = 0.45
+TINT = 0.5  # how much of a patch that is merged shows the colour of its group
+MARK = 0.2  # radius of the mark of the patch that others joined, in cells
+RIM = 1.25  # pixels of the dark rim, which shows the mark on white
+# How far the hue turns from cell to cell, down and across: so no two neighbours are alike.
+TURN = (0.7548776662, 0.5698402910)
 
 
 class Fate(IntEnum):
     """What can become of a grid cell."""
 
     SELF = 0  # it is still a row of its own
-    MERGED = 1  # it is in a row with other cells, averaged
+    MERGED = 1  # one row stands for it and for other cells
     FUSED = 2  # it is in the one row that takes all that a method gives up
     DROPPED = 3  # no row stands for it
 
@@ -57,12 +63,15 @@ class Survival:
         grid: height and width of the grid.
         fate: of each cell in raster order.
         into: for each cell, the cell whose row stands for it now; -1 where it was dropped.
+        most: how many patch rows the schedule leaves at most, where images keep numbers of their
+            own; None where all keep the same.
     """
 
     block: int
     grid: tuple[int, int]
     fate: tuple[Fate, ...]
     into: tuple[int, ...]
+    most: int | None = None
 
     @property
     def left(self) -> int:
@@ -86,15 +95,17 @@ def survivors(
     with evaluating(slimmed), torch.inference_mode():
         traced = slimmed.trace(images.to(parameter.device, parameter.dtype), max(chosen) + 1)
     fuses = slimmed.reducer.adds > 0
-    each = [_survivals(traced[block], block, fuses=fuses) for block in chosen]
+    most = _most(slimmed, (images.shape[2], images.shape[3]))
+    each = [_survivals(traced[block], block, most[block], fuses=fuses) for block in chosen]
     return [list(one) for one in zip(*each, strict=True)]
 
 
 def draw(pixels: Pixels, survivals: Sequence[Survival]) -> Image:
     """The image, and beside it one panel for each of `survivals`.
 
-    Dropped patches are darkened. Patches that were merged show the mean colour of their group,
-    outlined; those in a fused row show it darker.
+    Dropped patches are darkened. Patches that became one are outlined together and tinted by a
+    colour of their own, with a dot on the one that the others joined. Those in a fused row are
+    dimmed and show their mean colour.
 
     Args:
         pixels: the image (H, W, 3), as the model saw it before normalising.
@@ -130,7 +141,15 @@ def png(picture: Image) -> bytes:
     return stream.getvalue()
 
 
-def _survivals(tokens: Tokens, block: int, *, fuses: bool) -> list[Survival]:
+def _most(slimmed: SlimModel, image_size: tuple[int, int]) -> list[int | None]:
+    """For each block the most patch rows that an image may keep, where images differ."""
+    shape = slimmed.shape(image_size)
+    if not slimmed.reducer.adaptive:
+        return [None] * shape.depth
+    return [rows - shape.prefix for rows in slimmed.counts(image_size)]
+
+
+def _survivals(tokens: Tokens, block: int, most: int | None, *, fuses: bool) -> list[Survival]:
     """What became of the grids of all images, by the tokens after one block."""
     origin, cells = tokens.origin, tokens.cells()
     if origin is None:
@@ -145,14 +164,17 @@ def _survivals(tokens: Tokens, block: int, *, fuses: bool) -> list[Survival]:
     fate = torch.full_like(into, Fate.SELF).masked_fill(members > 1, joined)
     fate = fate.masked_fill(gone, Fate.DROPPED)
     return [
-        Survival(block, tokens.grid, tuple(map(Fate, fates)), tuple(places))
+        Survival(block, tokens.grid, tuple(map(Fate, fates)), tuple(places), most)
         for fates, places in zip(fate.tolist(), into.tolist(), strict=True)
     ]
 
 
 def _caption(survival: Survival) -> str:
-    """Where the panel is, and how many rows are left."""
-    return f"after block {survival.block}: {survival.left} left"
+    """Where the panel is, and how many rows are left; of how many, where that is the image's."""
+    left = f"after block {survival.block}: {survival.left}"
+    if survival.most is None or survival.most >= len(survival.into):
+        return f"{left} left"
+    return f"{left} (cap {survival.most})"
 
 
 def _panel(pixels: Pixels, survival: Survival) -> Pixels:
@@ -164,15 +186,42 @@ def _panel(pixels: Pixels, survival: Survival) -> Pixels:
     fate = np.array(survival.fate)[cell]
     group = np.array(survival.into)[cell]
     shown = pixels.astype(np.float32)
-    joined = (fate == Fate.MERGED) | (fate == Fate.FUSED)
-    means = _means(shown, group, survival.grid)
-    shown = np.where(joined[:, :, None], 0.2 * shown + 0.8 * means, shown)
-    shown = np.where((fate == Fate.FUSED)[:, :, None], shown * FUSED, shown)
-    shown = np.where((fate == Fate.DROPPED)[:, :, None], shown * DROPPED, shown)
-    edge = _edges(group) & _beside(fate == Fate.MERGED)
+    merged, fused = (fate == kind for kind in (Fate.MERGED, Fate.FUSED))
+    shown[merged] = (1 - TINT) * shown[merged] + TINT * _tints(survival.grid)[group[merged]]
+    shown[fused] = FUSED * (0.2 * shown + 0.8 * _means(shown, group, survival.grid))[fused]
+    shown[fate == Fate.DROPPED] *= DROPPED
+    edge = _edges(group) & _beside(merged)
     shown[edge] = 0.45 * shown[edge] + 0.55 * np.array(EDGE, np.float32)
+    _mark(shown, _from_middle(pixels.shape[:2], survival.grid), merged & (group == cell))
     drawn: Pixels = shown.clip(0, 255).astype(np.uint8)
     return drawn
+
+
+def _tints(grid: tuple[int, int]) -> Shades:
+    """A colour for each cell, for the group that joined it: the same after every block."""
+    down, across = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    hues = (down * TURN[0] + across * TURN[1]) % 1
+    return np.array([colorsys.hls_to_rgb(hue, 0.5, 1.0) for hue in hues], np.float32) * 255
+
+
+def _from_middle(shape: tuple[int, ...], grid: tuple[int, int]) -> tuple[Shades, float]:
+    """How far each pixel is from the middle of its cell, in pixels; and the side of a cell."""
+    sides = [shape[0] / grid[0], shape[1] / grid[1]]
+    down, across = (
+        np.abs((np.arange(pixels) + 0.5) % side - side / 2)
+        for pixels, side in zip(shape, sides, strict=True)
+    )
+    distance: Shades = np.hypot(down[:, None], across[None, :]).astype(np.float32)
+    return distance, min(sides)
+
+
+def _mark(shown: Shades, middle: tuple[Shades, float], cells: npt.NDArray[np.bool_]) -> None:
+    """Puts a dot into the middle of each cell of `cells`, unless cells are too small for dots."""
+    distance, side = middle
+    radius = MARK * side
+    if radius >= 1:
+        shown[cells & (distance <= radius + RIM)] = INK
+        shown[cells & (distance <= radius)] = EDGE
 
 
 def _means(pixels: Shades, group: npt.NDArray[np.int64], grid: tuple[int, int]) -> Shades:

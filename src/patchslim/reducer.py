@@ -128,15 +128,22 @@ class Decision:
 class Knob:
     """The setting by which an adaptive method keeps more or fewer patches of each image.
 
+    It is turned by a tolerance above zero: how unlike patches may be that join. The larger it is,
+    the fewer stay.
+
     Attributes:
-        setting: its name.
-        most, fewest: its values at which nearly all patches and hardly any are kept; where both
-            are above zero, orders of magnitude lie between them.
+        setting: the name of the setting.
+        cosine: whether the setting is a cosine similarity: one less the tolerance.
+        top: the largest tolerance.
     """
 
     setting: str
-    most: float
-    fewest: float
+    cosine: bool = False
+    top: float = math.inf
+
+    def at(self, tolerance: float) -> float:
+        """The setting at a tolerance."""
+        return 1 - tolerance if self.cosine else tolerance
 
 
 class Reducer(nn.Module, ABC):

@@ -89,13 +89,40 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What images cost where each keeps a number of patches of its own, as shares of dense.
+
+    `cap` is what none can exceed, whatever it shows.
+    """
+
+    mean: float
+    p50: float
+    p99: float
+    most: float
+    cap: float
+
+    @classmethod
+    def of(cls, shares: Sequence[float], cap: float) -> Spent:
+        """The distribution of one share an image."""
+        values = torch.tensor(shares, dtype=torch.float64)
+        p50, p99 = values.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
+        return cls(float(values.mean()), p50, p99, float(values.max()), cap)
+
+    def show(self) -> str:
+        """The mean, and how far images stray from it."""
+        return f"{self.mean:.3f} (p99 {self.p99:.2f}, max {self.most:.2f}, cap {self.cap:.2f})"
+
+
+@dataclass(frozen=True)
 class Row:
     """What was measured of one model; None is what was not.
 
     Attributes:
         name, method: of the model; the first row's method is "dense".
         tokens: rows left after each block, prefix included.
-        macs, macs_share: multiply-adds of an image, and as a share of the dense model's.
+        macs, macs_share: multiply-adds of an image, and as a share of the dense model's; where
+            images keep different numbers of patches, the mean.
+        spent: the distribution of that share, where it is one.
         choosing: multiply-adds that the method spends on deciding, not part of `macs`.
         parameters: numbers that the model has learned, the method's own included.
         accuracy, agreement: shares of images, by label and by the dense model's answer.
@@ -116,6 +143,7 @@ class Row:
     macs: int
     macs_share: float
     choosing: int = 0
+    spent: Spent | None = None
     parameters: int | None = None
     accuracy: Estimate | None = None
     change: Estimate | None = None
@@ -135,6 +163,7 @@ class Row:
         fields = {**data, "tokens": tuple(data["tokens"])}
         for name in ("accuracy", "change", "top5", "agreement", "kl"):
             fields[name] = Estimate(**data[name]) if data.get(name) else None
+        fields["spent"] = Spent(**data["spent"]) if data.get("spent") else None
         for name in ("latency", "throughput", "speedup"):
             fields[name] = Spread(**data[name]) if data.get(name) else None
         return cls(**fields)
@@ -165,7 +194,11 @@ class Report:
 
     def baseline(self, row: Row) -> Row | None:
         """The row of `random` at the same counts, or None where it was not measured."""
-        lots = [each for each in self.rows if (each.method, each.tokens) == ("random", row.tokens)]
+        lots = [each for each in self.rows if each.method == "random"]
+        if row.spent is None:
+            lots = [each for each in lots if each.tokens == row.tokens]
+        else:  # at the mean of its counts
+            lots = [each for each in lots if each.name == f"random/{row.name}"]
         if row.method in ("dense", "random") or not lots:
             return None
         return min(lots, key=lambda each: abs(each.macs - row.macs))
@@ -187,7 +220,7 @@ class Report:
         return (
             row.name,
             str(row.tokens[-1]),
-            f"{row.macs_share:.3f}",
+            f"{row.macs_share:.3f}" if row.spent is None else row.spent.show(),
             "-" if row.accuracy is None else row.accuracy.show(percent=True),
             "-" if row.change is None else row.change.show(percent=True, signed=True),
             "-" if gain is None else f"{100 * gain:+.1f}",

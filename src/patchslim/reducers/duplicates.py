@@ -52,7 +52,7 @@ class Duplicates(Reducer):
     @property
     def knob(self) -> Knob:
         """The tolerance."""
-        return Knob("tolerance", most=1e-4, fewest=1e2)
+        return Knob("tolerance")
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Of patches that show the same the first stays, and the others join it."""
@@ -101,8 +101,7 @@ class Duplicates(Reducer):
         both = square.unsqueeze(2) + square.unsqueeze(1)
         cost = torch.baddbmm(both, some, some.transpose(1, 2), alpha=-2 / some.shape[2])
         never = ~(tiles.alive.unsqueeze(1) & tiles.alive.unsqueeze(2))
-        itself = torch.eye(some.shape[1], dtype=torch.bool, device=some.device)
-        cost = cost.clamp(min=0).masked_fill(never | itself, torch.inf)
+        cost = cost.masked_fill(never, torch.inf)
         worth = tiles.of(-tokens.rows().to(cost.dtype))  # the first of them stays
         groups = grouping.leaders(cost, worth, self.tolerance**2)
         apart, best = tiles.back(groups.apart), tiles.best(worth)

@@ -139,8 +139,8 @@ class Similarity(Reducer):
         """The threshold, for ways of grouping that have one."""
         if self.group in COUNTED:
             return None
-        ends = (0.999, 0.001) if self.measure == "cosine" else (1e-9, 1e3)
-        return Knob("threshold", *ends)
+        cosine = self.measure == "cosine"
+        return Knob("threshold", cosine=True, top=1.99) if cosine else Knob("threshold")
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The patches that stay, and which of them each other one joins."""
@@ -152,7 +152,8 @@ class Similarity(Reducer):
             groups = self._unlike(compared, tiles.alive, keep)
             order, padding = self._order(tokens, tiles, groups, weight, keep)
             return Keep(order[:, :keep], padding)
-        cost = self._cost(compared, worth, tiles.alive)
+        whole = tokens.alive is None and tiles.order is None
+        cost = self._cost(compared, worth, None if whole else tiles.alive)
         groups = self._groups(cost, worth, keep, signals.prefix)
         order, padding = self._order(tokens, tiles, groups, weight, keep)
         kept, gone = order[:, :keep], order[:, keep:]
@@ -246,20 +247,20 @@ class Similarity(Reducer):
         scaled: Tensor = x * x.shape[2] ** -0.5
         return scaled
 
-    def _cost(self, compared: Tensor, worth: Tensor, alive: Tensor) -> Tensor:
-        """What it costs to join two patches (B, n, n); inf for itself and for padding."""
+    def _cost(self, compared: Tensor, worth: Tensor, alive: Tensor | None) -> Tensor:
+        """What it costs to join two patches (B, n, n); inf for padding."""
         if self.measure == "cosine":
             cost = 1 - compared @ compared.transpose(1, 2)
         else:
             square = compared.square().sum(dim=2)
             both = square.unsqueeze(2) + square.unsqueeze(1)
-            cost = torch.baddbmm(both, compared, compared.transpose(1, 2), alpha=-2).clamp(min=0)
+            cost = torch.baddbmm(both, compared, compared.transpose(1, 2), alpha=-2)
         if self.group == "ward":
             light = 1 / worth
             cost = cost / (light.unsqueeze(2) + light.unsqueeze(1))
-        never = ~(alive.unsqueeze(1) & alive.unsqueeze(2))
-        itself = torch.eye(alive.shape[1], dtype=torch.bool, device=alive.device)
-        return cost.masked_fill(never | itself, torch.inf)
+        if alive is None:
+            return cost
+        return cost.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), torch.inf)
 
     def _groups(self, cost: Tensor, worth: Tensor, keep: int, prefix: int) -> Groups:
         """Groups of patches by what it costs to join them."""

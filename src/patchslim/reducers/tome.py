@@ -41,7 +41,7 @@ class ToMe(Reducer):
     @property
     def knob(self) -> Knob:
         """The threshold."""
-        return Knob("threshold", most=0.999, fewest=0.001)
+        return Knob("threshold", cosine=True, top=0.99)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Tokens are dealt alternately to A and B; the best pairs merge, A into B.
