@@ -211,19 +211,20 @@ def documents() -> str:
     ]
     for row in data["rows"]:
         left, ratio, got = row["left"], row["speedup"], row["positions"]
-        choosing = f" + {row['choosing_share']:.2f}" if row["choosing_share"] else ""
+        choosing = f" + {row['choosing_share']:.2f}" if row["choosing_share"] > 0.005 else ""
+        span = f" ({min(left)} to {max(left)})" if min(left) < max(left) else ""
         lines.append(
-            f"| {row['size']} | {row['name']} | {statistics.mean(left):.0f} ({min(left)} to "
-            f"{max(left)}) of {row['patches']} | {row['macs_share']:.2f}{choosing} "
+            f"| {row['size']} | {row['name']} | {statistics.mean(left):.0f}{span} "
+            f"| {row['macs_share']:.2f}{choosing} "
             f"| {ratio['alone']['median']:.2f}x ({ratio['batch']['median']:.2f}x) "
-            f"| {got['largest_difference']:.2f} of {got['largest_logit']:.1f} | {got['kl']:.3f} "
+            f"| {got['largest_difference']:.2f} of {got['largest_logit']:.1f} | {got['kl']:.2g} "
             f"| {got['same_top1']} of {len(left)} "
             f"| {row['no_positions']['largest_difference']:.1g} |"
         )
     birth = data["births"][0]
     facts = (
         f"{birth['images']} images, {data['repeats']} rounds interleaved, {birth['processor']}, "
-        f"{birth['threads']} threads, {birth['dtype']}, torch {birth['versions']['torch']}, timm "
+        f"threads: {birth['threads']}, {birth['dtype']}, torch {birth['versions']['torch']}, timm "
         f"{birth['versions']['timm']}, commit {birth['commit']}, {birth['date'][:10]}: "
         f"`{birth['command']}`"
     )

@@ -17,16 +17,17 @@ MOST_LINES = 40
 # What each of them prints, whatever the machine.
 SAYS = {
     "calibrate": ["patch_slimming_dynamic ", "random/patch_slimming ", "tome ", "pyramid.svg"],
-    "documents": ["letter: ", "form  : 100 of 784 patches, 13% of the operations", "(2, 1000)"],
+    "documents": ["letter: ", "form  : 100 of 784 patches, 17% of the operations", "(2, 1000)"],
     "embedded_example": ["tome 0.6", "random/evit 0.6", "speed-up"],
     "fine_tune": ["dense", "random/untrained", "trained           accuracy", "KL"],
     "feature_maps": ["tokens after each block: 233 209", "(1, 384, 16, 16)"],
     "own_method": ["197 197 99 99", "[0, 2, 4, 6, 8, 10, 12]"],
+    "per_image": ["at most: 80%", "right: 6 of 6", "the same alone: True", "masked: True"],
     "save_and_load": ["model.safetensors", "'method': 'evit'", "same answer: True"],
     "slim_huggingface": ["145 103 103 74 54 54", "LABEL_", "ImageClassifierOutput"],
     "slim_timm": ["tokens after each block: 185", "0.752 GMACs of 1.254 GMACs"],
 }
-QUICK = """calibrate documents fine_tune own_method save_and_load slim_huggingface
+QUICK = """calibrate documents fine_tune own_method per_image save_and_load slim_huggingface
 slim_timm""".split()
 SHORT = {"calibrate": ["1"], "fine_tune": ["2"]}  # arguments for a short form
 

@@ -465,6 +465,18 @@ def test_images_together_are_grouped_as_they_are_alone(way, count):
             assert torch.equal(together.parent[some], alone.parent)
 
 
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("redundancy", "iterative")])
+def test_what_it_costs_a_row_to_join_itself_is_not_looked_at(way):
+    cost, worth = problem(5, "clusters")
+    wanted = WAYS[way](cost.unsqueeze(0), worth.unsqueeze(0), None)
+    for itself in (0.0, 1e-7, -1e-7, 9.0):
+        other = torch.where(cost.isinf(), itself, cost).unsqueeze(0)
+        got = WAYS[way](other, worth.unsqueeze(0), None)
+        torch.testing.assert_close(got.apart, wanted.apart)
+        if wanted.parent is not None:
+            assert torch.equal(got.parent, wanted.parent)
+
+
 @pytest.mark.parametrize("way", ["nearest", "leaders", "components", "agglomerative"])
 def test_rows_of_padding_change_nothing(way):
     cost, worth = problem(5, "spread")

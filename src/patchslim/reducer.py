@@ -46,7 +46,7 @@ class Spread(enum.Enum):
 
     EVERY_BLOCK = "a constant number in every block"
     STAGES = "a constant rate at a quarter, a half and three quarters of the depth"
-    FIRST = "before the first block"
+    FIRST = "one cut before the first block"
     LATER = "a constant rate in every block from a quarter of the depth to the last but one"
 
 
@@ -133,11 +133,13 @@ class Knob:
 
     Attributes:
         setting: the name of the setting.
+        first: a usual tolerance, the first to be tried.
         cosine: whether the setting is a cosine similarity: one less the tolerance.
         top: the largest tolerance.
     """
 
     setting: str
+    first: float
     cosine: bool = False
     top: float = math.inf
 

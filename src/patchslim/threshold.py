@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.adapter import Adapter
-from patchslim.bisection import Bisection
+from patchslim.bisection import FIRST, Bisection
 from patchslim.budget import macs_target, plan
 from patchslim.cost import dense_macs
 from patchslim.errors import BadSchedule, ImpossibleBudget
@@ -25,7 +25,7 @@ from patchslim.schedule import Rate, Schedule, Tail
 from patchslim.score import divergence
 from patchslim.slim import check_class_token
 
-UNIT = 1e-4  # of a knob's tolerance, so that what is tried first is near what is usual
+LOOSE = 1.0  # tried first where the schedule is turned: half of the patches at each place
 
 Say = Callable[[str], object]
 
@@ -144,11 +144,13 @@ class _Search:
         inverse: bool,
     ) -> float:
         """The tolerance, or its inverse, with which a falling cost is just not above the target."""
-        top = math.inf if self.reducer.knob is None else self.reducer.knob.top
+        knob = self.reducer.knob
+        top = math.inf if knob is None else knob.top
+        unit = (LOOSE if knob is None else knob.first) / (1 / FIRST if inverse else FIRST)
         bisection = Bisection(target, 1.0, [])
         while not bisection.settled():
             tried = bisection.next()
-            tolerance = min(UNIT / tried if inverse else UNIT * tried, top)
+            tolerance = min(unit / tried if inverse else unit * tried, top)
             spent, told = self.run(self.model(tolerance))
             got = cost(spent, told)
             self.say(
@@ -164,7 +166,7 @@ class _Search:
             if inverse and tolerance == top and got <= target:
                 break  # even the widest keeps the answers
         best, _ = bisection.best()
-        return min(UNIT / best if inverse else UNIT * best, top)
+        return min(unit / best if inverse else unit * best, top)
 
     def model(self, tolerance: float) -> SlimModel:
         """The host slimmed by the method at one tolerance."""

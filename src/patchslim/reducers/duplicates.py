@@ -52,7 +52,7 @@ class Duplicates(Reducer):
     @property
     def knob(self) -> Knob:
         """The tolerance."""
-        return Knob("tolerance")
+        return Knob("tolerance", first=0.05)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Of patches that show the same the first stays, and the others join it."""

@@ -139,8 +139,9 @@ class Similarity(Reducer):
         """The threshold, for ways of grouping that have one."""
         if self.group in COUNTED:
             return None
-        cosine = self.measure == "cosine"
-        return Knob("threshold", cosine=True, top=1.99) if cosine else Knob("threshold")
+        if self.measure == "cosine":
+            return Knob("threshold", first=0.1, cosine=True, top=1.99)
+        return Knob("threshold", first=5e-4 if self.group == "ward" else 0.1)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The patches that stay, and which of them each other one joins."""

@@ -41,7 +41,7 @@ class ToMe(Reducer):
     @property
     def knob(self) -> Knob:
         """The threshold."""
-        return Knob("threshold", cosine=True, top=0.99)
+        return Knob("threshold", first=0.1, cosine=True, top=0.99)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Tokens are dealt alternately to A and B; the best pairs merge, A into B.

@@ -1,0 +1,127 @@
+"""The similarity family on DeiT-Ti, training-free, fixed and by threshold, beside other methods.
+
+    python benchmarks/similarity.py --shared ../shared
+
+Every way of grouping at five budgets on 500 real images, in one pass over them a budget. Thresholds
+are found on 128 other images (Tiny-ImageNet, enlarged and as mosaics, without labels), so that what
+the 500 cost on average is measured, not set. A budget that is in the results already is not run
+again. Adds to benchmarks/results/similarity.json. The images are probably training images of the
+model: read differences from dense, not accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+from torch import nn
+from train_deit_tiny import dense, held_images, said, whole_images
+
+import patchslim
+from patchslim.calibrate import calibrate
+from patchslim.errors import BadSetting, DeepCut, ImpossibleBudget, ShortSchedule
+from patchslim.images import Images
+from patchslim.measure import measure
+from patchslim.model import SlimModel
+from patchslim.reducer import Reducer, Setting
+from patchslim.reducers.ats import ATS
+from patchslim.reducers.random import Random
+from patchslim.reducers.similarity import Similarity
+from patchslim.reducers.tome import ToMe
+from patchslim.search import Search
+
+RESULT = Path(__file__).parent / "results" / "similarity.json"
+BUDGETS = "0.87,0.75,0.65,0.58,0.5"
+IMAGES = 128  # on which thresholds are found
+SEEDS = 3
+COSINE: dict[str, Setting] = {"measure": "cosine", "on": "keys"}
+FIXED: dict[str, dict[str, Setting]] = {
+    "similarity (default: ward)": {},
+    "ward, plain mean": {"survivor": "mean"},
+    "ward, of keys": {"on": "keys"},
+    "ward, weighed by attention received": {"weight": "received"},
+    "ward, weighed by size": {"weight": "size"},
+    "ward, heaviest alone": {"survivor": "alone"},
+    "nearest": {"group": "nearest", **COSINE},
+    "bipartite": {"group": "bipartite", **COSINE},
+    "average linkage": {"group": "average", **COSINE},
+    "density peaks": {"group": "density", "on": "keys"},
+    "k-medoids": {"group": "medoids", "survivor": "medoid"},
+    "iterative de-duplication": {"group": "iterative", **COSINE},
+    "redundancy": {"group": "redundancy", **COSINE},
+}
+FIRST: dict[str, dict[str, Setting]] = {
+    "preset paper, before block 0": {"preset": "paper"},
+    "nearest, before block 0": {"group": "nearest", "measure": "cosine", "on": "embedding"},
+}
+THRESHOLDS: dict[str, Reducer] = {
+    "similarity, threshold": Similarity(threshold=1e-4),
+    "leaders, threshold": Similarity(group="leader", threshold=0.9, floor=0.0, **COSINE),  # type: ignore[arg-type]
+    "components, threshold": Similarity(group="components", threshold=0.9, floor=0.0, **COSINE),  # type: ignore[arg-type]
+    "average linkage, threshold": Similarity(group="average", threshold=0.9, **COSINE),  # type: ignore[arg-type]
+    "tome, threshold": ToMe(threshold=0.9),
+    "ats": ATS(),
+}
+
+
+def main() -> None:
+    """Measures every budget that is not there yet."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--budgets", default=BUDGETS)
+    parser.add_argument("--limit", type=int, help="fewer images, for a try")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    for remark in (DeepCut, ShortSchedule, UserWarning):
+        warnings.simplefilter("ignore", remark)
+    data = options.shared / "data"
+    host = dense(data)
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for budget in map(float, options.budgets.split(",")):
+        if f"{budget:g}" in found:
+            continue
+        models = fixed(host, budget) | adaptive(host, whole_images(host, data), budget)
+        images = held_images(host, data)
+        if options.limit is not None:
+            images = dataclasses.replace(images, limit=options.limit)
+        report = measure(models, images, batch=1, repeats=0, baseline=False, progress=said)
+        found[f"{budget:g}"] = report.to_json()
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        print(report.table())
+
+
+def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
+    """All methods that keep the same number of patches in every image."""
+    made = {name: patchslim.slim(host, name, macs=budget) for name in ("tome", "evit", "topk")}
+    for name, settings in FIXED.items():
+        made[name] = patchslim.slim(host, Similarity(**settings), macs=budget)  # type: ignore[arg-type]
+    places = made["similarity (default: ward)"].deciding()
+    for seed in range(SEEDS):
+        lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
+        made[f"random, seed {seed}"] = lots
+    for name, settings in FIRST.items():
+        made[name] = patchslim.slim(host, Similarity(**settings), macs=budget, at=(0,))  # type: ignore[arg-type]
+    return made
+
+
+def adaptive(host: nn.Module, images: Images, budget: float) -> dict[str, SlimModel]:
+    """All methods by which images keep different numbers, at the budget on average."""
+    made: dict[str, SlimModel] = {}
+    for name, reducer in THRESHOLDS.items():
+        said(name)
+        try:
+            search = Search(images=IMAGES)
+            made[name] = calibrate(
+                host, images, reducer, macs=budget, search=search, progress=said
+            ).model
+        except (ImpossibleBudget, BadSetting) as error:
+            said(f"{name} is missing: {error}")
+    return made
+
+
+if __name__ == "__main__":
+    main()
