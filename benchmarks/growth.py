@@ -48,12 +48,14 @@ class Watched(SlimModel):
             return super()._before_feed(step, None, tokens)
         attended = self._attend(step, place, tokens)
         mixed = self.adapter.mix(self.host, step.index, attended.queries, attended.values)
-        tokens = attended.queries.with_x(mixed)
+        tokens, signals = attended.queries.with_x(mixed), attended.signals
+        if signals is None:
+            return tokens
         begun = time.perf_counter()
-        reduced = tokens.reduce(self._choose(step, tokens, attended.signals))
+        reduced = tokens.reduce(self._choose(step, tokens, signals))
         self.spent += time.perf_counter() - begun
         if self.largest is None:
-            self.largest = (step, tokens, attended.signals)
+            self.largest = (step, tokens, signals)
         return reduced
 
     def own_memory(self) -> int:

@@ -231,6 +231,59 @@ def documents() -> str:
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
+def worst_case() -> str:
+    """What each kind of images costs under a cap, on average and at most."""
+    data = _read("worst_case.json")
+    rows = data["rows"]
+    caps = {row["method"]: row["cap"] for row in rows}
+    lines = [
+        f"| share of the operations: mean, max | images | {' | '.join(caps)} |",
+        "|---|--:|" + "--:|" * len(caps),
+    ]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        same = [row for row in rows if row["kind"] == kind]
+        cells = [f"{row['mean']:.3f}, {row['max']:.3f}" for row in same]
+        lines.append(f"| {kind} | {same[0]['images']} | {' | '.join(cells)} |")
+    free = [max(row["max_without_cap"] for row in rows if row["method"] == name) for name in caps]
+    lines.append(f"| **the cap** | | {' | '.join(f'**{cap:.3f}**' for cap in caps.values())} |")
+    lines.append(f"| the most without a cap | | {' | '.join(f'{most:.3f}' for most in free)} |")
+    return "\n".join([*lines, "", f"<sub>{_born(data['birth'])}</sub>"])
+
+
+def large_images() -> str:
+    """Memory and own time of each method at 1024 pixels, beside the dense model's."""
+    data = _read("large_images.json")
+    lines = [
+        "| DeiT-Ti, 4,097 tokens | tokens at the end | MACs | peak memory | own time | all |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['method']} | {row['rows']} | {row['macs_share']:.2f} | "
+        f"{_aim(row['memory_share'], 1.0)} | {_aim(row['own_time_share'], 0.1)} | "
+        f"{row['time_share']:.2f} |"
+        for row in data["rows"]
+    ]
+    facts = f"processor time on one thread, {data['rounds']} rounds, {_born(data['birth'])}"
+    return "\n".join(
+        [*lines, "", "Shares of the dense model's; bold: above it, or above a tenth of its time."]
+        + ["", f"<sub>{facts}</sub>"]
+    )
+
+
+def _aim(share: float, most: float) -> str:
+    """A share in percent, bold where it is above what it should be at most."""
+    return f"{share:.1%}" if share <= most else f"**{share:.1%}**"
+
+
+def _born(birth: dict[str, Any]) -> str:
+    """A birth certificate as it is written in a result, in one line."""
+    return (
+        f"{birth['images']} image{'' if birth['images'] == 1 else 's'}, {birth['processor']}, "
+        f"{birth['dtype']}, torch {birth['versions']['torch']}, timm {birth['versions']['timm']}, "
+        f"commit {birth['commit']}, {birth['date'][:10]}: `{birth['command']}`"
+    )
+
+
 def _percent(share: Estimate | None) -> str:
     return "-" if share is None else f"{100 * share.value:.1f}"
 
@@ -277,6 +330,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "speed": speed,
         "growth": growth,
         "documents": documents,
+        "worst-case": worst_case,
+        "large-images": large_images,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained("trained_longer"),
         "train-speed": train_speed,

@@ -179,8 +179,8 @@ PYTHON = {
         lambda d, out: fit(d, out, search=Search(mode="free", outputs=0.5)),
         BadSchedule, "outputs=0.5 | reads no patches | Leave it out"),
     "a method that needs none": (
-        lambda d, out: calibrate(d.vit, batches(), "tome", macs=0.6, out=out),
-        UnknownName, "'tome' | patch_slimming | need no calibration"),
+        lambda d, out: calibrate(d.vit, batches(), "topk", macs=0.6, out=out),
+        UnknownName, "'topk' | patch_slimming, | tome | need no calibration"),
     "unknown method": (
         lambda d, out: calibrate(d.vit, batches(), "patch_sliming", macs=0.6, out=out),
         UnknownName, "'patch_sliming' | Did you mean 'patch_slimming'"),
@@ -252,8 +252,8 @@ SHELL = {
     "outputs of a head that reads none": (
         "calibrate {}/hf --macs 0.6 --data {}/photos --outputs 0.5 --out o", "outputs=0.5"),
     "a method that needs none": (
-        "calibrate {}/hf --macs 0.6 --data {}/photos --method tome --out o",
-        "'tome' | need no calibration"),
+        "calibrate {}/hf --macs 0.6 --data {}/photos --method topk --out o",
+        "'topk' | need no calibration"),
     "unknown method": (
         "calibrate {}/hf --macs 0.6 --data {}/photos --method patch --out o",
         "'patch' | 'patch_slimming'"),

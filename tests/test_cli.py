@@ -120,7 +120,7 @@ def test_slim_says_what_it_did_and_saves(tmp_path, weights):
     assert (ended.code, ended.err) == (0, "")
     for part in (
         TINY,
-        "tome (proportional=True), tail exact",
+        "tome (proportional=True, threshold=0.0), tail exact",
         "tokens left",
         "choosing adds",
         str(out),

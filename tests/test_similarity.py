@@ -108,7 +108,6 @@ def test_settings_that_do_not_go_together_are_refused(name):
     assert not missing, str(raised.value)
 
 
-@pytest.mark.xfail(strict=True, reason="nan < 0 is false: the threshold is taken")
 @pytest.mark.parametrize("kind", [Similarity, Duplicates])
 def test_a_distance_that_is_no_number_is_refused(kind):
     name = "threshold" if kind is Similarity else "tolerance"
@@ -225,9 +224,7 @@ def test_equal_patches_weighed_by_attention_become_one_without_loss(name, args):
     "kinds",
     [
         (3, 36, 5),
-        pytest.param(
-            (1,), marks=pytest.mark.xfail(strict=True, reason="one pair joins a round, they end")
-        ),
+        (1,),
     ],
 )
 def test_equal_patches_become_one_by_average_linkage_without_loss(kinds):
@@ -331,7 +328,6 @@ def test_as_many_stay_as_lead(limit):
     assert left(reducer, tokens, signals) == wanted
 
 
-@pytest.mark.xfail(strict=True, reason="a leader's rank, in [1, 2), is compared with the limit")
 @pytest.mark.parametrize("limit", [1.2, 1.6])
 def test_as_many_stay_as_lead_by_a_threshold_above_one(limit):
     tokens, signals = scene()
@@ -342,7 +338,6 @@ def test_as_many_stay_as_lead_by_a_threshold_above_one(limit):
     assert left(reducer, tokens, signals) == wanted
 
 
-@pytest.mark.xfail(strict=True, reason="a leader's rank, in [1, 2), is compared with the limit")
 def test_as_many_stay_as_lead_by_a_cosine_below_zero():
     tokens, signals = scene()
     unit = F.normalize(tokens.x[:, 1:], dim=2)
@@ -401,11 +396,7 @@ def survivor(name, group, cost, weight):
 @pytest.mark.parametrize(
     "name",
     [
-        *("alone", "first", "heaviest", "mean", "weighted"),
-        pytest.param(
-            "medoid",
-            marks=pytest.mark.xfail(strict=True, reason="rounding of a row's cost to itself tells"),
-        ),
+        *("alone", "first", "heaviest", "mean", "medoid", "weighted"),
     ],
 )
 def test_one_decision_leaves_the_survivors_of_the_groups(name, threshold):
@@ -466,9 +457,6 @@ def squares_of(cells, side, across):
     [
         2,
         4,
-        pytest.param(
-            3, marks=pytest.mark.xfail(strict=True, reason="runs of 9 rows are not 3x3 squares")
-        ),
     ],
 )
 def test_patches_join_within_their_square(window, settings):
@@ -526,7 +514,6 @@ def test_one_patch_of_each_square_stays(name, side):
     assert survivors_of_squares(model, noise(4, 3, 32, 32), side) == [count] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="the other half is as far as `never`, and comes first")
 def test_one_patch_of_each_square_stays_where_half_of_them_may_go():
     model = patchslim.slim(
         host(8), "similarity", keep=[65, 33, 33], squares=2, group="bipartite", on="keys"
@@ -535,20 +522,16 @@ def test_one_patch_of_each_square_stays_where_half_of_them_may_go():
 
 
 @pytest.mark.filterwarnings("ignore::patchslim.errors.DeepCut")
-@pytest.mark.xfail(strict=True, reason="rows that stay to the end are farther than `never`")
 def test_one_patch_of_each_square_stays_where_patches_go_in_steps():
     settings = {"group": "iterative", "measure": "cosine", "squares": 3}
     model = patchslim.slim(host(8), "similarity", keep=[41, 11, 11], **settings)
     assert survivors_of_squares(model, noise(4, 3, 32, 32), 3) == [9] * 4
 
 
-@pytest.mark.filterwarnings("ignore::patchslim.errors.DeepCut")
-@pytest.mark.xfail(strict=True, reason="the speaker of a group may come from another square")
 @pytest.mark.parametrize("name", ["medoid", "first", "heaviest"])
-def test_one_patch_of_each_square_stays_whoever_speaks(name):
-    settings = {"group": "nearest", "survivor": name, "squares": 3}
-    model = patchslim.slim(host(8), "similarity", keep=[41, 11, 11], **settings)
-    assert survivors_of_squares(model, noise(4, 3, 32, 32), 3) == [9] * 4
+def test_who_speaks_for_a_square_is_not_left_to_a_group(name):
+    with pytest.raises(BadSetting, match="survivor is then mean, weighted or alone"):
+        Similarity(group="nearest", survivor=name, squares=3)
 
 
 @pytest.mark.filterwarnings("ignore::patchslim.errors.DeepCut")

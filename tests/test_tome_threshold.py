@@ -1,4 +1,4 @@
-"""`tome` with a threshold: all pairs merge that exceed it, and the fixed form where it is silent."""
+"""`tome` with a threshold: pairs that exceed it merge; where none does, it is the fixed form."""
 
 import math
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 5  # of the density of a row, as in TCFormer
-FAR = 1e30
+BEYOND = 1e20  # any limit
+FAR = 1e30  # beyond that
 TURNS = 5  # of k-medoids, as in Haurum et al.
 
 
@@ -75,7 +76,7 @@ def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
         leads = ~claimed & ~(rival & ~claimed.unsqueeze(1)).any(dim=2)
         claimed = claimed | (rival & leads.unsqueeze(1)).any(dim=2)
     leads = ~claimed
-    near = cost.masked_fill(~leads.unsqueeze(1), math.inf).amin(dim=2)
+    near = cost.masked_fill(~leads.unsqueeze(1), math.inf).amin(dim=2).clamp(min=0)
     return Groups(torch.where(leads, _above(worth), -near))
 
 
@@ -85,12 +86,12 @@ def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     near = cost <= limit
     label = torch.arange(count, device=cost.device).expand_as(worth)
     for _ in range(2 * _rounds(count)):
-        least = torch.where(near, label.unsqueeze(1), count).amin(dim=2)
-        label = torch.minimum(label, least)
+        least = torch.minimum(label, torch.where(near, label.unsqueeze(1), count).amin(dim=2))
+        label = torch.minimum(least, least.scatter_reduce(1, label, least, "amin"))
         label = torch.minimum(label, label.gather(1, label))
     head = elected(label, worth)
     stays = head == torch.arange(count, device=cost.device)
-    far = cost.gather(2, head.unsqueeze(2)).squeeze(2)
+    far = cost.gather(2, head.unsqueeze(2)).squeeze(2).clamp(min=0)
     return Groups(torch.where(stays, _above(worth), -far), head)
 
 
@@ -98,7 +99,8 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
     """Average linkage, whole: the height at which each row joins a heavier one, and which.
 
     In every round all pairs that are nearest to each other join. With average linkage this gives
-    the tree that joining one pair at a time gives, and heights never fall on the way up.
+    the tree that joining one pair at a time gives, and heights never fall on the way up. A graph
+    has a fixed number of rounds, and leaves apart what would take more.
     """
     batch, count = worth.shape
     rows = torch.arange(count, device=cost.device)
@@ -108,7 +110,8 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
     size = torch.ones_like(cost[:, 0])
     height = cost.new_full((batch, count), math.inf)
     parent = rows.expand(batch, -1)
-    for _ in range(2 * _rounds(count)):
+    graph = torch.compiler.is_compiling()
+    for _ in range(2 * _rounds(count) if graph else count):
         apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
         apart = apart.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), math.inf)
         apart = apart.masked_fill(itself, math.inf)
@@ -123,7 +126,7 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
         between = torch.zeros_like(added).scatter_add(2, into.unsqueeze(1).expand_as(cost), added)
         size = torch.zeros_like(size).scatter_add(1, into, size).clamp(min=1)
         alive = alive & ~goes
-        if not torch.compiler.is_compiling() and not bool(goes.any()):
+        if not graph and not bool(goes.any()):
             break
     return Groups(height, parent)
 
@@ -154,7 +157,7 @@ def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
         sums = sums.scatter_add(2, slot.unsqueeze(1).expand_as(finite), finite)
         within = sums.gather(2, slot.unsqueeze(2)).squeeze(2)
         centres = elected(centres.gather(1, slot), -within).gather(1, centres)
-    return Groups(torch.zeros_like(worth).scatter(1, centres, 1.0) + _above(worth) * 1e-3)
+    return Groups(_above(worth) * torch.ones_like(worth).scatter(1, centres, 4.0))
 
 
 def redundancy(unit: Tensor, alive: Tensor) -> Groups:
@@ -168,7 +171,7 @@ def redundancy(unit: Tensor, alive: Tensor) -> Groups:
 def iterative(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
     """The rows most similar to all that are left go, a share in every step, until `keep` are."""
     gone = torch.zeros_like(alive)
-    apart = torch.full_like(unit[..., 0], math.inf)
+    apart = unit.new_zeros(unit.shape[:2])
     leaving = unit.shape[1] - keep
     for step in range(steps):
         like = redundancy(unit, alive & ~gone).apart.masked_fill(gone, math.inf)
@@ -210,8 +213,8 @@ def _itself(cost: Tensor) -> Tensor:
 
 
 def _above(worth: Tensor) -> Tensor:
-    """The worth of each row as a number in [1, 2), in the same order."""
-    return 1 + worth / (1 + worth.abs())
+    """The worth of each row as a number above every limit, in the same order."""
+    return BEYOND * (1 + worth / (1 + worth.abs()))
 
 
 def _rounds(count: int) -> int:

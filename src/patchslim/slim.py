@@ -100,7 +100,7 @@ def check_class_token(model: nn.Module, adapter: Adapter, reducer: Reducer) -> N
         raise NeedsClassToken(
             f"{type(reducer).__name__} scores patches by the class token, and this model has "
             "none, nor an attention-pooling head to lend its query. Methods that need none: "
-            f"{', '.join(free)}."
+            f"{', '.join(free)}; similarity, with weight='received' or 'size'."
         )
 
 

@@ -147,7 +147,7 @@ class _Search:
         knob = self.reducer.knob
         top = math.inf if knob is None else knob.top
         unit = (LOOSE if knob is None else knob.first) / (1 / FIRST if inverse else FIRST)
-        bisection = Bisection(target, 1.0, [])
+        bisection, means = Bisection(target, 1.0, []), list[float]()
         while not bisection.settled():
             tried = bisection.next()
             tolerance = min(unit / tried if inverse else unit * tried, top)
@@ -163,8 +163,10 @@ class _Search:
                     f"spends {got:.3f} on average here. Give more, or another method or floor."
                 )
             bisection.add(tried, got, {})
-            if inverse and tolerance == top and got <= target:
-                break  # even the widest keeps the answers
+            same = float(spent.mean()) in means or (inverse and tolerance == top)
+            if got <= target and same:
+                break  # it has no more to join, or to leave
+            means.append(float(spent.mean()))
         best, _ = bisection.best()
         return min(unit / best if inverse else unit * best, top)
 

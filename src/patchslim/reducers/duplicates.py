@@ -7,6 +7,7 @@ same are one too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,7 +43,7 @@ class Duplicates(Reducer):
 
     def __init__(self, *, tolerance: float = 0.0, window: int = 0) -> None:
         super().__init__()
-        if tolerance < 0 or window < 0:
+        if not 0 <= tolerance < math.inf or window < 0:
             raise BadSetting(
                 f"tolerance={tolerance}, window={window}: neither can be below 0; 0 means exactly "
                 "the same pixels, and in the whole image."
@@ -64,14 +65,15 @@ class Duplicates(Reducer):
         shown = take(tokens.content, tokens.cells())
         own = square_of(tokens.cells(), tokens.grid, self.window)
         to = first_alike(shown, own, real)
-        near = self._near(tokens, shown, to == rows) if self.tolerance else None
-        apart = _told_apart(shown, to == rows) if near is None else near.apart
+        first = real & (to == rows)
+        near = self._near(tokens, shown, first, own) if self.tolerance else None
+        apart = _told_apart(shown, first) if near is None else near.apart
         kept = apart.masked_fill(~real, -torch.inf).topk(keep, dim=1).indices
         count = ((apart > 0) & real).sum(dim=1, keepdim=True).clamp(1, keep)
         padding = torch.arange(keep, device=kept.device) < count
         stays = torch.zeros_like(real).scatter(1, kept, padding)
         other = _before(stays) if near is None else near.joined(stays)
-        to = torch.where(stays.gather(1, to), to, other)
+        to = torch.where(stays.gather(1, to), to, other.gather(1, to))
         to = torch.where(stays | ~real, rows, to)
         place = torch.zeros_like(rows).scatter(
             1, kept, torch.arange(keep, device=kept.device).expand_as(kept)
@@ -93,18 +95,22 @@ class Duplicates(Reducer):
         """The side of the squares in which near-duplicates are looked for; 0 for the whole."""
         return self.window or (SIDE if patches > MANY else 0)
 
-    def _near(self, tokens: Tokens, shown: Tensor, first: Tensor) -> Near:
-        """Patches by how near another one is; exact duplicates of an earlier one go first."""
-        tiles = Tiles.deal(tokens.cells(), tokens.grid, tokens.alive, self._side(tokens.patches))
+    def _near(self, tokens: Tokens, shown: Tensor, first: Tensor, own: Tensor) -> Near:
+        """Patches by how near another of their square is; duplicates of the `first` go first."""
+        # Duplicates take no part: they go where their first one goes.
+        tiles = Tiles.deal(tokens.cells(), tokens.grid, first, self._side(tokens.patches))
         some = tiles.of(shown.to(torch.promote_types(shown.dtype, torch.float32)))
-        square = some.square().mean(dim=2)
-        both = square.unsqueeze(2) + square.unsqueeze(1)
+        power = some.square().mean(dim=2)
+        both = power.unsqueeze(2) + power.unsqueeze(1)
         cost = torch.baddbmm(both, some, some.transpose(1, 2), alpha=-2 / some.shape[2])
         never = ~(tiles.alive.unsqueeze(1) & tiles.alive.unsqueeze(2))
+        square = tiles.of(own)
+        never = never | (square.unsqueeze(1) != square.unsqueeze(2))
         cost = cost.masked_fill(never, torch.inf)
         worth = tiles.of(-tokens.rows().to(cost.dtype))  # the first of them stays
         groups = grouping.leaders(cost, worth, self.tolerance**2)
         apart, best = tiles.back(groups.apart), tiles.best(worth)
+        apart = torch.where(apart > 0, _told_apart(shown, first), apart)
         if best is not None:
             apart = torch.where(best, grouping.never(apart), apart)
         return Near(apart.masked_fill(~first, -1.0), tiles, groups, cost)
@@ -120,9 +126,10 @@ class Near:
     cost: Tensor
 
     def joined(self, stays: Tensor) -> Tensor:
-        """The nearest patch that stays, for each (B, n)."""
+        """The nearest patch that stays, for each (B, n); one before it where none is near."""
         rows = torch.arange(stays.shape[1], device=stays.device).expand_as(stays)
-        return self.tiles.joined(self.groups, self.cost, stays, rows)
+        to = self.tiles.joined(self.groups, self.cost, stays, rows)
+        return torch.where(stays.gather(1, to), to, _before(stays))
 
 
 def _told_apart(shown: Tensor, first: Tensor) -> Tensor:

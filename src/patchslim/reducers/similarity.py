@@ -9,6 +9,7 @@ it does say. With a threshold every image keeps a number of patches of its own.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -53,8 +54,9 @@ class Similarity(Reducer):
 
     A `preset` ("best", "paper") sets what is not set: how groups are found (`group`), what is
     compared (`on`, `measure`), what a patch weighs (`weight`), what a group leaves (`survivor`).
-    The share `floor` of patches stays at least in each decision; patches join within squares of
-    `window` cells, if that is not 0, and in each square of `squares` cells one stays.
+    The share `floor` of patches stays at least in each decision. With a `window`, patches join
+    within runs of as many as a square of that side has cells, in the order of such squares; in
+    each square of side `squares` one stays.
     """
 
     spread: ClassVar[Spread] = Spread.LATER
@@ -80,7 +82,8 @@ class Similarity(Reducer):
         natural = PRESETS[preset]
         self.preset = preset
         self.group = group or natural[0]
-        self.measure = measure or ("l2" if self.group == "ward" else natural[1])
+        usual = "l2" if self.group == "ward" else "cosine" if self.group in DROPS else natural[1]
+        self.measure = measure or usual
         self.on = on or natural[2]
         self.weight = weight or ("size" if self.on == "embedding" else natural[3])
         self.survivor = survivor or ("alone" if self.group in DROPS else natural[4])
@@ -120,13 +123,16 @@ class Similarity(Reducer):
                 group in LIMITED and threshold == 0
             ),
             f"threshold={threshold}: of squared differences, above 0 (0 is none).": (
-                threshold < 0 and not cosine
+                not 0 <= threshold < math.inf and not cosine
             ),
             f"threshold={threshold}: a cosine, between -1 and 1 (0 is none).": (
                 not -1 < threshold < 1 and cosine
             ),
             f"floor={self.floor}: the share of patches that stay at least, from 0 to 1.": (
                 not 0 <= self.floor <= 1
+            ),
+            "squares keep the heaviest of each; survivor is then mean, weighted or alone.": (
+                self.squares > 0 and self.survivor in ("medoid", "first", "heaviest")
             ),
             "window and squares are sides in cells, or 0 for none.": (
                 self.window < 0 or self.squares < 0
@@ -298,7 +304,7 @@ class Similarity(Reducer):
             apart = torch.where(best, grouping.never(apart), apart)
         if self.squares:
             squares = best_of_squares(tokens.cells(), tokens.grid, self.squares, weight)
-            apart = torch.where(squares, grouping.never(apart), apart)
+            apart = torch.where(squares, 2 * grouping.never(apart), apart)  # above all else
         if tokens.alive is not None:
             apart = apart.masked_fill(~tokens.alive, -torch.inf)
         order = apart.topk(tokens.patches, dim=1).indices
@@ -319,8 +325,9 @@ class Similarity(Reducer):
                 head
             )
         of = tiles.of(head)
-        apart = of.unsqueeze(2) != of.unsqueeze(1)
-        within = cost.masked_fill(apart | cost.isinf(), 0).sum(dim=2)
+        apart = (of.unsqueeze(2) != of.unsqueeze(1)) | cost.isinf()
+        itself = torch.eye(of.shape[1], dtype=torch.bool, device=of.device)
+        within = cost.masked_fill(apart | itself, 0).sum(dim=2)
         return -tiles.back(within)
 
 

@@ -1,0 +1,209 @@
+"""Methods at 1024 pixels, 4,097 tokens: peak memory and own time beside the dense forward pass.
+
+    python benchmarks/large_images.py --shared ../shared
+
+DeiT-Ti with its ImageNet weights, positions resampled, and one picture, enlarged. Own time is that
+of deciding and of moving rows, by the processor's clock around both within the forward pass, on one
+thread, added up over the blocks; the dense passes it is compared with are interleaved. (The
+difference to a model that keeps as many for free drowns in what the rest of the pass varies by.)
+The aim is a peak of memory not above the dense model's, and own time of at most a tenth of its.
+Writes benchmarks/results/large_images.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from train_deit_tiny import dense, held_images, said
+
+import patchslim
+from patchslim.birth import Birth
+from patchslim.budget import plan
+from patchslim.cost import Cost
+from patchslim.memory import peak_memory
+from patchslim.model import SlimModel
+from patchslim.reducer import Reducer, Signals
+from patchslim.reducers.ats import ATS
+from patchslim.reducers.duplicates import Duplicates
+from patchslim.reducers.evit import EViT
+from patchslim.reducers.random import Random
+from patchslim.reducers.similarity import Similarity
+from patchslim.reducers.tome import ToMe
+from patchslim.reduction import Reduction
+from patchslim.step import Step
+from patchslim.tokens import Tokens
+
+RESULT = Path(__file__).parent / "results" / "large_images.json"
+SIZE = 1024
+SHARE = 0.65  # of the operations: what fixed counts cost, and the most that others may
+PICTURE = 7  # of the sample: a picture with both plain and busy parts
+
+METHODS: dict[str, Reducer] = {
+    "random": Random(),
+    "evit": EViT(),
+    "tome": ToMe(),
+    "tome threshold=0.9": ToMe(threshold=0.9),
+    "ats": ATS(),
+    "duplicates": Duplicates(),
+    "duplicates tolerance=0.2": Duplicates(tolerance=0.2),
+    "similarity": Similarity(),
+    "similarity threshold=2e-5": Similarity(threshold=2e-5),
+    "similarity window=8": Similarity(window=8),
+    "similarity preset=paper": Similarity(preset="paper"),
+    "similarity group=nearest": Similarity(group="nearest"),
+    "similarity group=bipartite on=keys cosine": Similarity(
+        group="bipartite", on="keys", measure="cosine", weight="size", survivor="mean"
+    ),
+    "similarity group=leader threshold=0.9 cosine": Similarity(
+        group="leader", measure="cosine", threshold=0.9
+    ),
+    "similarity group=components threshold=0.9 cosine": Similarity(
+        group="components", measure="cosine", threshold=0.9
+    ),
+    "similarity group=average": Similarity(group="average"),
+    "similarity group=density": Similarity(group="density"),
+    "similarity group=medoids": Similarity(group="medoids"),
+    "similarity group=iterative cosine": Similarity(group="iterative", measure="cosine"),
+    "similarity group=redundancy cosine": Similarity(group="redundancy", measure="cosine"),
+    "similarity survivor=medoid": Similarity(survivor="medoid"),
+    "similarity weight=received": Similarity(weight="received"),
+}
+
+
+class Clocked(SlimModel):
+    """A SlimModel that adds up in `spent` the seconds of its decisions and moves."""
+
+    spent: float = 0.0
+
+    def _choose(self, step: Step, tokens: Tokens, signals: Signals) -> Reduction:
+        begun = time.process_time()
+        reduction = super()._choose(step, tokens, signals)
+        tokens.reduce(reduction)  # once more than needed, to be on the clock too
+        self.spent += time.process_time() - begun
+        return reduction
+
+
+def clocked(model: SlimModel) -> Clocked:
+    """The same model with a clock."""
+    return Clocked(model.host, model.adapter, model.reducer, model.schedule, model.tail).eval()
+
+
+def large_host(data: Path) -> nn.Module:
+    """DeiT-Ti for images of SIZE pixels, its positions resampled."""
+    host: Any = dense(data)
+    host.set_input_size(img_size=SIZE)
+    grown: nn.Module = host.requires_grad_(False)
+    return grown
+
+
+def picture(data: Path) -> Tensor:
+    """One picture of the sample, enlarged (1, 3, SIZE, SIZE)."""
+    batch, _ = next(iter(held_images(dense(data), data)))
+    some = batch[PICTURE : PICTURE + 1]
+    return nn.functional.interpolate(some, (SIZE, SIZE), mode="bicubic", align_corners=False)
+
+
+def slimmed(host: nn.Module, names: list[str]) -> dict[str, SlimModel]:
+    """Each of the methods at SHARE of the operations; of adaptive ones, that is the most.
+
+    Without the check that `slim` makes of the host, which is two dense forward passes for each.
+    """
+    adapter = patchslim.find_adapter(host)
+    shape = adapter.shape(host)
+    rules = {name: plan(shape, METHODS[name], macs=SHARE, tail="exact") for name in names}
+    return {
+        name: SlimModel(host, adapter, METHODS[name], rule, "exact").eval()
+        for name, rule in rules.items()
+    }
+
+
+def seconds(
+    host: nn.Module, models: dict[str, SlimModel], image: Tensor, rounds: int
+) -> tuple[list[float], dict[str, list[float]], dict[str, list[float]]]:
+    """Processor seconds of the dense model, of each whole model, and of its own work; by round."""
+    untouched: list[float] = []
+    whole: dict[str, list[float]] = {name: [] for name in models}
+    own: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds):
+        untouched.append(_timed(host, image))
+        for name, model in models.items():
+            clock = clocked(model)
+            whole[name].append(_timed(clock, image))
+            own[name].append(clock.spent)
+        said(f"round {number + 1} of {rounds}: dense {untouched[-1]:.2f} s")
+    return untouched, whole, own
+
+
+def _told(model: SlimModel, image: Tensor, told: list[Cost]) -> None:
+    """One forward pass, which tells what the image costs."""
+    told += model.macs_of(image)
+
+
+def _timed(model: nn.Module, image: Tensor) -> float:
+    begun = time.process_time()
+    model(image)
+    return time.process_time() - begun
+
+
+def measured(
+    host: nn.Module, models: dict[str, SlimModel], image: Tensor, rounds: int
+) -> list[dict[str, Any]]:
+    """One row a model."""
+    dense_memory = peak_memory(partial(host, image))
+    rows: list[dict[str, Any]] = []
+    for name, model in models.items():
+        told: list[Cost] = []
+        memory = peak_memory(partial(_told, model, image, told))
+        most, (cost,) = model.dense_macs().total, told
+        rows.append(
+            {
+                "method": name,
+                "macs_share": cost.total / most,
+                "choosing_share": cost.choosing / most,
+                "rows": cost.rows[-2],  # that enter the last block
+                "memory_share": memory / dense_memory,
+                "dense_memory": dense_memory,
+            }
+        )
+        said(json.dumps(rows[-1]))
+    untouched, whole, own = seconds(host, models, image, rounds)
+    unit = statistics.median(untouched)
+    for row in rows:
+        name = row["method"]
+        row["dense_seconds"] = unit
+        row["own_time_share"] = statistics.median(own[name]) / unit
+        row["time_share"] = statistics.median(whole[name]) / unit
+    return rows
+
+
+def main() -> None:
+    """Measures all methods and writes the rows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--methods", default=";".join(METHODS), help="separated by ;")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the processor's clock adds up threads
+    data = options.shared / "data"
+    host, image = large_host(data), picture(data)
+    models = slimmed(host, options.methods.split(";"))
+    with torch.inference_mode():
+        rows = measured(host, models, image, options.rounds)
+    birth = Birth.now(host, batch=1, image_size=(SIZE, SIZE), images=1, seed=0)
+    result = {"share": SHARE, "rounds": options.rounds, "rows": rows, "birth": asdict(birth)}
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
