@@ -70,6 +70,11 @@ METHODS: dict[str, Reducer] = {
         group="components", measure="cosine", threshold=0.9
     ),
     "similarity group=average": Similarity(group="average"),
+    "similarity group=average window=8": Similarity(group="average", window=8),
+    "similarity group=components threshold=0.9 cosine window=8": Similarity(
+        group="components", measure="cosine", threshold=0.9, window=8
+    ),
+    "similarity group=medoids window=8": Similarity(group="medoids", window=8),
     "similarity group=density": Similarity(group="density"),
     "similarity group=medoids": Similarity(group="medoids"),
     "similarity group=iterative cosine": Similarity(group="iterative", measure="cosine"),

@@ -21,6 +21,7 @@ from patchslim.report import Estimate, Report, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+SIDE_BY_SIDE = ("similarity (default: ward)", "similarity, threshold", "tome", "evit", "topk")
 MARK = re.compile(r"<!-- table:([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -231,6 +232,60 @@ def documents() -> str:
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
+def similarity(wanted: Callable[[str], bool]) -> str:
+    """KL from dense and agreement with it at each budget; thresholds with what they cost there."""
+    budgets = {name: Report.from_json(each) for name, each in _read("similarity.json").items()}
+    first = next(iter(budgets.values()))
+    names = [row.name for row in first.rows if wanted(row.name) and "seed" not in row.name]
+    lines = [
+        f"| KL (nats) / same answers % | {' | '.join(f'{name} MACs' for name in budgets)} |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    cells = {name: [_at(each, name) for each in budgets.values()] for name in names}
+    lines += [f"| {name} | {' | '.join(every)} |" for name, every in cells.items()]
+    if wanted("random"):
+        lots = [_of_seeds(each) for each in budgets.values()]
+        lines.append(f"| random (mean of its seeds) | {' | '.join(lots)} |")
+    facts = "; ".join(f"{label} {value}" for label, value in first.birth.lines())
+    return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
+
+
+def _at(report: Report, name: str) -> str:
+    """One model at one budget; where images keep numbers of their own, what they cost."""
+    found = [row for row in report.rows if row.name == name]
+    if not found or found[0].kl is None or found[0].agreement is None:
+        return "-"
+    row, kl = found[0], found[0].kl
+    cost = "" if row.spent is None else f" at {row.spent.mean:.3f} (max {row.spent.most:.2f})"
+    return f"{kl.value:.2g} / {_percent(row.agreement)}{cost}"
+
+
+def _of_seeds(report: Report) -> str:
+    """The mean of all seeds of `random`."""
+    lots = [row for row in report.rows if row.method == "random" and row.kl and row.agreement]
+    kl = statistics.mean(row.kl.value for row in lots if row.kl)
+    agreement = statistics.mean(row.agreement.value for row in lots if row.agreement)
+    return f"{kl:.2g} / {100 * agreement:.1f}"
+
+
+def per_image_speed() -> str:
+    """What numbers of each image pay: packed, padded, and fixed at the same cost."""
+    data = _read("ragged_cpu.json")
+    lines = [
+        "| host | batch | form | MACs, mean | measured speed-up [quartiles] | conversion |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for row in data["rows"]:
+        ratio = row["speedup"]
+        lines.append(
+            f"| {row['host']} | {row['batch']} | {row['name']} | {row['share']:.3f} | "
+            f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] | "
+            f"{row['conversion']:.2f} |"
+        )
+    facts = f"{data['repeats']} rounds interleaved, {_born(data['birth'])}"
+    return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
+
+
 def worst_case() -> str:
     """What each kind of images costs under a cap, on average and at most."""
     data = _read("worst_case.json")
@@ -246,7 +301,9 @@ def worst_case() -> str:
         lines.append(f"| {kind} | {same[0]['images']} | {' | '.join(cells)} |")
     free = [max(row["max_without_cap"] for row in rows if row["method"] == name) for name in caps]
     lines.append(f"| **the cap** | | {' | '.join(f'**{cap:.3f}**' for cap in caps.values())} |")
-    lines.append(f"| the most without a cap | | {' | '.join(f'{most:.3f}' for most in free)} |")
+    lines.append(
+        f"| the most without it, of {data['free']} of each kind | | {' | '.join(f'{most:.3f}' for most in free)} |"
+    )
     return "\n".join([*lines, "", f"<sub>{_born(data['birth'])}</sub>"])
 
 
@@ -264,10 +321,8 @@ def large_images() -> str:
         for row in data["rows"]
     ]
     facts = f"processor time on one thread, {data['rounds']} rounds, {_born(data['birth'])}"
-    return "\n".join(
-        [*lines, "", "Shares of the dense model's; bold: above it, or above a tenth of its time."]
-        + ["", f"<sub>{facts}</sub>"]
-    )
+    key = "Shares of the dense model's; bold: above it, or above a tenth of its time."
+    return "\n".join([*lines, "", key, "", f"<sub>{facts}</sub>"])
 
 
 def _aim(share: float, most: float) -> str:
@@ -330,6 +385,10 @@ def tables() -> dict[str, Callable[[], str]]:
         "speed": speed,
         "growth": growth,
         "documents": documents,
+        "similarity": lambda: similarity(lambda name: name in SIDE_BY_SIDE or name == "random"),
+        "method-similarity": lambda: similarity(lambda name: name != "dense"),
+        "method-ats": lambda: similarity(lambda name: name in ("ats", "tome", "topk")),
+        "per-image-speed": per_image_speed,
         "worst-case": worst_case,
         "large-images": large_images,
         "trained": lambda: trained("trained"),

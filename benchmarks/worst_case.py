@@ -250,7 +250,7 @@ def main() -> None:
         images=sum(row["images"] for row in rows) // len(capped),
         seed=0,
     )
-    result = {"rows": rows, "steps": options.steps, "birth": asdict(birth)}
+    result = {"rows": rows, "free": BATCH, "steps": options.steps, "birth": asdict(birth)}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     over = [row for row in rows if row["max"] > row["cap"]]
     if over:

@@ -111,6 +111,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         raise UnsupportedModel("This model is slimmed already; calibrate its .host instead.")
     search = search or Search()
     say = progress or (lambda _: None)
+    _check_search(search)
     adaptive = _adaptive(method)
     if adaptive is not None:
         if tolerance is not None or resume:
@@ -120,20 +121,21 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
             )
         goal = Goal(macs=macs, agreement=agreement, cap=cap, schedule=schedule)
         return _threshold(host, adapter, adaptive, images, goal, search, out, say)
-    if agreement is not None or cap is not None or not isinstance(method, str):
+    if not isinstance(method, str):
+        raise UnknownName(
+            f"{method!r} has nothing to calibrate. Methods that have: {', '.join(_calibrated())}; "
+            "Patch Slimming by name, others by name or as a Reducer with a threshold."
+        )
+    if agreement is not None or cap is not None:
         raise BadSchedule(
             "agreement and cap are for methods that let images keep different numbers of patches; "
-            "Patch Slimming, by name, takes macs, tolerance or schedule."
+            f"{method} takes macs, tolerance or schedule."
         )
     _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
     adapter = adapter or find_adapter(host)
     outputs = _outputs(host, adapter, search)
-    out = None if out is None else Path(out).expanduser().resolve()
-    if out is not None and not resume and (out / CHECKPOINT).exists():
-        raise BadFile(
-            f"{out} holds a calibration already. Go on with it (resume=True, --resume), or give "
-            "another folder."
-        )
+    if out is not None:
+        out = Path(out).expanduser().resolve() if resume else _free(out)
     copied = bool(search.epochs) or any(module.training for module in host.modules())
     with evaluating(host):
         drawn = _drawn(host, images, search)
@@ -171,6 +173,23 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     return Calibrated(model, found, record)
 
 
+def _free(out: str | Path) -> Path:
+    """The folder, which must not hold a calibration that could be gone on with."""
+    out = Path(out).expanduser().resolve()
+    if (out / CHECKPOINT).exists():
+        raise BadFile(
+            f"{out} holds a calibration already. Go on with it (resume=True, --resume), or give "
+            "another folder."
+        )
+    return out
+
+
+def _calibrated() -> list[str]:
+    """The methods that can be calibrated."""
+    placed = [str(reducer_name(each())) for each in CALIBRATED]
+    return placed + [name for name in reducer_names() if _adaptive(name) is not None]
+
+
 def _adaptive(method: str | Reducer) -> Reducer | None:
     """The method, where images may keep different numbers of patches by it."""
     reducer = make_reducer(method, {})
@@ -189,6 +208,9 @@ def _threshold(  # noqa: PLR0913 (the arguments of `calibrate`)
 ) -> Calibrated:
     """The model whose threshold meets a goal, written down where that is asked for."""
     adapter = adapter or find_adapter(host)
+    out = None if out is None else _free(out)
+    if any(module.training for module in host.modules()):
+        host = copy.deepcopy(host).eval()
     with evaluating(host):
         drawn = _drawn(host, images, search)
         model, record = found(host, adapter, reducer, drawn, goal, say)
@@ -197,7 +219,6 @@ def _threshold(  # noqa: PLR0913 (the arguments of `calibrate`)
     model.calibrated = {name: record[name] for name in known}
     check_identity(model)
     if out is not None:
-        out = Path(out).expanduser().resolve()
         model.save(out / MODEL)
         _write(out / RECORD, json.dumps(record, indent=1))
     return Calibrated(model, None, record)
@@ -224,16 +245,21 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
+def _check_search(search: Search) -> None:
+    """Refuses what is no `Search`."""
+    if not isinstance(search, Search):
+        raise BadSetting(
+            f"search={search!r}: give a patchslim.Search, such as Search(mode='free')."
+        )
+
+
 def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
     """Refuses a method that has nothing to calibrate, and none or several of the three goals."""
     names = [str(reducer_name(each())) for each in CALIBRATED]
     if method not in names:
         find_reducer(method)
-        names += [name for name in reducer_names() if _adaptive(name) is not None]
-        raise UnknownName.of("method to calibrate", method, names, "Others need no calibration.")
-    if not isinstance(search, Search):
-        raise BadSetting(
-            f"search={search!r}: give a patchslim.Search, such as Search(mode='free')."
+        raise UnknownName.of(
+            "method to calibrate", method, _calibrated(), "Others need no calibration."
         )
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:

@@ -179,7 +179,8 @@ def iterative(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
         first = like.topk(some, dim=1, largest=False).indices
         apart = apart.scatter(1, first, float(step))
         gone = gone.scatter(1, first, True)
-    return Groups(apart)
+    unlike = redundancy(unit, alive & ~gone).apart
+    return Groups(torch.where(gone, apart, steps + unlike))
 
 
 def elected(label: Tensor, worth: Tensor) -> Tensor:

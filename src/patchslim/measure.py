@@ -21,6 +21,7 @@ from patchslim.errors import BadData, UnknownName, UnsupportedModel, WrongInput
 from patchslim.memory import peak_memory
 from patchslim.model import SlimModel
 from patchslim.preparation import Preparation
+from patchslim.reading import Source
 from patchslim.reducer import Place, Reducer, reducer_name
 from patchslim.reducers.random import Random
 from patchslim.report import Report, Row, Spent, Spread
@@ -28,6 +29,7 @@ from patchslim.schedule import Counts
 from patchslim.score import Batch, Run, Say, Score, score, usable
 from patchslim.slim import evaluating
 
+SAMPLE = 64  # images by which the mean counts of adaptive models are told
 WARMUP = 2  # rounds before timing counts: the first calls allocate and choose kernels
 Size = tuple[int, int]
 
@@ -36,13 +38,13 @@ Size = tuple[int, int]
 class Taken:
     """What was taken of every call by name, before it is put in rows.
 
-    Of adaptive models: `spent`, what each scored image cost, `timed`, the mean of those timed, and
-    `left`, the mean of their rows after each block.
+    Of adaptive models: `spent`, what each scored image cost, `timed`, each of those timed, and
+    `left`, the mean rows of a sample after each block.
     """
 
     scores: Mapping[str, Score]
     spent: Mapping[str, list[int]]
-    timed: Mapping[str, float]
+    timed: Mapping[str, list[int]]
     left: Mapping[str, tuple[int, ...]]
     seconds: Mapping[str, list[float]]
     memory: Mapping[str, int]
@@ -80,7 +82,10 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
     say = progress or (lambda _: None)
     models = _named(model, dense)
     some = next(iter(models.values()))
+    adaptive = any(each.reducer.adaptive for each in models.values())
+    wide = _spread(images) if adaptive else None  # before it is opened: it is read once more
     sample, batches = _opened(images, some, seed)
+    wide = sample if wide is None else wide
     with contextlib.ExitStack() as stack:
         for each in models.values():
             stack.enter_context(evaluating(each))
@@ -88,7 +93,7 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
         some(_fit(sample[:1], some.host))  # refuses a wrong size before counts are asked for it
         size = (sample.shape[2], sample.shape[3])
         if baseline:
-            models = _with_random(models, sample, seed)
+            models = _with_random(models, wide, seed)
         if dense is not None:
             stack.enter_context(evaluating(dense))
         calls: dict[str, nn.Module] = {"dense": dense or some.host, **models}
@@ -96,11 +101,11 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
         runs = {name: _run(some, call, spent.get(name)) for name, call in calls.items()}
         scores = score(runs, batches, total=_expected(images), say=say) if batches else {}
         timed = _fit(_tiled(sample, batch), some.host)
-        mean = {name: _mean_cost(each, timed) for name, each in models.items()}
-        left = {name: _mean_counts(each, timed) for name, each in models.items()}
+        costs = {name: _costs(each, timed) for name, each in models.items()}
+        left = {name: _mean_counts(each, wide) for name, each in models.items()}
         seconds = latency(calls, timed, repeats, WARMUP, progress=say) if repeats else {}
         memory = _memory(calls, timed, say)
-    taken = Taken(scores, spent, mean, left, seconds, memory, batch)
+    taken = Taken(scores, spent, costs, left, seconds, memory, batch)
     rows = [_row("dense", some, size, taken, dense=True)]
     rows += [_row(name, each, size, taken) for name, each in models.items()]
     seen = scores["dense"].images if scores else 0
@@ -258,12 +263,23 @@ def _mean_counts(model: SlimModel, images: Tensor) -> tuple[int, ...]:
     return tuple(max(rows, model.shape().prefix + 1) for rows in whole)
 
 
-def _mean_cost(model: SlimModel, images: Tensor) -> float:
-    """What images cost on average."""
+def _spread(images: Iterable[Batch] | None) -> Tensor | None:
+    """Images from all over, by which mean counts are told; None where they are read only once."""
+    if isinstance(images, Source):
+        return torch.cat([batch for batch, _ in images.some(SAMPLE)])
+    if isinstance(images, Sequence) and len(images) > 1:
+        share = max(1, SAMPLE // len(images))
+        some = [usable(batch, number)[0][:share] for number, batch in enumerate(images)]
+        if len({each.shape[1:] for each in some}) == 1:
+            return torch.cat(some)
+    return None
+
+
+def _costs(model: SlimModel, images: Tensor) -> list[int]:
+    """What each image costs."""
     if not model.reducer.adaptive:
-        return float(model.macs((images.shape[2], images.shape[3])).total)
-    costs = model.macs_of(images)
-    return sum(each.total for each in costs) / len(costs)
+        return [model.macs((images.shape[2], images.shape[3])).total]
+    return [each.total for each in model.macs_of(images)]
 
 
 def _run(some: SlimModel, call: nn.Module, spent: list[int] | None) -> Run:
@@ -297,9 +313,7 @@ def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool =
     cost, whole = model.macs(size), model.dense_macs(size)
     macs, spent = (whole.total if dense else cost.total), None
     if not dense and model.reducer.adaptive:
-        shares = [each / whole.total for each in taken.spent[name]] or [
-            taken.timed[name] / whole.total
-        ]
+        shares = [each / whole.total for each in taken.spent[name] or taken.timed[name]]
         spent = Spent.of(shares, cost.total / whole.total)
         macs = round(spent.mean * whole.total)
     share = macs / whole.total
@@ -310,7 +324,8 @@ def _row(name: str, model: SlimModel, size: Size, taken: Taken, *, dense: bool =
         latency = Spread.of([1000 * each / taken.batch for each in seconds])
         ratios = [one / each for one, each in zip(taken.seconds["dense"], seconds, strict=True)]
         speedup = Spread.of(ratios)
-        conversion = speedup.median * (1.0 if dense else taken.timed[name] / whole.total)
+        timed = [whole.total] if dense else taken.timed[name]
+        conversion = speedup.median * sum(timed) / len(timed) / whole.total
     return Row(
         name=name,
         method="dense" if dense else _method(model.reducer),

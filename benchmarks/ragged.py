@@ -1,0 +1,126 @@
+"""What numbers of each image pay: packed, padded and masked, and fixed at the same cost.
+
+    python benchmarks/ragged.py --shared ../shared --repeats 9
+
+Real images, batches of 8 and 32, all models interleaved in one run, eager, two threads. Of each
+adaptive method: packed behind one another, and padded and masked, as most public code runs it; and
+the fixed form at the mean cost of the very images that are timed. DeiT-Ti has its real weights, on
+which its threshold is found for 0.65 of the operations; DeiT-S has random ones, which decide
+nothing about time, and a threshold at which images differ. Conversion is speed-up times the mean
+share of operations. Writes benchmarks/results/ragged_cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from train_deit_tiny import dense, held_images, said
+
+import patchslim
+from patchslim.birth import Birth
+from patchslim.calibrate import calibrate
+from patchslim.errors import DeepCut, ImpossibleBudget
+from patchslim.measure import latency
+from patchslim.model import SlimModel
+from patchslim.reducer import Reducer
+from patchslim.reducers.ats import ATS
+from patchslim.reducers.similarity import Similarity
+from patchslim.reducers.tome import ToMe
+from patchslim.report import Spread
+from patchslim.search import Search
+
+RESULT = Path(__file__).parent / "results" / "ragged_cpu.json"
+BUDGET = 0.65
+BATCHES = (8, 32)
+METHODS: dict[str, Reducer] = {
+    "similarity": Similarity(threshold=1e-4),
+    "tome": ToMe(threshold=0.9),
+    "ats": ATS(),
+}
+WARMUP = 1
+
+
+def main() -> None:
+    """Times all models at all batches and writes the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    for remark in (DeepCut, UserWarning):
+        warnings.simplefilter("ignore", remark)
+    torch.set_num_threads(2)
+    tiny = dense(options.shared / "data")
+    torch.manual_seed(0)
+    hosts = {"DeiT-Ti": tiny, "DeiT-S": timm.create_model("deit_small_patch16_224").eval()}
+    images = torch.cat([batch for batch, _ in held_images(tiny, options.shared / "data")])
+    rows: list[dict[str, Any]] = []
+    for title, host in hosts.items():
+        models = adaptive(host, images[::8])
+        for batch in BATCHES:
+            said(f"{title}, batch {batch}")
+            some = images[:: len(images) // batch][:batch].contiguous()
+            rows += timed(title, host, models, some, options.repeats)
+    birth = Birth.now(tiny, batch=max(BATCHES), image_size=(224, 224), images=len(images), seed=0)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"birth": asdict(birth), "repeats": options.repeats, "rows": rows}
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    for row in rows:
+        print(
+            f"{row['host']:8} {row['batch']:3} {row['name']:20} {row['share']:.3f} of operations, "
+            f"speed-up {row['speedup']['median']:.2f}, conversion {row['conversion']:.2f}"
+        )
+
+
+def adaptive(host: nn.Module, images: Tensor) -> dict[str, SlimModel]:
+    """The adaptive methods at the budget on average, as near as they come to it."""
+    made: dict[str, SlimModel] = {}
+    for name, reducer in METHODS.items():
+        search = Search(images=len(images))
+        try:
+            made[name] = calibrate(
+                host, [(images, None)], reducer, macs=BUDGET, search=search, progress=said
+            ).model
+        except ImpossibleBudget as error:
+            said(f"{name} is missing: {error}")
+    return made
+
+
+def timed(
+    title: str, host: nn.Module, models: dict[str, SlimModel], images: Tensor, repeats: int
+) -> list[dict[str, Any]]:
+    """One row for each form of each method, interleaved with the dense model."""
+    calls: dict[str, nn.Module] = {"dense": host}
+    shares = {"dense": 1.0}
+    for name, model in models.items():
+        whole = model.dense_macs().total
+        share = sum(cost.total for cost in model.macs_of(images)) / len(images) / whole
+        padded = SlimModel(host, model.adapter, model.reducer, model.schedule, model.tail)
+        padded.packs = False
+        padded.eval()
+        forms: dict[str, nn.Module] = {f"{name}, packed": model, f"{name}, padded": padded}
+        if name != "ats":  # which has no fixed form
+            forms[f"{name}, fixed"] = patchslim.slim(host, name, macs=share)
+        calls |= forms
+        shares |= dict.fromkeys(forms, share)
+    seconds = latency(calls, images, repeats, WARMUP, progress=said)
+    rows = []
+    for name, each in seconds.items():
+        speedup = Spread.of([one / two for one, two in zip(seconds["dense"], each, strict=True)])
+        row = {"host": title, "batch": len(images), "name": name, "share": shares[name]}
+        milliseconds = Spread.of([1000 * second / len(images) for second in each])
+        row |= {"ms": asdict(milliseconds), "speedup": asdict(speedup)}
+        rows.append(row | {"conversion": speedup.median * shares[name]})
+    return rows
+
+
+if __name__ == "__main__":
+    main()
