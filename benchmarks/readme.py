@@ -297,13 +297,12 @@ def worst_case() -> str:
     ]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         same = [row for row in rows if row["kind"] == kind]
-        cells = [f"{row['mean']:.3f}, {row['max']:.3f}" for row in same]
-        lines.append(f"| {kind} | {same[0]['images']} | {' | '.join(cells)} |")
+        spent = " | ".join(f"{row['mean']:.3f}, {row['max']:.3f}" for row in same)
+        lines.append(f"| {kind} | {same[0]['images']} | {spent} |")
     free = [max(row["max_without_cap"] for row in rows if row["method"] == name) for name in caps]
     lines.append(f"| **the cap** | | {' | '.join(f'**{cap:.3f}**' for cap in caps.values())} |")
-    lines.append(
-        f"| the most without it, of {data['free']} of each kind | | {' | '.join(f'{most:.3f}' for most in free)} |"
-    )
+    cells = " | ".join(f"{most:.3f}" for most in free)
+    lines.append(f"| the most without it, of {data['free']} of each kind | | {cells} |")
     return "\n".join([*lines, "", f"<sub>{_born(data['birth'])}</sub>"])
 
 

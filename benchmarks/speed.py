@@ -59,6 +59,7 @@ def main() -> None:
         "topk 0.7": patchslim.slim(host, "topk", keep_rate=0.7),
         "tome macs=0.6": patchslim.slim(host, "tome", macs=0.6),
         "evit macs=0.6": patchslim.slim(host, "evit", macs=0.6),
+        "similarity macs=0.6": patchslim.slim(host, "similarity", macs=0.6),
         "patch_slimming 0.7": patchslim.slim(host, "patch_slimming", keep_rate=0.7, order=order),
         "patch_slimming macs=0.6": patchslim.slim(host, "patch_slimming", macs=0.6, order=order),
         "patch_slimming_dynamic macs=0.6": uncalibrated(host, "patch_slimming_dynamic", macs=0.6),

@@ -72,9 +72,12 @@ def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     rival = (cost <= limit) & heavier(worth)
     leads = torch.zeros_like(worth, dtype=torch.bool)
     claimed = torch.zeros_like(leads)
+    graph = torch.compiler.is_compiling()
     for _ in range(_rounds(worth.shape[1])):
         leads = ~claimed & ~(rival & ~claimed.unsqueeze(1)).any(dim=2)
         claimed = claimed | (rival & leads.unsqueeze(1)).any(dim=2)
+        if not graph and bool((leads | claimed).all()):
+            break
     leads = ~claimed
     near = cost.masked_fill(~leads.unsqueeze(1), math.inf).amin(dim=2).clamp(min=0)
     return Groups(torch.where(leads, _above(worth), -near))
@@ -83,12 +86,15 @@ def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
 def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     """Rows that a chain of near ones connects; the row of the greatest worth stays."""
     count = worth.shape[1]
-    near = cost <= limit
+    near, graph = cost <= limit, torch.compiler.is_compiling()
     label = torch.arange(count, device=cost.device).expand_as(worth)
     for _ in range(2 * _rounds(count)):
+        before = label
         least = torch.minimum(label, torch.where(near, label.unsqueeze(1), count).amin(dim=2))
         label = torch.minimum(least, least.scatter_reduce(1, label, least, "amin"))
         label = torch.minimum(label, label.gather(1, label))
+        if not graph and torch.equal(label, before):
+            break
     head = elected(label, worth)
     stays = head == torch.arange(count, device=cost.device)
     far = cost.gather(2, head.unsqueeze(2)).squeeze(2).clamp(min=0)

@@ -66,8 +66,12 @@ class SlimModel(Surface):
     ) -> Any:
         """What the host returns; `left`, where given, is told the rows of each image."""
         tokens = self.embed(images, options, track=self.adapter.returns_rows(self.host))
-        for step in self.steps(tokens, tail=self.tail):
+        steps = self.steps(tokens, tail=self.tail)
+        looks = [step.index for step in steps if self._place(step) is not None]
+        for step in steps:
             tokens = self._remembered(step, tokens)
+            if step.index == max(looks, default=0):
+                tokens = tokens.showing(None)  # nobody looks any more
             if left is not None:
                 left.append(tokens.lengths())
         return self.adapter.head(self.host, padded(tokens), options)

@@ -112,17 +112,15 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""
-        return self._with(x, self.origin)
+        return self._with(x, self.origin, self.content)
 
     def tracked(self) -> Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
-        return self if self.origin is not None else self._with(self.x, self.cells())
+        return self if self.origin is not None else self._with(self.x, self.cells(), self.content)
 
-    def showing(self, content: Tensor) -> Tokens:
+    def showing(self, content: Tensor | None) -> Tokens:
         """The same tokens, with what each grid cell shows by itself."""
-        return Tokens(
-            x=self.x, prefix=self.prefix, grid=self.grid, rotary=self.rotary, content=content
-        )
+        return self._with(self.x, self.origin, content)
 
     def lengths(self) -> list[int]:
         """How many rows each image has, prefix included; of leading rows, those of the whole."""
@@ -179,7 +177,7 @@ class Tokens:
         row = torch.where(self.origin >= 0, self.origin, self._nearest())
         return take(self.x, with_leading(row, self.prefix))
 
-    def _with(self, x: Tensor, origin: Tensor | None) -> Tokens:
+    def _with(self, x: Tensor, origin: Tensor | None, content: Tensor | None) -> Tokens:
         """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
         return Tokens(
             x=x,
@@ -190,7 +188,7 @@ class Tokens:
             alive=self.alive,
             origin=origin,
             rotary=self.rotary,
-            content=self.content,
+            content=content,
             borders=self.borders,
             whole=self.whole,
         )

@@ -25,6 +25,7 @@ from patchslim.tokens import Tokens, take
 
 MANY = 1024  # patches that are compared each with each; of more, those of a square of the grid
 SIDE = 16  # of that square, in cells
+SOME = 64  # pixels that are looked at at a time
 
 
 class Duplicates(Reducer):
@@ -62,7 +63,9 @@ class Duplicates(Reducer):
         keep = min(keep, tokens.patches)
         rows = tokens.rows()
         real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
-        shown = take(tokens.content, tokens.cells())
+        shown = tokens.content
+        if tokens.position is not None:
+            shown = take(shown, tokens.position)
         own = square_of(tokens.cells(), tokens.grid, self.window)
         to = first_alike(shown, own, real)
         first = real & (to == rows)
@@ -161,10 +164,11 @@ def first_alike(shown: Tensor, square: Tensor, real: Tensor) -> Tensor:
     Rows are told apart by a sum of their bits in integers, which no order of addition changes, and
     those with equal sums are compared entry by entry.
     """
-    bits = shown.float().contiguous().view(torch.int32).to(torch.int64)
-    number = torch.arange(1, bits.shape[2] + 1, device=bits.device)
-    odd = number * 0x9E3779B97F4A7C1 * 2 + 1
-    key = (bits * odd).sum(dim=2) + square * 0x5851F42D4C957F2D
+    key = square * 0x5851F42D4C957F2D
+    for start in range(0, shown.shape[2], SOME):
+        bits = shown[..., start : start + SOME].float().contiguous().view(torch.int32)
+        number = torch.arange(start + 1, start + 1 + bits.shape[2], device=bits.device)
+        key = key + (bits.to(torch.int64) * (number * 0x9E3779B97F4A7C1 * 2 + 1)).sum(dim=2)
     key = torch.where(real, key, torch.arange(key.shape[1], device=key.device) - (1 << 62))
     ordered, order = key.sort(dim=1, stable=True)
     begins = torch.ones_like(real)
@@ -172,5 +176,7 @@ def first_alike(shown: Tensor, square: Tensor, real: Tensor) -> Tensor:
     place = torch.arange(key.shape[1], device=key.device).expand_as(key)
     first = torch.where(begins, place, 0).cummax(dim=1).values
     to = torch.empty_like(order).scatter(1, order, order.gather(1, first))
-    same = (take(shown, to) == shown).all(dim=2) & (square.gather(1, to) == square)
+    same = square.gather(1, to) == square
+    for some in shown.split(SOME, dim=2):
+        same = same & (take(some.contiguous(), to) == some).all(dim=2)
     return torch.where(same, to, place)

@@ -45,6 +45,7 @@ CHOICES = {
 }
 MEANS = ("mean", "weighted")
 DROPS = ("iterative", "redundancy")  # nobody joins anybody
+WHOLE = ("average", "medoids")  # whose rounds are too many for large images
 COUNTED = ("density", "medoids", "iterative")  # that have to know how many are wanted
 LIMITED = ("leader", "components")  # that have to know how near is near
 
@@ -154,7 +155,9 @@ class Similarity(Reducer):
         keep = min(keep, tokens.patches)
         tiles = self._tiles(tokens, keep)
         weight = self._weight(tokens, signals)
-        compared, worth = tiles.of(self._compared(tokens, signals)), tiles.of(weight)
+        # No gradient passes a choice, only what it moves.
+        compared = tiles.of(self._compared(tokens, signals).detach())
+        worth = tiles.of(weight.detach())
         if self.group in DROPS:
             groups = self._unlike(compared, tiles.alive, keep)
             order, padding = self._order(tokens, tiles, groups, weight, keep)
@@ -222,6 +225,13 @@ class Similarity(Reducer):
                 f"squares={side} leaves at least one patch in each of {least} squares of this "
                 f"{height}x{width} grid, and the schedule asks for {keep}. Make them larger."
             )
+        beyond = self.weight == "received" or (self.group in WHOLE and not self.window)
+        if tokens.patches > MANY and beyond:
+            raise BadSetting(
+                f"group={self.group!r}, weight={self.weight!r}: average linkage, k-medoids and "
+                f"attention received are not meant for more than {MANY} patches, and there are "
+                f"{tokens.patches}. Use group='ward' and weight='class', or give a window."
+            )
         side = 0 if self.group in DROPS else self._side(tokens.patches)
         return Tiles.deal(tokens.cells(), tokens.grid, tokens.alive, side)
 
@@ -255,19 +265,19 @@ class Similarity(Reducer):
         return scaled
 
     def _cost(self, compared: Tensor, worth: Tensor, alive: Tensor | None) -> Tensor:
-        """What it costs to join two patches (B, n, n); inf for padding."""
+        """What it costs to join two patches (B, n, n); inf for padding. In place: it is large."""
         if self.measure == "cosine":
-            cost = 1 - compared @ compared.transpose(1, 2)
+            cost = (compared @ compared.transpose(1, 2)).neg_().add_(1)
         else:
             square = compared.square().sum(dim=2)
-            both = square.unsqueeze(2) + square.unsqueeze(1)
-            cost = torch.baddbmm(both, compared, compared.transpose(1, 2), alpha=-2)
+            cost = square.unsqueeze(2) + square.unsqueeze(1)
+            cost = torch.baddbmm(cost, compared, compared.transpose(1, 2), alpha=-2)
         if self.group == "ward":
             light = 1 / worth
-            cost = cost / (light.unsqueeze(2) + light.unsqueeze(1))
+            cost.div_(light.unsqueeze(2) + light.unsqueeze(1))
         if alive is None:
             return cost
-        return cost.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), torch.inf)
+        return cost.masked_fill_(~(alive.unsqueeze(1) & alive.unsqueeze(2)), torch.inf)
 
     def _groups(self, cost: Tensor, worth: Tensor, keep: int, prefix: int) -> Groups:
         """Groups of patches by what it costs to join them."""
