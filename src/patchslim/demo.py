@@ -143,8 +143,9 @@ def batches(drawn: digits.Scenes) -> list[Batch]:
 
 
 def pictures(models: dict[str, SlimModel], drawn: digits.Scenes, budget: float) -> list[Picture]:
-    """Strips of the first scenes, those of all methods at one budget together."""
-    chosen = {name: each for name, each in models.items() if name.endswith(f" {budget:g}")}
+    """Strips of the first scenes, those of all methods at one budget (or at none) together."""
+    ends = (f" {budget:g}", *reducer_names())
+    chosen = {name: each for name, each in models.items() if name.endswith(ends)}
     images = drawn.images[:SHOWN]
     traced = {name: survivors(each, digits.normalise(images)) for name, each in chosen.items()}
     return [
