@@ -29,6 +29,7 @@ import patchslim
 from patchslim.birth import Birth
 from patchslim.budget import plan
 from patchslim.cost import Cost
+from patchslim.errors import BadSetting
 from patchslim.memory import peak_memory
 from patchslim.model import SlimModel
 from patchslim.reducer import Reducer, Signals
@@ -162,31 +163,38 @@ def _timed(model: nn.Module, image: Tensor) -> float:
 def measured(
     host: nn.Module, models: dict[str, SlimModel], image: Tensor, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a model."""
+    """One row a model; of those that are not meant for this size, what they say."""
     dense_memory = peak_memory(partial(host, image))
     rows: list[dict[str, Any]] = []
+    running: dict[str, SlimModel] = {}
     for name, model in models.items():
         told: list[Cost] = []
-        memory = peak_memory(partial(_told, model, image, told))
-        most, (cost,) = model.dense_macs().total, told
-        rows.append(
-            {
-                "method": name,
-                "macs_share": cost.total / most,
-                "choosing_share": cost.choosing / most,
-                "rows": cost.rows[-2],  # that enter the last block
-                "memory_share": memory / dense_memory,
-                "dense_memory": dense_memory,
-            }
-        )
+        try:
+            memory = peak_memory(partial(_told, model, image, told))
+        except BadSetting as error:
+            rows.append({"method": name, "refused": str(error)})
+        else:
+            running[name] = model
+            most, (cost,) = model.dense_macs().total, told
+            rows.append(
+                {
+                    "method": name,
+                    "macs_share": cost.total / most,
+                    "choosing_share": cost.choosing / most,
+                    "rows": cost.rows[-2],  # that enter the last block
+                    "memory_share": memory / dense_memory,
+                    "dense_memory": dense_memory,
+                }
+            )
         said(json.dumps(rows[-1]))
-    untouched, whole, own = seconds(host, models, image, rounds)
+    untouched, whole, own = seconds(host, running, image, rounds)
     unit = statistics.median(untouched)
     for row in rows:
         name = row["method"]
-        row["dense_seconds"] = unit
-        row["own_time_share"] = statistics.median(own[name]) / unit
-        row["time_share"] = statistics.median(whole[name]) / unit
+        if name in running:
+            row["dense_seconds"] = unit
+            row["own_time_share"] = statistics.median(own[name]) / unit
+            row["time_share"] = statistics.median(whole[name]) / unit
     return rows
 
 

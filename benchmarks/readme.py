@@ -310,13 +310,15 @@ def large_images() -> str:
     """Memory and own time of each method at 1024 pixels, beside the dense model's."""
     data = _read("large_images.json")
     lines = [
-        "| DeiT-Ti, 4,097 tokens | tokens at the end | MACs | peak memory | own time | all |",
+        "| DeiT-Ti, 4,097 tokens | tokens left | MACs | peak memory | own time | all |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['method']} | {row['rows']} | {row['macs_share']:.2f} | "
         f"{_aim(row['memory_share'], 1.0)} | {_aim(row['own_time_share'], 0.1)} | "
         f"{row['time_share']:.2f} |"
+        if "refused" not in row
+        else f"| {row['method']} | refused: not meant for this size | - | - | - | - |"
         for row in data["rows"]
     ]
     facts = f"processor time on one thread, {data['rounds']} rounds, {_born(data['birth'])}"

@@ -26,7 +26,7 @@ from patchslim.reduction import Reduction
 from patchslim.schedule import Schedule, Tail
 from patchslim.step import Attended, Lesson, Step
 from patchslim.surface import Surface
-from patchslim.tokens import Tokens, take, with_leading
+from patchslim.tokens import Borders, Tokens, take, with_leading
 
 
 class SlimModel(Surface):
@@ -348,7 +348,7 @@ class SlimModel(Surface):
     ) -> Signals:
         """What the reducer may look at in this block, of images side by side."""
         if tokens.borders is not None:
-            q, k, v = (each_image(t, tokens.borders) for t in (q, k, v))
+            q, k, v = self._looked_at(tokens.borders, q, k, v)
             tokens = padded(tokens)
             bias = attention_bias(tokens, proportional=self.reducer.proportional)
         readout = None
@@ -356,6 +356,21 @@ class SlimModel(Surface):
             readout = partial(self.adapter.readout, self.host, tokens)
         scale = self.adapter.scale(self.host, step.index)
         return Signals(tokens.prefix, scale, q, k, v, bias, readout, step.index)
+
+    def _looked_at(
+        self, borders: Borders, q: Tensor | None, k: Tensor | None, v: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Of packed q, k, v what the method looks at, side by side; of q the prefix at least."""
+        looks = self.reducer.looks
+        if q is not None and q.shape[0] == 1 and "q" not in looks:
+            batch = len(borders.counts)
+            leading = q[0, :, : borders.prefix * batch]
+            q = leading.unflatten(1, (borders.prefix, batch)).permute(2, 0, 1, 3)
+        return (
+            each_image(q, borders),
+            each_image(k, borders) if "k" in looks else None,
+            each_image(v, borders) if "v" in looks else None,
+        )
 
     def _values(
         self,

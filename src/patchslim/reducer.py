@@ -159,6 +159,7 @@ class Reducer(nn.Module, ABC):
         adds: rows it creates beyond the ones it keeps (EViT's fused token).
         shows: what `tokens.content` is to hold until the first decision: "pixels" of each patch, or
             its "embedding" without the position.
+        looks: which of q, k and v it looks at; the prefix of q comes in any case.
         adaptive: whether images may keep different numbers of patches; the schedule is then the
             most that is kept.
         course: what its authors train otherwise than by default, in the words of `Course`.
@@ -171,6 +172,7 @@ class Reducer(nn.Module, ABC):
     proportional: bool = False
     adds: int = 0
     shows: Shown | None = None
+    looks: str = "qkv"
     adaptive: bool = False
 
     def __init__(self) -> None:

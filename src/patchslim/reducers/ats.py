@@ -27,6 +27,7 @@ class ATS(Reducer):
 
     place = Place.ON_QUERIES
     needs_class_token: bool = True
+    looks = "kv"
     adaptive = True
 
     def __init__(self, *, floor: int = 8) -> None:

@@ -100,6 +100,8 @@ class Similarity(Reducer):
         self.place = Place.BEFORE_BLOCK if self.on == "embedding" else Place.BEFORE_FEED
         self.shows: Shown | None = "embedding" if self.on == "embedding" else None
         self.needs_class_token = self.weight == "class"
+        self.looks = {"received": "qk", "class": "k", "size": ""}[self.weight]
+        self.looks += {"keys": "k", "values": "v"}.get(self.on, "")
         self.proportional = self.survivor != "alone"
         self.limit = 1 - threshold if self.measure == "cosine" else threshold
 
@@ -170,25 +172,29 @@ class Similarity(Reducer):
         if self.survivor == "alone":
             return Keep(kept, padding)
         stays = torch.zeros_like(order, dtype=torch.bool)
-        if padding is None:
-            stays = stays.scatter(1, kept, torch.ones_like(kept, dtype=torch.bool))
+        there = torch.ones_like(kept, dtype=torch.bool) if padding is None else padding
+        stays = stays.scatter(1, kept, there)
+        mean = weight if self.survivor == "weighted" else None
+        if padding is None and self.survivor in MEANS:
             into = _places(kept, tiles.joined(groups, cost, stays, gone))
-            if self.survivor in MEANS:
-                mean = weight if self.survivor == "weighted" else None
-                return Merge(kept, gone, into, weight=mean)
+            return Merge(kept, gone, into, weight=mean)
+        if self.survivor in MEANS:  # in a graph all rows may be gone, for all that is known there
+            least = 0 if torch.compiler.is_compiling() else int(there.sum(dim=1).min())
+            gone = order[:, least:]
         else:
-            stays = stays.scatter(1, kept, padding)
-        rows = tokens.rows()
-        real = torch.ones_like(stays) if tokens.alive is None else tokens.alive > 0
-        head = torch.where(stays | ~real, rows, tiles.joined(groups, cost, stays, rows))
-        if self.survivor in MEANS:
-            mean = weight if self.survivor == "weighted" else None
-            return Merge(kept, rows, _places(kept, head), padding, real & ~stays, mean)
-        speaker = grouping.elected(head, self._claim(tiles, cost, head, weight))
-        spoken = speaker == rows
+            gone = tokens.rows()
+        joins = ~stays if tokens.alive is None else tokens.alive & ~stays
+        joins = joins.gather(1, gone)
+        head = torch.where(joins, tiles.joined(groups, cost, stays, gone), gone)
         into = _places(kept, head)
-        mean = spoken.to(weight.dtype)
-        return Merge(speaker.gather(1, kept), rows, into, padding, real & ~spoken, mean)
+        if self.survivor in MEANS:
+            return Merge(kept, gone, into, padding, joins, mean)
+        speaker = grouping.elected(head, self._claim(tiles, cost, head, weight))
+        spoken = speaker == gone
+        real = stays | joins
+        return Merge(
+            speaker.gather(1, kept), gone, into, padding, real & ~spoken, spoken.to(weight.dtype)
+        )
 
     def fewest(self, patches: int) -> int:
         """One of each square in which patches are compared; of a bipartite matching, half."""

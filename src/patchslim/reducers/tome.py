@@ -29,6 +29,7 @@ class ToMe(Reducer):
     """
 
     spread: ClassVar[Spread] = Spread.EVERY_BLOCK
+    looks = "k"
 
     def __init__(self, *, proportional: bool = True, threshold: float = 0.0) -> None:
         super().__init__()
