@@ -26,7 +26,7 @@ def noise(patches: int, batch: int = 1) -> torch.Tensor:
 
 def tokens(shown: torch.Tensor, grid: tuple[int, int]) -> Tokens:
     """Tokens whose features are their pixels."""
-    return Tokens(x=shown.clone(), prefix=0, grid=grid, content=shown)
+    return Tokens(x=shown.clone(), prefix=0, grid=grid, content=lambda: shown)
 
 
 def side(of: torch.Tensor) -> int:

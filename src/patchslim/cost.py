@@ -192,14 +192,13 @@ def slim_macs(
     flows: list[Flow] = []
     choosing = 0
     rows = host.entering
-    if reducer.shows == "embedding":  # made once more, without positions
-        choosing += host.embed
     for index, (shape, left) in enumerate(zip(host.blocks, counts, strict=True)):
         last = index + 1 == host.depth
         read = host.read if tail and last else None
         decides = left < rows and not skips(reducer, read)
         if decides or (index in named and not skips(reducer, read)):
             choosing += reducer.macs(rows, host.prefix, replace(shape, pixels=host.pixels))
+            choosing += host.embed if reducer.shows == "embedding" else 0  # made once more
         flow = _flow(reducer, rows, left if decides else rows, read)
         flows.append(flow)
         rows = flow.feed

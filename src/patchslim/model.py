@@ -66,12 +66,8 @@ class SlimModel(Surface):
     ) -> Any:
         """What the host returns; `left`, where given, is told the rows of each image."""
         tokens = self.embed(images, options, track=self.adapter.returns_rows(self.host))
-        steps = self.steps(tokens, tail=self.tail)
-        looks = [step.index for step in steps if self._place(step) is not None]
-        for step in steps:
+        for step in self.steps(tokens, tail=self.tail):
             tokens = self._remembered(step, tokens)
-            if step.index == max(looks, default=0):
-                tokens = tokens.showing(None)  # nobody looks any more
             if left is not None:
                 left.append(tokens.lengths())
         return self.adapter.head(self.host, padded(tokens), options)
@@ -227,7 +223,8 @@ class SlimModel(Surface):
             )
         tokens = self.adapter.embed(self.host, images, options)
         if self.reducer.shows is not None:
-            tokens = tokens.showing(self.adapter.content(self.host, images, self.reducer.shows))
+            shown = partial(self.adapter.content, self.host, images, self.reducer.shows)
+            tokens = tokens.showing(shown)
         return tokens.tracked() if track else tokens
 
     def _remembered(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
@@ -255,11 +252,12 @@ class SlimModel(Surface):
         memory of the feed-forward above that of the dense block.
         """
         attended = self._attend(step, place, tokens)
-        tokens = attended.queries
+        tokens, signals = attended.queries, attended.signals
         tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
-        if place is Place.BEFORE_FEED and attended.signals is not None:
+        del attended  # its values are not needed to choose
+        if place is Place.BEFORE_FEED and signals is not None:
             tokens = padded(tokens)
-            tokens = self._packed(tokens.reduce(self._choose(step, tokens, attended.signals)))
+            tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
         return tokens
 
     def _packed(self, tokens: Tokens) -> Tokens:

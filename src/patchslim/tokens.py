@@ -7,7 +7,7 @@ positions, size-weighted heads and dense outputs stay right whatever was removed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,8 @@ class Tokens:
         origin: for every grid cell, the patch row that stands for it now (B, H*W), -1 where it
             was dropped; None while nobody asked for it.
         rotary: the host's table of rotary positions, one entry a grid cell; the adapter reads it.
-        content: what each grid cell shows by itself (B, H*W, D), where the method asks for it.
+        content: makes what each grid cell shows by itself (B, H*W, D), for a method that asks for
+            it: not kept, since it is as large as the images.
         borders: where images begin and end, in a packed batch: then B is 1, and `prefix` counts
             the prefix rows of all images.
         whole: the tokens of which these are the leading rows, if they are.
@@ -86,7 +87,7 @@ class Tokens:
     alive: Tensor | None = None
     origin: Tensor | None = None
     rotary: Tensor | None = None
-    content: Tensor | None = None
+    content: Callable[[], Tensor] | None = None
     borders: Borders | None = None
     whole: Tokens | None = None
 
@@ -112,15 +113,17 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""
-        return self._with(x, self.origin, self.content)
+        return self._with(x, self.origin)
 
     def tracked(self) -> Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
-        return self if self.origin is not None else self._with(self.x, self.cells(), self.content)
+        return self if self.origin is not None else self._with(self.x, self.cells())
 
-    def showing(self, content: Tensor | None) -> Tokens:
-        """The same tokens, with what each grid cell shows by itself."""
-        return self._with(self.x, self.origin, content)
+    def showing(self, content: Callable[[], Tensor]) -> Tokens:
+        """The same tokens, with a way to what each grid cell shows by itself."""
+        return Tokens(
+            x=self.x, prefix=self.prefix, grid=self.grid, rotary=self.rotary, content=content
+        )
 
     def lengths(self) -> list[int]:
         """How many rows each image has, prefix included; of leading rows, those of the whole."""
@@ -177,7 +180,7 @@ class Tokens:
         row = torch.where(self.origin >= 0, self.origin, self._nearest())
         return take(self.x, with_leading(row, self.prefix))
 
-    def _with(self, x: Tensor, origin: Tensor | None, content: Tensor | None) -> Tokens:
+    def _with(self, x: Tensor, origin: Tensor | None) -> Tokens:
         """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
         return Tokens(
             x=x,
@@ -188,7 +191,7 @@ class Tokens:
             alive=self.alive,
             origin=origin,
             rotary=self.rotary,
-            content=content,
+            content=self.content,
             borders=self.borders,
             whole=self.whole,
         )

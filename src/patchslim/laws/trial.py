@@ -39,13 +39,13 @@ class Scene:
             return None if t is None else t[images]
 
         tokens, signals = self.tokens, self.signals
-        readout = signals.readout
+        readout, shown = signals.readout, tokens.content
         return Scene(
             replace(
                 tokens,
                 x=tokens.x[images],
                 origin=some(tokens.origin),
-                content=some(tokens.content),
+                content=None if shown is None else lambda: shown()[images],
             ),
             replace(
                 signals,
@@ -130,7 +130,10 @@ class Trial:
             content = content[:, torch.arange(patches) * 2 // 3]
         return Scene(
             Tokens(
-                x=draw(batch, rows, self.width).to(dtype), prefix=prefix, grid=grid, content=content
+                x=draw(batch, rows, self.width).to(dtype),
+                prefix=prefix,
+                grid=grid,
+                content=None if content is None else lambda: content,
             ).tracked(),
             Signals(
                 prefix,

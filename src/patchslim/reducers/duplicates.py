@@ -63,7 +63,7 @@ class Duplicates(Reducer):
         keep = min(keep, tokens.patches)
         rows = tokens.rows()
         real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
-        shown = tokens.content
+        shown = tokens.content()
         if tokens.position is not None:
             shown = take(shown, tokens.position)
         own = square_of(tokens.cells(), tokens.grid, self.window)
@@ -103,13 +103,14 @@ class Duplicates(Reducer):
         # Duplicates take no part: they go where their first one goes.
         tiles = Tiles.deal(tokens.cells(), tokens.grid, first, self._side(tokens.patches))
         some = tiles.of(shown.to(torch.promote_types(shown.dtype, torch.float32)))
-        power = some.square().mean(dim=2)
-        both = power.unsqueeze(2) + power.unsqueeze(1)
-        cost = torch.baddbmm(both, some, some.transpose(1, 2), alpha=-2 / some.shape[2])
+        power = torch.linalg.vector_norm(some, dim=2).square() / some.shape[2]
+        cost = power.unsqueeze(2) + power.unsqueeze(1)
+        cost = torch.baddbmm(cost, some, some.transpose(1, 2), alpha=-2 / some.shape[2])
+        del some  # as large as the images
         never = ~(tiles.alive.unsqueeze(1) & tiles.alive.unsqueeze(2))
         square = tiles.of(own)
         never = never | (square.unsqueeze(1) != square.unsqueeze(2))
-        cost = cost.masked_fill(never, torch.inf)
+        cost.masked_fill_(never, torch.inf)
         worth = tiles.of(-tokens.rows().to(cost.dtype))  # the first of them stays
         groups = grouping.leaders(cost, worth, self.tolerance**2)
         apart, best = tiles.back(groups.apart), tiles.best(worth)

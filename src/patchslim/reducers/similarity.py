@@ -234,9 +234,9 @@ class Similarity(Reducer):
         beyond = self.weight == "received" or (self.group in WHOLE and not self.window)
         if tokens.patches > MANY and beyond:
             raise BadSetting(
-                f"group={self.group!r}, weight={self.weight!r}: average linkage, k-medoids and "
-                f"attention received are not meant for more than {MANY} patches, and there are "
-                f"{tokens.patches}. Use group='ward' and weight='class', or give a window."
+                f"group={self.group!r}, weight={self.weight!r}: attention received is not meant "
+                f"for more than {MANY} patches, nor are average linkage and k-medoids without a "
+                f"window, and there are {tokens.patches}. Use group='ward', weight='class'."
             )
         side = 0 if self.group in DROPS else self._side(tokens.patches)
         return Tiles.deal(tokens.cells(), tokens.grid, tokens.alive, side)
@@ -257,7 +257,7 @@ class Similarity(Reducer):
         if self.on == "embedding":
             if tokens.content is None:
                 raise BadSetting("on='embedding' compares embeddings; these tokens come without.")
-            x = take(tokens.content, tokens.cells())
+            x = take(tokens.content(), tokens.cells())
         elif self.on == "keys":
             x = signals.keys()
         elif self.on == "values" and signals.v is not None:
