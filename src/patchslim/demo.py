@@ -30,7 +30,7 @@ from patchslim.slim import slim
 BUDGETS = (0.7, 0.5, 0.35)
 PICTURED = 0.5
 SHOWN = 2  # scenes in the pictures of each method
-REPEATS = 6
+REPEATS = 5
 LOADED = 50  # scenes in a batch that is scored
 # So few that a machine that measures for a minute calibrates for a quarter of one. More would help
 # patch_slimming, whose positions serve all scenes alike; patch_slimming_dynamic needs no more.
