@@ -16,6 +16,7 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from train_deit_tiny import dense, held_images, said, whole_images
@@ -26,7 +27,7 @@ from patchslim.errors import BadSetting, DeepCut, ImpossibleBudget, ShortSchedul
 from patchslim.images import Images
 from patchslim.measure import measure
 from patchslim.model import SlimModel
-from patchslim.reducer import Reducer, Setting
+from patchslim.reducer import Reducer
 from patchslim.reducers.ats import ATS
 from patchslim.reducers.random import Random
 from patchslim.reducers.similarity import Similarity
@@ -37,8 +38,8 @@ RESULT = Path(__file__).parent / "results" / "similarity.json"
 BUDGETS = "0.87,0.75,0.65,0.58,0.5"
 IMAGES = 128  # on which thresholds are found
 SEEDS = 3
-COSINE: dict[str, Setting] = {"measure": "cosine", "on": "keys"}
-FIXED: dict[str, dict[str, Setting]] = {
+COSINE: dict[str, Any] = {"measure": "cosine", "on": "keys"}
+FIXED: dict[str, dict[str, Any]] = {
     "similarity (default: ward)": {},
     "ward, plain mean": {"survivor": "mean"},
     "ward, of keys": {"on": "keys"},
@@ -53,15 +54,15 @@ FIXED: dict[str, dict[str, Setting]] = {
     "iterative de-duplication": {"group": "iterative", **COSINE},
     "redundancy": {"group": "redundancy", **COSINE},
 }
-FIRST: dict[str, dict[str, Setting]] = {
+FIRST: dict[str, dict[str, Any]] = {
     "preset paper, before block 0": {"preset": "paper"},
     "nearest, before block 0": {"group": "nearest", "measure": "cosine", "on": "embedding"},
 }
 THRESHOLDS: dict[str, Reducer] = {
     "similarity, threshold": Similarity(threshold=1e-4),
-    "leaders, threshold": Similarity(group="leader", threshold=0.9, floor=0.0, **COSINE),  # type: ignore[arg-type]
-    "components, threshold": Similarity(group="components", threshold=0.9, floor=0.0, **COSINE),  # type: ignore[arg-type]
-    "average linkage, threshold": Similarity(group="average", threshold=0.9, **COSINE),  # type: ignore[arg-type]
+    "leaders, threshold": Similarity(group="leader", threshold=0.9, floor=0.0, **COSINE),
+    "components, threshold": Similarity(group="components", threshold=0.9, floor=0.0, **COSINE),
+    "average linkage, threshold": Similarity(group="average", threshold=0.9, **COSINE),
     "tome, threshold": ToMe(threshold=0.9),
     "ats": ATS(),
 }
@@ -98,13 +99,13 @@ def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
     """All methods that keep the same number of patches in every image."""
     made = {name: patchslim.slim(host, name, macs=budget) for name in ("tome", "evit", "topk")}
     for name, settings in FIXED.items():
-        made[name] = patchslim.slim(host, Similarity(**settings), macs=budget)  # type: ignore[arg-type]
+        made[name] = patchslim.slim(host, Similarity(**settings), macs=budget)
     places = made["similarity (default: ward)"].deciding()
     for seed in range(SEEDS):
         lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
         made[f"random, seed {seed}"] = lots
     for name, settings in FIRST.items():
-        made[name] = patchslim.slim(host, Similarity(**settings), macs=budget, at=(0,))  # type: ignore[arg-type]
+        made[name] = patchslim.slim(host, Similarity(**settings), macs=budget, at=(0,))
     return made
 
 

@@ -105,6 +105,9 @@ PYTHON = {
     "a budget out of reach above the floor": (
         lambda d, out: fit(d, out, "similarity", macs=0.5),
         ImpossibleBudget, "macs=0.5 | Similarity | floor"),
+    "settings of another search": (
+        lambda d, out: fit(d, out, macs=0.8, search=Search(mode="free", lr=1e-4)),
+        BadSetting, "mode, epochs, lr | Patch Slimming | images and batch alone"),
     "a budget above the cap": (
         lambda d, out: fit(d, out, macs=0.8, cap=0.6),
         ImpossibleBudget, "macs=0.8 | cap of 0.6 | larger one"),

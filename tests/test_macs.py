@@ -85,7 +85,7 @@ def test_torch_counts_the_same(reducer, tail, readout):
         (cost,) = slimmed.macs_of(noise_images(1))
     told = cost.total + cost.choosing
     assert told == pytest.approx(counted_macs(slimmed, noise_images(1)), rel=0.005)
-    assert cost.total <= slimmed.macs().total
+    assert cost == slimmed.macs() or (reducer.adaptive and cost.total <= slimmed.macs().total)
     assert slimmed.dense_macs().total == pytest.approx(
         counted_macs(host, noise_images(1)), rel=0.005
     )

@@ -13,17 +13,25 @@ import toys
 from patchslim.errors import NeedsClassToken, UnknownName
 from patchslim.laws import METHOD_LAWS, check_reducer
 from patchslim.laws.law import uphold
-from patchslim.laws.method import compiles_whole, exports
+from patchslim.laws.method import (
+    compiles_whole,
+    exports,
+    packed_is_padded_is_alone,
+    padding_changes_nothing,
+)
 from patchslim.laws.trial import Trial, noise_images, tiny_host
 from patchslim.schedule import Rate
 
 SLOW = (compiles_whole, exports)
+OF_ADAPTIVE = (padding_changes_nothing, packed_is_padded_is_alone)
 
 
 def cases():
     """Each law for each method; what takes seconds, for toys and turned switches, is slow."""
     for subject in [*toys.shipped(), *toys.all_toys()]:
         for law in METHOD_LAWS:
+            if law in OF_ADAPTIVE and not subject.values[0].adaptive:
+                continue  # it has nothing to say there
             extra = subject.id not in patchslim.reducer_names() and law in SLOW
             yield pytest.param(
                 *subject.values,

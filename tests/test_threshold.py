@@ -470,3 +470,9 @@ def test_random_costs_what_the_model_does_on_all_images(first, models):
     data = [(kinds[first], None), (kinds[1 - first], None)]
     report = measure({"tome": models["tome"]}, data, repeats=0)
     assert abs(row(report, "tome").macs_share - row(report, "random/tome").macs_share) < 0.05
+
+
+def test_a_mild_cap_takes_no_place_from_the_method():
+    free = patchslim.slim(host(), Similarity(threshold=0.05, floor=0.0))
+    mild = patchslim.slim(host(), Similarity(threshold=0.05, floor=0.0), macs=0.97)
+    assert set(mild.deciding()) == set(free.deciding())

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from patchslim.cost import HostShape
 from patchslim.errors import UnsupportedModel, WrongInput
-from patchslim.tokens import Tokens
+from patchslim.tokens import Shown, Tokens
 from patchslim.versions import check_version
 
 Part = Literal["qkv", "qk", "kv", "q", "v"]
-Shown = Literal["pixels", "embedding"]  # of a grid cell, by itself
 
 
 class Adapter(ABC):

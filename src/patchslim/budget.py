@@ -102,8 +102,12 @@ def solve(
     while high - low > 1e-9:
         middle = (low + high) / 2
         low, high = (low, middle) if cost(middle) <= target else (middle, high)
-    counts = rule(high).counts(shape.entering, shape.prefix, shape.depth, reducer)
-    return Counts(counts, shape.entering, shape.prefix)
+    found = rule(high)
+    counts = found.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    spelled = Counts(counts, shape.entering, shape.prefix)
+    if reducer.adaptive and spelled.places(shape.depth) != found.places(shape.depth):
+        return found  # where the cap removes nothing, the method may still
+    return spelled
 
 
 def macs_target(macs: float, dense: int) -> float:

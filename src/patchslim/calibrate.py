@@ -207,6 +207,7 @@ def _threshold(  # noqa: PLR0913 (the arguments of `calibrate`)
     say: Say,
 ) -> Calibrated:
     """The model whose threshold meets a goal, written down where that is asked for."""
+    _check_heeded(search)
     adapter = adapter or find_adapter(host)
     out = None if out is None else _free(out)
     if any(module.training for module in host.modules()):
@@ -250,6 +251,17 @@ def _check_search(search: Search) -> None:
     if not isinstance(search, Search):
         raise BadSetting(
             f"search={search!r}: give a patchslim.Search, such as Search(mode='free')."
+        )
+
+
+def _check_heeded(search: Search) -> None:
+    """Refuses settings of the search for positions where a threshold is found."""
+    usual = Search(images=search.images, batch=search.batch).to_json()
+    odd = [name for name, value in search.to_json().items() if value != usual[name]]
+    if odd:
+        raise BadSetting(
+            f"{', '.join(odd)}: settings of Patch Slimming's search. A threshold heeds images and "
+            "batch alone; leave the others out."
         )
 
 

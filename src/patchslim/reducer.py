@@ -14,7 +14,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, UnknownName
 from patchslim.reduction import Reduction
-from patchslim.tokens import Tokens
+from patchslim.tokens import Shown, Tokens
 
 if TYPE_CHECKING:
     from patchslim.cost import BlockShape
 
 
 Setting = bool | int | float | str
-Shown = Literal["pixels", "embedding"]  # what a grid cell shows by itself
 
 
 class Place(enum.Enum):

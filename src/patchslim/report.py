@@ -123,7 +123,7 @@ class Row:
         macs, macs_share: multiply-adds of an image, and as a share of the dense model's; where
             images keep different numbers of patches, the mean.
         spent: the distribution of that share, where it is one.
-        choosing: multiply-adds that the method spends on deciding, not part of `macs`.
+        choosing: multiply-adds that the method spends on deciding, not part of `macs`; at most.
         parameters: numbers that the model has learned, the method's own included.
         accuracy, agreement: shares of images, by label and by the dense model's answer.
         change: accuracy less the dense model's, with the standard error of the paired difference.

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from patchslim.reduction import Reduction
+
+Shown = Literal["pixels", "embedding"]  # what a grid cell shows by itself
 
 
 @dataclass(frozen=True)

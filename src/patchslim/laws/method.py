@@ -234,6 +234,8 @@ def macs_are_what_it_spends(trial: Trial) -> None:
         model = trial.model(tail=tail)
         with torch.no_grad():
             cost = model.macs_of(noise_images(1))[0]
+        whole = model.macs()
+        insist(cost == whole or trial.reducer.adaptive, f"an image costs {cost}, told {whole}")
         told, counted = cost.total + cost.choosing, counted_macs(model, noise_images(1))
         insist(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
 
@@ -349,15 +351,23 @@ def _check_same(got: Tokens, wanted: Tokens, who: str) -> None:
     """The same rows, of the same features and sizes."""
     pairs = zip(_real(got, got.cells()), _real(wanted, wanted.cells()), strict=True)
     insist(all(torch.equal(one, other) for one, other in pairs), f"{who}, it chose other rows")
-    for what in ("features", "sizes"):
-        one, other = (_of_what(tokens, what) for tokens in (got, wanted))
-        insist_close(torch.cat(one), torch.cat(other), 1e-6, f"{who}, {what}")
+    for what, of in (("prefix", _leading), ("features", _patches), ("sizes", _sizes)):
+        insist_close(of(got), of(wanted), 1e-6, f"{who}, {what}")
 
 
-def _of_what(tokens: Tokens, what: str) -> list[Tensor]:
-    """Features or sizes of each image's real rows."""
-    x = tokens.x[:, tokens.prefix :]
-    return _real(tokens, x if what == "features" else tokens.sizes())
+def _leading(tokens: Tokens) -> Tensor:
+    """The prefix rows."""
+    return tokens.x[:, : tokens.prefix]
+
+
+def _patches(tokens: Tokens) -> Tensor:
+    """The features of all real patch rows."""
+    return torch.cat(_real(tokens, tokens.x[:, tokens.prefix :]))
+
+
+def _sizes(tokens: Tokens) -> Tensor:
+    """The sizes of all real patch rows."""
+    return torch.cat(_real(tokens, tokens.sizes()))
 
 
 def _check_sizes(tokens: Tokens, patches: int, *, joined: bool) -> None:

@@ -77,9 +77,7 @@ class Scene:
             more,
             replace(
                 signals,
-                q=signals.q
-                if signals.q is None or longer(signals.q) is None
-                else longer(signals.q),
+                q=longer(signals.q),
                 k=longer(signals.k),
                 v=longer(signals.v),
                 bias=attention_bias(more, proportional=False),

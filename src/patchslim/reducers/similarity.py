@@ -20,10 +20,10 @@ from patchslim import grouping
 from patchslim.cost import BlockShape
 from patchslim.errors import BadSetting, UnknownName
 from patchslim.grouping import Groups
-from patchslim.reducer import Knob, Place, Reducer, Shown, Signals, Spread
+from patchslim.reducer import Knob, Place, Reducer, Signals, Spread
 from patchslim.reduction import Keep, Merge, Reduction
 from patchslim.tiles import Tiles, best_of_squares
-from patchslim.tokens import Tokens, take
+from patchslim.tokens import Shown, Tokens, take
 
 MANY = 1024  # patches that are compared each with each; of more, those of a square of the grid
 SIDE = 16  # of that square, in cells
