@@ -12,6 +12,7 @@ import torch
 
 import patchslim
 from patchslim.calibrate import MODEL, RECORD, calibrate
+from patchslim.data import digits
 from patchslim.errors import ImpossibleBudget
 from patchslim.laws.trial import tiny_host
 from patchslim.measure import measure
@@ -472,7 +473,11 @@ def test_random_costs_what_the_model_does_on_all_images(first, models):
     assert abs(row(report, "tome").macs_share - row(report, "random/tome").macs_share) < 0.05
 
 
-def test_a_mild_cap_takes_no_place_from_the_method():
-    free = patchslim.slim(host(), Similarity(threshold=0.05, floor=0.0))
-    mild = patchslim.slim(host(), Similarity(threshold=0.05, floor=0.0), macs=0.97)
-    assert set(mild.deciding()) == set(free.deciding())
+@pytest.mark.parametrize(("name", "threshold"), [("similarity", 0.05), ("tome", 0.9)])
+def test_a_mild_cap_takes_no_place_from_the_method(name, threshold):
+    """At 0.85 the cap itself removes a token in some of the blocks only."""
+    given = digits.untrained_host(depth=6)
+    free = patchslim.slim(given, name, threshold=threshold)
+    mild = patchslim.slim(given, name, threshold=threshold, macs=0.85)
+    assert mild.counts() != free.counts()
+    assert mild.deciding()[:4] == free.deciding()[:4]
