@@ -76,9 +76,10 @@ def running():
 
 @pytest.mark.parametrize(("reducer", "tail", "readout"), list(running()))
 def test_torch_counts_the_same(reducer, tail, readout):
-    """Decisions in the first block and the last, or none."""
+    """Decisions in the first block that the method can decide in, and the last; or none."""
     host, prefix = tiny_host(readout=readout, num_heads=4), int(readout == "class")
-    left = [reducer.fewest(16)] * 3 if reducer.fewest(16) == 16 else [12, 12, 8]
+    first = 16 if reducer.remembers else 12
+    left = [reducer.fewest(16)] * 3 if reducer.fewest(16) == 16 else [first, 12, 8]
     schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
     slimmed = SlimModel(host, find_adapter(host), reducer.eval(), schedule, tail)
     with torch.no_grad():

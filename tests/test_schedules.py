@@ -34,6 +34,7 @@ from patchslim.schedule import (
     later,
     round_half_up,
     stages,
+    units,
 )
 from toys import AttentiveOnQueries, LongestBefore, PairsOnMap
 
@@ -364,7 +365,12 @@ def family(host, reducer):
     rates = {kept / rows for rows in range(1, patches + 1) for kept in range(1, rows + 1)}
     # A method may take its share of all patches, and a power of the rate for each stage.
     rates |= {(kept / patches) ** (1 / stage) for kept in range(1, patches + 1) for stage in (2, 3)}
-    at = {Spread.FIRST: (0,), Spread.LATER: later(host.depth), Spread.STAGES: stages(host.depth)}
+    at = {
+        Spread.FIRST: (0,),
+        Spread.LATER: later(host.depth),
+        Spread.STAGES: stages(host.depth),
+        Spread.UNITS: units(host.depth, {}),
+    }
     return [Rate(rate, at[reducer.spread]) for rate in sorted(rates, reverse=True)]
 
 

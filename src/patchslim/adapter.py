@@ -31,10 +31,12 @@ class Adapter(ABC):
         family: what the family is called in messages and tables.
         surface: attributes of the host that its slimmed form shows as its own. None of them may
             run a forward pass of the dense host.
+        relative: whether its attention adds a bias by relative position (`bias`).
     """
 
     family: ClassVar[str]
     surface: ClassVar[frozenset[str]] = frozenset()
+    relative: ClassVar[bool] = False
 
     @abstractmethod
     def serves(self, host: nn.Module) -> bool:
@@ -156,6 +158,37 @@ class Adapter(ABC):
     def readout(self, host: nn.Module, tokens: Tokens) -> Tensor:
         """Attention of the pooling head's query over the patches (B, n), where it pools so."""
         raise UnsupportedModel(f"{self.family}: this host's head has no query of its own.")
+
+    def stride(self, host: nn.Module, index: int) -> int:
+        """How many rows and columns of the grid become one in block `index`: 1 in a flat host.
+
+        In such a block the queries are every `stride`-th row and column, and keys and values all.
+        """
+        return 1
+
+    def levels(self, host: nn.Module) -> tuple[int, ...]:
+        """The blocks after which the host's own `forward_intermediates` gives features."""
+        return tuple(range(len(self.blocks(host))))
+
+    def bias(self, host: nn.Module, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
+        """What the host adds to its attention logits, by relative position; None for nothing.
+
+        Broadcastable to (B, heads, queries, keys). The cells of the rows are `Tokens.cells()`, those
+        of the queries in the grid of `queries`.
+        """
+        return None
+
+    def readers(self, host: nn.Module) -> list[nn.Module]:
+        """The host's classifiers, for rows (B, C), of a head that does not read the class token.
+
+        One, or two where the host answers its teacher apart. Copies of them make the auxiliary head
+        of a course.
+        """
+        raise UnsupportedModel(
+            f"auxiliary= (--auxiliary) trains a second head on the class token, of hosts that have "
+            f"one and classify by the mean of their patches; {self.family}: this host is none. In "
+            'timm that is global_pool="avg" beside class_token=True.'
+        )
 
     def checkpoints(self, host: nn.Module) -> bool:
         """Whether the host was asked to recompute activations in the backward pass."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchslim.budget import Budget
-from patchslim.course import Course
+from patchslim.course import RECIPES, Course
 from patchslim.errors import PatchslimError, UnknownName, UnsupportedModel
 from patchslim.hosts import EXAMPLE, fill, find_host, has_random_weights, read_weights
 from patchslim.io import load
@@ -174,7 +174,7 @@ def _scenes(split: Split, count: int, batch: int) -> list[Batch]:
 def course_of(args: Namespace, reducer: Reducer) -> Course:
     """The method's usual course, with what the arguments say otherwise."""
     given = {each.name: getattr(args, each.name) for each in fields(Course) if each.name in args}
-    return Course.of(reducer.course, given)
+    return Course.of(reducer.course, {**RECIPES.get(args.recipe, {}), **given})
 
 
 def search_of(args: Namespace) -> Search:

@@ -13,7 +13,7 @@ from typing import TypedDict, Unpack
 from patchslim.cost import HostShape, dense_macs, slim_macs
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
 from patchslim.reducer import Reducer, Spread
-from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, later, stages
+from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, later, stages, units
 
 
 class Budget(TypedDict, total=False):
@@ -53,11 +53,11 @@ def plan(  # noqa: PLR0911 (one return for each way to say a budget)
     if r is not None:
         return _removed(shape, r)
     if rate is not None:
-        return Rate(rate, _places(reducer, shape.depth, at))
+        return Rate(rate, _places(reducer, shape, at))
     if reducer.adaptive:  # it knows by itself, and nothing bounds it
         if at is None and reducer.spread is Spread.EVERY_BLOCK:
             return Constant(0)
-        return Rate(1.0, _places(reducer, shape.depth, at))
+        return Rate(1.0, _places(reducer, shape, at))
     if reducer.fewest(2) == 2:
         return Constant(0)
     raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
@@ -78,7 +78,7 @@ def solve(
     dense = dense_macs(shape).total
     target = macs_target(macs, dense)
     spread = Spread.STAGES if at is not None else reducer.spread
-    places = _places(reducer, shape.depth, at)
+    places = _places(reducer, shape, at)
     most = float(shape.entering - shape.prefix)
 
     def rule(cut: float) -> Schedule:
@@ -87,7 +87,7 @@ def solve(
         return Rate(max(1.0 - cut, 1e-9), places)
 
     def cost(cut: float) -> int:
-        counts = rule(cut).counts(shape.entering, shape.prefix, shape.depth, reducer)
+        counts = counts_of(rule(cut), shape, reducer)
         return slim_macs(shape, reducer, counts, tail=tail == "exact").total
 
     if cost(0.0) <= target:
@@ -103,11 +103,16 @@ def solve(
         middle = (low + high) / 2
         low, high = (low, middle) if cost(middle) <= target else (middle, high)
     found = rule(high)
-    counts = found.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    counts = counts_of(found, shape, reducer)
     spelled = Counts(counts, shape.entering, shape.prefix)
-    if reducer.adaptive and spelled.places(shape.depth) != found.places(shape.depth):
-        return found  # where the cap removes nothing, the method may still
+    if reducer.by_place and spelled.places(shape.depth) != found.places(shape.depth):
+        return found  # where the count stays as it is, the method may still decide
     return spelled
+
+
+def counts_of(rule: Schedule, shape: HostShape, reducer: Reducer) -> tuple[int, ...]:
+    """Rows that a schedule leaves after each block of a host, prefix included."""
+    return rule.counts(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
 
 
 def macs_target(macs: float, dense: int) -> float:
@@ -145,21 +150,26 @@ def _keep(
         )
     if reducer.spread is Spread.EVERY_BLOCK and at is None:
         return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
-    places = _places(reducer, shape.depth, at)
+    places = _places(reducer, shape, at)
+    if reducer.parks:  # a rate is of all patches
+        return Rate(keep, places)
     return Rate(keep ** (1 / max(len(places), 1)), places)
 
 
-def _places(reducer: Reducer, depth: int, at: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The blocks asked for, or those that are natural to the method."""
+def _places(reducer: Reducer, shape: HostShape, at: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The blocks asked for, or those that are natural to the method and do not subsample."""
     if at is not None:
         return at
     match reducer.spread:
         case Spread.FIRST:
-            return (0,)
+            places: tuple[int, ...] = (0,)
         case Spread.LATER:
-            return later(depth)
+            places = later(shape.depth)
+        case Spread.UNITS:
+            places = units(shape.depth, shape.resets)
         case _:
-            return stages(depth)
+            places = stages(shape.depth)
+    return tuple(sorted({place + (place in shape.strided) for place in places}))
 
 
 def _removed(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:

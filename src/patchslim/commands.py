@@ -30,7 +30,7 @@ from patchslim.arguments import (
     slimmed_model,
     teacher_of,
 )
-from patchslim.budget import plan
+from patchslim.budget import counts_of, plan
 from patchslim.cost import dense_macs, slim_macs
 from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts import EXAMPLE, families, shape_only, timm_names
@@ -224,7 +224,7 @@ def macs(args: Namespace, _terminal: Terminal) -> Answer:
     tail: Tail = args.tail or ("exact" if args.macs is not None else "full")
     rule = plan(shape, reducer, args.schedule, tail=tail, **budget_of(args))
     rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer)
-    counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    counts = counts_of(rule, shape, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     facts = facts_of(args, reducer, counts, (cost, dense_macs(shape)), tail)
     facts["image_size"] = list(adapter.image_shape(host)[1:])

@@ -8,8 +8,9 @@ apart as `choosing`, since published figures leave it out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class HostShape:
         head: multiply-adds of the head that do not depend on the number of rows.
         head_row: multiply-adds of the head a row that is left.
         read: how many leading rows the head reads, or None where it reads all.
+        strided: the grid that is left after each block that strides over it, where some do.
     """
 
     grid: tuple[int, int]
@@ -89,6 +91,20 @@ class HostShape:
     head: int
     head_row: int = 0
     read: int | None = None
+    strided: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def resets(self) -> dict[int, int]:
+        """Patch rows after each block in which the host itself leaves fewer."""
+        return {block: height * width for block, (height, width) in self.strided.items()}
+
+    @property
+    def dense(self) -> tuple[int, ...]:
+        """Rows that enter each block of the dense host, and those that leave the last."""
+        rows = [self.entering]
+        for block in range(self.depth):
+            rows.append(self.resets[block] + self.prefix if block in self.resets else rows[-1])
+        return tuple(rows)
 
     @property
     def entering(self) -> int:
@@ -120,6 +136,11 @@ class Flow:
     def even(cls, rows: int, *, feed: int | None = None) -> Flow:
         """All rows through attention, and `feed` of them (or all) through the feed-forward."""
         return cls(rows, rows, rows, rows, rows if feed is None else feed)
+
+    @classmethod
+    def asked(cls, asking: int, rows: int) -> Flow:
+        """`asking` rows ask all `rows`, and only they go on."""
+        return cls(asking, rows, rows, asking, asking)
 
 
 @dataclass(frozen=True)
@@ -169,7 +190,7 @@ def host_macs(host: HostShape, flows: Sequence[Flow]) -> Cost:
 
 def dense_macs(host: HostShape) -> Cost:
     """Multiply-adds of the untouched host."""
-    return host_macs(host, [Flow.even(host.entering)] * host.depth)
+    return host_macs(host, [Flow.asked(left, rows) for rows, left in itertools.pairwise(host.dense)])
 
 
 def slim_macs(
@@ -191,19 +212,45 @@ def slim_macs(
     """
     flows: list[Flow] = []
     choosing = 0
-    rows = host.entering
-    for index, (shape, left) in enumerate(zip(host.blocks, counts, strict=True)):
-        last = index + 1 == host.depth
-        read = host.read if tail and last else None
-        decides = left < rows and not skips(reducer, read)
-        if decides or (index in named and not skips(reducer, read)):
-            choosing += reducer.macs(rows, host.prefix, replace(shape, pixels=host.pixels))
+    rows, last = host.entering, host.depth - 1
+    deciding = _deciding(host, reducer, counts, tail=tail, named=named)
+    for index, (shape, left, whole) in enumerate(zip(host.blocks, counts, host.dense, strict=False)):
+        if index in deciding:
+            among = whole if reducer.parks else rows
+            choosing += reducer.macs(among, host.prefix, replace(shape, pixels=host.pixels))
             choosing += host.embed if reducer.shows == "embedding" else 0  # made once more
-        flow = _flow(reducer, rows, left if decides else rows, read)
+        if index in host.strided:
+            flow = Flow.asked(left, whole)
+        else:
+            read = host.read if tail and index == last else None
+            flow = _flow(reducer, rows, left if index in deciding else rows, read)
+        if reducer.remembers and index < max(deciding, default=0):
+            choosing += shape.map_row(flow.k)
         flows.append(flow)
         rows = flow.feed
     cost = host_macs(host, flows)
-    return Cost(cost.embed, cost.blocks, cost.head, choosing, cost.rows)
+    head = cost.head
+    if reducer.parks and not (tail and host.read is not None):  # those that waited are back
+        head += (host.dense[-1] - flows[-1].feed) * host.head_row
+    return Cost(cost.embed, cost.blocks, head, choosing, cost.rows)
+
+
+def _deciding(
+    host: HostShape,
+    reducer: Reducer,
+    counts: Sequence[int],
+    *,
+    tail: bool,
+    named: Collection[int],
+) -> set[int]:
+    """The blocks in which the method decides."""
+    fewer = {
+        index
+        for index, (rows, left) in enumerate(itertools.pairwise((host.entering, *counts)))
+        if left < rows or index in named
+    }
+    pointless = tail and skips(reducer, host.read)
+    return fewer - set(host.strided) - ({host.depth - 1} if pointless else set())
 
 
 def skips(reducer: Reducer, read: int | None) -> bool:

@@ -59,6 +59,14 @@ class Course:
     shrink: float = _said(
         0.0, "share of the steps in which the kept share falls to the scheduled one"
     )
+    layered: float = _said(
+        0.0,
+        "share of the steps in which every block from the first of --at on selects anew, before "
+        "--at holds",
+    )
+    auxiliary: float = _said(
+        0.0, "share in the losses of a second head, on the class token, which is not kept"
+    )
     precision: Precision = _said("float32", "of the arithmetic, not the weights")  # noqa: RUF009
     compile: bool = _said(False, "whether torch.compile makes the step")
     recompute: bool = _said(False, "whether activations are computed twice instead of kept")
@@ -117,6 +125,10 @@ class Course:
             return 1.0
         return (1 - math.cos(math.pi * step / shrinking)) / 2
 
+    def anew(self, step: int, total: int) -> bool:
+        """Whether every block selects anew at a step (Evo-ViT's layer-to-stage training)."""
+        return step < self.layered * total
+
     def frozen(self, step: int, total: int) -> bool:
         """Whether the host rests at a step."""
         return step < self.freeze * total
@@ -134,10 +146,23 @@ LIMITS: tuple[tuple[str, float, float, str], ...] = (
     ("lr temperature", 1e-12, math.inf, "above 0"),
     ("weight_decay host_lr clip labels distil_weight tokens mixup cutmix jitter", 0, math.inf,
      "0 or more"),
-    ("warmup freeze shrink flip erasing lr_end", 0, 1, "between 0 and 1"),
-    ("ema smoothing", 0, 1 - 1e-9, "from 0 to below 1"),
+    ("warmup freeze shrink layered flip erasing lr_end", 0, 1, "between 0 and 1"),
+    ("ema smoothing auxiliary", 0, 1 - 1e-9, "from 0 to below 1"),
     ("layer_decay crop", 1e-9, 1, "above 0 and at most 1"),
 )  # fmt: skip
+
+
+_SCRATCH: dict[str, Any] = {
+    "epochs": 300.0, "batch": 1024, "lr": 1e-3, "lr_end": 0.01, "warmup": 5 / 300, "clip": 0.0,
+    "distil": "none", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "crop": 0.08,
+    "randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.25, "layered": 2 / 3, "auxiliary": 0.5,
+}  # fmt: skip
+
+# What authors train from scratch with, by the name of the host they did it for.
+RECIPES: dict[str, dict[str, Any]] = {
+    "deit": {**_SCRATCH, "weight_decay": 0.05, "jitter": 0.3},
+    "levit": {**_SCRATCH, "weight_decay": 0.025, "jitter": 0.4, "distil": "hard", "clip": 0.02},
+}
 
 
 def check_kind(name: str, value: object, kind: Any) -> None:

@@ -6,6 +6,7 @@ module does it to the whole step. It knows no optimiser, no data set and no proc
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,26 +67,39 @@ class Learner(nn.Module):
         super().__init__()
         self.slimmed = slimmed
         self.course = course
+        self.auxiliary = nn.ModuleList()
+        if course.auxiliary:
+            readers = slimmed.adapter.readers(slimmed.host)
+            self.auxiliary.extend(copy.deepcopy(readers))
         # Where the patch rows are looked at, the last block has to compute them.
         self.tail: Tail = "full" if course.tokens else slimmed.tail
 
-    def forward(self, images: Tensor, target: Target | None = None, eased: float = 1.0) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        target: Target | None = None,
+        eased: float = 1.0,
+        layered: bool = False,  # noqa: FBT001, FBT002 (wrappers pass it by place)
+    ) -> Tensor:
         """The terms of the loss (5,) as `TERMS` names them; the logits where there is no target."""
         if target is None:
             return logits_of(self.slimmed.adapter.logits(self.slimmed(images)))
         course, slimmed = self.course, self.slimmed
-        lesson = slimmed.learn(images, tail=self.tail, eased=eased, recompute=course.recompute)
-        output = slimmed.adapter.logits(lesson.output)
-        # A distilled host in training answers twice: for the labels, and for its teacher.
-        own, taught = output if isinstance(output, tuple) else (output, output)
-        zero = own.new_zeros((), dtype=torch.float32)
-        labels = answers = tokens = zero
-        if target.labels is not None and course.labels:
-            labels = label_loss(own.float(), target.labels, course.smoothing)
-        if target.answers is not None and course.distil != "none":
-            answers = answer_loss(
-                taught.float(), target.answers.float(), course.distil, course.temperature
-            )
+        lesson = slimmed.learn(
+            images,
+            tail=self.tail,
+            eased=eased,
+            layered=layered,
+            recompute=course.recompute,
+        )
+        labels, answers = self._compared(slimmed.adapter.logits(lesson.output), target)
+        if self.auxiliary:
+            row = lesson.tokens.x[:, 0]
+            seconds = [reader(row) for reader in self.auxiliary]
+            besides = self._compared(tuple(seconds) if len(seconds) > 1 else seconds[0], target)
+            labels = labels.lerp(besides[0], course.auxiliary)
+            answers = answers.lerp(besides[1], course.auxiliary)
+        tokens = zero = labels.new_zeros(())
         if target.tokens is not None:
             tokens = token_loss(lesson.tokens, target.tokens)
         wanted = slimmed.reducer.loss(lesson.decisions) if lesson.decisions else None
@@ -99,6 +113,21 @@ class Learner(nn.Module):
         return torch.stack(
             [whole, labels.detach(), answers.detach(), tokens.detach(), method.detach()]
         )
+
+
+    def _compared(self, output: Tensor | tuple[Tensor, ...], target: Target) -> tuple[Tensor, Tensor]:
+        """How far an answer is from the labels, and from the teacher's answer."""
+        course = self.course
+        # A distilled host in training answers twice: for the labels, and for its teacher.
+        own, taught = output if isinstance(output, tuple) else (output, output)
+        labels = answers = own.new_zeros((), dtype=torch.float32)
+        if target.labels is not None and course.labels:
+            labels = label_loss(own.float(), target.labels, course.smoothing)
+        if target.answers is not None and course.distil != "none":
+            answers = answer_loss(
+                taught.float(), target.answers.float(), course.distil, course.temperature
+            )
+        return labels, answers
 
 
 def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -8,28 +8,27 @@ threads may share one model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from patchslim.adapter import Adapter
-from patchslim.attention import attention, attention_bias, attention_map
-from patchslim.cost import Cost, HostShape, dense_macs, skips, slim_macs
+from patchslim.block import Blocks
+from patchslim.budget import counts_of
+from patchslim.cost import Cost, HostShape, dense_macs, slim_macs
 from patchslim.errors import WrongInput
-from patchslim.ragged import each_image, packed, padded, ragged_attention
-from patchslim.reducer import Decision, Place, Reducer, Signals
-from patchslim.reduction import Reduction
+from patchslim.ragged import padded
+from patchslim.reducer import Decision, Reducer
 from patchslim.schedule import Schedule, Tail
-from patchslim.step import Attended, Lesson, Step
-from patchslim.surface import Surface
-from patchslim.tokens import Borders, Tokens, take, with_leading
+from patchslim.step import Lesson, Step
+from patchslim.tokens import Tokens
 
 
-class SlimModel(Surface):
+class SlimModel(Blocks):
     """The host with fewer tokens: the same call, the same kind of output.
 
     Made by `patchslim.slim`. `host` is the model that was given, unchanged; dropping the SlimModel
@@ -67,13 +66,19 @@ class SlimModel(Surface):
         """What the host returns; `left`, where given, is told the rows of each image."""
         tokens = self.embed(images, options, track=self.adapter.returns_rows(self.host))
         for step in self.steps(tokens, tail=self.tail):
-            tokens = self._remembered(step, tokens)
+            tokens = self.recomputed(step, tokens)
             if left is not None:
                 left.append(tokens.lengths())
-        return self.adapter.head(self.host, padded(tokens), options)
+        return self.adapter.head(self.host, padded(tokens.rejoined()), options)
 
     def learn(
-        self, images: Tensor, *, tail: Tail, eased: float = 1.0, recompute: bool = False
+        self,
+        images: Tensor,
+        *,
+        tail: Tail,
+        eased: float = 1.0,
+        layered: bool = False,
+        recompute: bool = False,
     ) -> Lesson:
         """A forward pass for training: the answer, and what the losses look at.
 
@@ -81,35 +86,55 @@ class SlimModel(Surface):
             images: as in a call.
             tail: "full" where a loss looks at the patch rows, else the model's own.
             eased: the share in (0, 1] of what the schedule removes that is removed now.
+            layered: whether every block from the first place on decides anew.
             recompute: whether activations are computed again in the backward pass, not kept.
         """
         tokens = self.embed(images, {}, track=self.adapter.returns_rows(self.host))
         entered = tokens.patches
         decisions: list[Decision] = []
-        last = self.steps(tokens, tail=tail, eased=eased)[-1]  # if it decides, a loss looks at it
-        for step in self.steps(tokens, tail="full" if self._place(last) else tail, eased=eased):
-            tokens = self._remembered(step, tokens, recompute=recompute)
-            if self._place(step) is not None:
+        steps = self.steps(tokens, tail=tail, eased=eased, layered=layered)
+        if tail == "exact" and self.place(steps[-1]):  # a loss looks at what the last block decides
+            steps = self.steps(tokens, tail="full", eased=eased, layered=layered)
+        for step in steps:
+            tokens = self.recomputed(step, tokens, recompute=recompute)
+            if self.place(step) is not None:
                 share = (step.left - tokens.prefix) / entered
                 decisions.append(Decision(step.index, share, tokens.alive))
+        tokens = tokens.rejoined()
         output = self.adapter.head(self.host, tokens, {})
         normed = tokens.with_x(self.adapter.norm(self.host, tokens.x))
         return Lesson(output, normed, tuple(decisions))
 
-    def steps(self, tokens: Tokens, *, tail: Tail, eased: float = 1.0) -> list[Step]:
+    def steps(
+        self, tokens: Tokens, *, tail: Tail, eased: float = 1.0, layered: bool = False
+    ) -> list[Step]:
         """What will happen in each block to `tokens` that enter the first."""
-        depth = len(self.adapter.blocks(self.host))
-        rows = tokens.x.shape[1]
-        schedule = self.schedule if eased == 1 else self.schedule.eased(eased)
-        counts = schedule.counts(rows, tokens.prefix, depth, self.reducer)
-        entering = (rows, *counts[:-1])
-        reads = self.adapter.reads(self.host) if tail == "exact" else None
-        named = self.named(depth)
-        last = [None] * (depth - 1) + [reads]
-        return [
-            Step(index, entering[index], left, last[index], index in named)
-            for index, left in enumerate(counts)
+        schedule, resets = self.schedule, self.resets
+        rows, depth = tokens.x.shape[1], len(self.adapter.blocks(self.host))
+        if eased != 1:
+            schedule = schedule.eased(eased)
+        if layered:
+            schedule = schedule.in_every_block(depth, resets)
+        counts = schedule.counts(rows, tokens.prefix, depth, self.reducer, resets)
+        return self._steps(rows, counts, schedule, tail)
+
+    def _steps(
+        self, rows: int, counts: Sequence[int], schedule: Schedule, tail: Tail
+    ) -> list[Step]:
+        """What happens in each block if so many rows are left after each."""
+        depth = len(counts)
+        named = schedule.places(depth) if self.reducer.by_place else ()
+        reads = [None] * (depth - 1) + [self.adapter.reads(self.host) if tail == "exact" else None]
+        every = [
+            Step(index, entering, left, reads[index], index in named, stride=stride)
+            for index, (entering, left, stride) in enumerate(
+                zip((rows, *counts[:-1]), counts, self.strides, strict=True)
+            )
         ]
+        if not self.reducer.remembers:
+            return every
+        last = max((step.index for step in every if self.place(step)), default=0)
+        return [replace(step, noted=step.index < last) for step in every]
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
         """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
@@ -126,21 +151,28 @@ class SlimModel(Surface):
 
     def counts(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Rows left after each block, prefix included."""
-        shape = self.shape(image_size)
-        return self.schedule.counts(shape.entering, shape.prefix, shape.depth, self.reducer)
+        return counts_of(self.schedule, self.shape(image_size), self.reducer)
 
     def deciding(self) -> tuple[int, ...]:
         """The blocks in which the method decides, for images of the host's own size."""
-        shape, counts = self.shape(), self.counts()
-        entering = (shape.entering, *counts[:-1])
-        reads = [None] * (shape.depth - 1) + [shape.read if self.tail == "exact" else None]
-        named = [block in self.named(shape.depth) for block in range(shape.depth)]
-        steps = map(Step, range(shape.depth), entering, counts, reads, named)
-        return tuple(step.index for step in steps if self._place(step) is not None)
+        entering = self.shape().entering
+        steps = self._steps(entering, self.counts(), self.schedule, self.tail)
+        return tuple(step.index for step in steps if self.place(step) is not None)
 
     def named(self, depth: int) -> tuple[int, ...]:
         """The blocks in which the method decides even where the schedule would leave all rows."""
-        return self.schedule.places(depth) if self.reducer.adaptive else ()
+        return self.schedule.places(depth) if self.reducer.by_place else ()
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """How many rows and columns become one in each block: 1 throughout in a flat host."""
+        depth = len(self.adapter.blocks(self.host))
+        return tuple(self.adapter.stride(self.host, index) for index in range(depth))
+
+    @property
+    def resets(self) -> dict[int, int]:
+        """Patch rows after each block in which the host itself leaves fewer."""
+        return self.shape().resets if max(self.strides) > 1 else {}
 
     def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
         """Multiply-adds of one image through this model; of an adaptive method, the most."""
@@ -225,165 +257,4 @@ class SlimModel(Surface):
         if self.reducer.shows is not None:
             shown = partial(self.adapter.content, self.host, images, self.reducer.shows)
             tokens = tokens.showing(shown)
-        return tokens.tracked() if track else tokens
-
-    def _remembered(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
-        """The tokens after one block, recomputed in the backward pass where that is asked for."""
-        recompute = recompute or self.adapter.checkpoints(self.host)
-        if recompute and self.training and torch.is_grad_enabled():
-            after: Tokens = checkpoint(self.run, step, tokens, use_reentrant=False)
-            return after
-        return self.run(step, tokens)
-
-    def run(self, step: Step, tokens: Tokens) -> Tokens:
-        """The tokens after one block."""
-        place = self._place(step)
-        if place is Place.BEFORE_BLOCK:
-            tokens = padded(tokens)
-            signals = Signals(tokens.prefix, block=step.index)
-            tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
-        tokens = self._before_feed(step, place, tokens)
-        return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
-
-    def _before_feed(self, step: Step, place: Place | None, tokens: Tokens) -> Tokens:
-        """The tokens between attention and feed-forward.
-
-        Queries, keys and values end with this call: kept any longer, they would raise the peak
-        memory of the feed-forward above that of the dense block.
-        """
-        attended = self._attend(step, place, tokens)
-        tokens, signals = attended.queries, attended.signals
-        tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
-        del attended  # its values are not needed to choose
-        if place is Place.BEFORE_FEED and signals is not None:
-            tokens = padded(tokens)
-            tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
-        return tokens
-
-    def _packed(self, tokens: Tokens) -> Tokens:
-        """Rows packed behind one another, where images have different numbers and nothing forbids.
-
-        Not in a graph, whose shapes are constant; not in training; and not where the map back to
-        the pixels is asked for, which counts the rows of an image.
-        """
-        graph = torch.compiler.is_compiling()
-        if graph or self.training or not self.packs or tokens.origin is not None:
-            return tokens
-        return packed(tokens) if self.reducer.adaptive else tokens
-
-    def _place(self, step: Step) -> Place | None:
-        """Where this block decides, or None where it does not.
-
-        The schedule says so, not the rows at hand: a method that masks leaves them all in place.
-        """
-        if skips(self.reducer, step.read) or (step.left >= step.entering and not step.named):
-            return None
-        return self.reducer.place
-
-    def _choose(self, step: Step, tokens: Tokens, signals: Signals) -> Reduction:
-        """The method's decision about `tokens`."""
-        return self.reducer.choose(tokens, signals, step.left - tokens.prefix)
-
-    def _attend(self, step: Step, place: Place | None, tokens: Tokens) -> Attended:
-        """Attention in one block, for the rows that are to come out of it."""
-        if place is Place.ON_QUERIES:
-            return self._attend_by_some(step, tokens)
-        if place is Place.ON_MAP:
-            return self._attend_by_map(step, tokens)
-        project = partial(self.adapter.project, self.host, step.index)
-        bias = attention_bias(tokens, proportional=self.reducer.proportional)
-        if step.read is None:
-            queries = tokens
-            q, k, v = project(tokens, "qkv")
-        else:
-            queries = tokens.leading(step.read)
-            (q,), (k, v) = project(queries, "q"), project(tokens, "kv")
-            bias = bias if bias is None else bias[:, :, : step.read]
-        signals = None if place is None else self._signals(step, tokens, q, k, v, bias)
-        return Attended(queries, self._values(step, queries, tokens, (q, k, v), bias), signals)
-
-    def _attend_by_some(self, step: Step, tokens: Tokens) -> Attended:
-        """P2: all rows are keys and values, only the surviving ones ask."""
-        project = partial(self.adapter.project, self.host, step.index)
-        bias = attention_bias(tokens, proportional=self.reducer.proportional)
-        k, v = project(tokens, "kv")
-        side = padded(tokens)
-        asking = self.reducer.needs_class_token and side.prefix > 0
-        q = project(side.leading(side.prefix), "q")[0] if asking else None
-        signals = self._signals(step, tokens, q, k, v, bias)
-        reduction = self._choose(step, side, signals)
-        queries = self._packed(side.reduce(reduction))
-        if bias is not None and bias.shape[2] > 1:
-            rows = with_leading(reduction.represent(tokens.rows()), tokens.prefix)
-            bias = take(bias[:, 0], rows).unsqueeze(1)
-        (q,) = project(queries, "q")
-        return Attended(queries, self._values(step, queries, tokens, (q, k, v), bias), signals)
-
-    def _attend_by_map(self, step: Step, tokens: Tokens) -> Attended:
-        """P3: the query-key map decides and is folded; values come from the rows that are left."""
-        tokens = padded(tokens)
-        project = partial(self.adapter.project, self.host, step.index)
-        bias = attention_bias(tokens, proportional=self.reducer.proportional)
-        q, k = project(tokens, "qk")
-        signals = self._signals(step, tokens, q, k, None, bias)
-        reduction = self._choose(step, tokens, signals)
-        weights = attention_map(q, k, scale=signals.scale, bias=bias)
-        queries = tokens.reduce(reduction)
-        (v,) = project(queries, "v")
-        weights = reduction.fold(weights, tokens.prefix)
-        if step.read is not None:
-            queries, weights = queries.leading(step.read), weights[:, :, : step.read]
-        return Attended(queries, weights @ v, signals)
-
-    def _signals(
-        self,
-        step: Step,
-        tokens: Tokens,
-        q: Tensor | None,
-        k: Tensor | None,
-        v: Tensor | None,
-        bias: Tensor | None,
-    ) -> Signals:
-        """What the reducer may look at in this block, of images side by side."""
-        if tokens.borders is not None:
-            q, k, v = self._looked_at(tokens.borders, q, k, v)
-            tokens = padded(tokens)
-            bias = attention_bias(tokens, proportional=self.reducer.proportional)
-        readout = None
-        if self.reducer.needs_class_token and not self.adapter.has_class_token(self.host):
-            readout = partial(self.adapter.readout, self.host, tokens)
-        scale = self.adapter.scale(self.host, step.index)
-        return Signals(tokens.prefix, scale, q, k, v, bias, readout, step.index)
-
-    def _looked_at(
-        self, borders: Borders, q: Tensor | None, k: Tensor | None, v: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """Of packed q, k, v what the method looks at, side by side; of q the prefix at least."""
-        looks = self.reducer.looks
-        if q is not None and q.shape[0] == 1 and "q" not in looks:
-            batch = len(borders.counts)
-            leading = q[0, :, : borders.prefix * batch]
-            q = leading.unflatten(1, (borders.prefix, batch)).permute(2, 0, 1, 3)
-        return (
-            each_image(q, borders),
-            each_image(k, borders) if "k" in looks else None,
-            each_image(v, borders) if "v" in looks else None,
-        )
-
-    def _values(
-        self,
-        step: Step,
-        queries: Tokens,
-        keys: Tokens,
-        qkv: tuple[Tensor, Tensor, Tensor],
-        bias: Tensor | None,
-    ) -> Tensor:
-        """What attention gives to the queries."""
-        scale = self.adapter.scale(self.host, step.index)
-        if queries.borders is not None or keys.borders is not None:
-            proportional = self.reducer.proportional
-            return ragged_attention(
-                qkv, queries=queries, keys=keys, scale=scale, proportional=proportional
-            )
-        dropout = self.adapter.dropout(self.host, step.index)
-        return attention(*qkv, scale=scale, bias=bias, dropout=dropout)
+        return tokens.tracked() if track or self.resets else tokens

@@ -5,6 +5,7 @@ It knows a slimmed model as named parameters and numbered blocks, and no family 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -15,12 +16,14 @@ from patchslim.model import SlimModel
 HOST = "host."  # where a SlimModel keeps its host
 
 
-def grouped(slimmed: SlimModel, course: Course) -> list[dict[str, Any]]:
-    """The parameters that learn, by factor on the learning rate and by weight decay."""
+def grouped(
+    slimmed: SlimModel, course: Course, more: Iterable[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """The parameters that learn, `more` of them too, by factor on the rate and by weight decay."""
     spared = _spared(slimmed.host)
     factors = layer_factors(slimmed, course.layer_decay)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    for name, parameter in slimmed.named_parameters():
+    for name, parameter in (*slimmed.named_parameters(), *(("", each) for each in more)):
         if not parameter.requires_grad:
             continue
         host = name.startswith(HOST)

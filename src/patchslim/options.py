@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from patchslim.course import Course
+from patchslim.course import RECIPES, Course
 from patchslim.reducer import find_reducer, reducer_names
 from patchslim.search import Search
 
@@ -88,9 +88,13 @@ def add_course(one: Parser) -> None:
     """One option for each field of `Course`; only what is given is in the arguments."""
     own = [f"{name}: {_settings(find_reducer(name).course)}" for name in reducer_names()]
     told = [line for line in own if not line.endswith(": ")]
-    _add_fields(
-        one.add_argument_group("course (usual values in brackets)", "; ".join(told)), Course
+    group = one.add_argument_group("course (usual values in brackets)", "; ".join(told))
+    group.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        help="what authors train from scratch with: all of the course that is not said otherwise",
     )
+    _add_fields(group, Course)
 
 
 def add_search(one: Parser) -> None:

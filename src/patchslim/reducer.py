@@ -47,6 +47,7 @@ class Spread(enum.Enum):
     STAGES = "a constant rate at a quarter, a half and three quarters of the depth"
     FIRST = "one cut before the first block"
     LATER = "a constant rate in every block from a quarter of the depth to the last but one"
+    UNITS = "a rate of all patches at the first block of each stage: a third and two thirds"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Signals:
         readout: attention of a pooling head's query over the patches (B, n), where the host has
             such a head instead of a class token.
         block: the number of the block, from 0.
+        stride: of a block after which only every second row and column is left: 2.
     """
 
     prefix: int
@@ -72,6 +74,7 @@ class Signals:
     bias: Tensor | None = None
     readout: Callable[[], Tensor] | None = None
     block: int = 0
+    stride: int = 1
 
     def keys(self) -> Tensor:
         """The keys of the patches, averaged over the heads (B, n, d)."""
@@ -161,6 +164,9 @@ class Reducer(nn.Module, ABC):
         looks: which of q, k and v it looks at; the prefix of q comes in any case.
         adaptive: whether images may keep different numbers of patches; the schedule is then the
             most that is kept.
+        parks: whether rows only wait, and all are there again at the next decision; rates are then
+            of all patches, and a block decides anew where the schedule leaves the count as it is.
+        remembers: whether it takes note of each patch row in the blocks before a decision.
         course: what its authors train otherwise than by default, in the words of `Course`.
     """
 
@@ -173,6 +179,8 @@ class Reducer(nn.Module, ABC):
     shows: Shown | None = None
     looks: str = "qkv"
     adaptive: bool = False
+    parks: bool = False
+    remembers: bool = False
 
     def __init__(self) -> None:
         super().__init__()  # nn.Module's own signature hides that there are no settings
@@ -185,8 +193,17 @@ class Reducer(nn.Module, ABC):
         enters may be padded too (`tokens.alive`), and have fewer rows than `keep` asks for.
         """
 
+    def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
+        """What to remember of each patch row (B, n), after attention in a block before a decision.
+
+        What was remembered so far is `tokens.memory`: None in the first block.
+        """
+        raise NotImplementedError(f"{type(self).__name__} remembers nothing")
+
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """Makes the parameters of a method that learns, where they are not there yet.
+
+        A method that cannot decide in one of these blocks says so here.
 
         Args:
             width: channels of the host's tokens.
@@ -200,6 +217,11 @@ class Reducer(nn.Module, ABC):
         An adaptive method without one is calibrated by its schedule.
         """
         return None
+
+    @property
+    def by_place(self) -> bool:
+        """Whether it decides in every block that the schedule names, whatever the counts."""
+        return self.adaptive or self.parks
 
     @property
     def learns(self) -> bool:

@@ -3,26 +3,28 @@
 A reduction does not know why it was decided, nor by whom. It acts on the patch rows; the prefix
 rows pass through untouched. `Keep` drops the others, and so does `Fixed`, the same in every image;
 `Merge` adds them to kept ones, `Fuse` adds them up in one extra row, `Mask` leaves all rows in
-place and only silences them.
+place and only silences them; `Park` lets some go on while the others wait.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from patchslim.tokens import take, with_leading
+from patchslim.tokens import Parked, Tokens, take, with_leading
 
 
 @dataclass(frozen=True)
 class Reduction(ABC):
     """What becomes of the n patch rows: m of them come out."""
 
-    merges: ClassVar[bool] = False
+    @property
+    def merges(self) -> bool:
+        """Whether rows that come out stand for several that went in."""
+        return False
 
     @abstractmethod
     def move(
@@ -50,6 +52,10 @@ class Reduction(ABC):
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The alive mask after the reduction, given the old one in the new order."""
         return alive
+
+    def parked(self, tokens: Tokens, x: Tensor) -> Parked | None:
+        """What of `tokens` waits while the rows `x` that this leaves go on: nothing, usually."""
+        return None
 
     def fold(self, attention: Tensor, prefix: int) -> Tensor:
         """A map (B, H, N, N) between the rows that come out: rows averaged, columns added."""
@@ -151,7 +157,10 @@ class Merge(Reduction):
     padding: Tensor | None = None
     joins: Tensor | None = None
     weight: Tensor | None = None
-    merges: ClassVar[bool] = True
+    @property
+    def merges(self) -> bool:
+        """They do."""
+        return True
 
     def move(
         self,
@@ -202,7 +211,10 @@ class Fuse(Reduction):
 
     kept: Tensor
     share: Tensor
-    merges: ClassVar[bool] = True
+    @property
+    def merges(self) -> bool:
+        """They do."""
+        return True
 
     def move(
         self,
@@ -231,6 +243,45 @@ class Fuse(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Kept rows to their new place, the others to the fused row."""
         return _places(self.kept, rows, otherwise=self.kept.shape[1])
+
+
+@dataclass(frozen=True)
+class Park(Reduction):
+    """The rows that `slow` leaves go on, and the others wait until all are rejoined.
+
+    Where `slow` is a `Fuse`, its last row stands in for those that wait: they come back moved by
+    what it has gained. Otherwise they come back as they are.
+    """
+
+    slow: Keep | Fuse
+
+    @property
+    def merges(self) -> bool:
+        """Whether one row stands for several meanwhile."""
+        return self.slow.merges
+
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
+        """The rows that go on."""
+        return self.slow.move(t, weight=weight, total=total, prefix=prefix)
+
+    def represent(self, t: Tensor) -> Tensor:
+        """The entries of the rows that go on."""
+        return self.slow.represent(t)
+
+    def remap(self, rows: int) -> Tensor:
+        """Each row to where it goes on; those that wait to their stand-in, or to -1."""
+        return self.slow.remap(rows)
+
+    def parked(self, tokens: Tokens, x: Tensor) -> Parked:
+        """All tokens, which of them go on, and how their stand-in begins."""
+        return Parked(tokens, self.slow.kept, x[:, -1:] if isinstance(self.slow, Fuse) else None)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,9 @@ class Run:
         if course.compile:
             self.learner.compile()
         self.module = crew.wrap(self.learner, shard=course.shard)
-        self.optimizer = torch.optim.AdamW(grouped(self.student, course), lr=course.lr)
+        self.optimizer = torch.optim.AdamW(
+            grouped(self.student, course, self.learner.auxiliary.parameters()), lr=course.lr
+        )
         half = course.precision == "float16"
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=half)
         self.mix = mixing(course, class_count(slimmed) or 1)
@@ -192,7 +194,8 @@ class Run:
         with half:
             target = Target(labels) if self.teacher is None else self.teacher.teach(images, labels)
             eased = self.course.eased(number, self.total)
-            terms: Tensor = self.module(images, target, eased)
+            layered = self.course.anew(number, self.total)
+            terms: Tensor = self.module(images, target, eased, layered)
         self.scaler.scale(terms[0] / parts).backward()
         return terms.detach().cpu()
 

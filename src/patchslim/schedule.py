@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -49,7 +50,14 @@ class Schedule(ABC):
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Refuses a host for which this rule has no meaning."""
 
-    def counts(self, entering: int, prefix: int, depth: int, reducer: Reducer) -> tuple[int, ...]:
+    def counts(
+        self,
+        entering: int,
+        prefix: int,
+        depth: int,
+        reducer: Reducer,
+        resets: Mapping[int, int] | None = None,
+    ) -> tuple[int, ...]:
         """Rows left after each block, prefix included, within what the method can do.
 
         Args:
@@ -57,18 +65,37 @@ class Schedule(ABC):
             prefix: how many of them are not patches.
             depth: the number of blocks.
             reducer: the method that will have to leave these counts.
+            resets: patch rows after each block in which the host itself leaves fewer (a pyramid's
+                subsampling), where the grid is whole again.
         """
-        return tuple([left for _, left in self._walk(entering, prefix, depth, reducer)])
+        return tuple([left for _, left in self._walk(entering, prefix, depth, reducer, resets)])
+
+    def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
+        """The same share kept, chosen anew in every block from the first place on."""
+        raise BadSchedule(
+            f"A schedule of kind {self.kind!r} has no rate that could hold in every block. Give "
+            "keep_rate= and at= (--keep-rate, --at)."
+        )
 
     def _walk(
-        self, entering: int, prefix: int, depth: int, reducer: Reducer
+        self,
+        entering: int,
+        prefix: int,
+        depth: int,
+        reducer: Reducer,
+        resets: Mapping[int, int] | None = None,
     ) -> list[tuple[int, int]]:
         """Rows wanted and rows left after each block, prefix included."""
         self.check(entering, prefix, depth)
-        rows = entering - prefix
+        rows = entered = entering - prefix
         walk: list[tuple[int, int]] = []
         for block in range(depth):
-            wanted = self.after(block, rows, depth, entering - prefix, reducer)
+            if resets and block in resets:
+                rows = entered = resets[block]
+                self._check_reset(block, rows, prefix)
+                walk.append((rows + prefix, rows + prefix))
+                continue
+            wanted = self.after(block, rows, depth, entered, reducer)
             if wanted > rows:
                 raise BadSchedule(
                     f"The schedule asks for {wanted + prefix} tokens after block {block}, but only "
@@ -78,9 +105,19 @@ class Schedule(ABC):
             walk.append((wanted + prefix, rows + prefix))
         return walk
 
-    def warn_if_short(self, entering: int, prefix: int, depth: int, reducer: Reducer) -> None:
+    def _check_reset(self, block: int, rows: int, prefix: int) -> None:
+        """Refuses a rule that says something else of a block in which the host itself decides."""
+
+    def warn_if_short(
+        self,
+        entering: int,
+        prefix: int,
+        depth: int,
+        reducer: Reducer,
+        resets: Mapping[int, int] | None = None,
+    ) -> None:
         """Says so where the method cannot remove as much as this schedule asks."""
-        walk = self._walk(entering, prefix, depth, reducer)
+        walk = self._walk(entering, prefix, depth, reducer, resets)
         left = tuple(each for _, each in walk)
         short = [block for block, (wanted, each) in enumerate(walk) if each > wanted]
         if short:
@@ -237,6 +274,18 @@ class Rate(Schedule):
         """The same blocks with a milder rate (EViT's shrinking keep rate)."""
         return Rate(1 - share * (1 - self.rate), self.at)
 
+    def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
+        """The same rate in every block from the first place on."""
+        return Rate(self.rate, tuple(b for b in range(self.at[0], depth) if b not in resets))
+
+    def _check_reset(self, block: int, rows: int, prefix: int) -> None:
+        """A block that subsamples the grid cannot be one of `at`."""
+        if block in self.at:
+            raise BadSchedule(
+                f"at={self.at}: block {block} subsamples the grid of this host, and a method cannot "
+                f"decide in it. Take the block after it, {block + 1}."
+            )
+
 
 @dataclass(frozen=True)
 class Counts(Schedule):
@@ -280,6 +329,14 @@ class Counts(Schedule):
         kept = (self.entering - round_half_up(share * (self.entering - rows)) for rows in self.kept)
         return Counts(tuple(kept), self.entering, self.prefix)
 
+    def _check_reset(self, block: int, rows: int, prefix: int) -> None:
+        """The count after a block that subsamples the grid is the host's own."""
+        if self.kept[block] != rows + prefix:
+            raise BadSchedule(
+                f"The schedule leaves {self.kept[block]} tokens after block {block}, which "
+                f"subsamples the grid of this host to {rows + prefix}. Say {rows + prefix} there."
+            )
+
 
 def round_half_up(value: float) -> int:
     """The nearest integer, halves upwards, so that equal steps give equal schedules."""
@@ -294,6 +351,17 @@ def stages(depth: int) -> tuple[int, ...]:
 def later(depth: int) -> tuple[int, ...]:
     """Every block from a quarter of the depth to the last but one: 3 to 10 of 12."""
     return tuple(range(min(depth // 4, depth - 1), max(depth - 1, 1)))
+
+
+def units(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
+    """The first blocks of stages: a third and two thirds of the depth; or those of a pyramid.
+
+    The first two blocks of a pyramid come before its first stage (Evo-ViT).
+    """
+    if not resets:
+        return tuple(sorted({min(max(1, depth * part // 3), depth - 1) for part in (1, 2)}))
+    first = (2, *(block + 1 for block in resets))
+    return tuple(sorted({block for block in first if block < depth and block not in resets}))
 
 
 def _whole(value: object) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.adapter import Adapter, find_adapter
-from patchslim.budget import Budget, plan
+from patchslim.budget import Budget, counts_of, plan
 from patchslim.cost import Cost, dense_macs, slim_macs
 from patchslim.errors import DeepCut, NeedsClassToken, UnsupportedModel, Untrained
 from patchslim.model import SlimModel
@@ -74,10 +74,10 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     tail = tail or ("full" if macs is None else "exact")
     budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
     rule = plan(shape, reducer, schedule, tail=tail, **budget)
-    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer)
+    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
     slimmed = SlimModel(model, adapter, reducer, rule, tail)
     check_identity(slimmed)
-    counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    counts = counts_of(rule, shape, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     _warn_if_deep(cost, dense_macs(shape))
     if reducer.learns and not learned:
@@ -169,7 +169,7 @@ def macs(  # noqa: PLR0913 (the words of slim)
     tail = tail or ("full" if macs is None else "exact")
     budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
     rule = plan(shape, reducer, schedule, tail=tail, **budget)
-    counts = rule.counts(shape.entering, shape.prefix, shape.depth, reducer)
+    counts = counts_of(rule, shape, reducer)
     return slim_macs(shape, reducer, counts, tail=tail == "exact")
 
 

@@ -16,7 +16,9 @@ class Step:
     """What is to happen in one block: rows that go in and come out, leading rows that are read.
 
     `named` is whether the schedule names the block at all: a method that may leave fewer rows than
-    scheduled decides there even where the schedule would leave all.
+    scheduled decides there even where the schedule would leave all. `noted` is whether the method
+    takes note of the rows, for a later decision. After a block with a `stride` only every second row
+    and column of the grid is left.
     """
 
     index: int
@@ -24,6 +26,8 @@ class Step:
     left: int
     read: int | None = None
     named: bool = False
+    noted: bool = False
+    stride: int = 1
 
 
 @dataclass(frozen=True)

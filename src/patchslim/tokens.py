@@ -60,6 +60,22 @@ class Borders:
         return torch.minimum(first + within, last).clamp(max=max(sum(self.counts) - 1, 0))
 
 
+@dataclass(frozen=True)
+class Parked:
+    """Rows that wait while others go through some blocks.
+
+    Attributes:
+        whole: all tokens, as they were when some of them went on.
+        kept: the patch rows of `whole` that went on (B, m).
+        stand_in: the row that went with them, last, for those that wait, as it was then (B, 1, C);
+            None where there is none.
+    """
+
+    whole: Tokens
+    kept: Tensor
+    stand_in: Tensor | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """The sequence inside a vision transformer, with what belongs to each of its rows.
@@ -79,6 +95,8 @@ class Tokens:
         borders: where images begin and end, in a packed batch: then B is 1, and `prefix` counts
             the prefix rows of all images.
         whole: the tokens of which these are the leading rows, if they are.
+        memory: what the method remembers of each patch row (B, n), if it does.
+        parked: the rows that wait to be rejoined, if some do.
     """
 
     x: Tensor
@@ -92,6 +110,8 @@ class Tokens:
     content: Callable[[], Tensor] | None = None
     borders: Borders | None = None
     whole: Tokens | None = None
+    memory: Tensor | None = None
+    parked: Parked | None = None
 
     @property
     def patches(self) -> int:
@@ -115,11 +135,15 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""
-        return self._with(x, self.origin)
+        return self._with(x, self.origin, self.memory)
+
+    def remembering(self, memory: Tensor) -> Tokens:
+        """The same rows, and what the method remembers of each."""
+        return self._with(self.x, self.origin, memory)
 
     def tracked(self) -> Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
-        return self if self.origin is not None else self._with(self.x, self.cells())
+        return self if self.origin is not None else self._with(self.x, self.cells(), self.memory)
 
     def showing(self, content: Callable[[], Tensor]) -> Tokens:
         """The same tokens, with a way to what each grid cell shows by itself."""
@@ -159,8 +183,9 @@ class Tokens:
             moved = moved.gather(1, origin.clamp(min=0))
             origin = torch.where(origin >= 0, moved, origin)
         alive = None if self.alive is None else reduction.represent(self.alive)
+        x = reduction.move(self.x, weight=before, total=size, prefix=self.prefix)
         return Tokens(
-            x=reduction.move(self.x, weight=before, total=size, prefix=self.prefix),
+            x=x,
             prefix=self.prefix,
             grid=self.grid,
             size=size,
@@ -169,7 +194,51 @@ class Tokens:
             origin=origin,
             rotary=self.rotary,
             content=self.content,
+            memory=None if self.memory is None else reduction.represent(self.memory),
+            parked=reduction.parked(self, x),
         )
+
+    def rejoined(self) -> Tokens:
+        """All rows, those that waited too, each in the place that it had.
+
+        What the stand-in has gained since then is added to every row that waited: the residual
+        increments of all branches that it went through (Evo-ViT's fast update).
+        """
+        if self.parked is None:
+            return self
+        whole, kept, slow = self.parked.whole, self.parked.kept, self.x
+        waiting, memory = whole.x, whole.memory
+        if self.parked.stand_in is not None:
+            waiting = waiting + (slow[:, -1:] - self.parked.stand_in)
+            slow = slow[:, :-1]
+        if memory is not None and self.memory is not None:
+            memory = memory.scatter(1, kept, self.memory[:, : kept.shape[1]])
+        x = put(waiting, with_leading(kept, self.prefix), slow)
+        return whole._with(x, whole.origin, memory)
+
+    def gridded(self) -> Tokens:
+        """One row for every grid cell, in raster order; the map back to the grid must be there."""
+        tokens = self.rejoined()
+        if tokens.position is None:
+            return tokens
+        row, memory = tokens._row_of_cell(), tokens.memory
+        return Tokens(
+            x=take(tokens.x, with_leading(row, tokens.prefix)),
+            prefix=tokens.prefix,
+            grid=tokens.grid,
+            rotary=tokens.rotary,
+            memory=None if memory is None else memory.gather(1, row),
+        )
+
+    def strided(self, stride: int) -> Tokens:
+        """Every `stride`-th row and column of the grid: a smaller grid of its own."""
+        height, width = self.grid
+        rows = strided_cells(self.grid, stride, self.x.device)
+        memory = None if self.memory is None else self.memory.index_select(1, rows)
+        patches = self.x[:, self.prefix :].index_select(1, rows)
+        x = torch.cat([self.x[:, : self.prefix], patches], dim=1)
+        grid = (-(-height // stride), -(-width // stride))
+        return Tokens(x=x, prefix=self.prefix, grid=grid, memory=memory).tracked()
 
     def restored(self) -> Tensor:
         """Features in the dense host's order: prefix, then every grid cell in raster order.
@@ -177,12 +246,18 @@ class Tokens:
         A merged cell gets a copy of the row it was merged into; a dropped cell gets a copy of the
         row that survived nearest to it in the grid.
         """
-        if self.origin is None:
-            return self.x
-        row = torch.where(self.origin >= 0, self.origin, self._nearest())
-        return take(self.x, with_leading(row, self.prefix))
+        tokens = self.rejoined()
+        if tokens.origin is None:
+            return tokens.x
+        return take(tokens.x, with_leading(tokens._row_of_cell(), tokens.prefix))
 
-    def _with(self, x: Tensor, origin: Tensor | None) -> Tokens:
+    def _row_of_cell(self) -> Tensor:
+        """For every grid cell the patch row that stands for it, or else the nearest (B, H*W)."""
+        if self.origin is None:
+            raise ValueError("these tokens were not tracked, so cells cannot be told from rows")
+        return torch.where(self.origin >= 0, self.origin, self._nearest())
+
+    def _with(self, x: Tensor, origin: Tensor | None, memory: Tensor | None) -> Tokens:
         """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
         return Tokens(
             x=x,
@@ -196,6 +271,8 @@ class Tokens:
             content=self.content,
             borders=self.borders,
             whole=self.whole,
+            memory=memory,
+            parked=self.parked,
         )
 
     def _nearest(self) -> Tensor:
@@ -223,6 +300,21 @@ def take(x: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
     first = torch.arange(prefix, prefix + batch * count, count, device=x.device).unsqueeze(1)
     flat = x.flatten(0, 1).index_select(0, (rows + first).flatten())
     return flat.view(batch, rows.shape[1], *x.shape[2:])
+
+
+def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """The rows x (B, N, C) with those at `rows` (B, K) replaced by `values` (B, K, C)."""
+    batch, count = x.shape[:2]
+    first = torch.arange(0, batch * count, count, device=x.device).unsqueeze(1)
+    flat = x.flatten(0, 1).index_copy(0, (rows + first).flatten(), values.flatten(0, 1))
+    return flat.view_as(x)
+
+
+def strided_cells(grid: tuple[int, int], stride: int, device: torch.device) -> Tensor:
+    """The cells in every `stride`-th row and column of a grid, in raster order."""
+    height, width = grid
+    cells = torch.arange(height * width, device=device).view(height, width)
+    return cells[::stride, ::stride].flatten()
 
 
 def with_leading(rows: Tensor, prefix: int) -> Tensor:

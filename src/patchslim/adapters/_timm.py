@@ -122,6 +122,13 @@ class TimmHost(Adapter, ABC):
         """The output itself."""
         return output
 
+    def readers(self, host: Any) -> list[nn.Module]:
+        """What reads the mean of the patches, beside a class token that nobody reads."""
+        beside = self.has_class_token(host) and host.attn_pool is None and host.num_classes > 0
+        if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
+            return super().readers(host)
+        return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
+
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
         """Attention of the pooling query over the patches (its key projection folded in)."""
         pool = host.attn_pool

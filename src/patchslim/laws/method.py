@@ -20,7 +20,7 @@ from patchslim.cost import Cost
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
 from patchslim.laws.counting import counted_macs
 from patchslim.laws.law import Law, Observed, insist, insist_close, uphold
-from patchslim.laws.trial import DECIDING, PATCHES, READOUTS, Trial, noise_images
+from patchslim.laws.trial import PATCHES, READOUTS, Trial, noise_images
 from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.schedule import Counts
 from patchslim.slim import slim
@@ -182,7 +182,7 @@ def settings_make_an_equal_method(trial: Trial) -> None:
     back = json.loads(json.dumps(settings))
     insist(back == settings, f"{settings} became {back} in JSON")
     again = type(trial.reducer)(**back).eval()
-    again.prepare(trial.width, DECIDING)
+    again.prepare(trial.width, trial.deciding)
     again.load_state_dict(trial.reducer.state_dict())
     insist(again.settings() == settings, f"{settings} became {again.settings()}")
     insist(repr(again) == repr(trial.reducer), f"{trial.reducer!r} became {again!r}")
@@ -268,14 +268,16 @@ def impossible_counts_are_refused(trial: Trial) -> None:
         raise Observed("a rising schedule was accepted")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        left = slim(host, trial.reducer, keep=[2, 2, 2]).counts()
+        first = trial.deciding[0]
+        asked = [PATCHES + 1] * first + [2] * (3 - first)
+        left = slim(host, trial.reducer, keep=asked).counts()
     short = any(issubclass(warning.category, ShortSchedule) for warning in caught)
-    rows, wanted = PATCHES, []
-    for _ in range(3):
+    rows, wanted = PATCHES, [PATCHES + 1] * first
+    for _ in range(first, 3):
         rows = trial.reducer.fewest(rows)
         wanted.append(rows + 1)
-    insist(left == tuple(wanted), f"asked for 2 tokens everywhere: left {left}, wanted {wanted}")
-    insist(short == (wanted != [2, 2, 2]), f"asked for 2, left {left}, warned: {short}")
+    insist(left == tuple(wanted), f"asked for {asked} tokens: left {left}, wanted {wanted}")
+    insist(short == (wanted != asked), f"asked for {asked}, left {left}, warned: {short}")
 
 
 def every_parameter_learns(trial: Trial) -> None:

@@ -22,7 +22,6 @@ READOUTS: tuple[Readout, ...] = get_args(Readout)
 GRIDS = ((1, 2), (2, 3), (4, 4), (7, 5))
 PREFIXES = (0, 1, 2, 5)
 PATCHES = 16  # of the tiny host
-DECIDING = (0, 2)  # the blocks of the tiny host in which there is a decision
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Scene:
                 x=tokens.x[images],
                 origin=some(tokens.origin),
                 content=None if shown is None else lambda: shown()[images],
+                memory=some(tokens.memory),
             ),
             replace(
                 signals,
@@ -94,7 +94,12 @@ class Trial:
     width: int
 
     def __post_init__(self) -> None:
-        self.reducer.prepare(self.width, DECIDING)
+        self.reducer.prepare(self.width, self.deciding)
+
+    @property
+    def deciding(self) -> tuple[int, int]:
+        """The blocks of the tiny host in which there is a decision."""
+        return (1, 2) if self.reducer.remembers else (0, 2)
 
     def scene(
         self,
@@ -132,6 +137,7 @@ class Trial:
                 prefix=prefix,
                 grid=grid,
                 content=None if content is None else lambda: content,
+                memory=pooled if self.reducer.remembers else None,
             ).tracked(),
             Signals(
                 prefix,
@@ -178,12 +184,13 @@ class Trial:
         return SlimModel(host, find_adapter(host), self.reducer, schedule, tail)
 
     def schedule(self, prefix: int = 1, *, depth: int = 3) -> Schedule:
-        """Decisions in the first block and the third, of what the method can do, if anything."""
+        """Decisions in two of three blocks, of what the method can do, if anything."""
         first = max(10, self.reducer.fewest(PATCHES))
         if first == PATCHES:
             return Constant(0)
         last = max(6, self.reducer.fewest(first))
-        left = (first, first, last, last)[:depth]
+        early = PATCHES if self.deciding[0] else first
+        left = (early, first, last, last)[:depth]
         return Counts(tuple(rows + prefix for rows in left), PATCHES + prefix, prefix)
 
 

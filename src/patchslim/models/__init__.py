@@ -1,0 +1,1 @@
+"""Hosts that were published with a method and that no model library holds."""

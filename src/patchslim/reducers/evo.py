@@ -1,0 +1,117 @@
+"""`evo`: the attended half of the patches goes on slowly, one row stands in for the others.
+
+Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (AAAI 2022). No patch
+is ever thrown away: those that wait are moved by what their representative token has gained, and
+all are there again at the next selection, so the grid survives at every depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.cost import BlockShape
+from patchslim.errors import BadSchedule, BadSetting
+from patchslim.reducer import Place, Reducer, Signals, Spread
+from patchslim.reduction import Fixed, Fuse, Keep, Park, Reduction
+from patchslim.tokens import Tokens, strided_cells
+
+
+class Evo(Reducer):
+    """Keeps a share of all patches, by global class attention, in the slow path.
+
+    The global class attention is a moving average over blocks: `tradeoff` is the weight of the
+    newest, and `early` that in the blocks before the first selection. A patch that waits keeps the
+    value that it had. With `learned`, each block has a trade-off of its own, trained with the model
+    (LeViT). Without `representative` the patches that wait are left as they are: that is the
+    simplified form of the official DeiT code.
+    """
+
+    place = Place.BEFORE_BLOCK
+    spread = Spread.UNITS
+    needs_class_token: bool = True
+    looks = "k"
+    parks = True
+    remembers = True
+
+    def __init__(
+        self,
+        *,
+        representative: bool = True,
+        tradeoff: float = 0.5,
+        early: float = 1.0,
+        learned: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("tradeoff", tradeoff), ("early", early)):
+            if not 0 < value <= 1:
+                raise BadSetting(f"{name}={value:g}: the weight of the newest, above 0 up to 1.")
+        if learned and not representative:
+            raise BadSetting(
+                "learned=True needs representative=True: the trade-off is learned through the "
+                "weights of the representative token, and there would be none."
+            )
+        self.representative = representative
+        self.tradeoff = tradeoff
+        self.early = early
+        self.learned = learned
+        self.adds = int(representative)
+        self.mixing = nn.ParameterDict()
+        self.first = 0
+
+    def prepare(self, width: int, blocks: Sequence[int]) -> None:
+        """One trade-off for each block from the first selection to the last, if they are learned."""
+        if 0 in blocks:
+            raise BadSchedule(
+                f"Evo selects by the class attention of earlier blocks, and is to decide in blocks "
+                f"{tuple(blocks)}. Give keep_rate=0.5, at=(4, 8) (--keep-rate, --at), or any "
+                "blocks from 1 on."
+            )
+        self.first = min(blocks, default=0)
+        if self.learned and not self.mixing:
+            for block in range(self.first, max(blocks, default=0)):
+                self.mixing[str(block)] = nn.Parameter(torch.zeros(()))
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The patches with the most global class attention go on, and the others wait."""
+        attention = tokens.memory
+        if attention is None:
+            raise BadSchedule(f"Evo cannot select in block {signals.block}: nothing was attended.")
+        if keep >= tokens.patches:
+            return Fixed(tokens.patches)
+        kept = attention.topk(keep - self.adds, dim=1).indices
+        if not self.representative:
+            return Park(Keep(kept))
+        waiting = attention.scatter(1, kept, 0.0)
+        return Park(Fuse(kept, share=waiting / waiting.sum(dim=1, keepdim=True)))
+
+    def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
+        """The global class attention of each patch.
+
+        Where the grid is subsampled, what is left has the sum that all had.
+        """
+        newest, known = signals.class_attention(), tokens.memory
+        if known is None:
+            return newest
+        newest = known + self._tradeoff(signals.block) * (newest - known)
+        if signals.stride > 1:
+            left = newest.index_select(1, strided_cells(tokens.grid, signals.stride, newest.device))
+            newest = newest * (known.sum(dim=1, keepdim=True) / left.sum(dim=1, keepdim=True))
+        return newest
+
+    def _tradeoff(self, block: int) -> float | Tensor:
+        """The weight of the newest attention in a block."""
+        if str(block) in self.mixing:
+            return self.mixing[str(block)].sigmoid()
+        return self.early if block < self.first else self.tradeoff
+
+    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+        """The share of all patches, rounded down, and the representative token."""
+        slow = int(rate * patches + 1e-9)
+        return min(patches, slow + self.adds)
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """The weighted sum of the patches that wait."""
+        return self.adds * (rows - prefix) * block.width
