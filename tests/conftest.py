@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def one_thread() -> None:
     """Tests run side by side, so each process gets one thread."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What the tests have imported stays, and the collector need not go through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries that count what is left behind when the interpreter ends find it collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +64,24 @@ def patchslim(folder: Path, *argv: object, first: Callable[[], Any] | None = Non
         child = start([str(arg) for arg in argv], out_file.fileno(), err_file.fileno(), first)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return Ended(code, out.read_text(), err.read_text())
+
+
+def within(*argv: object) -> Ended:
+    """Runs `patchslim` with these arguments in this process, for what no process of its own shows.
+
+    A fork of all that the tests have loaded costs more than most commands.
+    """
+    from patchslim.cli import main
+
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        try:
+            code = main([str(arg) for arg in argv])
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except Exception:  # noqa: BLE001 (an interpreter shows whatever comes)
+            code = 1
+            traceback.print_exc()
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 def killed(work: Callable[[], Any], when: Callable[[], bool]) -> None:

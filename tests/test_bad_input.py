@@ -40,7 +40,7 @@ from patchslim.measure import measure
 from patchslim.recipe import RECIPE, WEIGHTS
 from patchslim.schedule import Counts
 from patchslim.versions import check_version, installed
-from process import killed, needs_fork
+from process import killed, needs_fork, within
 from process import patchslim as run
 
 TINY = "test_vit"
@@ -307,11 +307,10 @@ SHELL = {
 }  # fmt: skip
 
 
-@needs_fork
 @pytest.mark.parametrize("name", SHELL)
 def test_on_the_command_line(name, desk, tmp_path):
     line, words = SHELL[name]
-    ended = run(tmp_path, *line.replace("{}", str(desk.at)).split())
+    ended = within(*line.replace("{}", str(desk.at)).split())
     assert ended.code == 2
     assert ended.out == ""
     assert "Traceback" not in ended.err

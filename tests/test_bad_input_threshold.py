@@ -31,8 +31,7 @@ from patchslim.reducers.similarity import Similarity
 from patchslim.reducers.tome import ToMe
 from patchslim.schedule import Counts
 from patchslim.search import Search
-from process import needs_fork
-from process import patchslim as run
+from process import within
 from test_bad_input_training import content
 
 COUNTS = Counts((17, 12, 12), 17, 1)
@@ -241,14 +240,13 @@ SHELL = {
 }  # fmt: skip
 
 
-@needs_fork
 @pytest.mark.parametrize("name", SHELL)
 def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, words = SHELL[name]
     before = content(desk.at)
     command = ["calibrate", desk.at / "hf", *line.replace("{}", str(desk.at)).split()]
-    ended = run(tmp_path, *command, "--out", "o")
+    ended = within(*command, "--out", "o")
     assert ended.code == 2, ended.err
     assert (ended.out, "Traceback" in ended.err) == ("", False)
     lines = ended.err.splitlines()
@@ -257,4 +255,4 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     missing = [word for word in words.split(" | ") if word not in ended.err]
     assert not missing, ended.err
     assert content(desk.at) == before
-    assert set(content(tmp_path)) == {"stdout.txt", "stderr.txt"}
+    assert not content(tmp_path)

@@ -15,10 +15,18 @@ from patchslim.model import SlimModel
 from variants import Variant, images
 
 FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
+slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.parametrize("tail", [pytest.param("full", marks=pytest.mark.slow), "exact"])
+def by_default(*methods: str) -> Any:
+    """These methods by default; that the others compile and export is a law of every method too."""
+    return pytest.mark.parametrize(
+        "method", [each if each in methods else pytest.param(each, marks=slow) for each in FIXED]
+    )
+
+
+@by_default("tome", "evit", "topk")  # one for each kind of reduction: merged, fused, kept
+@pytest.mark.parametrize("tail", [pytest.param("full", marks=slow), "exact"])
 def test_compiles_without_a_break(vit: Any, method: str, tail: str) -> None:
     model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
     torch._dynamo.reset()
@@ -27,7 +35,7 @@ def test_compiles_without_a_break(vit: Any, method: str, tail: str) -> None:
         assert close(compiled(images(vit)), model(images(vit)))
 
 
-@pytest.mark.slow
+@slow
 @every_host
 def test_every_host_compiles_without_a_break(variant: Variant) -> None:
     host = variant.build()
@@ -38,7 +46,7 @@ def test_every_host_compiles_without_a_break(variant: Variant) -> None:
         assert close(compiled(images(host)), model(images(host)))
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_with_inductor(vit: Any, method: str) -> None:
@@ -57,8 +65,8 @@ def exported(model: SlimModel, x: Tensor) -> nn.Module:
     return program.module()
 
 
-@pytest.mark.parametrize("method", FIXED)
-@pytest.mark.parametrize("tail", ["full", pytest.param("exact", marks=pytest.mark.slow)])
+@by_default("tome")
+@pytest.mark.parametrize("tail", ["full", pytest.param("exact", marks=slow)])
 def test_exports_for_any_batch(vit: Any, method: str, tail: str) -> None:
     model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
     whole = exported(model, images(vit, 3))
@@ -68,7 +76,7 @@ def test_exports_for_any_batch(vit: Any, method: str, tail: str) -> None:
             assert close(whole(x), model(x))
 
 
-@pytest.mark.slow
+@slow
 @every_host
 def test_every_host_exports_for_any_batch(variant: Variant) -> None:
     host = variant.build()

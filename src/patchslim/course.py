@@ -155,7 +155,7 @@ LIMITS: tuple[tuple[str, float, float, str], ...] = (
 _SCRATCH: dict[str, Any] = {
     "epochs": 300.0, "batch": 1024, "lr": 1e-3, "lr_end": 0.01, "warmup": 5 / 300, "clip": 0.0,
     "distil": "none", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "crop": 0.08,
-    "randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.25, "layered": 2 / 3, "auxiliary": 0.5,
+    "randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.25,
 }  # fmt: skip
 
 # What authors train from scratch with, by the name of the host they did it for.

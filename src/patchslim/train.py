@@ -88,6 +88,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     out, say = Path(out).expanduser().resolve(), progress or (lambda _: None)
     validation = None if validation is None else _reusable(validation)
     check_free(out, resume=resume)
+    check_layers(slimmed, course)
     with Processes.joined() as crew:
         feed = Feed(images, course, rank=crew.rank, world=crew.world)
         crew.agree({**course.to_json(), "resume": resume, "images": feed.count})
@@ -133,6 +134,19 @@ def check_labels(slimmed: SlimModel, images: Source | Sequence[Batch], course: C
             f"The labels run from {min(found)} to {max(found)}, and the model has classes 0 to "
             f"{(known or 0) - 1}. Map the labels of the data to the model's (classes=, --classes)."
         )
+
+
+def check_layers(slimmed: SlimModel, course: Course) -> None:
+    """Refuses selection in every block where it would remove a share of what is left each time."""
+    if not course.layered:
+        return
+    if not slimmed.reducer.parks:
+        raise BadSetting(
+            f"layered={course.layered:g} is for methods whose patches wait and come back (evo); "
+            f"{type(slimmed.reducer).__name__} would remove a share in every block. Use layered=0 "
+            "(--layered 0), or shrink."
+        )
+    slimmed.schedule.in_every_block(slimmed.shape().depth, slimmed.resets)
 
 
 def chosen_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: Course) -> nn.Module:

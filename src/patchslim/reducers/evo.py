@@ -7,7 +7,8 @@ all are there again at the next selection, so the grid survives at every depth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Evo(Reducer):
     looks = "k"
     parks = True
     remembers = True
+    course: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
 
     def __init__(
         self,

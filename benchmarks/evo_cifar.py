@@ -1,0 +1,221 @@
+"""Evo-ViT from scratch on CIFAR-10, beside its dense twin: the same recipe, steps and seeds.
+
+    python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts flat,levit
+
+A small flat model of 64 patches and a small LeViT-like one, both with a class token and a head that
+reads the mean of the patches. Selection is per block for two thirds of the steps and per stage
+then; an auxiliary head reads the class token while training, in the twin as well. A run that was
+stopped goes on where it was: give the same command. Then accuracy is measured on the 10,000 test
+images, and inference and steps of training are timed, dense and slow-fast interleaved in one run.
+Writes benchmarks/results/evo_cifar.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from train_deit_tiny import said
+
+import patchslim
+from patchslim.birth import Birth
+from patchslim.course import Course
+from patchslim.errors import DeepCut, Untrained
+from patchslim.feed import Feed
+from patchslim.images import Images
+from patchslim.measure import measure
+from patchslim.model import SlimModel
+from patchslim.preparation import Preparation
+from patchslim.processes import Processes
+from patchslim.report import Spread
+from patchslim.run import Run
+from patchslim.score import Batch
+from patchslim.train import train
+
+RESULT = Path(__file__).parent / "results" / "evo_cifar.json"
+PREPARED = Preparation(
+    image_size=(32, 32),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    crop_pct=1.0,
+)
+KEEP = 0.5
+WARMUP = 2
+
+
+def flat() -> nn.Module:
+    """A plain vision transformer of 64 patches that pools them, with a class token besides."""
+    host: nn.Module = timm.models.VisionTransformer(
+        img_size=32,
+        patch_size=4,
+        embed_dim=96,
+        depth=6,
+        num_heads=3,
+        num_classes=10,
+        global_pool="avg",
+    )
+    return host
+
+
+def levit() -> nn.Module:
+    """A LeViT-like pyramid of 256, 64 and 16 patches, with a class token."""
+    from patchslim.models.evo_levit import EvoLevit
+
+    stem = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.Hardswish(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+    )
+    return EvoLevit(
+        img_size=32,
+        num_classes=10,
+        embed_dim=(64, 96, 128),
+        key_dim=16,
+        depth=(3, 3, 3),
+        num_heads=(2, 3, 4),
+        stem_backbone=stem,
+        stem_stride=2,
+    )
+
+
+HOSTS = {"flat": flat, "levit": levit}
+# LeViT's authors mix old and new attention evenly from the first block on, and learn the mixing.
+METHOD: dict[str, dict[str, Any]] = {"flat": {}, "levit": {"early": 0.5, "learned": True}}
+
+
+def slimmed(kind: str, seed: int, *, evo: bool) -> SlimModel:
+    """A fresh host, the same for both twins."""
+    torch.manual_seed(seed)
+    host = HOSTS[kind]()
+    if not evo:
+        return patchslim.slim(host, "identity")
+    return patchslim.slim(host, "evo", keep_rate=KEEP, **METHOD[kind])
+
+
+def course_for(seed: int, epochs: float, *, evo: bool) -> Course:
+    """The recipe of both twins; selection per block means nothing to the dense one."""
+    return Course(
+        epochs=epochs,
+        batch=128,
+        lr=1e-3,
+        warmup=0.1,
+        distil="none",
+        layered=2 / 3 if evo else 0.0,
+        auxiliary=0.5,
+        workers=1,
+        checkpoint=50,
+        seed=seed,
+    )
+
+
+def learned(kind: str, seed: int, options: argparse.Namespace) -> dict[str, SlimModel]:
+    """Both twins, trained."""
+    data = options.shared / "data"
+    models = {}
+    for name in ("dense", "evo"):
+        plain = slimmed(kind, seed, evo=name == "evo")
+        images = Images.for_host(plain, data / "cifar10-train.zip", prepared=PREPARED)
+        course = course_for(seed, options.epochs, evo=name == "evo")
+        out = options.runs / f"{kind}-{name}-{seed}"
+        print(out.name, flush=True)
+        models[name] = train(plain, images, course, out=out, resume=True, progress=said).model
+    return models
+
+
+def steps(kind: str, repeats: int) -> list[dict[str, Any]]:
+    """Seconds of a step of training in both phases, and what an epoch takes."""
+    batches: list[Batch] = [(torch.randn(128, 3, 32, 32), torch.arange(128) % 10)]
+    cases = {"dense": (False, 0.0), "evo, per block": (True, 1.0), "evo, per stage": (True, 0.0)}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    with TemporaryDirectory() as folder, Processes.joined() as crew:
+        runs = {}
+        for name, (evo, layered) in cases.items():
+            course = Course(
+                steps=1000, batch=128, distil="none", auxiliary=0.5, layered=layered, workers=0
+            )
+            feed = Feed(batches, course)
+            runs[name] = Run(slimmed(kind, 0, evo=evo), None, feed, course, crew, Path(folder))
+        micro = next(iter(feed.steps()))
+        names = list(runs)
+        for number in range(-WARMUP, repeats):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                begun = time.perf_counter()
+                runs[name].step(max(number, 0), micro)
+                if number >= 0:
+                    seconds[name].append(time.perf_counter() - begun)
+    rows = []
+    for name, taken in seconds.items():
+        ratios = [d / s for d, s in zip(seconds["dense"], taken, strict=True)]
+        spread = Spread.of(taken)
+        rows.append(
+            {
+                "name": name,
+                "seconds": vars(spread),
+                "seconds_an_epoch": spread.median * 50_000 / 128,
+                "speedup": vars(Spread.of(ratios)),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Trains, measures, times, and writes the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/evo"))
+    parser.add_argument("--hosts", default="flat,levit")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--train-only", action="store_true", help="measure in a later call")
+    options = parser.parse_args()
+    for remark in (DeepCut, Untrained):
+        warnings.simplefilter("ignore", remark)
+    test = options.shared / "data" / "cifar10-test.zip"
+    found: dict[str, Any] = {}
+    for kind in options.hosts.split(","):
+        reports = []
+        for seed in range(options.seeds):
+            models = learned(kind, seed, options)
+            if options.train_only:
+                continue
+            host = models["dense"].host
+            images = Images.for_host(host, test, prepared=PREPARED, batch=250)
+            report = measure(
+                {"evo": models["evo"]},
+                images,
+                dense=host,
+                batch=32,
+                repeats=options.repeats,
+                progress=said,
+            )
+            print(report.table(), flush=True)
+            reports.append(report.to_json())
+        if options.train_only:
+            continue
+        birth = Birth.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
+        found[kind] = {
+            "course": course_for(0, options.epochs, evo=True).to_json(),
+            "reports": reports,
+            "training": steps(kind, options.repeats),
+            "birth": asdict(birth),
+        }
+    if found:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
