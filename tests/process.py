@@ -58,7 +58,9 @@ def start(argv: list[str], out: int, err: int, first: Callable[[], Any] | None =
 
 
 def patchslim(folder: Path, *argv: object, first: Callable[[], Any] | None = None) -> Ended:
-    """Runs `patchslim` with these arguments to its end, having done `first` in its process."""
+    """Runs `patchslim` with these arguments to its end, after `first` in a process of its own."""
+    if first is None:
+        return within(*argv)
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     with out.open("w") as out_file, err.open("w") as err_file:
         child = start([str(arg) for arg in argv], out_file.fileno(), err_file.fileno(), first)

@@ -74,7 +74,7 @@ def is_as_shown(shown: str, printed: str) -> bool:
     return doctest.OutputChecker().check_output(shown, printed, lenient)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def somewhere_else(tmp_path, monkeypatch):
     """Pages may read a scene and write files; a seed makes what they print the same everywhere."""
     monkeypatch.chdir(tmp_path)
@@ -83,7 +83,7 @@ def somewhere_else(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=name)
-def test_python_runs_and_prints_what_the_page_shows(page, capsys):
+def test_python_runs_and_prints_what_the_page_shows(page, capsys, somewhere_else):
     space: dict[str, object] = {"__name__": "page"}
     printed = None
     for block in blocks(page):
@@ -97,7 +97,7 @@ def test_python_runs_and_prints_what_the_page_shows(page, capsys):
 
 
 @pytest.mark.parametrize("page", pages_with("console"), ids=name)
-def test_commands_print_what_the_page_shows(page, capsys):
+def test_commands_print_what_the_page_shows(page, capsys, somewhere_else):
     for block in blocks(page):
         if block.language != "console":
             continue

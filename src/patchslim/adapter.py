@@ -166,6 +166,10 @@ class Adapter(ABC):
         """
         return 1
 
+    def strided(self, host: nn.Module) -> dict[int, tuple[int, int]]:
+        """The grid that is left after each block with a stride: none in a flat host."""
+        return {}
+
     def levels(self, host: nn.Module) -> tuple[int, ...]:
         """The blocks after which the host's own `forward_intermediates` gives features."""
         return tuple(range(len(self.blocks(host))))

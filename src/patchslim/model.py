@@ -172,7 +172,8 @@ class SlimModel(Blocks):
     @property
     def resets(self) -> dict[int, int]:
         """Patch rows after each block in which the host itself leaves fewer."""
-        return self.shape().resets if max(self.strides) > 1 else {}
+        grids = self.adapter.strided(self.host)
+        return {block: height * width for block, (height, width) in grids.items()}
 
     def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
         """Multiply-adds of one image through this model; of an adaptive method, the most."""

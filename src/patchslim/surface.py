@@ -58,7 +58,8 @@ class Surface(nn.Module):
         output_dict: bool = False,  # noqa: FBT001, FBT002
     ) -> Any:
         """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
-        wanted = _block_indices(len(self.adapter.blocks(self.host)), indices)
+        levels = self.adapter.levels(self.host)
+        wanted = [levels[index] for index in _block_indices(len(levels), indices)]
         early = stop_early or intermediates_only
         traced = self.trace(x, wanted[-1] + 1 if early else None)
         prefix = self.adapter.prefix(self.host)
@@ -67,7 +68,11 @@ class Surface(nn.Module):
             rows = [self.adapter.norm(self.host, each) for each in rows]
         leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
         if output_fmt == "NCHW":
-            maps = [each.transpose(1, 2).unflatten(2, traced[0].grid).contiguous() for each in maps]
+            grids = [traced[index].grid for index in wanted]
+            maps = [
+                each.transpose(1, 2).unflatten(2, grid).contiguous()
+                for each, grid in zip(maps, grids, strict=True)
+            ]
         paired = return_prefix_tokens and prefix > 0
         result: dict[str, Any] = {"image_intermediates": maps}
         if paired and output_dict:
@@ -90,7 +95,7 @@ def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]
     listed = range(-indices, 0) if isinstance(indices, int) else indices
     if not listed or any(not -depth <= index < depth for index in listed):
         raise WrongInput(
-            f"indices={indices}: this host has blocks 0 to {depth - 1}; a number alone means the "
+            f"indices={indices}: this host has levels 0 to {depth - 1}; a number alone means the "
             "last so many of them."
         )
     return sorted({index % depth for index in listed})

@@ -269,12 +269,17 @@ def linear_macs(module: nn.Module | None) -> int:
 
 
 def _embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
-    """Multiply-adds of the patch embedding; a convolutional stem is counted on a weightless copy.
+    """Multiply-adds of the patch embedding."""
+    if type(embed).__name__ == "PatchEmbed":
+        return patches * int(embed.proj.weight.numel())
+    return convolution_macs(embed, image)
+
+
+def convolution_macs(embed: nn.Module, image: tuple[int, ...]) -> int:
+    """Multiply-adds of a convolutional stem, counted on a weightless copy.
 
     A copy, since running the stem itself would move the statistics of its norms in training.
     """
-    if type(embed).__name__ == "PatchEmbed":
-        return patches * int(embed.proj.weight.numel())
     from torch.utils.flop_counter import FlopCounterMode
 
     stem = copy.deepcopy(embed).to("meta").requires_grad_(False).eval()

@@ -249,6 +249,21 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The learned trade-offs of an official checkpoint, by the names that `evo` gives them.
+
+    Load them into the reducer: `slimmed.reducer.load_state_dict(..., strict=False)`.
+    """
+    found: dict[str, Tensor] = {}
+    block = 0
+    for index in range(len(_places(state))):
+        for inner in ("m1.m.learn_tradeoff", "learn_tradeoff"):
+            if f"blocks.{index}.{inner}" in state:
+                found[f"mixing.{block}"] = state[f"blocks.{index}.{inner}"].reshape(())
+                block += 1
+    return found
+
+
 def _places(state: Mapping[str, Tensor]) -> list[str]:
     """Where each of the official `blocks` is: a block, or one of the parts of a downsampling."""
     places: list[str] = []

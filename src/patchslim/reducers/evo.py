@@ -64,7 +64,7 @@ class Evo(Reducer):
         self.first = 0
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """One trade-off for each block from the first selection to the last, if they are learned."""
+        """One trade-off for each block before the last selection, if they are learned."""
         if 0 in blocks:
             raise BadSchedule(
                 f"Evo selects by the class attention of earlier blocks, and is to decide in blocks "
@@ -73,7 +73,7 @@ class Evo(Reducer):
             )
         self.first = min(blocks, default=0)
         if self.learned and not self.mixing:
-            for block in range(self.first, max(blocks, default=0)):
+            for block in range(1, max(blocks, default=0)):
                 self.mixing[str(block)] = nn.Parameter(torch.zeros(()))
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
