@@ -71,19 +71,19 @@ def levit() -> nn.Module:
     from patchslim.models.evo_levit import EvoLevit
 
     stem = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1, bias=False),
-        nn.BatchNorm2d(32),
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
         nn.Hardswish(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(64),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
     )
     return EvoLevit(
         img_size=32,
         num_classes=10,
-        embed_dim=(64, 96, 128),
+        embed_dim=(32, 64, 96),
         key_dim=16,
         depth=(3, 3, 3),
-        num_heads=(2, 3, 4),
+        num_heads=(2, 4, 6),
         stem_backbone=stem,
         stem_stride=2,
     )

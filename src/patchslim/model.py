@@ -20,7 +20,7 @@ from patchslim.adapter import Adapter
 from patchslim.block import Blocks
 from patchslim.budget import counts_of
 from patchslim.cost import Cost, HostShape, dense_macs, slim_macs
-from patchslim.errors import WrongInput
+from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.ragged import padded
 from patchslim.reducer import Decision, Reducer
 from patchslim.schedule import Schedule, Tail
@@ -50,7 +50,14 @@ class SlimModel(Blocks):
         self.calibrated: dict[str, Any] | None = None
         self.packs = True
         shape = adapter.shape(host)
-        reducer.prepare(shape.blocks[0].width, self.deciding())
+        deciding = self.deciding()
+        widths = [shape.blocks[block].width for block in deciding or (0,)]
+        reducer.prepare(widths[0], deciding)
+        if len(set(widths)) > 1 and any(each.ndim > 1 for each in reducer.parameters()):
+            raise UnsupportedModel(
+                f"{type(reducer).__name__} has layers for one width, and the blocks {deciding} in "
+                f"which it decides have {sorted(set(widths))} channels. Give at= (--at) of one stage."
+            )
         reducer.train(host.training)
         self.training = host.training
 
