@@ -1,4 +1,4 @@
-"""The numbers that the official ToMe, EViT and DynamicViT gave, in float64.
+"""The numbers that the official ToMe, EViT, DynamicViT and Evo-ViT gave, in float64.
 
 See tests/reference/README.md.
 """
@@ -16,6 +16,7 @@ import patchslim
 from patchslim.attention import attention_bias, attention_map
 from patchslim.errors import DeepCut, ShortSchedule
 from patchslim.losses import answer_loss, label_loss, token_loss
+from patchslim.models.evo_levit import EvoLevit, from_official, official_tradeoffs
 from patchslim.reducer import Decision
 from patchslim.reducers.dynamicvit import DynamicViT
 from patchslim.reducers.evit import EViT
@@ -274,3 +275,85 @@ def test_dynamicvit_gives_the_official_gradients():
         wanted = golden[f"train.{name}.grad"].double()
         assert wanted.abs().max() > 1e-3
         assert (got - wanted).norm() < 1e-5 * wanted.norm(), name
+
+
+STAGED = {"stage": (4, 8), "block": tuple(range(4, 12))}
+PYRAMID = {"stage": (2, 5, 8), "block": (2, 3, 5, 6, 8, 9, 10)}
+
+
+def official(name):
+    """The weights in a file of Evo-ViT, as it calls them."""
+    start = "weights."
+    return {
+        each.removeprefix(start): value
+        for each, value in numbers(name).items()
+        if each.startswith(start)
+    }
+
+
+def evo_host(name, dtype):
+    """The dense host of a file of Evo-ViT, and its images."""
+    weights, shown = official(name), numbers(name)["images"].to(dtype)
+    if name == "evo_levit_golden":
+        shape = {"img_size": 128, "embed_dim": (16, 24, 32), "num_heads": (2, 3, 4)}
+        model = EvoLevit(**shape, key_dim=8, depth=(4, 2, 3), num_classes=7)
+        weights = from_official(weights)
+    else:
+        deit = {"embed_dim": 24, "depth": 12, "num_heads": 3, "mlp_ratio": 2, "num_classes": 7}
+        model = VisionTransformer(**TINY | deit, global_pool="avg", fc_norm=False)
+    model.load_state_dict(weights, strict=True)
+    return model.to(dtype).eval(), shown
+
+
+def as_published(got, wanted, dtype):
+    """Equal to rounding, relative to the largest value."""
+    within = 1e-10 if dtype == torch.float64 else 1e-5
+    assert (got.double() - wanted).abs().max() <= within * wanted.abs().max()
+
+
+both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@both_types
+@pytest.mark.parametrize("name", ["evo_deit_golden", "evo_levit_golden"])
+def test_the_hosts_of_evo_are_the_ones_that_the_numbers_were_made_with(name, dtype):
+    model, shown = evo_host(name, dtype)
+    with torch.no_grad():
+        as_published(model(shown), numbers(name)["logits.dense"], dtype)
+
+
+@both_types
+@pytest.mark.parametrize("mode", STAGED)
+def test_evo_gives_the_official_numbers_on_deit(mode, dtype):
+    model, shown = evo_host("evo_deit_golden", dtype)
+    slimmed = patchslim.slim(model, "evo", keep_rate=0.5, at=STAGED[mode], representative=False)
+    with torch.no_grad():
+        as_published(slimmed(shown), numbers("evo_deit_golden")[f"logits.{mode}"], dtype)
+
+
+@both_types
+@pytest.mark.filterwarnings("ignore::patchslim.errors.Untrained")
+@pytest.mark.parametrize("learned", [False, True], ids=["half", "learned"])
+@pytest.mark.parametrize("mode", PYRAMID)
+def test_evo_gives_the_official_numbers_on_levit(mode, learned, dtype):
+    model, shown = evo_host("evo_levit_golden", dtype)
+    at = PYRAMID[mode]
+    slimmed = patchslim.slim(model, "evo", keep_rate=0.5, at=at, early=0.5, learned=learned)
+    if learned:
+        found = official_tradeoffs(official("evo_levit_golden"))
+        missing = slimmed.reducer.load_state_dict(found, strict=False).missing_keys
+        assert not missing
+        assert len(found) == 11
+    wanted = numbers("evo_levit_golden")[f"logits.{mode}" + ".learned" * learned]
+    with torch.no_grad():
+        as_published(slimmed(shown), wanted, dtype)
+
+
+@torch.no_grad()
+def test_the_official_numbers_tell_the_ways_of_selecting_apart():
+    """Ours would not pass by chance: the modes are far from each other."""
+    for name in ("evo_deit_golden", "evo_levit_golden"):
+        answers = [value for key, value in numbers(name).items() if key.startswith("logits.")]
+        apart = torch.cdist(*[torch.stack(answers).flatten(1)] * 2)
+        apart.fill_diagonal_(torch.inf)
+        assert apart.min() > 1e-2, name

@@ -177,8 +177,8 @@ class Adapter(ABC):
     def bias(self, host: nn.Module, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
         """What the host adds to its attention logits, by relative position; None for nothing.
 
-        Broadcastable to (B, heads, queries, keys). The cells of the rows are `Tokens.cells()`, those
-        of the queries in the grid of `queries`.
+        Broadcastable to (B, heads, queries, keys). Each row is where its `Tokens.cells()` says, in
+        the grid of its own tokens.
         """
         return None
 

@@ -278,10 +278,18 @@ def show(args: Namespace, terminal: Terminal) -> Answer:
     survivals = survivors(slimmed, batch)[0]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw(_pixels(batch[0], images.mean, images.std), survivals).save(args.out)
-    left = {survival.block: survival.left for survival in survivals}
-    lines = [f"after block {block}: {count} patches left" for block, count in left.items()]
-    lines.append(f"picture: {args.out}")
-    return Answer("\n".join(lines), {"left": left, "out": str(args.out)})
+    lines = [
+        f"after block {each.block}: {each.slow} patches slow, {each.waiting} wait"
+        if each.waiting
+        else f"after block {each.block}: {each.left} patches left"
+        for each in survivals
+    ]
+    facts = {
+        "left": {each.block: each.left for each in survivals},
+        "waiting": {each.block: each.waiting for each in survivals},
+        "out": str(args.out),
+    }
+    return Answer("\n".join([*lines, f"picture: {args.out}"]), facts)
 
 
 def _warn_of(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:

@@ -190,7 +190,9 @@ def host_macs(host: HostShape, flows: Sequence[Flow]) -> Cost:
 
 def dense_macs(host: HostShape) -> Cost:
     """Multiply-adds of the untouched host."""
-    return host_macs(host, [Flow.asked(left, rows) for rows, left in itertools.pairwise(host.dense)])
+    return host_macs(
+        host, [Flow.asked(left, rows) for rows, left in itertools.pairwise(host.dense)]
+    )
 
 
 def slim_macs(
@@ -214,7 +216,9 @@ def slim_macs(
     choosing = 0
     rows, last = host.entering, host.depth - 1
     deciding = _deciding(host, reducer, counts, tail=tail, named=named)
-    for index, (shape, left, whole) in enumerate(zip(host.blocks, counts, host.dense, strict=False)):
+    for index, (shape, left, whole) in enumerate(
+        zip(host.blocks, counts, host.dense, strict=False)
+    ):
         if index in deciding:
             among = whole if reducer.parks else rows
             choosing += reducer.macs(among, host.prefix, replace(shape, pixels=host.pixels))

@@ -114,8 +114,9 @@ class Learner(nn.Module):
             [whole, labels.detach(), answers.detach(), tokens.detach(), method.detach()]
         )
 
-
-    def _compared(self, output: Tensor | tuple[Tensor, ...], target: Target) -> tuple[Tensor, Tensor]:
+    def _compared(
+        self, output: Tensor | tuple[Tensor, ...], target: Target
+    ) -> tuple[Tensor, Tensor]:
         """How far an answer is from the labels, and from the teacher's answer."""
         course = self.course
         # A distilled host in training answers twice: for the labels, and for its teacher.

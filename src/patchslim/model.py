@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from patchslim.adapter import Adapter
@@ -55,8 +54,8 @@ class SlimModel(Blocks):
         reducer.prepare(widths[0], deciding)
         if len(set(widths)) > 1 and any(each.ndim > 1 for each in reducer.parameters()):
             raise UnsupportedModel(
-                f"{type(reducer).__name__} has layers for one width, and the blocks {deciding} in "
-                f"which it decides have {sorted(set(widths))} channels. Give at= (--at) of one stage."
+                f"{type(reducer).__name__} has layers for one width, and blocks {deciding}, in which "
+                f"it decides, have {sorted(set(widths))} channels. Give at= (--at) in one stage."
             )
         reducer.train(host.training)
         self.training = host.training

@@ -1,7 +1,7 @@
-"""Pictures of which patches survive and which became one: what became of every grid cell.
+"""Pictures of which patches survive, wait or became one: what became of every grid cell.
 
-It reads the maps that tokens carry back to the grid. It knows no method, and needs Pillow only to
-draw.
+It reads the maps that tokens carry back to the grid, and what a method remembers of every row. It
+knows no method, and needs Pillow only to draw.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from patchslim.tokens import Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 Pixels = npt.NDArray[np.uint8]
 Shades = npt.NDArray[np.float32]
@@ -33,6 +34,7 @@ Shades = npt.NDArray[np.float32]
 PANEL = 176  # pixels that the longer side of a panel has at least
 GAP = 8
 CAPTION = 22
+LETTERS = 13  # pixels that letters of a caption have, where it fits
 PAPER = (250, 250, 248)
 INK = (70, 70, 74)
 EDGE = (255, 255, 255)
@@ -41,6 +43,14 @@ FUSED = 0.45
 TINT = 0.5  # how much of a patch that is merged shows the colour of its group
 MARK = 0.2  # radius of the mark of the patch that others joined, in cells
 RIM = 1.25  # pixels of the dark rim, which shows the mark on white
+# A patch that waits shows its brightness alone, between these two blues, under thin stripes.
+VEIL = ((44, 74, 118), (172, 200, 230))
+STRIPE = (214, 228, 244)
+STRIPED = 0.55  # how much of a stripe covers the patch
+STRIPES = 8  # pixels from one stripe to the next, along a line
+# The scale of heat, evenly spaced: from dark to bright, so that it is read without a legend.
+HEAT = ((10, 8, 38), (84, 18, 109), (187, 55, 84), (249, 142, 20), (252, 250, 160))
+COVER = 0.72  # how much of a patch shows the colour of its heat, and not its brightness
 # How far the hue turns from cell to cell, down and across: so no two neighbours are alike.
 TURN = (0.7548776662, 0.5698402910)
 
@@ -52,6 +62,7 @@ class Fate(IntEnum):
     MERGED = 1  # one row stands for it and for other cells
     FUSED = 2  # it is in the one row that takes all that a method gives up
     DROPPED = 3  # no row stands for it
+    WAITING = 4  # its row waits while others go through the blocks, and will be back
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,11 @@ class Survival:
         block: the block, counted from 0.
         grid: height and width of the grid.
         fate: of each cell in raster order.
-        into: for each cell, the cell whose row stands for it now; -1 where it was dropped.
+        into: for each cell, the cell whose row stands for it now; -1 where none does.
         most: how many patch rows the schedule leaves at most, where images keep numbers of their
             own; None where all keep the same.
+        heat: what the method remembers of each cell, 0 where it was dropped; None where it
+            remembers nothing.
     """
 
     block: int
@@ -72,11 +85,23 @@ class Survival:
     fate: tuple[Fate, ...]
     into: tuple[int, ...]
     most: int | None = None
+    heat: tuple[float, ...] | None = None
 
     @property
     def left(self) -> int:
-        """How many patch rows are left."""
+        """How many patch rows are left, with the one that stands in for those that wait."""
         return len(set(self.into) - {-1})
+
+    @property
+    def waiting(self) -> int:
+        """How many cells wait."""
+        return self.fate.count(Fate.WAITING)
+
+    @property
+    def slow(self) -> int:
+        """How many patch rows go on by themselves, where others wait."""
+        pairs = zip(self.into, self.fate, strict=True)
+        return len({into for into, fate in pairs if fate is not Fate.WAITING} - {-1})
 
 
 def survivors(
@@ -84,11 +109,12 @@ def survivors(
 ) -> list[list[Survival]]:
     """For each image, what became of its grid cells after each of `blocks`.
 
-    Without `blocks`: after those at a quarter, a half and three quarters of the depth. The last
-    block is traced as if all its rows were computed, even where the exact tail skips it.
+    Without `blocks`: after those at a quarter, a half and three quarters of the depth; where the
+    method has rows wait, after those in which it decides. The last block is traced as if all its
+    rows were computed, even where the exact tail skips it.
     """
     depth = slimmed.shape().depth
-    chosen = list(blocks) if blocks is not None else list(stages(depth) or (0,))
+    chosen = list(_usual(slimmed, depth) if blocks is None else blocks)
     if not chosen or any(not 0 <= block < depth for block in chosen):
         raise WrongInput(f"blocks={chosen}: this host has blocks 0 to {depth - 1}.")
     parameter = next(slimmed.host.parameters())
@@ -105,14 +131,16 @@ def draw(pixels: Pixels, survivals: Sequence[Survival]) -> Image:
 
     Dropped patches are darkened. Patches that became one are outlined together and tinted by a
     colour of their own, with a dot on the one that the others joined. Those in a fused row are
-    dimmed and show their mean colour.
+    dimmed and show their mean colour. Those that wait are blue under stripes, and those that go on
+    meanwhile are clear. Where a method remembers something of every patch, a second line of panels
+    shows how much, from the least to the most of each panel.
 
     Args:
         pixels: the image (H, W, 3), as the model saw it before normalising.
         survivals: what became of its cells, after one block or several.
     """
     from PIL import Image as Images
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise WrongInput(
@@ -121,16 +149,26 @@ def draw(pixels: Pixels, survivals: Sequence[Survival]) -> Image:
         )
     factor = max(1, -(-PANEL // max(pixels.shape[:2])))
     large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    panels = [large, *(_panel(large, survival) for survival in survivals)]
-    cells = survivals[0].grid[0] * survivals[0].grid[1] if survivals else 0
-    captions = [f"{cells} patches" if cells else "", *map(_caption, survivals)]
     height, width = large.shape[:2]
-    sheet = Images.new("RGB", ((width + GAP) * len(panels) - GAP, height + CAPTION), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for place, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
-        left = place * (width + GAP)
-        sheet.paste(Images.fromarray(panel), (left, 0))
-        pen.text((left + width / 2, height + CAPTION / 2), caption, INK, font=font, anchor="mm")
+    heated = any(survival.heat is not None for survival in survivals)
+    size = ((width + GAP) * (len(survivals) + 1) - GAP, (height + CAPTION) * (1 + heated))
+    sheet = Images.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+
+    def put(panel: Pixels, caption: str, column: int, line: int = 0) -> None:
+        left, top = column * (width + GAP), line * (height + CAPTION)
+        sheet.paste(Images.fromarray(panel), (left, top))
+        middle = (left + width / 2, top + height + CAPTION / 2)
+        pen.text(middle, caption, INK, font=_fitting(caption, width), anchor="mm")
+
+    put(large, _whole_caption(survivals), 0)
+    several = len({survival.grid for survival in survivals}) > 1
+    for column, survival in enumerate(survivals, 1):
+        put(_panel(large, survival), _caption(survival, several=several), column)
+        if survival.heat is not None:
+            put(_heat_panel(large, survival.grid, survival.heat), _range(survival.heat), column, 1)
+    if heated:
+        put(_scale(height, width), "least to most remembered", 0, 1)
     return sheet
 
 
@@ -139,6 +177,12 @@ def png(picture: Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()
+
+
+def _usual(slimmed: SlimModel, depth: int) -> tuple[int, ...]:
+    """The blocks that are shown where none are asked for."""
+    deciding = slimmed.deciding() if slimmed.reducer.parks else ()
+    return deciding or stages(depth) or (0,)
 
 
 def _most(slimmed: SlimModel, image_size: tuple[int, int]) -> list[int | None]:
@@ -162,27 +206,71 @@ def _survivals(tokens: Tokens, block: int, most: int | None, *, fuses: bool) -> 
     members = torch.zeros_like(cells).scatter_add(1, row, (~gone).long()).gather(1, row)
     joined = Fate.FUSED if fuses else Fate.MERGED
     fate = torch.full_like(into, Fate.SELF).masked_fill(members > 1, joined)
-    fate = fate.masked_fill(gone, Fate.DROPPED)
+    fate = fate.masked_fill(gone, Fate.DROPPED).masked_fill(_waiting(tokens), Fate.WAITING)
     return [
-        Survival(block, tokens.grid, tuple(map(Fate, fates)), tuple(places), most)
-        for fates, places in zip(fate.tolist(), into.tolist(), strict=True)
+        Survival(block, tokens.grid, tuple(map(Fate, fates)), tuple(places), most, heat)
+        for fates, places, heat in zip(fate.tolist(), into.tolist(), _heat(tokens), strict=True)
     ]
 
 
-def _caption(survival: Survival) -> str:
-    """Where the panel is, and how many rows are left; of how many, where that is the image's."""
-    left = f"after block {survival.block}: {survival.left}"
+def _waiting(tokens: Tokens) -> Tensor:
+    """Which grid cells have a row that waits (B, H*W)."""
+    parked = tokens.parked
+    if parked is None or parked.whole.origin is None:
+        return tokens.x.new_zeros((), dtype=torch.bool)
+    row = parked.whole.origin
+    waits = row.new_ones(len(row), parked.whole.patches).scatter(1, parked.kept, 0)
+    return (row >= 0) & (waits.gather(1, row.clamp(min=0)) == 1)
+
+
+def _heat(tokens: Tokens) -> list[tuple[float, ...] | None]:
+    """What the method remembers of every grid cell of each image."""
+    every = tokens.rejoined()
+    if every.memory is None or every.origin is None:
+        return [None] * len(every.x)
+    heat = every.memory.gather(1, every.origin.clamp(min=0)).masked_fill(every.origin < 0, 0)
+    return [tuple(each) for each in heat.tolist()]
+
+
+def _whole_caption(survivals: Sequence[Survival]) -> str:
+    """How many patches the image has, where the panels agree about it."""
+    grids = {survival.grid for survival in survivals}
+    return (
+        "".join(f"{height * width} patches" for height, width in grids) if len(grids) == 1 else ""
+    )
+
+
+def _caption(survival: Survival, *, several: bool = False) -> str:
+    """Where the panel is, and how many rows are left; of how many, where that is the image's.
+
+    Where there are `several` grids, as in a pyramid, it says how many patches its own has.
+    """
+    where = f"after block {survival.block}: "
+    if survival.waiting:
+        return where + f"{survival.slow} slow, {survival.waiting} wait"
+    left = f"{survival.left} of {len(survival.into)}" if several else str(survival.left)
     if survival.most is None or survival.most >= len(survival.into):
-        return f"{left} left"
-    return f"{left} (cap {survival.most})"
+        return where + f"{left} left"
+    return where + f"{left} (cap {survival.most})"
+
+
+def _range(heat: Sequence[float]) -> str:
+    """What the darkest and the brightest colour of a panel stand for."""
+    return f"{min(heat):.2g} to {max(heat):.2g}"
+
+
+def _fitting(caption: str, width: int) -> FreeTypeFont | ImageFont:
+    """A font in which the caption is no wider than its panel."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(LETTERS)
+    length = font.getlength(caption)
+    return font if length <= width else ImageFont.load_default(LETTERS * width / length)
 
 
 def _panel(pixels: Pixels, survival: Survival) -> Pixels:
     """The image with every patch shown by its fate."""
-    height, width = survival.grid
-    rows = np.arange(pixels.shape[0]) * height // pixels.shape[0]
-    columns = np.arange(pixels.shape[1]) * width // pixels.shape[1]
-    cell = rows[:, None] * width + columns[None, :]
+    cell = _cells(pixels.shape, survival.grid)
     fate = np.array(survival.fate)[cell]
     group = np.array(survival.into)[cell]
     shown = pixels.astype(np.float32)
@@ -190,11 +278,63 @@ def _panel(pixels: Pixels, survival: Survival) -> Pixels:
     shown[merged] = (1 - TINT) * shown[merged] + TINT * _tints(survival.grid)[group[merged]]
     shown[fused] = FUSED * (0.2 * shown + 0.8 * _means(shown, group, survival.grid))[fused]
     shown[fate == Fate.DROPPED] *= DROPPED
+    _veil(shown, fate == Fate.WAITING)
     edge = _edges(group) & _beside(merged)
     shown[edge] = 0.45 * shown[edge] + 0.55 * np.array(EDGE, np.float32)
     _mark(shown, _from_middle(pixels.shape[:2], survival.grid), merged & (group == cell))
     drawn: Pixels = shown.clip(0, 255).astype(np.uint8)
     return drawn
+
+
+def _heat_panel(pixels: Pixels, grid: tuple[int, int], heat: Sequence[float]) -> Pixels:
+    """The image in grey, under the colours of its heat."""
+    heated = np.array(heat, np.float32)
+    share = (heated - heated.min()) / max(float(np.ptp(heated)), 1e-30)
+    colours = _colours(share)[_cells(pixels.shape, grid)]
+    seen = COVER * colours + (1 - COVER) * _brightness(pixels)[:, :, None]
+    drawn: Pixels = seen.round().astype(np.uint8)
+    return drawn
+
+
+def _scale(height: int, width: int) -> Pixels:
+    """A bar with all the colours of heat, from the least to the most."""
+    drawn = np.full((height, width, 3), PAPER, np.uint8)
+    side = width // 8
+    bar = _colours(np.linspace(0, 1, width - 2 * side, dtype=np.float32))
+    drawn[-3 * CAPTION // 4 :, side : side + len(bar)] = bar
+    return drawn
+
+
+def _colours(share: Shades) -> Shades:
+    """The colour of each share of the most heat (..., 3)."""
+    places = np.linspace(0, 1, len(HEAT))
+    anchors = np.array(HEAT, np.float32)
+    channels = [np.interp(share, places, anchors[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _veil(shown: Shades, waiting: npt.NDArray[np.bool_]) -> None:
+    """Puts what waits behind a blue veil with stripes, which run on from patch to patch."""
+    dark, light = (np.array(blue, np.float32) for blue in VEIL)
+    share = _brightness(shown)[waiting][:, None] / 255
+    shown[waiting] = (1 - share) * dark + share * light
+    down, across = np.indices(waiting.shape)
+    striped = waiting & ((down + across) % STRIPES == 0)
+    shown[striped] = (1 - STRIPED) * shown[striped] + STRIPED * np.array(STRIPE, np.float32)
+
+
+def _brightness(pixels: Pixels | Shades) -> Shades:
+    """How bright each pixel is."""
+    weights = np.array((0.299, 0.587, 0.114), np.float32)
+    bright: Shades = pixels.astype(np.float32) @ weights
+    return bright
+
+
+def _cells(shape: tuple[int, ...], grid: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """The grid cell of each pixel."""
+    rows, columns = (np.arange(shape[axis]) * grid[axis] // shape[axis] for axis in range(2))
+    cell: npt.NDArray[np.int64] = rows[:, None] * grid[1] + columns[None, :]
+    return cell
 
 
 def _tints(grid: tuple[int, int]) -> Shades:

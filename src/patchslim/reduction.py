@@ -157,6 +157,7 @@ class Merge(Reduction):
     padding: Tensor | None = None
     joins: Tensor | None = None
     weight: Tensor | None = None
+
     @property
     def merges(self) -> bool:
         """They do."""
@@ -211,6 +212,7 @@ class Fuse(Reduction):
 
     kept: Tensor
     share: Tensor
+
     @property
     def merges(self) -> bool:
         """They do."""

@@ -92,7 +92,9 @@ class Schedule(ABC):
         for block in range(depth):
             if resets and block in resets:
                 rows = entered = resets[block]
-                self._check_reset(block, rows, prefix)
+                reason = self.misfit(block, rows + prefix)
+                if reason is not None:
+                    raise BadSchedule(reason)
                 walk.append((rows + prefix, rows + prefix))
                 continue
             wanted = self.after(block, rows, depth, entered, reducer)
@@ -105,8 +107,9 @@ class Schedule(ABC):
             walk.append((wanted + prefix, rows + prefix))
         return walk
 
-    def _check_reset(self, block: int, rows: int, prefix: int) -> None:
-        """Refuses a rule that says something else of a block in which the host itself decides."""
+    def misfit(self, block: int, rows: int) -> str | None:
+        """Why the rule does not fit a host that itself leaves `rows` after a block, or None."""
+        return None
 
     def warn_if_short(
         self,
@@ -278,13 +281,14 @@ class Rate(Schedule):
         """The same rate in every block from the first place on."""
         return Rate(self.rate, tuple(b for b in range(self.at[0], depth) if b not in resets))
 
-    def _check_reset(self, block: int, rows: int, prefix: int) -> None:
+    def misfit(self, block: int, rows: int) -> str | None:
         """A block that subsamples the grid cannot be one of `at`."""
-        if block in self.at:
-            raise BadSchedule(
-                f"at={self.at}: block {block} subsamples the grid of this host, and a method cannot "
-                f"decide in it. Take the block after it, {block + 1}."
-            )
+        if block not in self.at:
+            return None
+        return (
+            f"at={self.at}: block {block} subsamples the grid of this host, and a method cannot "
+            f"decide in it. Take the block after it, {block + 1}."
+        )
 
 
 @dataclass(frozen=True)
@@ -329,13 +333,14 @@ class Counts(Schedule):
         kept = (self.entering - round_half_up(share * (self.entering - rows)) for rows in self.kept)
         return Counts(tuple(kept), self.entering, self.prefix)
 
-    def _check_reset(self, block: int, rows: int, prefix: int) -> None:
+    def misfit(self, block: int, rows: int) -> str | None:
         """The count after a block that subsamples the grid is the host's own."""
-        if self.kept[block] != rows + prefix:
-            raise BadSchedule(
-                f"The schedule leaves {self.kept[block]} tokens after block {block}, which "
-                f"subsamples the grid of this host to {rows + prefix}. Say {rows + prefix} there."
-            )
+        if self.kept[block] == rows:
+            return None
+        return (
+            f"The schedule leaves {self.kept[block]} tokens after block {block}, which subsamples "
+            f"the grid of this host to {rows}. Say {rows} there."
+        )
 
 
 def round_half_up(value: float) -> int:

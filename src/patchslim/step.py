@@ -17,8 +17,8 @@ class Step:
 
     `named` is whether the schedule names the block at all: a method that may leave fewer rows than
     scheduled decides there even where the schedule would leave all. `noted` is whether the method
-    takes note of the rows, for a later decision. After a block with a `stride` only every second row
-    and column of the grid is left.
+    takes note of the rows, for a later decision. After a block with a `stride` only every
+    `stride`-th row and column of the grid is left.
     """
 
     index: int

@@ -135,15 +135,15 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""
-        return self._with(x, self.origin, self.memory)
+        return self.having(x, self.origin, self.memory)
 
     def remembering(self, memory: Tensor) -> Tokens:
         """The same rows, and what the method remembers of each."""
-        return self._with(self.x, self.origin, memory)
+        return self.having(self.x, self.origin, memory)
 
     def tracked(self) -> Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
-        return self if self.origin is not None else self._with(self.x, self.cells(), self.memory)
+        return self if self.origin is not None else self.having(self.x, self.cells(), self.memory)
 
     def showing(self, content: Callable[[], Tensor]) -> Tokens:
         """The same tokens, with a way to what each grid cell shows by itself."""
@@ -214,14 +214,14 @@ class Tokens:
         if memory is not None and self.memory is not None:
             memory = memory.scatter(1, kept, self.memory[:, : kept.shape[1]])
         x = put(waiting, with_leading(kept, self.prefix), slow)
-        return whole._with(x, whole.origin, memory)
+        return whole.having(x, whole.origin, memory)
 
     def gridded(self) -> Tokens:
         """One row for every grid cell, in raster order; the map back to the grid must be there."""
         tokens = self.rejoined()
         if tokens.position is None:
             return tokens
-        row, memory = tokens._row_of_cell(), tokens.memory
+        row, memory = tokens.row_of_cell(), tokens.memory
         return Tokens(
             x=take(tokens.x, with_leading(row, tokens.prefix)),
             prefix=tokens.prefix,
@@ -249,15 +249,15 @@ class Tokens:
         tokens = self.rejoined()
         if tokens.origin is None:
             return tokens.x
-        return take(tokens.x, with_leading(tokens._row_of_cell(), tokens.prefix))
+        return take(tokens.x, with_leading(tokens.row_of_cell(), tokens.prefix))
 
-    def _row_of_cell(self) -> Tensor:
+    def row_of_cell(self) -> Tensor:
         """For every grid cell the patch row that stands for it, or else the nearest (B, H*W)."""
         if self.origin is None:
             raise ValueError("these tokens were not tracked, so cells cannot be told from rows")
         return torch.where(self.origin >= 0, self.origin, self._nearest())
 
-    def _with(self, x: Tensor, origin: Tensor | None, memory: Tensor | None) -> Tokens:
+    def having(self, x: Tensor, origin: Tensor | None, memory: Tensor | None) -> Tokens:
         """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
         return Tokens(
             x=x,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.adapter import Adapter, Part
-from patchslim.adapters._timm import COLUMNS, TimmHost, convolution_macs, linear_macs, stranger
+from patchslim.adapters._timm import TimmHost, convolution_macs, linear_macs, stranger
 from patchslim.cost import BlockShape, HostShape
 from patchslim.tokens import Tokens, take, with_leading
 
@@ -103,10 +103,8 @@ class TimmLevit(TimmHost):
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """What the convolutional stem gives; class token and positions where there are any."""
-        if self.has_class_token(host):
-            x = host.embed(images)
-        else:
-            x = self.embedding(host, images)
+        placed = self.has_class_token(host)
+        x = host.embed(images) if placed else self.embedding(host, images)
         grid = _attention(_parts(host)[0]).resolution
         return Tokens(x=x, prefix=self.prefix(host), grid=(int(grid[0]), int(grid[1])))
 
@@ -294,10 +292,8 @@ def _normed(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
     return flat.view_as(y)
 
 
-def _placed(
-    positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[int, int]
-) -> Tensor:
-    """The positions of rows of the grid, or of those that ask in every `stride`-th row and column."""
+def _placed(positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[int, int]) -> Tensor:
+    """The positions of rows, of the whole grid or of every `stride`-th row and column of it."""
     height, width = resolution
     if tokens.grid == (height, width) and tokens.position is None:
         return positions

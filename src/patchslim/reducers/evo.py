@@ -106,7 +106,8 @@ class Evo(Reducer):
     def _tradeoff(self, block: int) -> float | Tensor:
         """The weight of the newest attention in a block."""
         if str(block) in self.mixing:
-            return self.mixing[str(block)].sigmoid()
+            learned: Tensor = self.mixing[str(block)].sigmoid()
+            return learned
         return self.early if block < self.first else self.tradeoff
 
     def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
