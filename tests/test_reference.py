@@ -300,7 +300,7 @@ def evo_host(name, dtype):
         weights = from_official(weights)
     else:
         deit = {"embed_dim": 24, "depth": 12, "num_heads": 3, "mlp_ratio": 2, "num_classes": 7}
-        model = VisionTransformer(**TINY | deit, global_pool="avg", fc_norm=False)
+        model = VisionTransformer(**TINY | deit, global_pool="avg")
     model.load_state_dict(weights, strict=True)
     return model.to(dtype).eval(), shown
 

@@ -91,7 +91,7 @@ def test_intermediates_by_position_and_as_dictionary() -> None:
 @pytest.mark.parametrize("indices", [0, 4, [], [3], [-4]])
 def test_intermediates_of_blocks_that_are_not_there(vit: Any, indices: Any) -> None:
     model = slimmed(vit)
-    with pytest.raises(WrongInput, match="blocks 0 to 2"):
+    with pytest.raises(WrongInput, match="levels 0 to 2"):
         model.forward_intermediates(images(vit), indices)
 
 

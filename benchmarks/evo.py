@@ -1,0 +1,116 @@
+"""Evo-ViT on stock weights, and how much of what it saves becomes time.
+
+    python benchmarks/evo.py --shared ../shared
+
+First eager speed, dense and slow-fast interleaved in one run, on DeiT-S and on Evo-LeViT-256 with
+random weights, which decide nothing about time. Conversion is speed-up times the share of
+operations. Then its selection on DeiT-Ti with ImageNet weights, untrained, at one budget beside
+other methods on the same 500 images: with and without the representative token, per stage and per
+block. Evo-ViT is meant to be trained that way; this is what it does to a model that was not.
+Writes benchmarks/results/evo.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from train_deit_tiny import dense, held_images, said
+
+import patchslim
+from patchslim.errors import DeepCut
+from patchslim.measure import measure
+from patchslim.model import SlimModel
+from patchslim.reducers.evo import Evo
+from patchslim.reducers.random import Random
+
+RESULT = Path(__file__).parent / "results" / "evo.json"
+BUDGET = 0.65
+SEEDS = 3
+BATCHES = (1, 8)
+
+
+def stock(host: nn.Module) -> dict[str, SlimModel]:
+    """Everything at the one budget."""
+    blocks = range(4, 12)
+    official = Evo(representative=False)
+    models = {
+        "evo": patchslim.slim(host, "evo", macs=BUDGET),
+        "evo, per block": patchslim.slim(host, "evo", macs=BUDGET, at=blocks),
+        "evo, no representative": patchslim.slim(host, official, macs=BUDGET),
+        "evo, no representative, per block": patchslim.slim(
+            host, Evo(representative=False), macs=BUDGET, at=blocks
+        ),
+    }
+    for name in ("topk", "evit", "tome", "similarity"):
+        models[name] = patchslim.slim(host, name, macs=BUDGET)
+    for seed in range(SEEDS):
+        models[f"random seed {seed}"] = patchslim.slim(host, Random(seed=seed), macs=BUDGET)
+    return models
+
+
+def timed(name: str, repeats: int) -> list[dict[str, Any]]:
+    """A report for each batch size."""
+    torch.manual_seed(0)
+    pyramid = name.startswith("evo_levit")
+    if pyramid:
+        import patchslim.models.evo_levit  # noqa: F401 (tells timm its names)
+    pooling = {} if pyramid else {"global_pool": "avg"}
+    host = timm.create_model(name, **pooling).eval()
+    settings: dict[str, Any] = {"early": 0.5, "learned": True} if pyramid else {}
+    shape = patchslim.find_adapter(host).shape(host)
+    first = 2 if pyramid else 4
+    blocks = [block for block in range(first, shape.depth) if block not in shape.strided]
+    models = {
+        "evo": patchslim.slim(host, "evo", keep_rate=0.5, **settings),
+        "evo, per block": patchslim.slim(host, "evo", keep_rate=0.5, at=blocks, **settings),
+    }
+    if not pyramid:
+        models["evo, no representative"] = patchslim.slim(
+            host, "evo", keep_rate=0.5, representative=False
+        )
+        models["tome macs=0.65"] = patchslim.slim(host, "tome", macs=BUDGET)
+        models["topk macs=0.65"] = patchslim.slim(host, "topk", macs=BUDGET)
+    reports = []
+    for batch in BATCHES:
+        report = measure(models, batch=batch, repeats=repeats, dense=host, baseline=not pyramid)
+        print(report.table(), "\n", flush=True)
+        reports.append(report.to_json())
+    return reports
+
+
+def main() -> None:
+    """Measures, times, and writes the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", DeepCut)
+    warnings.simplefilter("ignore", UserWarning)
+    speed = {
+        name: timed(name, options.repeats) for name in ("deit_small_patch16_224", "evo_levit_256")
+    }
+    data = options.shared / "data"
+    host = dense(data)
+    report = measure(
+        stock(host),
+        held_images(host, data),
+        batch=1,
+        repeats=0,
+        baseline=False,
+        progress=said,
+    )
+    print(report.table())
+    found = {"stock": report.to_json(), "speed": speed}
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
