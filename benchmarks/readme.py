@@ -326,6 +326,77 @@ def large_images() -> str:
     return "\n".join([*lines, "", key, "", f"<sub>{facts}</sub>"])
 
 
+def evo_scratch() -> str:
+    """Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
+    lines = [
+        "| CIFAR-10, from scratch | seed | MACs | top-1 %, dense | top-1 %, evo | difference, 95 % "
+        "| inference, batch 32 [quartiles] | conversion |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    facts = []
+    for kind, data in _read("evo_cifar.json").items():
+        reports = [Report.from_json(each) for each in data["reports"]]
+        for seed, report in enumerate(reports):
+            row = report.rows[1]
+            if row.speedup is None or row.conversion is None:
+                continue
+            lines.append(
+                f"| {kind}, {data['course']['epochs']:g} epochs | {seed} | {row.macs_share:.3f} | "
+                f"{_percent(report.dense.accuracy)} | {_percent(row.accuracy)} | "
+                f"{_interval(row.change)} | {row.speedup.median:.2f}x [{row.speedup.low:.2f}, "
+                f"{row.speedup.high:.2f}] | {row.conversion:.2f} |"
+            )
+        facts.append(certificate(reports[0]))
+    return "\n".join([*lines, "", f"<sub>{'<br>'.join(dict.fromkeys(facts))}</sub>"])
+
+
+def evo_training() -> str:
+    """Seconds of a step of training, dense and slow-fast interleaved."""
+    lines = [
+        "| a step of 128 images | seconds | seconds an epoch of 50,000 | faster [quartiles] |",
+        "|---|--:|--:|--:|",
+    ]
+    data = _read("evo_cifar.json")
+    for kind, each in data.items():
+        for row in each["training"]:
+            ratio = row["speedup"]
+            lines.append(
+                f"| {kind}, {row['name']} | {row['seconds']['median']:.3f} | "
+                f"{row['seconds_an_epoch']:.0f} | {ratio['median']:.2f}x "
+                f"[{ratio['low']:.2f}, {ratio['high']:.2f}] |"
+            )
+    return "\n".join([*lines, "", f"<sub>{_born(next(iter(data.values()))['birth'])}</sub>"])
+
+
+def evo_stock() -> str:
+    """Evo-ViT's selection on weights that were not trained for it."""
+    report = Report.from_json(_read("evo.json")["stock"])
+    rows = [row for row in report.rows if " seed" not in row.name]
+    lines = [accuracy_table(rows), *averaged(report.rows)]
+    return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
+
+
+def evo_speed() -> str:
+    """How much of what Evo-ViT saves becomes time."""
+    lines = [
+        "| eager | batch | MACs | measured speed-up [quartiles] | conversion |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for host, each in _read("evo.json")["speed"].items():
+        reports = [Report.from_json(report) for report in each]
+        for report in reports:
+            for row in report.rows[1:]:
+                if row.speedup is None or row.conversion is None:
+                    continue
+                ratio = row.speedup
+                lines.append(
+                    f"| {host}: {row.name} | {report.birth.batch} | {row.macs_share:.3f} | "
+                    f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] | "
+                    f"{row.conversion:.2f} |"
+                )
+    return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
+
+
 def _aim(share: float, most: float) -> str:
     """A share in percent, bold where it is above what it should be at most."""
     return f"{share:.1%}" if share <= most else f"**{share:.1%}**"
@@ -391,6 +462,10 @@ def tables() -> dict[str, Callable[[], str]]:
         "method-ats": lambda: similarity(lambda name: name in ("ats", "tome", "topk")),
         "per-image-speed": per_image_speed,
         "worst-case": worst_case,
+        "evo-scratch": evo_scratch,
+        "evo-training": evo_training,
+        "evo-stock": evo_stock,
+        "evo-speed": evo_speed,
         "large-images": large_images,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained("trained_longer"),

@@ -1,13 +1,20 @@
 """Pictures are true: each cell is shown by what became of it, and no image by another's counts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.models.levit import Levit
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.errors import WrongInput
+from patchslim.models.evo_levit import EvoLevit
 from patchslim.picture import (
+    CAPTION,
+    PAPER,
     TINT,
     Fate,
     Survival,
@@ -19,6 +26,7 @@ from patchslim.picture import (
     survivors,
 )
 from patchslim.tokens import Tokens
+from process import within
 
 GREY = 200
 PATCH = 48  # pixels of a drawn cell, of images of 4 * 4
@@ -243,3 +251,168 @@ def test_pictures_of_any_shape(host, images):
 def test_packed_tokens_have_no_grid_to_show(images):
     with pytest.raises(WrongInput, match="trace them"):
         _survivals(Tokens(x=torch.zeros(1, 5, 4), prefix=1, grid=(2, 2)), 0, None, fuses=False)
+
+
+# --- patches that wait, and what is remembered of them
+
+
+def evo(host, **settings):
+    """Half of the patches wait from block 1 on, and others from block 2 on."""
+    return patchslim.slim(host, "evo", keep_rate=0.5, at=(1, 2), **settings)
+
+
+def under(picture, column):
+    """The panel of heat in a column."""
+    shown = np.asarray(picture).astype(int)
+    side = shown.shape[0] // 2 - CAPTION
+    left = column * (side + 8)
+    return shown[side + CAPTION : 2 * side + CAPTION, left : left + side]
+
+
+@pytest.mark.parametrize("representative", [True, False])
+def test_what_goes_on_and_what_waits_is_the_whole_grid(host, images, representative):
+    slim = evo(host, representative=representative)
+    traced = slim.trace(images)
+    for place, image in enumerate(survivors(slim, images, blocks=range(4))):
+        assert [after.waiting for after in image] == [0, 8, 8, 8]
+        assert [after.left + 1 for after in image] == list(slim.counts())
+        for after, tokens in zip(image[1:], traced[1:], strict=True):
+            assert after.slow + after.waiting == 16
+            slow = set(tokens.parked.kept[place].tolist())
+            for cell, (fate, into) in enumerate(zip(after.fate, after.into, strict=True)):
+                assert fate is (Fate.SELF if cell in slow else Fate.WAITING)
+                assert into == cell if cell in slow else into not in slow
+                assert representative or cell in slow or into == -1
+
+
+def test_what_waits_is_veiled_and_what_goes_on_is_clear(host, images):
+    (after,) = survivors(evo(host), images, blocks=[3])[0]
+    panel = drawn(after)
+    for cell, fate in enumerate(after.fate):
+        red, _, blue = np.moveaxis(patch(panel, cell), 2, 0)
+        if fate is Fate.WAITING:
+            assert (blue > red + 20).all()
+            assert len(np.unique(red)) == 2  # a veil, and its stripes
+        else:
+            assert (patch(panel, cell) == GREY).all()
+
+
+def test_the_image_is_seen_through_the_veil(host, images):
+    (after,) = survivors(evo(host), images, blocks=[3])[0]
+    (dark, *_), (light, *_) = (
+        [patch(drawn(after, pixels), cell) for cell in range(16) if after.fate[cell] == 4]
+        for pixels in (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
+    )
+    assert (light > dark).all()
+    assert dark.min() > 40  # not to be taken for one that was dropped
+
+
+def test_by_itself_the_picture_shows_where_a_method_decides_that_has_rows_wait(host, images):
+    def shown(method, at, rate=0.5):
+        slim = patchslim.slim(host, method, keep_rate=rate, at=at)
+        return [after.block for after in survivors(slim, images)[0]]
+
+    assert shown("evo", (1, 2)) == [1, 2]
+    assert shown("evo", (3,)) == [3]
+    assert shown("evo", (3,), rate=1.0) == shown("topk", (3,)) == [1, 2, 3]
+
+
+def test_heat_is_what_the_last_decision_was_made_by(host, images):
+    for image, after in zip(images, survivors(evo(host), images, blocks=[2, 3]), strict=True):
+        assert after[0].heat == after[1].heat
+        lone = survivors(evo(host), image[None], blocks=[2])[0][0]
+        assert torch.allclose(torch.tensor(after[0].heat), torch.tensor(lone.heat), atol=1e-6)
+        hottest = torch.tensor(after[0].heat).topk(8).indices
+        slow = {cell for cell, fate in enumerate(after[0].fate) if fate is Fate.SELF}
+        assert set(hottest.tolist()) == slow
+
+
+def test_heat_is_in_the_order_of_the_grid_whatever_the_rows_are():
+    origin = torch.tensor([[1, -1, 0, 1]])
+    tokens = Tokens(x=torch.zeros(1, 3, 4), prefix=1, grid=(2, 2), origin=origin)
+    (after,) = _survivals(tokens, 0, None, fuses=False)
+    assert after.heat is None
+    (after,) = _survivals(tokens.remembering(torch.tensor([[3.0, 5.0]])), 0, None, fuses=False)
+    assert after.heat == (5.0, 0.0, 3.0, 5.0)
+
+
+def test_the_brightest_patch_of_the_lower_panel_is_the_hottest(host, images):
+    pixels = np.full((32, 32, 3), GREY, np.uint8)
+    after = survivors(evo(host), images, blocks=[0, 1, 3])[1]
+    picture = draw(pixels, after)
+    for column, one in enumerate(after, 1):
+        panel = under(picture, column)
+        cells = [patch(panel, cell) for cell in range(16)]
+        assert all((cell == cell[0, 0]).all() for cell in cells)
+        bright = [float(cell[0, 0] @ (0.299, 0.587, 0.114)) for cell in cells]
+        assert int(np.argmax(bright)) == int(np.argmax(one.heat))
+        by_heat = np.array(bright)[np.argsort(one.heat)]
+        assert (np.diff(by_heat) > -1).all()  # of whole numbers
+        assert by_heat[-1] - by_heat[0] > 100  # a scale of its own
+
+
+def test_there_are_lower_panels_only_where_something_is_remembered(host, images):
+    pixels = np.full((32, 32, 3), GREY, np.uint8)
+    cold = survivors(patchslim.slim(host, "tome", r=3), images, blocks=[3])[0]
+    warm = survivors(evo(host), images, blocks=[3])[0]
+    height = draw(pixels, cold).height
+    assert draw(pixels, warm).height == draw(pixels, [*cold, *warm]).height == 2 * height
+    assert (under(draw(pixels, [*cold, *warm]), 1) == PAPER).all()
+    same = Survival(0, (4, 4), (Fate.SELF,) * 16, tuple(range(16)), heat=(0.5,) * 16)
+    assert len(np.unique(under(draw(pixels, [same]), 1).reshape(-1, 3), axis=0)) == 1
+
+
+def test_captions_say_how_many_go_on_and_wait_and_fit_their_panels(host, images):
+    (after,) = survivors(evo(host), images, blocks=[3])[0]
+    assert _caption(after) == "after block 3: 8 slow, 8 wait"
+    long = Survival(11, (24, 24), (Fate.WAITING,) * 300 + (Fate.SELF,) * 276, tuple(range(576)))
+    shown = np.asarray(draw(np.full((176, 176, 3), GREY, np.uint8), [long])).astype(int)
+    letters = np.abs(shown[-CAPTION:] - PAPER).max(axis=(0, 2)) > 30
+    assert letters[176 + 8 + 40 : -40].any()
+    assert not letters[150 : 176 + 8].any()
+
+
+PYRAMID = {"embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 3, 4), "depth": (3, 2, 2)}
+
+
+@pytest.mark.parametrize(("kind", "method"), [(EvoLevit, "evo"), (Levit, "tome"), (Levit, "topk")])
+def test_in_a_pyramid_each_panel_has_the_grid_of_its_stage(kind, method):
+    torch.manual_seed(0)
+    host = kind(img_size=128, num_classes=5, **PYRAMID).eval()
+    budget = {"keep_rate": 0.5, "at": (1, 4)} if method == "evo" else {"keep": 0.5}
+    slim = patchslim.slim(host, method, **budget)
+    images = torch.randn(2, 3, 128, 128)
+    grids = [(8, 8)] * 3 + [(4, 4)] * 3 + [(2, 2)] * 3
+    prefix = slim.shape().prefix
+    for image in survivors(slim, images, blocks=range(9)):
+        assert [after.grid for after in image] == grids
+        assert [after.left + prefix for after in image] == list(slim.counts())
+        for after in image:
+            cells = after.grid[0] * after.grid[1]
+            assert len(after.into) == len(after.fate) == cells
+            assert after.heat is None if method != "evo" else len(after.heat) == cells
+            assert not after.waiting or after.slow + after.waiting == cells
+    waiting = [after.waiting for after in image]
+    assert waiting == ([0, 32, 32, 0, 8, 8, 0, 0, 0] if method == "evo" else [0] * 9)
+    picture = draw(np.full((128, 128, 3), GREY, np.uint8), image)
+    assert picture.width == 10 * (256 + 8) - 8
+    assert _caption(image[3], several=True) == "after block 3: 16 of 16 left"
+
+
+def test_the_command_shows_what_waits(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (180, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "cat.png")
+    command = ["show", "test_vit", tmp_path / "cat.png", "--method", "evo"]
+    command += ["--out", tmp_path / "slow.png"]
+    ended = within(*command, "--keep-rate", 0.5, "--at", "2,4")
+    assert ended.code == 0
+    assert "after block 2: 50 patches slow, 50 wait\nafter block 4: 50 patches" in ended.out
+    told = json.loads(within(*command, "--keep-rate", 0.5, "--at", "2,4", "--json").out)
+    assert (told["left"], told["waiting"]) == ({"2": 51, "4": 51}, {"2": 50, "4": 50})
+    with Image.open(tmp_path / "slow.png") as picture:
+        shown = np.asarray(picture).astype(int)
+    side = shown.shape[0] // 2 - CAPTION
+    assert shown.shape[1] == 3 * (side + 8) - 8
+    image, panel = shown[:side, :side], shown[:side, side + 8 : 2 * side + 8]
+    clear = (image == panel).all(axis=2).reshape(10, side // 10, 10, side // 10).all(axis=(1, 3))
+    assert clear.sum() == 50

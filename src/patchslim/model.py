@@ -49,13 +49,13 @@ class SlimModel(Blocks):
         self.calibrated: dict[str, Any] | None = None
         self.packs = True
         shape = adapter.shape(host)
-        deciding = self.deciding()
+        deciding = self._deciding(shape)
         widths = [shape.blocks[block].width for block in deciding or (0,)]
         reducer.prepare(widths[0], deciding)
         if len(set(widths)) > 1 and any(each.ndim > 1 for each in reducer.parameters()):
             raise UnsupportedModel(
-                f"{type(reducer).__name__} has layers for one width, and blocks {deciding}, in which "
-                f"it decides, have {sorted(set(widths))} channels. Give at= (--at) in one stage."
+                f"{type(reducer).__name__} has layers for one width, and is to decide in blocks "
+                f"{deciding} of {sorted(set(widths))} channels. Give at= (--at) in one stage."
             )
         reducer.train(host.training)
         self.training = host.training
@@ -161,8 +161,12 @@ class SlimModel(Blocks):
 
     def deciding(self) -> tuple[int, ...]:
         """The blocks in which the method decides, for images of the host's own size."""
-        entering = self.shape().entering
-        steps = self._steps(entering, self.counts(), self.schedule, self.tail)
+        return self._deciding(self.shape())
+
+    def _deciding(self, shape: HostShape) -> tuple[int, ...]:
+        """The blocks in which the method decides, on a host of this shape."""
+        counts = counts_of(self.schedule, shape, self.reducer)
+        steps = self._steps(shape.entering, counts, self.schedule, self.tail)
         return tuple(step.index for step in steps if self.place(step) is not None)
 
     def named(self, depth: int) -> tuple[int, ...]:

@@ -233,11 +233,9 @@ def _heat(tokens: Tokens) -> list[tuple[float, ...] | None]:
 
 
 def _whole_caption(survivals: Sequence[Survival]) -> str:
-    """How many patches the image has, where the panels agree about it."""
-    grids = {survival.grid for survival in survivals}
-    return (
-        "".join(f"{height * width} patches" for height, width in grids) if len(grids) == 1 else ""
-    )
+    """How many patches the image has, where all panels have as many."""
+    counts = {len(survival.into) for survival in survivals}
+    return f"{counts.pop()} patches" if len(counts) == 1 else ""
 
 
 def _caption(survival: Survival, *, several: bool = False) -> str:

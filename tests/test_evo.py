@@ -1,0 +1,488 @@
+"""`evo` on hosts of every kind: what waits, what comes back where, and the algorithm written out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import patchslim
+from hugging import tiny_hf
+from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, Untrained
+from patchslim.io import load
+from patchslim.laws.trial import noise_images, tiny_host
+from patchslim.model import SlimModel
+from patchslim.reducer import Signals
+from patchslim.reducers.evo import Evo
+from patchslim.reduction import Fuse, Park
+from patchslim.schedule import Rate
+from patchslim.tokens import Tokens
+from toys import slimmed
+from variants import Variant, images, tiny_vit
+
+PATCHES = 16  # of the tiny host
+STAGES, BLOCKS = (2, 4), (2, 3, 4, 5)
+every_form = pytest.mark.parametrize("representative", [True, False], ids=["stand-in", "plain"])
+
+
+def deep(**changes: Any) -> Any:
+    """A tiny host of six blocks with LayerScale, whose head is the mean of its patches."""
+    settings = {"depth": 6, "init_values": 0.5, "class_token": True, "global_pool": "avg"}
+    return tiny_host(**{**settings, **changes})
+
+
+def evo(host: nn.Module, at: tuple[int, ...] = STAGES, **settings: Any) -> SlimModel:
+    return patchslim.slim(host, "evo", keep_rate=0.5, at=at, **settings)
+
+
+# ------------------------------------------------------------------------- nothing waits, all wait
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+@torch.no_grad()
+def test_a_rate_of_one_is_the_dense_model_bit_for_bit(pool: str) -> None:
+    host = deep(global_pool=pool)
+    model = patchslim.slim(host, "evo", keep_rate=1.0, at=STAGES)
+    assert torch.equal(model(noise_images()), host(noise_images()))
+    assert model.counts() == (17,) * 6
+
+
+@every_form
+@torch.no_grad()
+def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative: bool) -> None:
+    model = evo(deep(), (1, 3, 5), representative=representative)
+    slow = 1 + 8 + representative
+    traced = model.trace(noise_images())
+    assert [tokens.x.shape[1] for tokens in traced] == [17, *[slow] * 5] == list(model.counts())
+    assert {tokens.restored().shape[1] for tokens in traced} == {17}
+    assert model.learn(noise_images(), tail="full").tokens.x.shape[1] == 17
+    whole = [tokens.parked.whole for tokens in traced[1:]]
+    assert {tokens.x.shape[1] for tokens in whole} == {17}
+    assert all(tokens.parked is None for tokens in whole)
+    begun = [id(tokens) for tokens in whole]
+    assert (begun[0] == begun[1]) + (begun[2] == begun[3]) + (begun[1] == begun[2]) == 0
+    assert torch.equal(whole[0].x, whole[1].x)  # the second block of a unit selects nothing
+    assert not torch.equal(whole[1].x, whole[2].x)
+
+
+class Resting(nn.Module):
+    """A part of a block that adds nothing."""
+
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def still(**changes: Any) -> Any:
+    """A host whose blocks change no row, so that every row can be told by what it holds."""
+    host = deep(init_values=None, **changes)
+    for block in host.blocks:
+        for layer in (block.attn.proj, block.mlp.fc2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return host
+
+
+@every_form
+@pytest.mark.parametrize("at", [STAGES, BLOCKS])
+@torch.no_grad()
+def test_every_row_comes_back_to_its_place(representative: bool, at: tuple[int, ...]) -> None:
+    host = still()
+    model = evo(host, at, representative=representative)
+    entered = model.embed(noise_images(), {}, track=False).x
+    for tokens in model.trace(noise_images()):
+        torch.testing.assert_close(tokens.restored(), entered, rtol=0, atol=1e-6)
+    _, maps = model.forward_intermediates(noise_images())
+    grid = entered[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    assert len(maps) == 6
+    for each in maps:
+        torch.testing.assert_close(each, grid, rtol=0, atol=1e-6)
+
+
+@every_form
+@torch.no_grad()
+def test_what_waits_moves_by_what_its_stand_in_has_gained(representative: bool) -> None:
+    model = evo(deep(), (2,), representative=representative)
+    before, *after = model.trace(noise_images())[1:]
+    for tokens in after:
+        kept = tokens.parked.kept
+        waits = torch.ones(3, PATCHES, dtype=torch.bool).scatter(1, kept, value=False)
+        back = tokens.restored()[:, 1:]
+        if not representative:
+            assert torch.equal(back[waits], before.x[:, 1:][waits])
+            continue
+        moved = (back - before.x[:, 1:])[waits].view(3, 8, -1)
+        torch.testing.assert_close(moved, moved[:, :1].expand_as(moved), rtol=0, atol=1e-5)
+        gained = tokens.x[:, -1] - tokens.parked.stand_in[:, 0]
+        torch.testing.assert_close(moved[:, 0], gained, rtol=0, atol=1e-5)
+        assert moved.abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------ the algorithm written out
+
+
+def written_out(
+    host: Any,
+    x: Tensor,
+    at: tuple[int, ...],
+    *,
+    representative: bool,
+    early: float = 1.0,
+    tradeoff: float = 0.5,
+) -> Tensor:
+    """Evo-ViT with sorting, placeholders and the increments of each branch, image by image.
+
+    With drop path, a block draws for attention and then for the feed-forward, as the host does.
+    """
+    rows = host._pos_embed(host.patch_embed(x))
+    leading, patches = rows[:, :1], rows[:, 1:]
+    batch, count = patches.shape[:2]
+    attention: Tensor | None = None
+    waiting = gained = order = known = None
+
+    def together() -> tuple[Tensor, Tensor | None]:
+        """All patches and what is known of them, in raster order again."""
+        if waiting is None:
+            return patches, attention
+        slow = patches[:, :-1] if representative else patches
+        fast = waiting + gained if representative else waiting
+        places = order.argsort(dim=1)
+        joined = torch.stack([torch.cat(p)[i] for *p, i in zip(slow, fast, places, strict=True)])
+        kept = attention[:, : count // 2]
+        values = torch.cat([kept, known[:, count // 2 :]], dim=1).gather(1, places)
+        return joined, values
+
+    for index, block in enumerate(host.blocks):
+        if index in at:
+            patches, attention = together()
+            order = attention.argsort(dim=1, descending=True)
+            patches = torch.stack([p[o] for p, o in zip(patches, order, strict=True)])
+            known = attention = attention.gather(1, order)
+            patches, waiting = patches[:, : count // 2], patches[:, count // 2 :]
+            if representative:
+                share = known[:, count // 2 :]
+                share = share / share.sum(dim=1, keepdim=True)
+                stand_in = (share.unsqueeze(2) * waiting).sum(dim=1, keepdim=True)
+                patches = torch.cat([patches, stand_in], dim=1)
+            gained = torch.zeros(batch, 1, patches.shape[2])
+        sequence = torch.cat([leading, patches], dim=1)
+        normed = block.norm1(sequence)
+        qkv = block.attn.qkv(normed).unflatten(2, (3, block.attn.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(2, 3) * block.attn.scale).softmax(dim=-1)
+        newest = weights[:, :, 0, 1:].mean(dim=1)
+        if attention is None:
+            attention = newest
+        else:
+            share = early if index < at[0] else tradeoff
+            newest = newest[:, : attention.shape[1]]
+            old = attention[:, : newest.shape[1]]
+            attention = (1 - share) * old + share * newest
+        mixed = block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        first = block.drop_path1(block.ls1(mixed))
+        second = block.drop_path2(block.ls2(block.mlp(block.norm2(sequence + first))))
+        if waiting is not None:
+            gained = gained + first[:, -1:] + second[:, -1:]
+        sequence = sequence + first + second
+        leading, patches = sequence[:, :1], sequence[:, 1:]
+    patches, _ = together()
+    return host.forward_head(host.norm(torch.cat([leading, patches], dim=1)))
+
+
+@every_form
+@pytest.mark.parametrize("at", [STAGES, BLOCKS, (2,)])
+@torch.no_grad()
+def test_it_is_the_published_algorithm(representative: bool, at: tuple[int, ...]) -> None:
+    for settings in ({}, {"tradeoff": 0.3, "early": 0.7}):
+        model = evo(deep(), at, representative=representative, **settings)
+        wanted = written_out(
+            model.host, noise_images(), at, representative=representative, **settings
+        )
+        torch.testing.assert_close(model(noise_images()), wanted, rtol=1e-5, atol=1e-5)
+
+
+@every_form
+@pytest.mark.parametrize("at", [STAGES, BLOCKS])
+def test_so_it_is_in_training_with_drop_path(representative: bool, at: tuple[int, ...]) -> None:
+    """The gain of the stand-in is that of the branches that were not dropped, scaled as they are."""
+    model = evo(deep(drop_path_rate=0.5), at, representative=representative).train()
+    answers, slopes = [], []
+    for run in (model, lambda x: written_out(model.host, x, at, representative=representative)):
+        torch.manual_seed(3)
+        answer = run(noise_images())
+        model.zero_grad()
+        answer.square().sum().backward()
+        answers.append(answer.detach())
+        slopes.append(model.host.blocks[1].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*answers, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(answers[0], model.eval()(noise_images()), atol=1e-2)
+
+
+# ------------------------------------------------------------------------ global class attention
+
+
+def signals(logits: Tensor, block: int, **more: Any) -> Signals:
+    """A block in which the class token attends by these logits (B, n) before the softmax."""
+    keys = torch.cat([torch.zeros(len(logits), 1), logits], dim=1)[:, None, :, None]
+    return Signals(1, 1.0, torch.ones_like(keys), keys, None, block=block, **more)
+
+
+def seen(logits: Tensor) -> Tensor:
+    """What the class token gives to each patch: a softmax that itself is part of."""
+    return nn.functional.pad(logits, (1, 0)).softmax(dim=1)[:, 1:]
+
+
+def remembered(reducer: Evo, known: Tensor | None, logits: Tensor, block: int) -> Tensor:
+    tokens = Tokens(x=torch.zeros(2, 5, 3), prefix=1, grid=(2, 2), memory=known)
+    return reducer.remember(tokens, signals(logits, block))
+
+
+def test_the_newest_attention_weighs_as_much_as_told() -> None:
+    reducer = Evo(tradeoff=0.25, early=0.75)
+    reducer.prepare(3, (2, 4))
+    logits = torch.randn(3, 2, 4)
+    first = remembered(reducer, None, logits[0], 0)
+    torch.testing.assert_close(first, seen(logits[0]))
+    second = remembered(reducer, first, logits[1], 1)
+    torch.testing.assert_close(second, 0.25 * first + 0.75 * seen(logits[1]))
+    third = remembered(reducer, second, logits[2], 2)
+    torch.testing.assert_close(third, 0.75 * second + 0.25 * seen(logits[2]))
+
+
+def test_learned_tradeoffs_are_one_for_each_block_before_the_last_selection() -> None:
+    reducer = Evo(learned=True)
+    reducer.prepare(3, (2, 4))
+    assert sorted(reducer.mixing) == ["1", "2", "3"]
+    with torch.no_grad():
+        reducer.mixing["3"].fill_(2.0)
+    known, logits = torch.full((2, 4), 0.1), torch.randn(2, 4)
+    halves = remembered(reducer, known, logits, 1)
+    torch.testing.assert_close(halves, (known + seen(logits)) / 2)
+    share = torch.tensor(2.0).sigmoid()
+    mixed = remembered(reducer, known, logits, 3)
+    torch.testing.assert_close(mixed, (1 - share) * known + share * seen(logits))
+
+
+def test_a_subsampled_grid_keeps_the_sum_of_its_attention() -> None:
+    reducer = Evo()
+    reducer.prepare(3, (1,))
+    tokens = Tokens(x=torch.zeros(2, 16, 3), prefix=1, grid=(3, 5), memory=torch.rand(2, 15))
+    noted = reducer.remember(tokens, signals(torch.randn(2, 15), 2, stride=2))
+    left = noted.unflatten(1, (3, 5))[:, ::2, ::2].flatten(1)
+    assert left.shape == (2, 6)
+    torch.testing.assert_close(left.sum(dim=1), tokens.memory.sum(dim=1))
+
+
+@torch.no_grad()
+def test_what_waits_keeps_its_attention_and_selection_is_sticky() -> None:
+    model = evo(deep(), BLOCKS)
+    traced = model.trace(noise_images())
+    for before, after in zip(traced[1:4], traced[2:5], strict=True):
+        kept = after.parked.kept
+        waits = torch.ones(3, PATCHES, dtype=torch.bool).scatter(1, kept, value=False)
+        known, now = before.rejoined().memory, after.rejoined().memory
+        assert torch.equal(now[waits], known[waits])
+        assert (now.gather(1, kept) != known.gather(1, kept)).all()
+    shares = [tokens.rejoined().memory for tokens in traced]
+    assert shares[1].sum() < 3  # of one softmax
+    assert shares[4].sum() > shares[1].sum()  # those that go on share among fewer, and gain
+    kept = [set(tokens.parked.kept[0].tolist()) for tokens in traced[2:]]
+    again = [len(one & other) for one, other in zip(kept, kept[1:], strict=False)]
+    assert min(again) > 4  # chance alone would keep four of eight
+
+
+@torch.no_grad()
+def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for() -> None:
+    memory = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
+    tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
+    reduction = Evo().choose(tokens, Signals(1, block=1), 3)
+    assert isinstance(reduction, Park)
+    assert isinstance(reduction.slow, Fuse)
+    assert reduction.slow.kept.tolist() == [[1, 2]]
+    left = tokens.reduce(reduction)
+    torch.testing.assert_close(left.x[:, -1], (tokens.x[:, 1] + 2 * tokens.x[:, 4]) / 3)
+    assert torch.equal(left.rejoined().x, tokens.x)
+
+
+# ------------------------------------------------------------------------------------- other hosts
+
+
+def coded(host: Any, x: Tensor, **settings: Any) -> SlimModel:
+    """A model of the host that was checked: rows at every depth, and a finite answer."""
+    model = patchslim.slim(host, "evo", keep_rate=0.5, at=(1, 2), **settings)
+    with torch.no_grad():
+        traced = model.trace(x)
+        prefix, entered = traced[0].prefix, traced[0].x.shape[1]
+        slow = (entered - prefix) // 2 + prefix + 1
+        assert [tokens.x.shape[1] for tokens in traced] == [entered, slow, slow]
+        assert {tokens.restored().shape[1] for tokens in traced} == {entered}
+        logits = model.adapter.logits
+        got, dense = logits(model(x)), logits(host(x))
+        assert got.shape == dense.shape
+        assert got.isfinite().all()
+        assert not torch.allclose(got, dense, atol=1e-4)
+        same = patchslim.slim(host, "evo", keep_rate=1.0, at=(1, 2), **settings)
+        torch.testing.assert_close(logits(same(x)), dense, rtol=1e-5, atol=1e-5)
+    return model
+
+
+def eva(**args: Any) -> Any:
+    from timm.models.eva import Eva
+
+    return Variant("eva", Eva, args).build()
+
+
+def test_a_pooling_query_stands_in_for_a_class_token() -> None:
+    host = tiny_vit(global_pool="map", class_token=False)
+    model = coded(host, images(host))
+    with torch.no_grad():
+        traced = model.trace(images(host))
+        torch.testing.assert_close(traced[0].memory.sum(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", ["axial", "mixed"])
+def test_rotary_positions_go_with_their_rows(kind: str) -> None:
+    """Only rows of the right cells, and in no order, give the answer of shuffled tokens."""
+    host = eva(use_rot_pos_emb=True, use_abs_pos_emb=False, global_pool="token") if (
+        kind == "axial"
+    ) else eva(use_rot_pos_emb=True, rope_type="mixed", global_pool="token")
+    model = coded(host, images(host))
+    with torch.no_grad():
+        last = model.trace(images(host))[-1]
+        assert torch.equal(last.position[:, :-1], last.parked.kept)
+
+
+def test_registers_and_distillation_stay() -> None:
+    for host, prefix in (
+        (tiny_vit(reg_tokens=3), 4),
+        (eva(use_rot_pos_emb=True, num_reg_tokens=2), 3),
+    ):
+        model = coded(host, images(host))
+        with torch.no_grad():
+            last = model.trace(images(host))[-1]
+        assert (last.prefix, last.parked.whole.prefix) == (prefix, prefix)
+
+
+def test_a_distilled_host_is_served() -> None:
+    from timm.models.deit import VisionTransformerDistilled
+
+    host = Variant("distilled", VisionTransformerDistilled, {}).build()
+    coded(host, images(host))
+
+
+def test_transformers_is_served() -> None:
+    host = tiny_hf("ViTForImageClassification")
+    x = torch.randn(2, 3, *(host.config.image_size,) * 2) if isinstance(
+        host.config.image_size, int
+    ) else torch.randn(2, 3, *host.config.image_size)
+    coded(host, x)
+
+
+# -------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("settings", [{"tradeoff": 0.0}, {"tradeoff": 1.5}, {"early": 0.0}])
+def test_weights_of_nothing_and_of_more_than_all_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(BadSetting, match=f"{next(iter(settings))}=.*above 0 up to 1"):
+        Evo(**settings)
+
+
+def test_learning_without_a_representative_is_refused() -> None:
+    with pytest.raises(BadSetting, match="representative=True"):
+        Evo(learned=True, representative=False)
+
+
+def test_selecting_in_the_first_block_is_refused() -> None:
+    for budget in ({"keep_rate": 0.5, "at": (0, 2)}, {"r": 2}, {"keep": [9, 9, 9, 9, 9, 9]}):
+        with pytest.raises(BadSchedule, match=r"keep_rate=0.5, at=\(4, 8\)"):
+            patchslim.slim(deep(), "evo", **budget)
+
+
+def test_a_constant_number_in_every_block_is_refused_from_the_command_line_too() -> None:
+    for r in (1, [0, 0, 3, 0, 0, 0, 0]):
+        with pytest.raises(BadSchedule):
+            patchslim.slim(deep(), "evo", r=r)
+
+
+def test_a_host_without_a_class_token_is_refused() -> None:
+    with pytest.raises(NeedsClassToken, match="Methods that need none"):
+        evo(deep(class_token=False))
+
+
+# -------------------------------------------------------------------- files, graphs, types, threads
+
+
+@torch.no_grad()
+def test_what_is_saved_gives_the_same_answer(tmp_path: Any) -> None:
+    host = deep()
+    with pytest.warns(Untrained):
+        model = evo(host, learned=True)
+    for place, each in enumerate(model.reducer.mixing.values()):
+        each.fill_(2.0 - place)
+    model.save(tmp_path / "made")
+    again = load(tmp_path / "made", model=deep())
+    assert torch.equal(again(noise_images()), model(noise_images()))
+    assert again.reducer.settings() == model.reducer.settings()
+    for name, each in model.reducer.mixing.items():
+        assert torch.equal(again.reducer.mixing[name], each)
+    plain = evo(host)
+    assert not torch.equal(again(noise_images()), plain(noise_images()))
+
+
+@torch.no_grad()
+def test_two_selections_export_for_any_batch() -> None:
+    model = evo(deep(depth=4), (1, 3))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    graph = torch.export.export(model, (noise_images(),), dynamic_shapes={"images": batch}).module()
+    for count in (1, 5):
+        torch.testing.assert_close(
+            graph(noise_images(count)), model(noise_images(count)), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@every_form
+@torch.no_grad()
+def test_half_precision_stays_finite(dtype: torch.dtype, representative: bool) -> None:
+    model = evo(deep().to(dtype), representative=representative)
+    got = model(noise_images().to(dtype))
+    assert got.dtype == dtype
+    assert got.isfinite().all()
+
+
+@torch.no_grad()
+def test_attention_that_has_underflowed_gives_no_nan() -> None:
+    """Where nobody attends to those that wait, their stand-in has no weights to share out."""
+    memory = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
+    tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
+    left = tokens.reduce(Evo().choose(tokens, Signals(1, block=1), 3))
+    assert left.x.isfinite().all()
+
+
+@torch.no_grad()
+def test_two_threads_get_the_answers_of_one() -> None:
+    model = evo(deep())
+    batches = [noise_images(1 + i % 3) + i for i in range(12)]
+    wanted = [model(each) for each in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for got, want in zip(pool.map(model, batches), wanted, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    model = evo(deep(), BLOCKS)
+    x = noise_images(4)
+    torch.testing.assert_close(model(x)[2:3], model(x[2:3]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(x.flip(0)).flip(0), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_schedule_says_is_what_happens() -> None:
+    model = slimmed(deep(), Evo(), Rate(0.5, STAGES))
+    assert model.deciding() == STAGES
+    assert [step.index for step in model.steps(model.embed(noise_images(1), {}, track=False),
+                                               tail="full", layered=True) if model.place(step)
+    ] == [2, 3, 4, 5]
