@@ -1,7 +1,8 @@
-"""`evo` on hosts of every kind: what waits, what comes back where, and the algorithm written out."""
+"""`evo` on hosts of every kind: what waits, what comes back, and the algorithm written out."""
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,7 +44,7 @@ def evo(host: nn.Module, at: tuple[int, ...] = STAGES, **settings: Any) -> SlimM
 
 @pytest.mark.parametrize("pool", ["avg", "token"])
 @torch.no_grad()
-def test_a_rate_of_one_is_the_dense_model_bit_for_bit(pool: str) -> None:
+def test_a_rate_of_one_is_the_dense_model_bit_for_bit(pool):
     host = deep(global_pool=pool)
     model = patchslim.slim(host, "evo", keep_rate=1.0, at=STAGES)
     assert torch.equal(model(noise_images()), host(noise_images()))
@@ -52,7 +53,7 @@ def test_a_rate_of_one_is_the_dense_model_bit_for_bit(pool: str) -> None:
 
 @every_form
 @torch.no_grad()
-def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative: bool) -> None:
+def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative):
     model = evo(deep(), (1, 3, 5), representative=representative)
     slow = 1 + 8 + representative
     traced = model.trace(noise_images())
@@ -88,7 +89,7 @@ def still(**changes: Any) -> Any:
 @every_form
 @pytest.mark.parametrize("at", [STAGES, BLOCKS])
 @torch.no_grad()
-def test_every_row_comes_back_to_its_place(representative: bool, at: tuple[int, ...]) -> None:
+def test_every_row_comes_back_to_its_place(representative, at):
     host = still()
     model = evo(host, at, representative=representative)
     entered = model.embed(noise_images(), {}, track=False).x
@@ -103,7 +104,7 @@ def test_every_row_comes_back_to_its_place(representative: bool, at: tuple[int, 
 
 @every_form
 @torch.no_grad()
-def test_what_waits_moves_by_what_its_stand_in_has_gained(representative: bool) -> None:
+def test_what_waits_moves_by_what_its_stand_in_has_gained(representative):
     model = evo(deep(), (2,), representative=representative)
     before, *after = model.trace(noise_images())[1:]
     for tokens in after:
@@ -123,6 +124,14 @@ def test_what_waits_moves_by_what_its_stand_in_has_gained(representative: bool) 
 # ------------------------------------------------------------------------ the algorithm written out
 
 
+def attended(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What attention gives, and how much the class token attends to each row behind it."""
+    q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(2, 3) * attn.scale).softmax(dim=-1)
+    mixed = attn.proj((weights @ v).transpose(1, 2).flatten(2))
+    return mixed, weights[:, :, 0, 1:].mean(dim=1)
+
+
 def written_out(
     host: Any,
     x: Tensor,
@@ -138,49 +147,40 @@ def written_out(
     """
     rows = host._pos_embed(host.patch_embed(x))
     leading, patches = rows[:, :1], rows[:, 1:]
-    batch, count = patches.shape[:2]
+    half = patches.shape[1] // 2
     attention: Tensor | None = None
-    waiting = gained = order = known = None
+    waiting = gained = order = stale = None
 
     def together() -> tuple[Tensor, Tensor | None]:
         """All patches and what is known of them, in raster order again."""
         if waiting is None:
             return patches, attention
-        slow = patches[:, :-1] if representative else patches
+        slow = patches[:, :half]
         fast = waiting + gained if representative else waiting
         places = order.argsort(dim=1)
         joined = torch.stack([torch.cat(p)[i] for *p, i in zip(slow, fast, places, strict=True)])
-        kept = attention[:, : count // 2]
-        values = torch.cat([kept, known[:, count // 2 :]], dim=1).gather(1, places)
-        return joined, values
+        return joined, torch.cat([attention, stale], dim=1).gather(1, places)
 
     for index, block in enumerate(host.blocks):
         if index in at:
             patches, attention = together()
             order = attention.argsort(dim=1, descending=True)
             patches = torch.stack([p[o] for p, o in zip(patches, order, strict=True)])
-            known = attention = attention.gather(1, order)
-            patches, waiting = patches[:, : count // 2], patches[:, count // 2 :]
+            attention, stale = attention.gather(1, order).split([half, half], dim=1)
+            patches, waiting = patches.split([half, half], dim=1)
             if representative:
-                share = known[:, count // 2 :]
-                share = share / share.sum(dim=1, keepdim=True)
+                share = stale / stale.sum(dim=1, keepdim=True)
                 stand_in = (share.unsqueeze(2) * waiting).sum(dim=1, keepdim=True)
                 patches = torch.cat([patches, stand_in], dim=1)
-            gained = torch.zeros(batch, 1, patches.shape[2])
+            gained = torch.zeros_like(patches[:, :1])
         sequence = torch.cat([leading, patches], dim=1)
-        normed = block.norm1(sequence)
-        qkv = block.attn.qkv(normed).unflatten(2, (3, block.attn.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(2, 3) * block.attn.scale).softmax(dim=-1)
-        newest = weights[:, :, 0, 1:].mean(dim=1)
+        mixed, newest = attended(block.attn, block.norm1(sequence))
         if attention is None:
             attention = newest
         else:
             share = early if index < at[0] else tradeoff
-            newest = newest[:, : attention.shape[1]]
-            old = attention[:, : newest.shape[1]]
-            attention = (1 - share) * old + share * newest
-        mixed = block.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+            newest = newest[:, : attention.shape[1]]  # without the stand-in's
+            attention = (1 - share) * attention + share * newest
         first = block.drop_path1(block.ls1(mixed))
         second = block.drop_path2(block.ls2(block.mlp(block.norm2(sequence + first))))
         if waiting is not None:
@@ -194,7 +194,7 @@ def written_out(
 @every_form
 @pytest.mark.parametrize("at", [STAGES, BLOCKS, (2,)])
 @torch.no_grad()
-def test_it_is_the_published_algorithm(representative: bool, at: tuple[int, ...]) -> None:
+def test_it_is_the_published_algorithm(representative, at):
     for settings in ({}, {"tradeoff": 0.3, "early": 0.7}):
         model = evo(deep(), at, representative=representative, **settings)
         wanted = written_out(
@@ -205,8 +205,8 @@ def test_it_is_the_published_algorithm(representative: bool, at: tuple[int, ...]
 
 @every_form
 @pytest.mark.parametrize("at", [STAGES, BLOCKS])
-def test_so_it_is_in_training_with_drop_path(representative: bool, at: tuple[int, ...]) -> None:
-    """The gain of the stand-in is that of the branches that were not dropped, scaled as they are."""
+def test_so_it_is_in_training_with_drop_path(representative, at):
+    """The gain of the stand-in is that of the branches not dropped, scaled as they are."""
     model = evo(deep(drop_path_rate=0.5), at, representative=representative).train()
     answers, slopes = [], []
     for run in (model, lambda x: written_out(model.host, x, at, representative=representative)):
@@ -240,7 +240,7 @@ def remembered(reducer: Evo, known: Tensor | None, logits: Tensor, block: int) -
     return reducer.remember(tokens, signals(logits, block))
 
 
-def test_the_newest_attention_weighs_as_much_as_told() -> None:
+def test_the_newest_attention_weighs_as_much_as_told():
     reducer = Evo(tradeoff=0.25, early=0.75)
     reducer.prepare(3, (2, 4))
     logits = torch.randn(3, 2, 4)
@@ -252,7 +252,7 @@ def test_the_newest_attention_weighs_as_much_as_told() -> None:
     torch.testing.assert_close(third, 0.75 * second + 0.25 * seen(logits[2]))
 
 
-def test_learned_tradeoffs_are_one_for_each_block_before_the_last_selection() -> None:
+def test_learned_tradeoffs_are_one_for_each_block_before_the_last_selection():
     reducer = Evo(learned=True)
     reducer.prepare(3, (2, 4))
     assert sorted(reducer.mixing) == ["1", "2", "3"]
@@ -266,7 +266,7 @@ def test_learned_tradeoffs_are_one_for_each_block_before_the_last_selection() ->
     torch.testing.assert_close(mixed, (1 - share) * known + share * seen(logits))
 
 
-def test_a_subsampled_grid_keeps_the_sum_of_its_attention() -> None:
+def test_a_subsampled_grid_keeps_the_sum_of_its_attention():
     reducer = Evo()
     reducer.prepare(3, (1,))
     tokens = Tokens(x=torch.zeros(2, 16, 3), prefix=1, grid=(3, 5), memory=torch.rand(2, 15))
@@ -277,10 +277,10 @@ def test_a_subsampled_grid_keeps_the_sum_of_its_attention() -> None:
 
 
 @torch.no_grad()
-def test_what_waits_keeps_its_attention_and_selection_is_sticky() -> None:
+def test_what_waits_keeps_its_attention_and_selection_is_sticky():
     model = evo(deep(), BLOCKS)
     traced = model.trace(noise_images())
-    for before, after in zip(traced[1:4], traced[2:5], strict=True):
+    for before, after in itertools.pairwise(traced[1:5]):
         kept = after.parked.kept
         waits = torch.ones(3, PATCHES, dtype=torch.bool).scatter(1, kept, value=False)
         known, now = before.rejoined().memory, after.rejoined().memory
@@ -290,12 +290,12 @@ def test_what_waits_keeps_its_attention_and_selection_is_sticky() -> None:
     assert shares[1].sum() < 3  # of one softmax
     assert shares[4].sum() > shares[1].sum()  # those that go on share among fewer, and gain
     kept = [set(tokens.parked.kept[0].tolist()) for tokens in traced[2:]]
-    again = [len(one & other) for one, other in zip(kept, kept[1:], strict=False)]
+    again = [len(one & other) for one, other in itertools.pairwise(kept)]
     assert min(again) > 4  # chance alone would keep four of eight
 
 
 @torch.no_grad()
-def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for() -> None:
+def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for():
     memory = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
     tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
     reduction = Evo().choose(tokens, Signals(1, block=1), 3)
@@ -310,7 +310,7 @@ def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for() -> No
 # ------------------------------------------------------------------------------------- other hosts
 
 
-def coded(host: Any, x: Tensor, **settings: Any) -> SlimModel:
+def served(host: Any, x: Tensor, **settings: Any) -> SlimModel:
     """A model of the host that was checked: rows at every depth, and a finite answer."""
     model = patchslim.slim(host, "evo", keep_rate=0.5, at=(1, 2), **settings)
     with torch.no_grad():
@@ -335,79 +335,78 @@ def eva(**args: Any) -> Any:
     return Variant("eva", Eva, args).build()
 
 
-def test_a_pooling_query_stands_in_for_a_class_token() -> None:
+def test_a_pooling_query_stands_in_for_a_class_token():
     host = tiny_vit(global_pool="map", class_token=False)
-    model = coded(host, images(host))
+    model = served(host, images(host))
     with torch.no_grad():
         traced = model.trace(images(host))
         torch.testing.assert_close(traced[0].memory.sum(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize("kind", ["axial", "mixed"])
-def test_rotary_positions_go_with_their_rows(kind: str) -> None:
-    """Only rows of the right cells, and in no order, give the answer of shuffled tokens."""
-    host = eva(use_rot_pos_emb=True, use_abs_pos_emb=False, global_pool="token") if (
-        kind == "axial"
-    ) else eva(use_rot_pos_emb=True, rope_type="mixed", global_pool="token")
-    model = coded(host, images(host))
+@pytest.mark.parametrize("kind", [{}, {"rope_type": "mixed"}], ids=["axial", "mixed"])
+def test_rotary_positions_go_with_their_rows(kind):
+    """The kept rows have their own cells, and the stand-in that of the row it is most of."""
+    host = eva(use_rot_pos_emb=True, global_pool="token", **kind)
+    model = served(host, images(host))
     with torch.no_grad():
-        last = model.trace(images(host))[-1]
-        assert torch.equal(last.position[:, :-1], last.parked.kept)
+        before, last = model.trace(images(host))[-2:]
+    parked = last.parked
+    assert torch.equal(last.position[:, :-1], parked.kept)
+    waiting = parked.whole.memory.scatter(1, parked.kept, 0.0)
+    assert torch.equal(last.position[:, -1], waiting.argmax(dim=1))
+    assert torch.equal(before.rejoined().memory, parked.whole.memory)
 
 
-def test_registers_and_distillation_stay() -> None:
+def test_registers_and_distillation_stay():
     for host, prefix in (
         (tiny_vit(reg_tokens=3), 4),
         (eva(use_rot_pos_emb=True, num_reg_tokens=2), 3),
     ):
-        model = coded(host, images(host))
+        model = served(host, images(host))
         with torch.no_grad():
             last = model.trace(images(host))[-1]
         assert (last.prefix, last.parked.whole.prefix) == (prefix, prefix)
 
 
-def test_a_distilled_host_is_served() -> None:
+def test_a_distilled_host_is_served():
     from timm.models.deit import VisionTransformerDistilled
 
     host = Variant("distilled", VisionTransformerDistilled, {}).build()
-    coded(host, images(host))
+    served(host, images(host))
 
 
-def test_transformers_is_served() -> None:
+def test_transformers_is_served():
     host = tiny_hf("ViTForImageClassification")
-    x = torch.randn(2, 3, *(host.config.image_size,) * 2) if isinstance(
-        host.config.image_size, int
-    ) else torch.randn(2, 3, *host.config.image_size)
-    coded(host, x)
+    served(host, torch.randn(2, 3, 16, 20))
 
 
 # -------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("settings", [{"tradeoff": 0.0}, {"tradeoff": 1.5}, {"early": 0.0}])
-def test_weights_of_nothing_and_of_more_than_all_are_refused(settings: dict[str, float]) -> None:
+def test_weights_of_nothing_and_of_more_than_all_are_refused(settings):
     with pytest.raises(BadSetting, match=f"{next(iter(settings))}=.*above 0 up to 1"):
         Evo(**settings)
 
 
-def test_learning_without_a_representative_is_refused() -> None:
+def test_learning_without_a_representative_is_refused():
     with pytest.raises(BadSetting, match="representative=True"):
         Evo(learned=True, representative=False)
 
 
-def test_selecting_in_the_first_block_is_refused() -> None:
+def test_selecting_in_the_first_block_is_refused():
     for budget in ({"keep_rate": 0.5, "at": (0, 2)}, {"r": 2}, {"keep": [9, 9, 9, 9, 9, 9]}):
         with pytest.raises(BadSchedule, match=r"keep_rate=0.5, at=\(4, 8\)"):
             patchslim.slim(deep(), "evo", **budget)
 
 
-def test_a_constant_number_in_every_block_is_refused_from_the_command_line_too() -> None:
+def test_a_constant_number_in_every_block_is_refused_from_the_command_line_too():
     for r in (1, [0, 0, 3, 0, 0, 0, 0]):
         with pytest.raises(BadSchedule):
             patchslim.slim(deep(), "evo", r=r)
 
 
-def test_a_host_without_a_class_token_is_refused() -> None:
+def test_a_host_without_a_class_token_is_refused():
     with pytest.raises(NeedsClassToken, match="Methods that need none"):
         evo(deep(class_token=False))
 
@@ -416,7 +415,7 @@ def test_a_host_without_a_class_token_is_refused() -> None:
 
 
 @torch.no_grad()
-def test_what_is_saved_gives_the_same_answer(tmp_path: Any) -> None:
+def test_what_is_saved_gives_the_same_answer(tmp_path):
     host = deep()
     with pytest.warns(Untrained):
         model = evo(host, learned=True)
@@ -433,7 +432,7 @@ def test_what_is_saved_gives_the_same_answer(tmp_path: Any) -> None:
 
 
 @torch.no_grad()
-def test_two_selections_export_for_any_batch() -> None:
+def test_two_selections_export_for_any_batch():
     model = evo(deep(depth=4), (1, 3))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     graph = torch.export.export(model, (noise_images(),), dynamic_shapes={"images": batch}).module()
@@ -446,7 +445,7 @@ def test_two_selections_export_for_any_batch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @every_form
 @torch.no_grad()
-def test_half_precision_stays_finite(dtype: torch.dtype, representative: bool) -> None:
+def test_half_precision_stays_finite(dtype, representative):
     model = evo(deep().to(dtype), representative=representative)
     got = model(noise_images().to(dtype))
     assert got.dtype == dtype
@@ -454,7 +453,7 @@ def test_half_precision_stays_finite(dtype: torch.dtype, representative: bool) -
 
 
 @torch.no_grad()
-def test_attention_that_has_underflowed_gives_no_nan() -> None:
+def test_attention_that_has_underflowed_gives_no_nan():
     """Where nobody attends to those that wait, their stand-in has no weights to share out."""
     memory = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
@@ -463,7 +462,7 @@ def test_attention_that_has_underflowed_gives_no_nan() -> None:
 
 
 @torch.no_grad()
-def test_two_threads_get_the_answers_of_one() -> None:
+def test_two_threads_get_the_answers_of_one():
     model = evo(deep())
     batches = [noise_images(1 + i % 3) + i for i in range(12)]
     wanted = [model(each) for each in batches]
@@ -473,16 +472,16 @@ def test_two_threads_get_the_answers_of_one() -> None:
 
 
 @torch.no_grad()
-def test_an_image_does_not_depend_on_its_batch() -> None:
+def test_an_image_does_not_depend_on_its_batch():
     model = evo(deep(), BLOCKS)
     x = noise_images(4)
     torch.testing.assert_close(model(x)[2:3], model(x[2:3]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(x.flip(0)).flip(0), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_schedule_says_is_what_happens() -> None:
+def test_what_the_schedule_says_is_what_happens():
     model = slimmed(deep(), Evo(), Rate(0.5, STAGES))
     assert model.deciding() == STAGES
-    assert [step.index for step in model.steps(model.embed(noise_images(1), {}, track=False),
-                                               tail="full", layered=True) if model.place(step)
-    ] == [2, 3, 4, 5]
+    tokens = model.embed(noise_images(1), {}, track=False)
+    steps = model.steps(tokens, tail="full", layered=True)
+    assert [step.index for step in steps if model.place(step)] == [2, 3, 4, 5]

@@ -25,11 +25,16 @@ SAYS = {
     "per_image": ["at most: 80%", "right: 6 of 6", "the same alone: True", "masked: True"],
     "save_and_load": ["model.safetensors", "'method': 'evit'", "same answer: True"],
     "slim_huggingface": ["145 103 103 74 54 54", "LABEL_", "ImageClassifierOutput"],
+    "slow_fast": [
+        "tokens after each block: 145 145 74 74 74 74",
+        "after every block: {(12, 12)}",
+        "Evo-LeViT: 197 197 50 26 26 26 17 10 10 10 10",
+    ],
     "slim_timm": ["tokens after each block: 185", "0.752 GMACs of 1.254 GMACs"],
 }
 QUICK = """calibrate documents fine_tune own_method per_image save_and_load slim_huggingface
-slim_timm""".split()
-SHORT = {"calibrate": ["1"], "fine_tune": ["2"]}  # arguments for a short form
+slim_timm slow_fast""".split()
+SHORT = {"calibrate": ["1"], "fine_tune": ["2"], "slow_fast": ["2"]}  # arguments for a short form
 
 
 def example(name: str) -> Path:

@@ -125,7 +125,7 @@ from test_train import LONG, images, slimmed
 from patchslim.train import train
 train(slimmed(), images(), LONG, out={out!r}, progress=lambda line: print(line, flush=True))
 """
-LONG = Course(steps=60, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
+LONG = Course(steps=30, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> No
     assert (
         {"checkpoint.pt", "log.csv"} <= left <= {"checkpoint.pt", "log.csv", ".checkpoint.pt.new"}
     )
-    assert 6 <= read(out / "checkpoint.pt")["step"] < 60
+    assert 6 <= read(out / "checkpoint.pt")["step"] < 30
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

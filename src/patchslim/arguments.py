@@ -5,6 +5,7 @@ A wrong argument is a `PatchslimError`, as it is in Python.
 
 from __future__ import annotations
 
+import ast
 import copy
 import inspect
 import warnings
@@ -46,7 +47,7 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
             "of."
         )
     reducer = reducer_of(args, "tome")
-    host = find_host(args.model, pretrained=args.pretrained, weights=args.weights)
+    host = _host(args)
     if _is_random(args) and args.command != "train":
         terminal.note(
             f"note: {args.model} has random weights, so its answers mean nothing; costs do. "
@@ -67,17 +68,34 @@ def dense_model(args: Namespace) -> nn.Module:
             f"{args.model} has random weights, and what such a model reads means nothing. Give "
             "--weights FILE or --pretrained."
         )
-    return find_host(args.model, pretrained=args.pretrained, weights=args.weights)
+    return _host(args)
+
+
+def _host(args: Namespace) -> nn.Module:
+    """The model that the arguments name, built as they say."""
+    settings: dict[str, Any] = {}
+    for text in args.model_kwargs:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise PatchslimError(f"--model-kwargs {text}: give NAME=VALUE, such as img_size=384.")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value  # a word, such as avg
+    return find_host(
+        args.model, pretrained=args.pretrained, weights=args.weights, settings=settings
+    )
 
 
 def opened(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preparation | None]:
     """A saved model with its preparation of images, or a model that is slimmed now."""
     if not is_saved(args.model):
         return slimmed_model(args, terminal), None
-    if asks(args) or args.method or args.set or args.tail or args.weights or args.pretrained:
+    built = args.weights or args.pretrained or args.model_kwargs
+    if asks(args) or args.method or args.set or args.tail or built:
         raise PatchslimError(
             f"{args.model} is slimmed already, with a method and a budget of its own; leave out "
-            "--method, budgets and weights."
+            "--method, budgets, weights and --model-kwargs."
         )
     return load(args.model), Preparation.from_json(read_recipe(args.model)["images"])
 

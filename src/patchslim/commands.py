@@ -223,7 +223,7 @@ def macs(args: Namespace, _terminal: Terminal) -> Answer:
     shape = adapter.shape(host)
     tail: Tail = args.tail or ("exact" if args.macs is not None else "full")
     rule = plan(shape, reducer, args.schedule, tail=tail, **budget_of(args))
-    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer)
+    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
     counts = counts_of(rule, shape, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     facts = facts_of(args, reducer, counts, (cost, dense_macs(shape)), tail)

@@ -31,6 +31,7 @@ def find_host(
     pretrained: bool = False,
     weights: Path | None = None,
     image_size: int | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The model called `name`, in evaluation mode.
 
@@ -39,13 +40,17 @@ def find_host(
         pretrained: whether timm may fetch its pretrained weights.
         weights: a file of weights for a timm model.
         image_size: the side of the images, for a timm model.
+        settings: what else `timm.create_model` is told, such as global_pool="avg".
     """
+    told = dict(settings or {})
+    if image_size is not None:
+        told["img_size"] = image_size
     folder = Path(name).expanduser()
     named = name != EXAMPLE and not folder.is_dir()
-    if not named and (pretrained or weights is not None or image_size is not None):
+    if not named and (pretrained or weights is not None or told):
         raise PatchslimError(
-            f"{name} comes with its own weights and image size; --pretrained, --weights and "
-            "--image-size are for names of timm's."
+            f"{name} comes with its own weights and image size; --pretrained, --weights, "
+            "--image-size and --model-kwargs are for names of timm's."
         )
     if name == EXAMPLE:
         from patchslim.data.digits import host as example
@@ -55,7 +60,7 @@ def find_host(
     if not named:
         return _from_transformers(folder)
     state = None if weights is None else read_weights(weights)
-    host = _from_timm(name, pretrained=pretrained, image_size=image_size, state=state)
+    host = _from_timm(name, pretrained=pretrained, told=told, state=state)
     if state is not None:
         fill(host, state, weights)
     return host.eval()
@@ -72,13 +77,13 @@ def shape_only(name: str, image_size: int | None = None) -> nn.Module:
     if name == EXAMPLE or Path(name).expanduser().is_dir():
         return find_host(name, image_size=image_size)
     with torch.device("meta"):
-        return _from_timm(name, pretrained=False, image_size=image_size, state=None)
+        told = {} if image_size is None else {"img_size": image_size}
+        return _from_timm(name, pretrained=False, told=told, state=None)
 
 
 def timm_names(family: str, containing: str = "") -> list[str]:
     """The names in timm's registry whose module works with a class that `family` serves."""
-    import timm
-
+    timm = _timm()
     adapter = load_adapter(family)
     modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
     served = {module for module in modules if _works_with(module, adapter)}
@@ -120,19 +125,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _from_timm(
-    name: str, *, pretrained: bool, image_size: int | None, state: Mapping[str, Tensor] | None
+    name: str, *, pretrained: bool, told: Mapping[str, Any], state: Mapping[str, Tensor] | None
 ) -> nn.Module:
     """A model of timm's registry, with as many classes as the weights have."""
     check_version("timm")
-    import timm
-
+    timm = _timm()
     if not timm.is_model(name):
         if any(mark in name for mark in "/\\"):
             raise BadFile(f"There is no folder {name}. {CURE}")
         raise UnknownName.of("model", name, [EXAMPLE, *timm.list_models()], CURE)
-    settings: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    if state is not None and "head.weight" in state:
-        settings["num_classes"] = len(state["head.weight"])
+    settings: dict[str, Any] = {}
+    for classifier in ("head.weight", "head.linear.weight"):
+        if state is not None and classifier in state:
+            settings["num_classes"] = len(state[classifier])
+    settings |= told
     try:
         host: nn.Module = timm.create_model(name, pretrained=pretrained, **settings)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
@@ -142,6 +148,15 @@ def _from_timm(
         cure = " Without a network, give --weights FILE." if pretrained else ""
         raise PatchslimError(f"timm could not make {name}: {_first(error)}.{cure}") from error
     return host
+
+
+def _timm() -> Any:
+    """timm, whose registry knows our own models too."""
+    import timm
+
+    import patchslim.models.evo_levit  # noqa: F401 (registers them)
+
+    return timm
 
 
 def _from_transformers(folder: Path) -> nn.Module:

@@ -58,6 +58,13 @@ def add_weights(one: Parser) -> None:
     group = one.add_argument_group("weights of a timm model")
     group.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or a torch file")
     group.add_argument("--pretrained", action="store_true", help="let timm fetch its own")
+    group.add_argument(
+        "--model-kwargs",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what timm builds the model with: global_pool=avg, img_size=384, num_classes=10",
+    )
 
 
 def add_method(one: Parser) -> None:

@@ -166,7 +166,8 @@ class Reducer(nn.Module, ABC):
             most that is kept.
         parks: whether rows only wait, and all are there again at the next decision; rates are then
             of all patches, and a block decides anew where the schedule leaves the count as it is.
-        remembers: whether it takes note of each patch row in the blocks before a decision.
+        remembers: whether it takes note of each patch row in the blocks before a decision; it
+            cannot decide in the first block then.
         course: what its authors train otherwise than by default, in the words of `Course`.
     """
 
@@ -202,8 +203,6 @@ class Reducer(nn.Module, ABC):
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """Makes the parameters of a method that learns, where they are not there yet.
-
-        A method that cannot decide in one of these blocks says so here.
 
         Args:
             width: channels of the host's tokens.

@@ -65,12 +65,6 @@ class Evo(Reducer):
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """One trade-off for each block before the last selection, if they are learned."""
-        if 0 in blocks:
-            raise BadSchedule(
-                f"Evo selects by the class attention of earlier blocks, and is to decide in blocks "
-                f"{tuple(blocks)}. Give keep_rate=0.5, at=(4, 8) (--keep-rate, --at), or any "
-                "blocks from 1 on."
-            )
         self.first = min(blocks, default=0)
         if self.learned and not self.mixing:
             for block in range(1, max(blocks, default=0)):

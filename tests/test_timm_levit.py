@@ -1,0 +1,457 @@
+"""LeViT and Evo-LeViT: a pyramid as one row of blocks, its biases, its strides, and any method."""
+
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from timm.models.levit import Levit, LevitDistilled
+from torch import nn
+
+import patchslim
+from patchslim.adapters.timm_levit import TimmLevit
+from patchslim.errors import BadSchedule, UnsupportedModel, WrongInput
+from patchslim.io import load
+from patchslim.laws import check_adapter
+from patchslim.laws.counting import counted_macs
+from patchslim.models.evo_levit import EvoLevit
+from patchslim.reduction import Keep, Merge
+from patchslim.schedule import Constant, Rate
+from patchslim.tokens import Tokens
+from toys import (
+    Enough,
+    HardMask,
+    Longest,
+    LongestBefore,
+    LongestOnQueries,
+    Pairs,
+    PairsBefore,
+    PairsOnMap,
+    PairsOnQueries,
+    Predictor,
+    slimmed,
+)
+from variants import randomise
+
+GRIDS = ((5, 7), (3, 4), (2, 2))  # neither square nor even
+TINY = {
+    "img_size": (80, 112),
+    "embed_dim": (16, 24, 32),
+    "key_dim": 4,
+    "num_heads": (2, 3, 4),
+    "depth": (2, 1, 2),
+    "num_classes": 7,
+}
+STRIDES = (2, 4)  # of the seven blocks
+AFTER = Rate(0.5, (1, 3, 5))
+HOSTS = (Levit, LevitDistilled, EvoLevit)
+every_host = pytest.mark.parametrize("kind", HOSTS, ids=lambda kind: kind.__name__)
+TOYS = (
+    Longest,
+    LongestBefore,
+    LongestOnQueries,
+    Pairs,
+    PairsBefore,
+    PairsOnMap,
+    PairsOnQueries,
+    Enough,
+)
+every_toy = pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.__name__)
+
+
+def host(kind=Levit, **changes):
+    """A small host, of whose parts and running statistics none can be left out unnoticed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(**{**TINY, **changes})
+    randomise(model)
+    return model.eval()
+
+
+def images(batch=2, *, side=(80, 112), seed=1):
+    return torch.randn(batch, 3, *side, generator=torch.Generator().manual_seed(seed))
+
+
+def same(got, wanted, within=1e-5):
+    torch.testing.assert_close(got, wanted, rtol=within, atol=within)
+
+
+# ----------------------------------------------------------------------------------------- the laws
+
+SETTINGS = {
+    "Levit": (Levit, {}),
+    "LevitDistilled at stride 8, other ratios": (
+        LevitDistilled,
+        {"stem_type": "s8", "img_size": (40, 56), "attn_ratio": (1, 3, 2), "mlp_ratio": (1, 2, 3)},
+    ),
+    "EvoLevit": (EvoLevit, {}),
+    "EvoLevit, two stages, other ratios": (
+        EvoLevit,
+        {
+            "img_size": 96,
+            "embed_dim": (16, 32),
+            "num_heads": 2,
+            "depth": (1, 2),
+            "attn_ratio": 1.5,
+            "mlp_ratio": 3.0,
+            "drop_path_rate": 0.2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), SETTINGS.values(), ids=SETTINGS)
+def test_the_adapter_keeps_the_laws(kind, changes):
+    check_adapter(host(kind, **changes))
+
+
+@every_host
+@torch.no_grad()
+def test_nothing_removed_is_the_host_bit_for_bit(kind):
+    model = host(kind)
+    assert torch.equal(patchslim.slim(model, "identity")(images()), model(images()))
+    for change in (model.double, model.train):
+        change()
+        x = images().to(next(model.parameters()).dtype)
+        wanted = model.eval()(x)
+        same(patchslim.slim(model, "identity")(x), wanted, 1e-10)
+
+
+def test_in_training_it_is_the_host_with_its_batch_statistics():
+    """The norms count the same rows, so that their running statistics move alike."""
+    model, twin = host(EvoLevit).train(), host(EvoLevit).train()
+    dense = slimmed(model, patchslim.find_reducer("identity")(), Constant(0)).train()
+    same(dense(images(4)), twin(images(4)))
+    moved = [name for name in twin.state_dict() if name.endswith(("running_mean", "running_var"))]
+    assert moved
+    for name in moved:
+        same(model.state_dict()[name], twin.state_dict()[name])
+
+
+# --------------------------------------------------------------------------------------- refusals
+
+
+class Other(Levit):
+    """A LeViT with a forward pass of its own."""
+
+    def forward_features(self, x):
+        return super().forward_features(x) + 1
+
+
+def fused():
+    model = host()
+    for module in list(model.modules()):
+        for name, part in list(module.named_children()):
+            if hasattr(part, "fuse"):
+                setattr(module, name, part.fuse())
+    return model
+
+
+def pooled():
+    model = host()
+    down = model.stages[1].downsample.attn_downsample.q.down
+    down.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
+    return model
+
+
+def foreign():
+    model = host()
+    model.stages[0].blocks[0] = nn.Identity()
+    return model
+
+
+REFUSED = {
+    "convolutions": (lambda: host(use_conv=True), "use_conv=True"),
+    "no pooling": (lambda: host(global_pool=""), "global_pool='avg'"),
+    "another forward pass": (lambda: host(Other), "Other overrides forward_features"),
+    "pooled queries": (pooled, "use_pool=True"),
+    "fused norms": (fused, "Slim it first, and fuse then"),
+    "a foreign block": (foreign, "Identity"),
+}
+
+
+@pytest.mark.parametrize(("make", "told"), REFUSED.values(), ids=REFUSED)
+def test_what_would_be_wrong_is_refused(make, told):
+    with pytest.raises(UnsupportedModel, match=told):
+        patchslim.slim(make(), "tome", r=1)
+
+
+def test_a_method_of_the_class_token_is_refused_on_plain_levit():
+    with pytest.raises(patchslim.PatchslimError, match="class token"):
+        patchslim.slim(host(), "evo", keep_rate=0.5)
+
+
+def test_another_image_size_is_refused():
+    model = patchslim.slim(host(), "tome", r=1)
+    with pytest.raises(WrongInput, match="80x112"):
+        model(images(side=(112, 80)))
+
+
+@pytest.mark.filterwarnings("ignore::patchslim.errors.DeepCut")
+def test_counts_that_contradict_a_stride_are_refused():
+    kept = [35, 20, 12, 12, 4, 4, 4]
+    assert patchslim.slim(host(), "tome", keep=kept).counts() == tuple(kept)
+    for place, count in ((2, 11), (2, 13), (4, 3)):
+        wrong = [*kept[:place], count, *kept[place + 1 :]]
+        told = f"{count} tokens after block {place}, .* Say {kept[place]} there"
+        with pytest.raises(BadSchedule, match=told):
+            patchslim.slim(host(), "tome", keep=wrong)
+
+
+@pytest.mark.parametrize("place", STRIDES)
+def test_a_stride_cannot_decide(place):
+    told = rf"block {place} subsamples .* Take the block after it, {place + 1}"
+    with pytest.raises(BadSchedule, match=told):
+        patchslim.slim(host(), "tome", keep_rate=0.5, at=(1, place))
+
+
+def test_what_masks_in_training_is_refused_where_it_would_come_back():
+    for reducer in (HardMask(), Predictor()):
+        model = slimmed(host(), reducer, Rate(0.5, (1,))).train()
+        with pytest.raises(UnsupportedModel, match=r"masks tokens in training.*flat host"):
+            model(images())
+
+
+# --------------------------------------------------------------------------- biases of any two rows
+
+
+def rows(patches, batch=2):
+    noise = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, patches, 16, generator=noise)
+    return Tokens(x=x, prefix=0, grid=GRIDS[0]).tracked()
+
+
+@torch.no_grad()
+def test_biases_go_by_cells():
+    model, adapter, whole = host(), TimmLevit(), rows(35)
+    table = model.stages[0].blocks[0].attn.get_attention_biases(torch.device("cpu"))
+    assert torch.equal(adapter.bias(model, 0, whole, whole)[0], table)
+    orders = torch.stack([torch.randperm(35) for _ in range(2)])
+    shuffled = whole.reduce(Keep(orders))
+    into = torch.randint(20, (2, 15))
+    merged = whole.reduce(Merge(orders[:, :20], gone=orders[:, 20:], into=into))
+    for queries, keys in ((shuffled, shuffled), (merged, merged), (merged, whole)):
+        got = adapter.bias(model, 0, queries, keys)
+        for image in range(2):
+            asking, asked = queries.cells()[image].tolist(), keys.cells()[image].tolist()
+            assert torch.equal(got[image], table[:, asking][:, :, asked])
+    assert torch.equal(merged.cells(), orders[:, :20])  # of those that speak for the others
+
+
+def test_a_bias_is_of_a_distance():
+    """Read off the host's weights by hand: rows apart, then columns apart."""
+    model, adapter, whole = host(), TimmLevit(), rows(35)
+    got = adapter.bias(model, 0, whole, whole)[0]
+    weights = model.stages[0].blocks[0].attn.attention_biases
+    for one, other in ((0, 34), (8, 3), (20, 20)):
+        down, right = abs(one // 7 - other // 7), abs(one % 7 - other % 7)
+        assert torch.equal(got[:, one, other], weights[:, down * 7 + right])
+
+
+def test_evo_levit_has_none():
+    model, whole = host(EvoLevit), rows(35)
+    assert TimmLevit().bias(model, 0, whole, whole) is None
+
+
+@torch.no_grad()
+def test_the_bias_of_a_stride_is_from_every_second_row_and_column():
+    model, adapter = host(), TimmLevit()
+    keys = Tokens(x=torch.zeros(1, 35, 16), prefix=0, grid=GRIDS[0]).tracked()
+    got = adapter.bias(model, 2, keys.strided(2), keys)[0]
+    weights = model.stages[1].downsample.attn_downsample.attention_biases
+    assert got.shape == (2 * 16 // 4, 12, 35)
+    for query, key in ((0, 34), (5, 16), (11, 0)):
+        down, right = abs(query // 4 * 2 - key // 7), abs(query % 4 * 2 - key % 7)
+        assert torch.equal(got[:, query, key], weights[:, down * 7 + right])
+
+
+# --------------------------------------------------------------------------------- any method on it
+
+
+@every_toy
+@every_host
+@torch.no_grad()
+def test_before_a_stride_the_grid_is_whole(kind, toy):
+    model = slimmed(host(kind), toy().eval(), AFTER)
+    prefix = int(kind is EvoLevit)
+    assert model.counts() == tuple(n + prefix for n in (35, 18, 12, 6, 4, 2, 2))
+    x = images()
+    traced = model.trace(x)
+    if toy is not Enough:
+        assert [tokens.x.shape[1] for tokens in traced] == list(model.counts())
+    for block, grid in zip(STRIDES, GRIDS[1:], strict=True):
+        after = traced[block]
+        assert (after.grid, after.patches) == (grid, grid[0] * grid[1])
+        assert after.position is after.size is after.alive is None
+    answer = model(x)
+    assert answer.shape == (2, 7)
+    assert answer.isfinite().all()
+    same(model(x[1:]), answer[1:])
+
+
+@torch.no_grad()
+def test_what_is_gone_comes_back_as_its_neighbour():
+    """Before a stride a cell shows the row that it joined, or the one that is nearest to it."""
+    for toy in (LongestBefore, PairsBefore):
+        model = slimmed(host(), toy().eval(), AFTER)
+        before, after = model.trace(images(), 3)[1:]
+        whole = before.gridded()
+        assert torch.equal(whole.x, before.restored())
+        assert whole.patches == 35
+        assert len(whole.x[0].unique(dim=0)) == 18
+        again = model.run(model.steps(whole, tail="full")[2], whole.tracked())
+        assert torch.equal(again.x, after.x)
+
+
+@torch.no_grad()
+def test_a_stride_computes_what_the_hosts_own_does():
+    """Of the rows that there are, merged or not, in the host's own downsampling."""
+    for kind in (Levit, EvoLevit):
+        model = slimmed(host(kind), PairsBefore().eval(), AFTER)
+        before, after = model.trace(images(), 3)[1:]
+        same(after.x, model.host.stages[1].downsample(before.restored()))
+
+
+@every_host
+def test_rates_are_of_the_grid_that_there_is(kind):
+    prefix = int(kind is EvoLevit)
+    model = patchslim.slim(host(kind), "random", keep_rate=0.5, at=(3,))
+    assert model.counts() == tuple(n + prefix for n in (35, 35, 12, 6, 4, 4, 4))
+    assert patchslim.slim(host(kind), "random", keep_rate=1.0, at=(5,)).counts()[-1] == 4 + prefix
+
+
+@torch.no_grad()
+def test_evo_selects_in_each_stage_of_the_pyramid():
+    model = patchslim.slim(host(EvoLevit, depth=(3, 2, 2)), "evo", keep_rate=0.5)
+    assert model.deciding() == (2, 4, 7)
+    counts = [1 + n for n in (35, 35, 17 + 1, 12, 6 + 1, 6 + 1, 4, 2 + 1, 2 + 1)]
+    traced = model.trace(images())
+    assert [tokens.x.shape[1] for tokens in traced] == counts == list(model.counts())
+    assert [tokens.restored().shape[1] for tokens in traced] == [36] * 3 + [13] * 3 + [5] * 3
+    assert {tokens.memory.shape[1] + 1 == tokens.x.shape[1] for tokens in traced} == {True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "budget"),
+    [
+        (Levit, "tome", {"r": 2}),
+        (Levit, LongestOnQueries().eval(), {"keep_rate": 0.5, "at": (1, 3, 5)}),
+        (EvoLevit, "evo", {"keep_rate": 0.5, "at": (1, 3, 5)}),
+        (EvoLevit, "evit", {"keep_rate": 0.6, "at": (0, 3)}),
+    ],
+    ids=["tome", "queries", "evo", "evit"],
+)
+def test_torch_counts_the_same(kind, method, budget):
+    model = patchslim.slim(host(kind), method, **budget)
+    cost, dense = model.macs(), model.dense_macs()
+    assert cost.total < dense.total
+    told = cost.total + cost.choosing
+    assert told == pytest.approx(counted_macs(model, images(1)), rel=0.005)
+    assert dense.total == pytest.approx(counted_macs(model.host, images(1)), rel=0.005)
+
+
+# -------------------------------------------------------------------------------- the host's surface
+
+
+@torch.no_grad()
+def test_features_are_the_hosts_own():
+    for kind in HOSTS:
+        model = host(kind)
+        slim = patchslim.slim(model, "identity")
+        same(slim.forward_features(images()), model.forward_features(images()))
+        same(slim.forward_head(slim.forward_features(images())), model(images()))
+        reduced = slimmed(model, Longest().eval(), AFTER)
+        assert reduced.forward_features(images()).shape == model.forward_features(images()).shape
+
+
+@pytest.mark.parametrize("kind", [Levit, LevitDistilled], ids=["plain", "distilled"])
+@torch.no_grad()
+def test_feature_maps_are_timms_own(kind):
+    model = host(kind)
+    slim = patchslim.slim(model, "identity")
+    for indices in (None, 1, 2, [0], [0, 2], [-1]):
+        last, maps = slim.forward_intermediates(images(), indices)
+        wanted_last, wanted = model.forward_intermediates(images(), indices)
+        same(last, wanted_last)
+        assert [each.shape for each in maps] == [each.shape for each in wanted]
+        for got, want in zip(maps, wanted, strict=True):
+            same(got, want)
+    early = slim.forward_intermediates(images(), [1], intermediates_only=True)
+    same(early[0], wanted_of(model)[1])
+
+
+def wanted_of(model):
+    return model.forward_intermediates(images(), intermediates_only=True)
+
+
+@torch.no_grad()
+def test_reduced_feature_maps_are_whole():
+    for kind, method in ((Levit, "tome"), (EvoLevit, "evo")):
+        at = {"keep_rate": 0.5, "at": (1, 3, 5)}
+        slim = patchslim.slim(host(kind), method, **at)
+        maps = slim.forward_intermediates(images(), intermediates_only=True)
+        assert [tuple(each.shape[2:]) for each in maps] == list(GRIDS)
+        assert [each.shape[1] for each in maps] == [16, 24, 32]
+        again = slim.forward_intermediates(images(), [0], output_fmt="NLC")[1][0]
+        same(again, maps[0].flatten(2).transpose(1, 2))
+        with pytest.raises(WrongInput, match="levels 0 to 2"):
+            slim.forward_intermediates(images(), [3])
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("levit_128s", "tome"), ("evo_levit_128s", "evo")], ids=["tome", "evo"]
+)
+@torch.no_grad()
+def test_what_is_saved_is_built_and_answers_alike(tmp_path, name, method):
+    model = timm.create_model(name, **TINY)
+    randomise(model)
+    slim = patchslim.slim(model.eval(), method, keep_rate=0.5, at=(1, 3, 5))
+    slim.save(tmp_path / "made")
+    again = load(tmp_path / "made")
+    assert type(again.host) is type(model)
+    assert torch.equal(again(images()), slim(images()))
+    other = timm.create_model(name, **TINY).eval()
+    other(images())  # timm keeps its biases from here on
+    assert torch.equal(load(tmp_path / "made", model=other)(images()), slim(images()))
+
+
+@torch.no_grad()
+def test_it_exports_for_any_batch():
+    for kind, method in ((Levit, "tome"), (EvoLevit, "evo")):
+        slim = patchslim.slim(host(kind), method, keep_rate=0.5, at=(1, 3))
+        batch = {0: torch.export.Dim("batch", min=1, max=64)}
+        x = images(3)
+        graph = torch.export.export(slim, (x,), dynamic_shapes={"images": batch}).module()
+        same(graph(images(2)), slim(images(2)))
+        same(slim(x), graph(x))
+
+
+def test_gradients_reach_every_parameter():
+    model = slimmed(host(EvoLevit), patchslim.find_reducer("evo")(), AFTER).train()
+    model.host.set_distilled_training()
+    both = model(images(4))
+    sum(each.square().mean() for each in both).backward()
+    lost = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert not lost
+    plain = slimmed(host(), patchslim.find_reducer("tome")(), Constant(2)).train()
+    plain(images(4)).square().mean().backward()
+    biases = [p for name, p in plain.named_parameters() if name.endswith("attention_biases")]
+    assert all(each.grad.abs().max() > 0 for each in biases)
+
+
+@torch.no_grad()
+def test_half_precision_stays_finite():
+    for dtype in (torch.float16, torch.bfloat16):
+        for kind, method in ((Levit, "tome"), (EvoLevit, "evo")):
+            model = slimmed(host(kind).to(dtype), patchslim.find_reducer(method)().eval(), AFTER)
+            assert model(images().to(dtype)).isfinite().all()
+
+
+def test_strides_are_told():
+    model = patchslim.slim(host(), "tome", r=1)
+    assert model.strides == (1, 1, 2, 1, 2, 1, 1)
+    assert model.resets == {2: 12, 4: 4}
+    assert TimmLevit().levels(model.host) == (1, 3, 6)
+    shape = model.shape()
+    assert shape.dense == (35, 35, 35, 12, 12, 4, 4, 4)
+    assert all(one >= other for one, other in pairwise(shape.dense))
