@@ -60,7 +60,7 @@ def timed(name: str, repeats: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     pyramid = name.startswith("evo_levit")
     if pyramid:
-        import patchslim.models.evo_levit  # noqa: F401 (tells timm its names)
+        import patchslim.models.evo_levit
     pooling = {} if pyramid else {"global_pool": "avg"}
     host = timm.create_model(name, **pooling).eval()
     settings: dict[str, Any] = {"early": 0.5, "learned": True} if pyramid else {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from hugging import tiny_hf
+from hugging import pixels, tiny_hf
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, Untrained
 from patchslim.io import load
 from patchslim.laws.trial import noise_images, tiny_host
@@ -64,7 +64,7 @@ def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative)
     assert {tokens.x.shape[1] for tokens in whole} == {17}
     assert all(tokens.parked is None for tokens in whole)
     begun = [id(tokens) for tokens in whole]
-    assert (begun[0] == begun[1]) + (begun[2] == begun[3]) + (begun[1] == begun[2]) == 0
+    assert begun[0] == begun[1] != begun[2] == begun[3] != begun[4]
     assert torch.equal(whole[0].x, whole[1].x)  # the second block of a unit selects nothing
     assert not torch.equal(whole[1].x, whole[2].x)
 
@@ -286,9 +286,6 @@ def test_what_waits_keeps_its_attention_and_selection_is_sticky():
         known, now = before.rejoined().memory, after.rejoined().memory
         assert torch.equal(now[waits], known[waits])
         assert (now.gather(1, kept) != known.gather(1, kept)).all()
-    shares = [tokens.rejoined().memory for tokens in traced]
-    assert shares[1].sum() < 3  # of one softmax
-    assert shares[4].sum() > shares[1].sum()  # those that go on share among fewer, and gain
     kept = [set(tokens.parked.kept[0].tolist()) for tokens in traced[2:]]
     again = [len(one & other) for one, other in itertools.pairwise(kept)]
     assert min(again) > 4  # chance alone would keep four of eight
@@ -377,7 +374,7 @@ def test_a_distilled_host_is_served():
 
 def test_transformers_is_served():
     host = tiny_hf("ViTForImageClassification")
-    served(host, torch.randn(2, 3, 16, 20))
+    served(host, pixels(host))
 
 
 # -------------------------------------------------------------------------------------- refusals
@@ -396,14 +393,8 @@ def test_learning_without_a_representative_is_refused():
 
 def test_selecting_in_the_first_block_is_refused():
     for budget in ({"keep_rate": 0.5, "at": (0, 2)}, {"r": 2}, {"keep": [9, 9, 9, 9, 9, 9]}):
-        with pytest.raises(BadSchedule, match=r"keep_rate=0.5, at=\(4, 8\)"):
+        with pytest.raises(BadSchedule, match=r"in block 0\. Give keep_rate=0.5, at=\(2, 4\)"):
             patchslim.slim(deep(), "evo", **budget)
-
-
-def test_a_constant_number_in_every_block_is_refused_from_the_command_line_too():
-    for r in (1, [0, 0, 3, 0, 0, 0, 0]):
-        with pytest.raises(BadSchedule):
-            patchslim.slim(deep(), "evo", r=r)
 
 
 def test_a_host_without_a_class_token_is_refused():

@@ -155,3 +155,38 @@ def test_a_flow_costs_no_more_where_fewer_rows_pass():
     ]
     assert costs == sorted(costs, reverse=True)
     assert costs[0] == host_macs(shape, [Flow.even(17)] * 3).total
+
+
+@functools.cache
+def published(key):
+    """The numbers of one family in the table of others."""
+    return json.loads((ROOT / "tests" / "reference" / "golden_macs.json").read_text())[key]
+
+
+def weightless(name):
+    import timm
+
+    import patchslim.models.evo_levit  # noqa: F401 (registers its names)
+
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=1000)
+
+
+@pytest.mark.parametrize("size", ["128S", "128", "192", "256", "384"])
+def test_evo_levit_costs_what_was_published(size):
+    cost = patchslim.macs(weightless(f"evo_levit_{size.lower()}"), "evo", keep_rate=0.5)
+    assert round(cost.total / 1e6) == published("evo_levit_224_stagewise_mmacs")[size]
+
+
+@pytest.mark.parametrize("size", ["128S", "128", "192", "256", "384"])
+def test_levit_costs_what_was_published(size):
+    cost = patchslim.macs(weightless(f"levit_{size.lower()}"))
+    assert round(cost.total / 1e6) == published("levit_dense_mmacs")[size]
+
+
+@pytest.mark.parametrize(("size", "name"), [("T", "tiny"), ("S", "small"), ("B", "base")])
+def test_evo_vit_costs_what_was_published(size, name):
+    host = weightless(f"deit_{name}_patch16_224")
+    cost = patchslim.macs(host, "evo", keep_rate=0.5, representative=False)
+    wanted = published("evo_deit_p0.5_blocks_4_8_no_representative")[size]
+    assert round(cost.total / 1e9, 3) == wanted

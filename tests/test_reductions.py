@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from patchslim.attention import FAINT, attention, attention_bias, attention_map
 from patchslim.errors import BadSchedule, NeedsClassToken
 from patchslim.reducer import Signals
-from patchslim.reduction import Fixed, Fuse, Keep, Mask, Merge
+from patchslim.reduction import Fixed, Fuse, Keep, Mask, Merge, Park
 from patchslim.tokens import Tokens, take, with_leading
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -303,3 +303,107 @@ def test_signals_say_what_is_missing():
         Signals(0, q=draw(1, 1, 2, 2), k=draw(1, 1, 2, 2)).class_attention()
     with pytest.raises(BadSchedule, match="Keys exist only inside a block"):
         Signals(1).keys()
+
+
+# ---------------------------------------------------------------------------------- rows that wait
+
+
+@st.composite
+def parkings(draw_from):
+    """Two images of a grid, some of whose rows go on, alone or with a stand-in for the others."""
+    grid = draw_from(st.sampled_from([(1, 2), (2, 3), (3, 4)]))
+    rows = grid[0] * grid[1]
+    seed = draw_from(st.integers(0, 1000))
+    kept = shuffled(2, rows, seed)[:, : draw_from(st.integers(1, rows - 1))]
+    share = draw(2, rows, seed=seed).abs().scatter(1, kept, 0.0)
+    slow = draw_from(st.sampled_from([Keep(kept), Fuse(kept, share=share)]))
+    prefix = draw_from(st.integers(0, 3))
+    x = draw(2, prefix + rows, 3, seed=seed)
+    memory = draw(2, rows, seed=seed + 1) if draw_from(st.booleans()) else None
+    return Tokens(x=x, prefix=prefix, grid=grid, memory=memory).tracked(), Park(slow)
+
+
+@CASES
+@given(parkings())
+def test_to_park_moves_rows_as_what_is_inside_does(made):
+    tokens, park = made
+    inner, outer = tokens.reduce(park.slow), tokens.reduce(park)
+    for name in ("x", "size", "position", "origin", "memory"):
+        one, other = getattr(inner, name), getattr(outer, name)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    assert park.merges == park.slow.merges
+    assert inner.parked is None
+    assert outer.parked.whole is tokens
+
+
+@CASES
+@given(parkings())
+def test_rows_that_waited_come_back_as_written(made):
+    tokens, park = made
+    slow = tokens.reduce(park)
+    after = slow.with_x(slow.x + draw(*slow.x.shape, seed=7))
+    if tokens.memory is not None:
+        after = after.remembering(slow.memory + 1)
+    back, first = after.rejoined(), tokens.prefix
+    assert (back.parked, back.position, back.size) == (None, None, None)
+    assert torch.equal(back.origin, tokens.origin)
+    assert torch.equal(back.x[:, :first], after.x[:, :first])
+    for image, kept in enumerate(park.slow.kept.tolist()):
+        gained = torch.zeros(3).double()
+        if isinstance(park.slow, Fuse):
+            gained = after.x[image, -1] - slow.x[image, -1]
+        for row in range(tokens.patches):
+            got = back.x[image, first + row]
+            if row in kept:
+                assert torch.equal(got, after.x[image, first + kept.index(row)])
+            else:
+                torch.testing.assert_close(got, tokens.x[image, first + row] + gained)
+            if tokens.memory is not None:
+                assert back.memory[image, row] == tokens.memory[image, row] + (row in kept)
+    assert torch.equal(after.restored(), back.x)
+    assert torch.equal(after.gridded().x, back.x)
+    assert back.rejoined() is back
+
+
+@CASES
+@given(parkings(), st.integers(0, 100))
+def test_the_grid_is_whole_again_before_a_stride(made, seed):
+    """A cell that was merged or dropped shows the row that stands for it."""
+    tokens, _ = made
+    order = shuffled(2, tokens.patches, seed)
+    keep = (tokens.patches + 1) // 2
+    into = torch.zeros_like(order[:, keep:])
+    for reduction in (Keep(order[:, :keep]), Merge(order[:, :keep], order[:, keep:], into)):
+        left = tokens.reduce(reduction)
+        whole = left.gridded()
+        assert (whole.position, whole.size, whole.alive) == (None, None, None)
+        assert torch.equal(whole.x, left.restored())
+        for image in range(2):
+            rows = whole.x[image, tokens.prefix :]
+            for place, cell in enumerate(left.cells()[image].tolist()):
+                assert torch.equal(rows[cell], left.x[image, tokens.prefix + place])
+                if tokens.memory is not None:
+                    assert whole.memory[image, cell] == left.memory[image, place]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 4), (3, 5), (4, 4)])
+def test_a_stride_leaves_every_second_row_and_column(grid):
+    height, width = grid
+    cells = torch.arange(height * width).view(grid)
+    x = torch.cat([torch.tensor([-1.0, -2.0]), cells.flatten()])[None, :, None]
+    memory = cells.flatten()[None] / 10
+    left = Tokens(x=x, prefix=2, grid=grid, memory=memory).strided(2)
+    wanted = [row * width + column for row in range(0, height, 2) for column in range(0, width, 2)]
+    assert left.x.flatten().tolist() == [-1, -2, *wanted]
+    assert left.grid == ((height + 1) // 2, (width + 1) // 2)
+    assert torch.equal(left.memory, torch.tensor([wanted]) / 10)
+    assert left.origin.tolist() == [list(range(len(wanted)))]
+    assert left.position is None
+
+
+def test_cells_that_nobody_tracked_cannot_be_put_back():
+    tokens = Tokens(x=draw(1, 4, 3), prefix=0, grid=(2, 2))
+    assert tokens.gridded() is tokens
+    with pytest.raises(ValueError, match="not tracked"):
+        tokens.reduce(Keep(torch.tensor([[2, 0]]))).gridded()

@@ -60,7 +60,7 @@ class Blocks(Surface):
         tokens, signals = attended.queries, attended.signals
         tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
         del attended  # its values are not needed to choose
-        if place is Place.BEFORE_FEED and signals is not None:
+        if signals is not None and place is Place.BEFORE_FEED:
             tokens = padded(tokens)
             tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
         return tokens
@@ -110,13 +110,14 @@ class Blocks(Surface):
             (q,), (k, v) = project(queries, "q"), project(tokens, "kv")
         bias = self._bias(step, queries, tokens)
         values = self._values(step, queries, tokens, (q, k, v), bias)
-        if place is None and not step.noted:
+        decides = place is Place.BEFORE_FEED
+        if not decides and not step.noted:
             return Attended(queries, values, None)
         signals = self._signals(step, tokens, q, k, v, bias)
         if step.noted:
             noted = tokens.remembering(self.reducer.remember(tokens, signals))
             queries = noted if queries is tokens else noted.strided(step.stride)
-        return Attended(queries, values, signals)
+        return Attended(queries, values, signals if decides else None)
 
     def _bias(self, step: Step, queries: Tokens, keys: Tokens) -> Tensor | None:
         """What is added to the attention logits: by the tokens, and by the host."""

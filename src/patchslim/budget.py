@@ -5,6 +5,7 @@ Works on shapes and counts alone; knows no tensors and no host library.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from patchslim.cost import HostShape, dense_macs, slim_macs
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
 from patchslim.reducer import Reducer, Spread
 from patchslim.schedule import Constant, Counts, Rate, Removed, Schedule, Tail, later, stages, units
+
+STEEP = 0.7  # a rate in block after block below which it is better to begin earlier
 
 
 class Budget(TypedDict, total=False):
@@ -75,6 +78,38 @@ def solve(
 
     The cost falls in steps as the rule's one number moves, so bisection finds the step.
     """
+    if at is None and reducer.spread is Spread.LATER:
+        found = _begun_in_time(shape, reducer, macs, tail=tail)
+    else:
+        found = _largest(shape, reducer, macs, tail=tail, at=at)
+    counts = counts_of(found, shape, reducer)
+    spelled = Counts(counts, shape.entering, shape.prefix)
+    if reducer.by_place and spelled.places(shape.depth) != found.places(shape.depth):
+        return found  # where the count stays as it is, the method may still decide
+    return spelled
+
+
+def _begun_in_time(shape: HostShape, reducer: Reducer, macs: float, *, tail: Tail) -> Schedule:
+    """A rate in every block from a quarter of the depth on, or earlier where it would be steep."""
+    for begin in range(shape.depth // 4, 1, -1):
+        places = _beside_strides(shape, later(shape.depth, begin))
+        with contextlib.suppress(ImpossibleBudget):
+            found = _largest(shape, reducer, macs, tail=tail, at=places)
+            if isinstance(found, Rate) and found.rate >= STEEP:
+                return found
+    places = _beside_strides(shape, later(shape.depth, 1))
+    return _largest(shape, reducer, macs, tail=tail, at=places)
+
+
+def _largest(
+    shape: HostShape,
+    reducer: Reducer,
+    macs: float,
+    *,
+    tail: Tail,
+    at: tuple[int, ...] | None,
+) -> Schedule:
+    """The rule of the largest cost not above `macs`, in the blocks `at` or where it is natural."""
     dense = dense_macs(shape).total
     target = macs_target(macs, dense)
     spread = Spread.STAGES if at is not None else reducer.spread
@@ -102,12 +137,7 @@ def solve(
     while high - low > 1e-9:
         middle = (low + high) / 2
         low, high = (low, middle) if cost(middle) <= target else (middle, high)
-    found = rule(high)
-    counts = counts_of(found, shape, reducer)
-    spelled = Counts(counts, shape.entering, shape.prefix)
-    if reducer.by_place and spelled.places(shape.depth) != found.places(shape.depth):
-        return found  # where the count stays as it is, the method may still decide
-    return spelled
+    return rule(high)
 
 
 def counts_of(rule: Schedule, shape: HostShape, reducer: Reducer) -> tuple[int, ...]:
@@ -169,6 +199,11 @@ def _places(reducer: Reducer, shape: HostShape, at: tuple[int, ...] | None) -> t
             places = units(shape.depth, shape.resets)
         case _:
             places = stages(shape.depth)
+    return _beside_strides(shape, places)
+
+
+def _beside_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]:
+    """Places of which those that subsample the grid give way to the block after them."""
     return tuple(sorted({place + (place in shape.strided) for place in places}))
 
 

@@ -69,7 +69,8 @@ class Learner(nn.Module):
         self.course = course
         self.auxiliary = nn.ModuleList()
         if course.auxiliary:
-            readers = slimmed.adapter.readers(slimmed.host)
+            answers = 2 if course.distil == "token" else 1  # as the host itself then
+            readers = slimmed.adapter.readers(slimmed.host)[:answers]
             self.auxiliary.extend(copy.deepcopy(readers))
         # Where the patch rows are looked at, the last block has to compute them.
         self.tail: Tail = "full" if course.tokens else slimmed.tail

@@ -46,7 +46,7 @@ class Spread(enum.Enum):
     EVERY_BLOCK = "a constant number in every block"
     STAGES = "a constant rate at a quarter, a half and three quarters of the depth"
     FIRST = "one cut before the first block"
-    LATER = "a constant rate in every block from a quarter of the depth to the last but one"
+    LATER = "a constant rate in every block from a quarter of the depth, or earlier for deep cuts"
     UNITS = "a rate of all patches at the first block of each stage: a third and two thirds"
 
 
@@ -167,7 +167,8 @@ class Reducer(nn.Module, ABC):
         parks: whether rows only wait, and all are there again at the next decision; rates are then
             of all patches, and a block decides anew where the schedule leaves the count as it is.
         remembers: whether it takes note of each patch row in the blocks before a decision; it
-            cannot decide in the first block then.
+            cannot decide in the first block then. Where it decides on queries or on the map, it
+            takes no note.
         course: what its authors train otherwise than by default, in the words of `Course`.
     """
 

@@ -115,8 +115,8 @@ class Schedule(ABC):
         if self.after(0, rows, depth, rows, reducer) < rows or 0 in self.places(depth):
             raise BadSchedule(
                 f"{type(reducer).__name__} decides by what it noted in earlier blocks, and is to "
-                f"decide in block 0. Give keep_rate=0.5, at={units(depth, {})} (--keep-rate, --at), "
-                "or any blocks from 1 on."
+                f"decide in block 0. Give keep_rate=0.5, at={units(depth, {})} (--keep-rate, --at) or "
+                "other blocks from 1 on."
             )
 
     def misfit(self, block: int, rows: int) -> str | None:
@@ -365,9 +365,10 @@ def stages(depth: int) -> tuple[int, ...]:
     return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
 
 
-def later(depth: int) -> tuple[int, ...]:
-    """Every block from a quarter of the depth to the last but one: 3 to 10 of 12."""
-    return tuple(range(min(depth // 4, depth - 1), max(depth - 1, 1)))
+def later(depth: int, begin: int | None = None) -> tuple[int, ...]:
+    """Every block from `begin`, or a quarter of the depth, to the last but one: 3 to 10 of 12."""
+    begin = depth // 4 if begin is None else begin
+    return tuple(range(min(begin, depth - 1), max(depth - 1, 1)))
 
 
 def units(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:

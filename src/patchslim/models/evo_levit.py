@@ -298,7 +298,7 @@ def _settings(attn: Attention | AttentionDownsample) -> dict[str, Any]:
 
 def _create(name: str, settings: Mapping[str, Any]) -> EvoLevit:
     maps = {"feature_cls": "getter", "out_indices": (0, 1, 2)}
-    chosen = {"feature_cfg": maps, **SIZES[name], **settings}
+    chosen = {"pretrained": False, "feature_cfg": maps, **SIZES[name], **settings}
     model: EvoLevit = build_model_with_cfg(EvoLevit, name, **chosen)
     return model
 

@@ -81,7 +81,9 @@ class Evo(Reducer):
         if not self.representative:
             return Park(Keep(kept))
         waiting = attention.scatter(1, kept, 0.0)
-        return Park(Fuse(kept, share=waiting / waiting.sum(dim=1, keepdim=True)))
+        # Where attention to all of them has underflowed, their stand-in is nothing, and no NaN.
+        total = waiting.sum(dim=1, keepdim=True).clamp(min=torch.finfo(waiting.dtype).tiny)
+        return Park(Fuse(kept, share=waiting / total))
 
     def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
         """The global class attention of each patch.
