@@ -232,9 +232,9 @@ def documents() -> str:
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
-def similarity(wanted: Callable[[str], bool]) -> str:
+def similarity(wanted: Callable[[str], bool], name: str = "similarity.json") -> str:
     """KL from dense and agreement with it at each budget; thresholds with what they cost there."""
-    budgets = {name: Report.from_json(each) for name, each in _read("similarity.json").items()}
+    budgets = {name: Report.from_json(each) for name, each in _read(name).items()}
     first = next(iter(budgets.values()))
     names = [row.name for row in first.rows if wanted(row.name) and "seed" not in row.name]
     lines = [
@@ -329,8 +329,7 @@ def large_images() -> str:
 def evo_scratch() -> str:
     """Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     lines = [
-        "| CIFAR-10, from scratch | seed | MACs | top-1 %, dense | top-1 %, evo | difference, 95 % "
-        "| inference, batch 32 [quartiles] | conversion |",
+        "| CIFAR-10 | seed | MACs | dense, top-1 % | evo | Δ 95 % | inference | conversion |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     facts = []
@@ -458,6 +457,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "growth": growth,
         "documents": documents,
         "similarity": lambda: similarity(lambda name: name in SIDE_BY_SIDE or name == "random"),
+        "similarity-deep": lambda: similarity(lambda name: name != "dense", "similarity_deep.json"),
         "method-similarity": lambda: similarity(lambda name: name != "dense"),
         "method-ats": lambda: similarity(lambda name: name in ("ats", "tome", "topk")),
         "per-image-speed": per_image_speed,

@@ -1,11 +1,13 @@
 """The similarity family on DeiT-Ti, training-free, fixed and by threshold, beside other methods.
 
     python benchmarks/similarity.py --shared ../shared
+    python benchmarks/similarity.py --shared ../shared --deep
 
 Every way of grouping at five budgets on 500 real images, in one pass over them a budget. Thresholds
 are found on 128 other images (Tiny-ImageNet, enlarged and as mosaics, without labels), so that what
 the 500 cost on average is measured, not set. A budget that is in the results already is not run
-again. Adds to benchmarks/results/similarity.json. The images are probably training images of the
+again. Adds to benchmarks/results/similarity.json; far below a half (`--deep`) the default beside other
+methods and beside itself begun at a quarter of the depth, to similarity_deep.json. The images are probably training images of the
 model: read differences from dense, not accuracy.
 """
 
@@ -32,10 +34,13 @@ from patchslim.reducers.ats import ATS
 from patchslim.reducers.random import Random
 from patchslim.reducers.similarity import Similarity
 from patchslim.reducers.tome import ToMe
+from patchslim.schedule import later
 from patchslim.search import Search
 
 RESULT = Path(__file__).parent / "results" / "similarity.json"
+DEEP = RESULT.with_name("similarity_deep.json")
 BUDGETS = "0.87,0.75,0.65,0.58,0.5"
+CUTS = "0.45,0.4,0.35"
 IMAGES = 128  # on which thresholds are found
 SEEDS = 3
 COSINE: dict[str, Any] = {"measure": "cosine", "on": "keys"}
@@ -72,10 +77,13 @@ def main() -> None:
     """Measures every budget that is not there yet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--budgets", default=BUDGETS)
+    parser.add_argument("--budgets")
+    parser.add_argument("--deep", action="store_true", help="far below a half, a few rows")
     parser.add_argument("--limit", type=int, help="fewer images, for a try")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.out = options.out or (DEEP if options.deep else RESULT)
+    options.budgets = options.budgets or (CUTS if options.deep else BUDGETS)
     for remark in (DeepCut, ShortSchedule, UserWarning):
         warnings.simplefilter("ignore", remark)
     data = options.shared / "data"
@@ -84,7 +92,10 @@ def main() -> None:
     for budget in map(float, options.budgets.split(",")):
         if f"{budget:g}" in found:
             continue
-        models = fixed(host, budget) | adaptive(host, whole_images(host, data), budget)
+        if options.deep:
+            models = deep(host, budget)
+        else:
+            models = fixed(host, budget) | adaptive(host, whole_images(host, data), budget)
         images = held_images(host, data)
         if options.limit is not None:
             images = dataclasses.replace(images, limit=options.limit)
@@ -106,6 +117,23 @@ def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
         made[f"random, seed {seed}"] = lots
     for name, settings in FIRST.items():
         made[name] = patchslim.slim(host, Similarity(**settings), macs=budget, at=(0,))
+    return made
+
+
+def deep(host: nn.Module, budget: float) -> dict[str, SlimModel]:
+    """The default where it begins earlier, and what it would be if it did not."""
+    made = {
+        name: patchslim.slim(host, name, macs=budget)
+        for name in ("tome", "evit", "topk", "similarity")
+    }
+    late = later(made["tome"].shape().depth)
+    made["similarity, from a quarter of the depth"] = patchslim.slim(
+        host, "similarity", macs=budget, at=late
+    )
+    places = made["similarity"].deciding()
+    for seed in range(SEEDS):
+        lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
+        made[f"random, seed {seed}"] = lots
     return made
 
 

@@ -115,8 +115,8 @@ class Schedule(ABC):
         if self.after(0, rows, depth, rows, reducer) < rows or 0 in self.places(depth):
             raise BadSchedule(
                 f"{type(reducer).__name__} decides by what it noted in earlier blocks, and is to "
-                f"decide in block 0. Give keep_rate=0.5, at={units(depth, {})} (--keep-rate, --at) or "
-                "other blocks from 1 on."
+                f"decide in block 0. Give keep_rate=0.5, at={units(depth, {})} (--keep-rate, --at) "
+                "or other blocks."
             )
 
     def misfit(self, block: int, rows: int) -> str | None:
