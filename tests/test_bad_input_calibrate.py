@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from timm.models.levit import Levit
 
 import patchslim
 from lessons import SIDE, batches, pictures, vit
@@ -36,6 +37,12 @@ from process import within
 from test_bad_input_training import content
 
 FREE = Search(mode="free", images=4, probe=4, batch=4)
+
+
+def pyramid():
+    return Levit(
+        img_size=32, stem_type="s8", embed_dim=(16, 24), key_dim=8, depth=(1, 1), num_heads=(2, 3)
+    ).eval()
 
 
 def averaging():
@@ -187,6 +194,9 @@ PYTHON = {
         lambda d, out: fit(d, out, host=d.slim), UnsupportedModel, "slimmed already | .host"),
     "a model of no known family": (
         lambda d, out: fit(d, out, host=torch.nn.Linear(2, 2)), UnsupportedModel, "adapter"),
+    "a host with a pyramid": (
+        lambda d, out: fit(d, out, host=pyramid()),
+        UnsupportedModel, "one grid | blocks (1,) | tome"),
     "a model of one block": (
         lambda d, out: fit(d, out, host=tiny_host(depth=1), data=small()),
         UnsupportedModel, "one block"),

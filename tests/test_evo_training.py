@@ -37,7 +37,7 @@ def levit():
     """A pyramid of two grids, 4x4 and 2x2."""
     torch.manual_seed(0)
     host = EvoLevit(
-        img_size=64, embed_dim=(16, 24), key_dim=4, num_heads=2, depth=(3, 2), num_classes=5
+        img_size=64, embed_dim=(16, 24), key_dim=4, num_heads=2, depth=(2, 2), num_classes=5
     )
     randomise(host)
     return host.eval()
@@ -197,11 +197,11 @@ def test_its_authors_share_is_usual_for_the_method():
 
 def test_in_every_block_of_a_pyramid_but_its_strides():
     model = slimmed(levit())
-    steps = model.schedule.in_every_block(6, model.resets)
-    assert steps.at == (1, 2, 4, 5)
+    steps = model.schedule.in_every_block(5, model.resets)
+    assert steps.at == (1, 3, 4)
     images = batches(side=64)[0][0]
     decided = model.train().learn(images, tail="full", layered=True).decisions
-    assert [each.block for each in decided] == [1, 2, 4, 5]
+    assert [each.block for each in decided] == [1, 3, 4]
 
 
 def test_methods_whose_patches_do_not_come_back_are_refused(tmp_path):

@@ -307,6 +307,8 @@ def test_signals_say_what_is_missing():
 
 # ---------------------------------------------------------------------------------- rows that wait
 
+FEW = settings(CASES, max_examples=12)
+
 
 @st.composite
 def parkings(draw_from):
@@ -323,7 +325,7 @@ def parkings(draw_from):
     return Tokens(x=x, prefix=prefix, grid=grid, memory=memory).tracked(), Park(slow)
 
 
-@CASES
+@FEW
 @given(parkings())
 def test_to_park_moves_rows_as_what_is_inside_does(made):
     tokens, park = made
@@ -337,7 +339,7 @@ def test_to_park_moves_rows_as_what_is_inside_does(made):
     assert outer.parked.whole is tokens
 
 
-@CASES
+@FEW
 @given(parkings())
 def test_rows_that_waited_come_back_as_written(made):
     tokens, park = made
@@ -366,7 +368,7 @@ def test_rows_that_waited_come_back_as_written(made):
     assert back.rejoined() is back
 
 
-@CASES
+@FEW
 @given(parkings(), st.integers(0, 100))
 def test_the_grid_is_whole_again_before_a_stride(made, seed):
     """A cell that was merged or dropped shows the row that stands for it."""

@@ -133,6 +133,11 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         )
     _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
     adapter = adapter or find_adapter(host)
+    if adapter.strided(host):
+        raise UnsupportedModel(
+            f"{method} is calibrated on one grid, and {type(host).__name__} subsamples its own in "
+            f"blocks {tuple(adapter.strided(host))}. Methods that need no calibration serve it: tome."
+        )
     outputs = _outputs(host, adapter, search)
     if out is not None:
         out = Path(out).expanduser().resolve() if resume else _free(out)

@@ -240,13 +240,16 @@ class Reducer(nn.Module, ABC):
     def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Patch rows after a stage that keeps the share `rate` of those that enter it, rounded up.
 
+        Of a method whose rows wait it is the share of all.
+
         Args:
             rate: the share that each stage keeps.
             stage: how many stages there have been, this one included.
             patches: patch rows that entered the first block.
             rows: patch rows that enter this one.
         """
-        return min(rows, math.ceil(rate * rows - 1e-9) + self.adds)
+        among = patches if self.parks else rows
+        return min(among, math.ceil(rate * among - 1e-9) + self.adds)
 
     def fewest(self, patches: int) -> int:
         """The smallest number of rows that one decision can leave of `patches`."""
