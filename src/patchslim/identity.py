@@ -33,7 +33,7 @@ def identity(
         "course": course.to_json(),
         "images": f"{feed.count} named {names.hexdigest()[:12]}",
         "model": known["answers"],
-        "teacher": None if teacher is None else answers_of(slimmed.adapter, teacher.model),
+        "teacher": teacher and answers_of(slimmed.adapter, teacher.model, slimmed.host),
     }
 
 

@@ -146,13 +146,17 @@ def following(path: Path, recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def answers_of(adapter: Adapter, host: nn.Module) -> list[float]:
-    """The first of the host's answers to one fixed image of noise, with all its tokens."""
+def answers_of(adapter: Adapter, host: nn.Module, like: nn.Module | None = None) -> list[float]:
+    """The first of the host's answers to one fixed image of noise, with all its tokens.
+
+    A model of another family, such as a teacher, is asked about images for the host `like`.
+    """
     noise = torch.Generator().manual_seed(0)
-    images = torch.randn((1, *adapter.image_shape(host)), generator=noise)
+    images = torch.randn((1, *adapter.image_shape(like or host)), generator=noise)
     parameter = next(host.parameters())
     with evaluating(host), torch.no_grad():
-        logits = adapter.logits(host(images.to(parameter.device, parameter.dtype)))
+        output = host(images.to(parameter.device, parameter.dtype))
+    logits = adapter.logits(output) if like is None else getattr(output, "logits", output)
     answers: list[float] = logits.flatten()[:16].double().tolist()
     return answers
 

@@ -200,7 +200,7 @@ class Reducer(nn.Module, ABC):
 
         What was remembered so far is `tokens.memory`: None in the first block.
         """
-        raise NotImplementedError(f"{type(self).__name__} remembers nothing")
+        raise BadSetting(f"{type(self).__name__} says remembers=True; give it remember() too.")
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """Makes the parameters of a method that learns, where they are not there yet.
