@@ -179,7 +179,7 @@ class Tokens:
             size = reduction.move(before)
         origin = self.origin
         if origin is not None:
-            moved = reduction.remap(self.patches).to(origin.device).expand(len(origin), -1)
+            moved = reduction.remap(self.patches).to(origin.device).expand(origin.shape[0], -1)
             moved = moved.gather(1, origin.clamp(min=0))
             origin = torch.where(origin >= 0, moved, origin)
         alive = None if self.alive is None else reduction.represent(self.alive)

@@ -199,7 +199,7 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
     def embed(self, images: Tensor) -> Tensor:
         """The class token before the patches, with their positions."""
         x = self.stem(images).flatten(2).transpose(1, 2)
-        return torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        return torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The final sequence, class row first."""
