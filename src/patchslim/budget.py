@@ -84,6 +84,8 @@ def solve(
         found = _largest(shape, reducer, macs, tail=tail, at=at)
     counts = counts_of(found, shape, reducer)
     spelled = Counts(counts, shape.entering, shape.prefix)
+    if reducer.parks:
+        return found  # a rate of all patches, in whatever blocks
     if reducer.by_place and spelled.places(shape.depth) != found.places(shape.depth):
         return found  # where the count stays as it is, the method may still decide
     return spelled

@@ -133,11 +133,6 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         )
     _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
     adapter = adapter or find_adapter(host)
-    if adapter.strided(host):
-        raise UnsupportedModel(
-            f"{method} is calibrated on one grid, and {type(host).__name__} subsamples its own in "
-            f"blocks {tuple(adapter.strided(host))}. Methods that need no calibration serve it: tome."
-        )
     outputs = _outputs(host, adapter, search)
     if out is not None:
         out = Path(out).expanduser().resolve() if resume else _free(out)
@@ -299,6 +294,12 @@ def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
 
 def _outputs(host: nn.Module, adapter: Adapter, search: Search) -> float:
     """The share of patches that the head still reads; none where it reads the prefix alone."""
+    strides = tuple(adapter.strided(host))
+    if strides:
+        raise UnsupportedModel(
+            f"Patch Slimming is calibrated on one grid, and {type(host).__name__} subsamples its "
+            f"own in blocks {strides}. Methods that need no calibration serve it: tome."
+        )
     known = adapter.reads(host) is not None
     if known and search.outputs:
         raise BadSchedule(
