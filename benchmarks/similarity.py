@@ -6,9 +6,9 @@
 Every way of grouping at five budgets on 500 real images, in one pass over them a budget. Thresholds
 are found on 128 other images (Tiny-ImageNet, enlarged and as mosaics, without labels), so that what
 the 500 cost on average is measured, not set. A budget that is in the results already is not run
-again. Adds to benchmarks/results/similarity.json. With `--deep`, far below a half: the default, beside
-other methods and beside itself begun at a quarter of the depth, to similarity_deep.json. The images
-are probably training images of the model: read differences from dense, not accuracy.
+again. Adds to benchmarks/results/similarity.json. With `--deep`, far below a half: the default,
+beside other methods and beside itself begun at a quarter of the depth, to similarity_deep.json. The
+images are probably training images of the model: read differences from dense, not accuracy.
 """
 
 from __future__ import annotations
