@@ -1,13 +1,14 @@
 """Evo-ViT from scratch on CIFAR-10, beside its dense twin: the same recipe, steps and seeds.
 
-    python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts flat,levit
+    python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts flat --epochs 4
+    python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts levit --epochs 1.5
 
 A small flat model of 64 patches and a small LeViT-like one, both with a class token and a head that
 reads the mean of the patches. Selection is per block for two thirds of the steps and per stage
 then; an auxiliary head reads the class token while training, in the twin as well. A run that was
 stopped goes on where it was: give the same command. Then accuracy is measured on the 10,000 test
 images, and inference and steps of training are timed, dense and slow-fast interleaved in one run.
-Writes benchmarks/results/evo_cifar.json.
+Adds each host to benchmarks/results/evo_cifar.json.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def main() -> None:
     for remark in (DeepCut, Untrained):
         warnings.simplefilter("ignore", remark)
     test = options.shared / "data" / "cifar10-test.zip"
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for kind in options.hosts.split(","):
         reports = []
         for seed in range(options.seeds):
