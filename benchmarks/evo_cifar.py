@@ -33,6 +33,7 @@ from patchslim.course import Course
 from patchslim.errors import DeepCut, Untrained
 from patchslim.feed import Feed
 from patchslim.images import Images
+from patchslim.io import load
 from patchslim.measure import measure
 from patchslim.model import SlimModel
 from patchslim.preparation import Preparation
@@ -40,7 +41,7 @@ from patchslim.processes import Processes
 from patchslim.report import Spread
 from patchslim.run import Run
 from patchslim.score import Batch
-from patchslim.train import train
+from patchslim.train import MODEL, REPORT, train
 
 RESULT = Path(__file__).parent / "results" / "evo_cifar.json"
 PREPARED = Preparation(
@@ -129,6 +130,9 @@ def learned(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Slim
         images = Images.for_host(plain, data / "cifar10-train.zip", prepared=PREPARED)
         course = course_for(seed, options.epochs, evo=name == "evo")
         out = options.runs / f"{kind}-{name}-{seed}"
+        if (out / REPORT).exists():  # it came to its end
+            models[name] = load(out / MODEL, model=plain.host)
+            continue
         print(out.name, flush=True)
         models[name] = train(plain, images, course, out=out, resume=True, progress=said).model
     return models
