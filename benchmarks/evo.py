@@ -27,6 +27,7 @@ import patchslim
 from patchslim.errors import DeepCut
 from patchslim.measure import measure
 from patchslim.model import SlimModel
+from patchslim.models.evo_levit import SIZES
 from patchslim.reducers.evo import Evo
 from patchslim.reducers.random import Random
 
@@ -58,9 +59,7 @@ def stock(host: nn.Module) -> dict[str, SlimModel]:
 def timed(name: str, repeats: int) -> list[dict[str, Any]]:
     """A report for each batch size."""
     torch.manual_seed(0)
-    pyramid = name.startswith("evo_levit")
-    if pyramid:
-        import patchslim.models.evo_levit
+    pyramid = name in SIZES
     pooling = {} if pyramid else {"global_pool": "avg"}
     host = timm.create_model(name, **pooling).eval()
     settings: dict[str, Any] = {"early": 0.5, "learned": True} if pyramid else {}
