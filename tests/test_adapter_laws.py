@@ -35,7 +35,17 @@ from variants import HOSTS, PATCH, Variant, images, record, recording, registere
 EVERY = [*registered(), *OPTIONS]
 FREE = [variant for variant in EVERY if variant.args.get("dynamic_img_size")]
 PREFIXED = [variant for variant in EVERY if variant.prefix]
+SLOW = pytest.mark.slow
 every_variant = pytest.mark.parametrize("variant", EVERY, ids=str)
+
+
+def each_option(variants: list[Variant]) -> Any:
+    """Each option by itself by default; the registry's combinations of them are slow.
+
+    That those are served exactly, in evaluation and in training, is shown by default for all.
+    """
+    marked = [each if each in OPTIONS else pytest.param(each, marks=SLOW) for each in variants]
+    return pytest.mark.parametrize("variant", marked, ids=str)
 
 
 @functools.cache
@@ -79,7 +89,7 @@ def test_training_equals_the_host(variant: Variant) -> None:
     same_gradients(got, wanted)
 
 
-@every_variant
+@each_option(EVERY)
 def test_part_projections_are_columns_of_the_whole(variant: Variant) -> None:
     host = built(variant)
     adapter = patchslim.find_adapter(host)
@@ -94,7 +104,7 @@ def test_part_projections_are_columns_of_the_whole(variant: Variant) -> None:
                 assert close(t, whole[name])
 
 
-@every_variant
+@each_option(EVERY)
 def test_reduced_model_runs(variant: Variant) -> None:
     host = built(variant)
     x = images(host)
@@ -111,7 +121,7 @@ def test_reduced_model_runs(variant: Variant) -> None:
             assert tuple(each.x.shape[1] for each in traced) == counts, reducer
 
 
-@every_variant
+@each_option(EVERY)
 def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
     """A dropped patch is one that nobody attends to: rows left, wherever they stand, agree."""
     host = built(variant)
@@ -131,7 +141,7 @@ def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
     assert close(got[:, left.prefix :], take(wanted, rows))
 
 
-@pytest.mark.parametrize("variant", PREFIXED, ids=str)
+@each_option(PREFIXED)
 def test_prefix_stays_first_and_untouched(variant: Variant) -> None:
     """A reduction after the last attention, or of its queries, cannot change any prefix row."""
     host = built(variant)
@@ -145,7 +155,7 @@ def test_prefix_stays_first_and_untouched(variant: Variant) -> None:
             assert close(host.norm(traced[-1].x)[:, :prefix], wanted), reducer
 
 
-@pytest.mark.parametrize("variant", PREFIXED, ids=str)
+@each_option(PREFIXED)
 def test_exact_tail_gives_the_same_answer(variant: Variant) -> None:
     host = built(variant)
     x = images(host)
@@ -157,7 +167,7 @@ def test_exact_tail_gives_the_same_answer(variant: Variant) -> None:
             assert close(exact(x), full(x)), reducer
 
 
-@every_variant
+@each_option(EVERY)
 def test_host_stays_as_found(variant: Variant) -> None:
     host = variant.build().train()
     host.blocks[1].eval()

@@ -125,7 +125,7 @@ from test_train import LONG, images, slimmed
 from patchslim.train import train
 train(slimmed(), images(), LONG, out={out!r}, progress=lambda line: print(line, flush=True))
 """
-LONG = Course(steps=30, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
+LONG = Course(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> None:
@@ -135,14 +135,14 @@ def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> No
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     with child:
         for line in child.stdout:
-            if line.startswith("step 8/"):
+            if line.startswith("step 4/"):
                 child.kill()
                 break
     left = {path.name for path in out.iterdir()}
     assert (
         {"checkpoint.pt", "log.csv"} <= left <= {"checkpoint.pt", "log.csv", ".checkpoint.pt.new"}
     )
-    assert 6 <= read(out / "checkpoint.pt")["step"] < 30
+    assert 3 <= read(out / "checkpoint.pt")["step"] < 20
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
