@@ -104,6 +104,7 @@ def test_the_host_reads_test_scenes_and_needs_their_patches() -> None:
     assert test["accuracy"] - test["accuracy_random_half_of_patch_tokens"] >= 0.05
 
 
+@pytest.mark.slow
 def test_handwritten_digits_are_the_ones_scikit_learn_ships() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     shipped = datasets.load_digits()

@@ -422,6 +422,7 @@ def test_what_is_saved_gives_the_same_answer(tmp_path):
     assert not torch.equal(again(noise_images()), plain(noise_images()))
 
 
+@pytest.mark.slow  # one selection is a law by default
 @torch.no_grad()
 def test_two_selections_export_for_any_batch():
     model = evo(deep(depth=4), (1, 3))
