@@ -111,7 +111,7 @@ def _add_demo(commands: Any) -> None:
         "patchslim demo --out runs/demo",
     )
     one.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER")
-    one.add_argument("--scenes", type=count, default=200, metavar="N", help="images to test on")
+    one.add_argument("--scenes", type=count, default=100, metavar="N", help="images to test on")
 
 
 def _add_slim(commands: Any) -> None:

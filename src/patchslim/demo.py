@@ -41,7 +41,7 @@ TITLE = "Reading a digit in clutter with fewer patch tokens"
 Say = Callable[[str], object]
 
 
-def demo(out: Path, *, scenes: int = 200, progress: Say | None = None) -> Report:
+def demo(out: Path, *, scenes: int = 100, progress: Say | None = None) -> Report:
     """The measured example, with `report.html` and `report.json` written into the folder `out`."""
     with one_thread():
         return present(digits.host(), digits.scenes("test", scenes), out, progress=progress)
