@@ -18,7 +18,7 @@ from patchslim.laws.trial import noise_images, tiny_host
 from patchslim.model import SlimModel
 from patchslim.reducer import Signals
 from patchslim.reducers.evo import Evo
-from patchslim.reduction import Fuse, Park
+from patchslim.reduction import Fuse, Keep, Park
 from patchslim.schedule import Rate
 from patchslim.tokens import Tokens
 from toys import slimmed
@@ -242,13 +242,14 @@ def remembered(reducer: Evo, known: Tensor | None, logits: Tensor, block: int) -
 
 def test_the_newest_attention_weighs_as_much_as_told():
     reducer = Evo(tradeoff=0.25, early=0.75)
-    reducer.prepare(3, (2, 4))
     logits = torch.randn(3, 2, 4)
     first = remembered(reducer, None, logits[0], 0)
     torch.testing.assert_close(first, seen(logits[0]))
     second = remembered(reducer, first, logits[1], 1)
     torch.testing.assert_close(second, 0.25 * first + 0.75 * seen(logits[1]))
-    third = remembered(reducer, second, logits[2], 2)
+    wholly = Tokens(x=torch.zeros(2, 5, 3), prefix=1, grid=(2, 2), memory=second)
+    waiting = wholly.reduce(Park(Keep(torch.arange(4).expand(2, -1))))  # all go on, in their order
+    third = reducer.remember(waiting, signals(logits[2], 2))
     torch.testing.assert_close(third, 0.75 * second + 0.25 * seen(logits[2]))
 
 
@@ -477,3 +478,13 @@ def test_what_the_schedule_says_is_what_happens():
     tokens = model.embed(noise_images(1), {}, track=False)
     steps = model.steps(tokens, tail="full", layered=True)
     assert [step.index for step in steps if model.place(step)] == [2, 3, 4, 5]
+
+
+@torch.no_grad()
+def test_one_method_may_serve_two_models():
+    """What it does follows from the tokens, and not from the schedule that it was given last."""
+    mine, images = patchslim.find_reducer("evo")(), noise_images()
+    early = patchslim.slim(tiny_host(depth=6), mine, keep_rate=0.5, at=(3, 5))
+    wanted = early(images)
+    patchslim.slim(tiny_host(depth=6), mine, keep_rate=0.5, at=(1, 2))
+    assert torch.equal(early(images), wanted)

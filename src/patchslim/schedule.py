@@ -87,7 +87,7 @@ class Schedule(ABC):
     ) -> list[tuple[int, int]]:
         """Rows wanted and rows left after each block, prefix included."""
         self.check(entering, prefix, depth)
-        self._check_first(entering - prefix, depth, reducer)
+        self._check_first(entering - prefix, depth, reducer, resets or {})
         rows = entered = entering - prefix
         walk: list[tuple[int, int]] = []
         for block in range(depth):
@@ -108,15 +108,17 @@ class Schedule(ABC):
             walk.append((wanted + prefix, rows + prefix))
         return walk
 
-    def _check_first(self, rows: int, depth: int, reducer: Reducer) -> None:
+    def _check_first(
+        self, rows: int, depth: int, reducer: Reducer, resets: Mapping[int, int]
+    ) -> None:
         """Refuses a decision in the first block by what was noted in the blocks before it."""
         if not reducer.remembers:
             return
         if self.after(0, rows, depth, rows, reducer) < rows or 0 in self.places(depth):
             raise BadSchedule(
                 f"{type(reducer).__name__} decides by what it noted in earlier blocks, and is to "
-                f"decide in block 0. Give keep_rate=0.5, at={units(depth, {})} (--keep-rate, --at) "
-                "or other blocks."
+                f"decide in block 0. Give keep_rate=0.5, at={units(depth, resets)} "
+                "(--keep-rate, --at) or other blocks."
             )
 
     def misfit(self, block: int, rows: int) -> str | None:

@@ -24,7 +24,7 @@ class Evo(Reducer):
     """Keeps a share of all patches, by global class attention, in the slow path.
 
     The global class attention is a moving average over blocks: `tradeoff` is the weight of the
-    newest, and `early` that in the blocks before the first selection. A patch that waits keeps the
+    newest, and `early` that while no patch waits. A patch that waits keeps the
     value that it had. With `learned`, each block has a trade-off of its own, trained with the model
     (LeViT). Without `representative` the patches that wait are left as they are: that is the
     simplified form of the official DeiT code.
@@ -61,11 +61,9 @@ class Evo(Reducer):
         self.learned = learned
         self.adds = int(representative)
         self.mixing = nn.ParameterDict()
-        self.first = 0
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """One trade-off for each block before the last selection, if they are learned."""
-        self.first = min(blocks, default=0)
         if self.learned and not self.mixing:
             for block in range(1, max(blocks, default=0)):
                 self.mixing[str(block)] = nn.Parameter(torch.zeros(()))
@@ -93,18 +91,21 @@ class Evo(Reducer):
         newest, known = signals.class_attention(), tokens.memory
         if known is None:
             return newest
-        newest = known + self._tradeoff(signals.block) * (newest - known)
+        newest = known + self._tradeoff(tokens, signals) * (newest - known)
         if signals.stride > 1:
             left = newest.index_select(1, strided_cells(tokens.grid, signals.stride, newest.device))
-            newest = newest * (known.sum(dim=1, keepdim=True) / left.sum(dim=1, keepdim=True))
+            scale = left.sum(dim=1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
+            newest = newest * (known.sum(dim=1, keepdim=True) / scale)
         return newest
 
-    def _tradeoff(self, block: int) -> float | Tensor:
+    def _tradeoff(self, tokens: Tokens, signals: Signals) -> float | Tensor:
         """The weight of the newest attention in a block."""
-        if str(block) in self.mixing:
-            learned: Tensor = self.mixing[str(block)].sigmoid()
+        block = str(signals.block)
+        if block in self.mixing:
+            learned: Tensor = self.mixing[block].sigmoid()
             return learned
-        return self.early if block < self.first else self.tradeoff
+        # All are back where the grid is subsampled, and that is part of the way all the same.
+        return self.tradeoff if tokens.parked or signals.stride > 1 else self.early
 
     def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """The share of all patches, rounded down, and the representative token."""
