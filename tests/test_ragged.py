@@ -9,9 +9,11 @@ import torch
 import patchslim
 from hosts import HOSTS
 from hugging import pixels, tiny_hf
+from patchslim.attention import attention_bias
 from patchslim.cost import slim_macs
 from patchslim.io import load
-from patchslim.ragged import each_image, packed, padded, ragged_attention, side_by_side
+from patchslim.ragged import each_image, packed, padded, ragged_attention, reduced, side_by_side
+from patchslim.reduction import Keep, Merge
 from patchslim.tokens import Borders, Tokens
 from variants import images, tiny_vit
 
@@ -155,6 +157,60 @@ def test_heads_of_packed_rows_come_side_by_side():
     assert each_image(None, one.borders) is None
 
 
+# --- decisions about packed rows
+
+
+def decided(counts, left, *, merges, weighed):
+    """A decision about images side by side of `counts` rows, which leaves `left` of each."""
+    longest, most = max(counts), max(left)
+    order = torch.full((len(counts), longest), 0)
+    joins = torch.zeros(len(counts), longest, dtype=torch.bool)
+    into = torch.zeros(len(counts), longest, dtype=torch.long)
+    for image, (count, stay) in enumerate(zip(counts, left, strict=True)):
+        some = torch.randperm(count, generator=torch.Generator().manual_seed(image))
+        order[image] = torch.cat([some, torch.arange(count, longest)])
+        joins[image, stay:count] = True
+        into[image, stay:count] = torch.arange(count - stay) % stay
+    kept, padding = order[:, :most], torch.arange(most) < torch.tensor(left).unsqueeze(1)
+    if not merges:
+        return Keep(kept, padding)
+    weight = draw(len(counts), longest, seed=9).abs() + 0.1 if weighed else None
+    return Merge(kept, order, into, padding, joins, weight)
+
+
+@pytest.mark.parametrize(
+    ("counts", "left"),
+    [([5, 2, 7], [3, 1, 2]), ([6, 6, 6], [6, 1, 4]), ([4, 2], [2, 2]), ([3, 1, 2], [3, 1, 2])],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["keep", "merge", "weighed merge"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("begins", ["packed", "side by side"])
+def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
+    begins, prefix, method, counts, left
+):
+    beside = side(counts, prefix)
+    beside = padded(packed(beside)) if len(set(counts)) > 1 else packed(beside)
+    reduction = decided(counts, left, merges=method != "keep", weighed=method == "weighed merge")
+    wanted = packed(beside.reduce(reduction))
+    got = reduced(packed(beside) if begins == "packed" else beside, reduction)
+    assert got.prefix == wanted.prefix
+    assert got.lengths() == wanted.lengths() == [prefix + count for count in left]
+    assert (got.borders is None) == (wanted.borders is None)
+    assert got.x.isfinite().all()
+    for part in ("x", "size", "position"):
+        torch.testing.assert_close(getattr(got, part), getattr(wanted, part))
+
+
+def test_images_laid_out_bare_have_no_features():
+    one = packed(side([3, 1, 4], 2))
+    bare, whole = padded(one, bare=True), padded(one)
+    assert bare.x.shape == whole.x.shape
+    assert bare.x.isnan().all()
+    assert torch.equal(bare.size, whole.size)
+    assert torch.equal(bare.alive, whole.alive)
+
+
 # --- attention
 
 
@@ -176,7 +232,13 @@ def written_out(q, k, v, size):
 def test_attention_stays_within_each_image(counts, prefix, proportional):
     tokens = packed(side(counts, prefix))
     qkv = tuple(draw(1, 2, tokens.x.shape[1], 4, seed=seed) for seed in (5, 6, 7))
-    got = ragged_attention(qkv, queries=tokens, keys=tokens, scale=0.3, proportional=proportional)
+    got = ragged_attention(
+        qkv,
+        queries=tokens,
+        keys=tokens,
+        scale=0.3,
+        bias=attention_bias(tokens, proportional=proportional),
+    )
     assert got.shape == qkv[0].shape
     sizes = padded(tokens).size
     for image, count in enumerate(counts):
@@ -196,7 +258,13 @@ def test_fewer_rows_may_ask_than_are_asked(asked):
     queries, keys = (some, whole) if asked == "packed" else (whole, some)
     q = draw(queries.x.shape[0], 2, queries.x.shape[1], 4, seed=5)
     k, v = (draw(keys.x.shape[0], 2, keys.x.shape[1], 4, seed=seed) for seed in (6, 7))
-    got = ragged_attention((q, k, v), queries=queries, keys=keys, scale=0.3, proportional=True)
+    got = ragged_attention(
+        (q, k, v),
+        queries=queries,
+        keys=keys,
+        scale=0.3,
+        bias=attention_bias(keys, proportional=True),
+    )
     assert got.shape == q.shape
     sizes = padded(keys).size
     for image in range(3):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from patchslim.attention import attention, attention_bias, attention_map
 from patchslim.cost import skips
 from patchslim.errors import UnsupportedModel
-from patchslim.ragged import each_image, packed, padded, ragged_attention
+from patchslim.ragged import each_image, padded, ragged_attention, reduced
 from patchslim.reducer import Place, Reducer, Signals
 from patchslim.reduction import Reduction
 from patchslim.step import Attended, Step
@@ -44,9 +44,9 @@ class Blocks(Surface):
         if step.stride > 1:
             tokens = _whole_grid(padded(tokens))
         if place is Place.BEFORE_BLOCK:
-            tokens = padded(tokens)
-            signals = Signals(tokens.prefix, block=step.index)
-            tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
+            side = self._laid_out(tokens)
+            signals = Signals(side.prefix, block=step.index)
+            tokens = self._reduced(tokens, self._choose(step, side, signals))
         tokens = self._before_feed(step, place, tokens)
         return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
 
@@ -61,21 +61,25 @@ class Blocks(Surface):
         tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
         del attended  # its values are not needed to choose
         if signals is not None and place is Place.BEFORE_FEED:
-            tokens = padded(tokens)
-            tokens = self._packed(tokens.reduce(self._choose(step, tokens, signals)))
+            tokens = self._reduced(tokens, self._choose(step, self._laid_out(tokens), signals))
         return tokens
 
-    def _packed(self, tokens: Tokens) -> Tokens:
-        """Rows packed behind one another, where images have different numbers and nothing forbids.
+    def _laid_out(self, tokens: Tokens) -> Tokens:
+        """The images side by side for the method to look at, as far as it does."""
+        return padded(tokens, bare="x" not in self.reducer.looks)
 
-        Not in a graph, whose shapes are constant; not in training; and not where the map back to
-        the pixels is asked for, which counts the rows of an image.
+    def _reduced(self, tokens: Tokens, reduction: Reduction) -> Tokens:
+        """The tokens after a decision about their images side by side.
+
+        Packed behind one another, where images have different numbers and nothing forbids: not in
+        a graph, whose shapes are constant; not in training; and not where the map back to the
+        pixels is asked for, which counts the rows of an image.
         """
         graph = torch.compiler.is_compiling()
         apart = self.training or not self.packs or self.adapter.relative
-        if graph or apart or tokens.origin is not None:
-            return tokens
-        return packed(tokens) if self.reducer.adaptive else tokens
+        if graph or apart or tokens.origin is not None or not self.reducer.adaptive:
+            return tokens.reduce(reduction)
+        return reduced(tokens, reduction)
 
     def place(self, step: Step) -> Place | None:
         """Where this block decides, or None where it does not.
@@ -139,7 +143,7 @@ class Blocks(Surface):
         q = project(side.leading(side.prefix), "q")[0] if asking else None
         signals = self._signals(step, tokens, q, k, v, bias)
         reduction = self._choose(step, side, signals)
-        queries = self._packed(side.reduce(reduction))
+        queries = self._reduced(tokens, reduction)
         if bias is not None and bias.shape[2] > 1:
             rows = with_leading(reduction.represent(tokens.rows()), tokens.prefix)
             bias = take(bias[:, 0], rows).unsqueeze(1)
@@ -177,13 +181,15 @@ class Blocks(Surface):
         """What the reducer may look at in this block, of images side by side."""
         if tokens.borders is not None:
             q, k, v = self._looked_at(tokens.borders, q, k, v)
-            tokens = padded(tokens)
-            bias = attention_bias(tokens, proportional=self.reducer.proportional)
+            maps = self.reducer.needs_class_token or "q" in self.reducer.looks
+            side = padded(tokens, bare=True)
+            bias = attention_bias(side, proportional=self.reducer.proportional) if maps else None
         readout = None
         if self.reducer.needs_class_token and not self.adapter.has_class_token(self.host):
-            readout = partial(self.adapter.readout, self.host, tokens)
+            readout = partial(self.adapter.readout, self.host, padded(tokens))
         scale = self.adapter.scale(self.host, step.index)
-        return Signals(tokens.prefix, scale, q, k, v, bias, readout, step.index, step.stride)
+        prefix = tokens.prefix if tokens.borders is None else tokens.borders.prefix
+        return Signals(prefix, scale, q, k, v, bias, readout, step.index, step.stride)
 
     def _looked_at(
         self, borders: Borders, q: Tensor | None, k: Tensor | None, v: Tensor | None
@@ -211,10 +217,7 @@ class Blocks(Surface):
         """What attention gives to the queries."""
         scale = self.adapter.scale(self.host, step.index)
         if queries.borders is not None or keys.borders is not None:
-            proportional = self.reducer.proportional
-            return ragged_attention(
-                qkv, queries=queries, keys=keys, scale=scale, proportional=proportional
-            )
+            return ragged_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)
         dropout = self.adapter.dropout(self.host, step.index)
         return attention(*qkv, scale=scale, bias=bias, dropout=dropout)
 

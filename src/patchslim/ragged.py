@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchslim.attention import attention, attention_bias
+from patchslim.attention import attention
+from patchslim.reduction import Keep, Merge, Reduction
 from patchslim.tokens import Borders, Tokens
 
 
@@ -24,28 +25,56 @@ def packed(tokens: Tokens) -> Tokens:
     counts = tokens.alive.sum(dim=1).tolist()
     if len(set(counts)) == 1:
         return _cut(tokens, counts[0])
-    batch, prefix = tokens.x.shape[0], tokens.prefix
-    real = tokens.alive.flatten()
+    return _packed(tokens, Borders.of(counts, tokens.prefix, tokens.x.device))
 
-    def rows(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.flatten(0, 1)[real].unsqueeze(0)
 
-    leading = tokens.x[:, :prefix].transpose(0, 1).flatten(0, 1)
-    patches = tokens.x[:, prefix:].flatten(0, 1)[real]
+def reduced(tokens: Tokens, reduction: Reduction) -> Tokens:
+    """The tokens after a decision that was made about their images side by side, packed.
+
+    The decision is said anew of packed rows, so that no padding is ever moved.
+    """
+    if not isinstance(reduction, Keep | Merge) or reduction.padding is None:
+        return packed(padded(tokens).reduce(reduction))
+    counts = reduction.padding.sum(dim=1).tolist()
+    if len(set(counts)) == 1:  # there will be nothing to pack
+        return packed(padded(tokens).reduce(reduction))
+    before = tokens.borders
+    if before is None:
+        whole = [rows - tokens.prefix for rows in tokens.lengths()]
+        before = Borders.of(whole, tokens.prefix, tokens.x.device)
+        tokens = _packed(tokens, before)
+    after = Borders.of(counts, before.prefix, tokens.x.device)
+    return tokens.reduce(reduction.packed(before, after), after)
+
+
+def _packed(tokens: Tokens, borders: Borders) -> Tokens:
+    """The real rows of images side by side, as many of each as the borders say, packed."""
+    prefix = borders.prefix
+    leading = tokens.x[:, :prefix].transpose(0, 1).flatten(0, 1).unsqueeze(0)
+    patches = _behind(tokens.x[:, prefix:], tokens.alive)
     return Tokens(
-        x=torch.cat([leading, patches]).unsqueeze(0),
-        prefix=prefix * batch,
+        x=torch.cat([leading, patches], dim=1),
+        prefix=prefix * len(borders.counts),
         grid=tokens.grid,
-        size=rows(tokens.size),
-        position=rows(tokens.cells()),
+        size=None if tokens.size is None else _behind(tokens.size, tokens.alive),
+        position=_behind(tokens.cells(), tokens.alive),
         rotary=tokens.rotary,
         content=tokens.content,
-        borders=Borders.of(counts, prefix, tokens.x.device),
+        borders=borders,
     )
 
 
-def padded(tokens: Tokens) -> Tokens:
-    """The images of packed tokens side by side, padded to the longest; others as they are."""
+def _behind(t: Tensor, alive: Tensor | None) -> Tensor:
+    """Rows t (B, n, ...) that are real (B, n), behind one another (1, N, ...)."""
+    every = t.flatten(0, 1)
+    return (every if alive is None else every[alive.flatten()]).unsqueeze(0)
+
+
+def padded(tokens: Tokens, *, bare: bool = False) -> Tokens:
+    """The images of packed tokens side by side, padded to the longest; others as they are.
+
+    With `bare` all but the features, which are no numbers then: moving them is most of the work.
+    """
     if tokens.borders is None:
         return tokens
     borders = tokens.borders
@@ -55,8 +84,11 @@ def padded(tokens: Tokens) -> Tokens:
     def rows(t: Tensor | None) -> Tensor | None:
         return None if t is None else t[0, place]
 
+    nothing = tokens.x.new_full((1, 1, 1), torch.nan)
     return Tokens(
-        x=side_by_side(tokens.x, borders),
+        x=nothing.expand(batch, prefix + longest, tokens.x.shape[2])
+        if bare
+        else side_by_side(tokens.x, borders),
         prefix=prefix,
         grid=tokens.grid,
         size=rows(tokens.size),
@@ -73,7 +105,8 @@ def side_by_side(t: Tensor, borders: Borders) -> Tensor:
     batch, prefix = len(borders.counts), borders.prefix
     first = torch.arange(prefix * batch, device=t.device).view(prefix, batch).T
     place = borders.places(max(borders.counts)) + prefix * batch
-    return t[0, torch.cat([first, place], dim=1)]
+    rows = torch.cat([first, place], dim=1)
+    return t[0].index_select(0, rows.flatten()).view(*rows.shape, *t.shape[2:])
 
 
 def each_image(t: Tensor | None, borders: Borders) -> Tensor | None:
@@ -89,13 +122,13 @@ def ragged_attention(
     queries: Tokens,
     keys: Tokens,
     scale: float,
-    proportional: bool,
+    bias: Tensor | None,
 ) -> Tensor:
     """Attention within each image, where queries, keys or both are packed: (1, H, n, d) of packed.
 
-    `queries` and `keys` say where images begin and end, or are images side by side (B, H, n, d).
+    `queries` and `keys` say where images begin and end, or are images side by side (B, H, n, d);
+    `bias` is added to the logits of each key (B, 1, 1, N).
     """
-    bias = attention_bias(keys, proportional=proportional)
     q, k, v = (t.transpose(1, 2) for t in qkv)
     asked = _of_each(q, queries)
     added = [None] * len(asked) if bias is None else _of_each(bias[:, 0, 0], keys)

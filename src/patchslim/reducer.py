@@ -92,10 +92,11 @@ class Signals:
             return self.readout()
         if not self.prefix or self.q is None or self.k is None:
             raise NeedsClassToken("There is no class token in this sequence to score patches by.")
-        logits = (self.q[:, :, :1] * self.scale) @ self.k.transpose(-2, -1)
+        # A product and a sum: a matrix product would first copy the keys into rows of their own.
+        logits = (self.q[:, :, :1] * self.scale * self.k).sum(dim=-1)
         if self.bias is not None:
-            logits = logits + self.bias[:, :, :1]
-        return logits.softmax(dim=-1)[:, :, 0, self.prefix :].mean(dim=1)
+            logits = logits + self.bias[:, :, 0]
+        return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)
 
     def attention_received(self, alive: Tensor | None) -> Tensor:
         """How much all rows attend to each patch, averaged over rows and heads (B, n)."""
@@ -161,7 +162,8 @@ class Reducer(nn.Module, ABC):
         adds: rows it creates beyond the ones it keeps (EViT's fused token).
         shows: what `tokens.content` is to hold until the first decision: "pixels" of each patch, or
             its "embedding" without the position.
-        looks: which of q, k and v it looks at; the prefix of q comes in any case.
+        looks: which of x, q, k and v it looks at, where they take work to lay out: of images of
+            different numbers of patches; the prefix of q comes in any case. Others are not there.
         adaptive: whether images may keep different numbers of patches; the schedule is then the
             most that is kept.
         parks: whether rows only wait, and all are there again at the next decision; rates are then
@@ -179,7 +181,7 @@ class Reducer(nn.Module, ABC):
     proportional: bool = False
     adds: int = 0
     shows: Shown | None = None
-    looks: str = "qkv"
+    looks: str = "xqkv"
     adaptive: bool = False
     parks: bool = False
     remembers: bool = False

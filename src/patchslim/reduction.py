@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchslim.tokens import Parked, Tokens, take, with_leading
+from patchslim.tokens import Borders, Parked, Tokens, take, with_leading
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ class Keep(Reduction):
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask, and the padding."""
         return _both(alive, self.padding)
+
+    def packed(self, before: Borders, after: Borders) -> Keep:
+        """The same of images that lie behind one another, a batch of one."""
+        return Keep(_real(self.kept + before.first(), self.padding))
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,19 @@ class Merge(Reduction):
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask, and the padding."""
         return _both(alive, self.padding)
+
+    def packed(self, before: Borders, after: Borders) -> Merge:
+        """The same of images that lie behind one another, a batch of one."""
+        weight = self.weight
+        if weight is not None:
+            count = torch.tensor(before.counts, device=weight.device).unsqueeze(1)
+            weight = _real(weight, torch.arange(weight.shape[1], device=weight.device) < count)
+        return Merge(
+            kept=_real(self.kept + before.first(), self.padding),
+            gone=_real(self.gone + before.first(), self.joins),
+            into=_real(self.into + after.first(), self.joins),
+            weight=weight,
+        )
 
 
 @dataclass(frozen=True)
@@ -322,6 +339,11 @@ def _both(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
     if alive is None or padding is None:
         return padding if alive is None else alive
     return alive * padding
+
+
+def _real(rows: Tensor, real: Tensor | None) -> Tensor:
+    """Those of `rows` (B, m) that are real, behind one another (1, M)."""
+    return (rows.flatten() if real is None else rows[real]).unsqueeze(0)
 
 
 def _places(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:

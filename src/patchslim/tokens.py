@@ -51,10 +51,15 @@ class Borders:
         back[order] = torch.arange(len(order))
         return cls(tuple(counts), prefix, order.to(device), back.to(device))
 
+    def first(self) -> Tensor:
+        """The packed patch row with which each image begins (B, 1)."""
+        counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
+        return counts.cumsum(0) - counts
+
     def places(self, longest: int) -> Tensor:
         """For images side by side, the packed patch row of each place (B, longest)."""
         counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
-        first = counts.cumsum(0) - counts
+        first = self.first()
         within = torch.arange(longest, device=self.order.device).expand(len(self.counts), -1)
         last = first + (counts - 1).clamp(min=0)
         return torch.minimum(first + within, last).clamp(max=max(sum(self.counts) - 1, 0))
@@ -171,8 +176,11 @@ class Tokens:
             rows *= batch
         return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid, borders=borders, whole=self)
 
-    def reduce(self, reduction: Reduction) -> Tokens:
-        """The tokens after `reduction`: features averaged, sizes added, the rest carried along."""
+    def reduce(self, reduction: Reduction, borders: Borders | None = None) -> Tokens:
+        """The tokens after `reduction`: features averaged, sizes added, the rest carried along.
+
+        Of a packed batch, `borders` is where images begin and end then.
+        """
         before, size = None, None
         if self.size is not None or reduction.merges:
             before = self.sizes()
@@ -194,6 +202,7 @@ class Tokens:
             origin=origin,
             rotary=self.rotary,
             content=self.content,
+            borders=borders,
             memory=None if self.memory is None else reduction.represent(self.memory),
             parked=reduction.parked(self, x),
         )

@@ -101,7 +101,7 @@ class Similarity(Reducer):
         self.shows: Shown | None = "embedding" if self.on == "embedding" else None
         self.needs_class_token = self.weight == "class"
         self.looks = {"received": "qk", "class": "k", "size": ""}[self.weight]
-        self.looks += {"keys": "k", "values": "v"}.get(self.on, "")
+        self.looks += {"features": "x", "keys": "k", "values": "v"}.get(self.on, "")
         self.proportional = self.survivor != "alone"
         self.limit = 1 - threshold if self.measure == "cosine" else threshold
 
