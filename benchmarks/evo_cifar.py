@@ -7,7 +7,8 @@ A small flat model of 64 patches and a small LeViT-like one, both with a class t
 reads the mean of the patches. Selection is per block for two thirds of the steps and per stage
 then; an auxiliary head reads the class token while training, in the twin as well. A run that was
 stopped goes on where it was: give the same command. Then accuracy is measured on the 10,000 test
-images, and inference and steps of training are timed, dense and slow-fast interleaved in one run.
+images, and inference at two batches and steps of training are timed, dense and slow-fast
+interleaved in one run.
 Adds each host to benchmarks/results/evo_cifar.json.
 """
 
@@ -51,6 +52,7 @@ PREPARED = Preparation(
     crop_pct=1.0,
 )
 KEEP = 0.5
+BATCHES = (128, 32)  # of inference; the first is that of training
 WARMUP = 2
 
 
@@ -199,16 +201,19 @@ def main() -> None:
                 continue
             host = models["dense"].host
             images = Images.for_host(host, test, prepared=PREPARED, batch=250)
-            report = measure(
-                {"evo": models["evo"]},
-                images,
-                dense=host,
-                batch=32,
-                repeats=options.repeats,
-                progress=said,
-            )
-            print(report.table(), flush=True)
-            reports.append(report.to_json())
+            both = [
+                measure(
+                    {"evo": models["evo"]},
+                    images,
+                    dense=host,
+                    batch=batch,
+                    repeats=options.repeats,
+                    progress=said,
+                )
+                for batch in BATCHES
+            ]
+            print(both[0].table(), both[1].table(), sep="\n", flush=True)
+            reports.append([report.to_json() for report in both])
         if options.train_only:
             continue
         birth = Birth.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
