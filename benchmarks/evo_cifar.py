@@ -1,10 +1,11 @@
 """Evo-ViT from scratch on CIFAR-10, beside its dense twin: the same recipe, steps and seeds.
 
     python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts flat --epochs 4
+    python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts fine --epochs 3
     python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts levit --epochs 1.5
 
-A small flat model of 64 patches and a small LeViT-like one, both with a class token and a head that
-reads the mean of the patches. Selection is per block for two thirds of the steps and per stage
+Two small flat models, of 64 patches and of 256 smaller ones, and a small LeViT-like one, all with a
+class token and a head that reads the mean of the patches. Selection is per block for two thirds of the steps and per stage
 then; an auxiliary head reads the class token while training, in the twin as well. A run that was
 stopped goes on where it was: give the same command. Then accuracy is measured on the 10,000 test
 images, and inference at two batches and steps of training are timed, dense and slow-fast
@@ -70,6 +71,20 @@ def flat() -> nn.Module:
     return host
 
 
+def fine() -> nn.Module:
+    """The same of 256 smaller patches, half as wide."""
+    host: nn.Module = timm.models.VisionTransformer(
+        img_size=32,
+        patch_size=2,
+        embed_dim=48,
+        depth=6,
+        num_heads=2,
+        num_classes=10,
+        global_pool="avg",
+    )
+    return host
+
+
 def levit() -> nn.Module:
     """A LeViT-like pyramid of 256, 64 and 16 patches, with a class token."""
     from patchslim.models.evo_levit import EvoLevit
@@ -93,9 +108,13 @@ def levit() -> nn.Module:
     )
 
 
-HOSTS = {"flat": flat, "levit": levit}
+HOSTS = {"flat": flat, "fine": fine, "levit": levit}
 # LeViT's authors mix old and new attention evenly from the first block on, and learn the mixing.
-METHOD: dict[str, dict[str, Any]] = {"flat": {}, "levit": {"early": 0.5, "learned": True}}
+METHOD: dict[str, dict[str, Any]] = {
+    "flat": {},
+    "fine": {},
+    "levit": {"early": 0.5, "learned": True},
+}
 
 
 def slimmed(kind: str, seed: int, *, evo: bool) -> SlimModel:
