@@ -5,12 +5,11 @@
     python benchmarks/evo_cifar.py --shared ../shared --runs runs/evo --hosts levit --epochs 1.5
 
 Two small flat models, of 64 patches and of 256 smaller ones, and a small LeViT-like one, all with a
-class token and a head that reads the mean of the patches. Selection is per block for two thirds of the steps and per stage
-then; an auxiliary head reads the class token while training, in the twin as well. A run that was
-stopped goes on where it was: give the same command. Then accuracy is measured on the 10,000 test
-images, and inference at two batches and steps of training are timed, dense and slow-fast
-interleaved in one run.
-Adds each host to benchmarks/results/evo_cifar.json.
+class token and a head that reads the mean of the patches. Selection is per block for two thirds of
+the steps and per stage then; an auxiliary head reads the class token while training, in the twin as
+well. A run that was stopped goes on where it was: give the same command. Then accuracy is measured
+on the 10,000 test images, and inference at two batches and steps of training are timed, dense and
+slow-fast interleaved in one run. Adds each host to benchmarks/results/evo_cifar.json.
 """
 
 from __future__ import annotations
