@@ -202,6 +202,17 @@ def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
         torch.testing.assert_close(getattr(got, part), getattr(wanted, part))
 
 
+@pytest.mark.parametrize("forgotten", [None, torch.ones(3, 4, dtype=torch.bool)], ids=str)
+def test_rows_of_the_next_image_are_not_taken_for_padding(forgotten):
+    """A decision that says nothing of padding keeps what is really there."""
+    one = packed(side([4, 2, 3], 1))
+    kept = torch.arange(4).expand(3, -1)
+    got = reduced(one, Keep(kept, forgotten))
+    assert got.lengths() == one.lengths()
+    for part in ("x", "size", "position"):
+        assert torch.equal(getattr(got, part), getattr(one, part))
+
+
 def test_images_laid_out_bare_have_no_features():
     one = packed(side([3, 1, 4], 2))
     bare, whole = padded(one, bare=True), padded(one)

@@ -33,17 +33,18 @@ def reduced(tokens: Tokens, reduction: Reduction) -> Tokens:
 
     The decision is said anew of packed rows, so that no padding is ever moved.
     """
-    if not isinstance(reduction, Keep | Merge) or reduction.padding is None:
-        return packed(padded(tokens).reduce(reduction))
-    counts = reduction.padding.sum(dim=1).tolist()
-    if len(set(counts)) == 1:  # there will be nothing to pack
-        return packed(padded(tokens).reduce(reduction))
     before = tokens.borders
     if before is None:
         whole = [rows - tokens.prefix for rows in tokens.lengths()]
         before = Borders.of(whole, tokens.prefix, tokens.x.device)
-        tokens = _packed(tokens, before)
+    counts: list[int] = []
+    if isinstance(reduction, Keep | Merge):
+        counts = reduction.real(before).sum(dim=1).tolist()
+    if not isinstance(reduction, Keep | Merge) or len(set(counts)) == 1:  # nothing to pack then
+        return packed(padded(tokens).reduce(reduction))
     after = Borders.of(counts, before.prefix, tokens.x.device)
+    if tokens.borders is None:
+        tokens = _packed(tokens, before)
     return tokens.reduce(reduction.packed(before, after), after)
 
 

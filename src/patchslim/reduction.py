@@ -107,9 +107,13 @@ class Keep(Reduction):
         """The old mask, and the padding."""
         return _both(alive, self.padding)
 
+    def real(self, before: Borders) -> Tensor:
+        """Which rows that come out are real (B, m), of images of these lengths."""
+        return _real(self.kept, before, self.padding)
+
     def packed(self, before: Borders, after: Borders) -> Keep:
         """The same of images that lie behind one another, a batch of one."""
-        return Keep(_real(self.kept + before.first(), self.padding))
+        return Keep(_behind(self.kept + before.first(), self.real(before)))
 
 
 @dataclass(frozen=True)
@@ -206,16 +210,20 @@ class Merge(Reduction):
         """The old mask, and the padding."""
         return _both(alive, self.padding)
 
+    def real(self, before: Borders) -> Tensor:
+        """Which rows that come out are real (B, m), of images of these lengths."""
+        return _real(self.kept, before, self.padding)
+
     def packed(self, before: Borders, after: Borders) -> Merge:
         """The same of images that lie behind one another, a batch of one."""
-        weight = self.weight
+        joins, weight = _real(self.gone, before, self.joins), self.weight
         if weight is not None:
-            count = torch.tensor(before.counts, device=weight.device).unsqueeze(1)
-            weight = _real(weight, torch.arange(weight.shape[1], device=weight.device) < count)
+            every = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
+            weight = _behind(weight, _real(every, before, None))
         return Merge(
-            kept=_real(self.kept + before.first(), self.padding),
-            gone=_real(self.gone + before.first(), self.joins),
-            into=_real(self.into + after.first(), self.joins),
+            kept=_behind(self.kept + before.first(), self.real(before)),
+            gone=_behind(self.gone + before.first(), joins),
+            into=_behind(self.into + after.first(), joins),
             weight=weight,
         )
 
@@ -341,9 +349,15 @@ def _both(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
     return alive * padding
 
 
-def _real(rows: Tensor, real: Tensor | None) -> Tensor:
-    """Those of `rows` (B, m) that are real, behind one another (1, M)."""
-    return (rows.flatten() if real is None else rows[real]).unsqueeze(0)
+def _real(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
+    """Which of `rows` (B, m) are rows of an image that is so long, and no padding."""
+    there = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
+    return there if padding is None else there & padding
+
+
+def _behind(t: Tensor, real: Tensor) -> Tensor:
+    """Those of t (B, m) that are real, behind one another (1, M)."""
+    return t[real].unsqueeze(0)
 
 
 def _places(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
