@@ -130,12 +130,13 @@ class Adapter(ABC):
     def has_class_token(self, host: nn.Module) -> bool:
         """Whether the first row is a class token."""
 
-    def content(self, host: nn.Module, images: Tensor, what: Shown) -> Tensor:
-        """What each grid cell shows by itself (B, H*W, D): its pixels, or its embedding."""
+    def content(
+        self, host: nn.Module, images: Tensor, what: Shown, grid: tuple[int, int]
+    ) -> Tensor:
+        """What each cell of the grid shows by itself (B, H*W, D): its pixels, or its embedding."""
         if what == "embedding":
             return self.embedding(host, images)
-        height, width = images.shape[2:]
-        down, right = self.shape(host, (height, width)).grid
+        (height, width), (down, right) = images.shape[2:], grid
         if height % down or width % right:
             raise WrongInput(
                 f"Images of {height}x{width} pixels have no whole number of pixels for each of "

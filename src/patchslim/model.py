@@ -8,7 +8,6 @@ threads may share one model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,16 +130,24 @@ class SlimModel(Blocks):
         depth = len(counts)
         named = schedule.places(depth) if self.reducer.by_place else ()
         reads = [None] * (depth - 1) + [self.adapter.reads(self.host) if tail == "exact" else None]
-        every = [
-            Step(index, entering, left, reads[index], index in named, stride=stride)
-            for index, (entering, left, stride) in enumerate(
-                zip((rows, *counts[:-1]), counts, self.strides, strict=True)
+        entering, strides = (rows, *counts[:-1]), self.strides
+
+        def step(index: int, last: int) -> Step:
+            return Step(
+                index=index,
+                entering=entering[index],
+                left=counts[index],
+                read=reads[index],
+                named=index in named,
+                noted=index < last,
+                stride=strides[index],
             )
-        ]
+
+        every = [step(index, 0) for index in range(depth)]
         if not self.reducer.remembers:
             return every
-        last = max((step.index for step in every if self.place(step)), default=0)
-        return [replace(step, noted=step.index < last) for step in every]
+        last = max((each.index for each in every if self.place(each)), default=0)
+        return [step(index, last) for index in range(depth)]
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
         """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
@@ -266,6 +273,7 @@ class SlimModel(Blocks):
             )
         tokens = self.adapter.embed(self.host, images, options)
         if self.reducer.shows is not None:
-            shown = partial(self.adapter.content, self.host, images, self.reducer.shows)
+            shows = self.reducer.shows
+            shown = partial(self.adapter.content, self.host, images, shows, tokens.grid)
             tokens = tokens.showing(shown)
         return tokens.tracked() if track or self.resets else tokens
