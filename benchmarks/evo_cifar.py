@@ -51,7 +51,6 @@ PREPARED = Preparation(
     std=(0.2470, 0.2435, 0.2616),
     crop_pct=1.0,
 )
-KEEP = 0.5
 BATCHES = (128, 32)  # of inference; the first is that of training
 WARMUP = 2
 
@@ -110,9 +109,9 @@ def levit() -> nn.Module:
 HOSTS = {"flat": flat, "fine": fine, "levit": levit}
 # LeViT's authors mix old and new attention evenly from the first block on, and learn the mixing.
 METHOD: dict[str, dict[str, Any]] = {
-    "flat": {},
-    "fine": {},
-    "levit": {"early": 0.5, "learned": True},
+    "flat": {"keep_rate": 0.5},
+    "fine": {"keep_rate": 0.6},
+    "levit": {"keep_rate": 0.5, "early": 0.5, "learned": True},
 }
 
 
@@ -122,7 +121,7 @@ def slimmed(kind: str, seed: int, *, evo: bool) -> SlimModel:
     host = HOSTS[kind]()
     if not evo:
         return patchslim.slim(host, "identity")
-    return patchslim.slim(host, "evo", keep_rate=KEEP, **METHOD[kind])
+    return patchslim.slim(host, "evo", **METHOD[kind])
 
 
 def course_for(seed: int, epochs: float, *, evo: bool) -> Course:
