@@ -51,7 +51,8 @@ PREPARED = Preparation(
     std=(0.2470, 0.2435, 0.2616),
     crop_pct=1.0,
 )
-BATCHES = (128, 32)  # of inference; the first is that of training
+# Batches of inference, the first that of training, and the images on which answers are compared.
+BATCHES = ((128, 10_000), (32, 500))
 WARMUP = 2
 
 
@@ -221,13 +222,13 @@ def main() -> None:
             both = [
                 measure(
                     {"evo": models["evo"]},
-                    images,
+                    images.some(count),
                     dense=host,
                     batch=batch,
                     repeats=options.repeats,
                     progress=said,
                 )
-                for batch in BATCHES
+                for batch, count in BATCHES
             ]
             print(both[0].table(), both[1].table(), sep="\n", flush=True)
             reports.append([report.to_json() for report in both])
