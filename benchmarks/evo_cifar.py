@@ -222,7 +222,7 @@ def main() -> None:
             both = [
                 measure(
                     {"evo": models["evo"]},
-                    images.some(count),
+                    list(images.some(count)),
                     dense=host,
                     batch=batch,
                     repeats=options.repeats,
