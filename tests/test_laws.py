@@ -14,6 +14,7 @@ from patchslim.laws import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_reduce
 from patchslim.laws.family import Family
 from patchslim.laws.law import uphold
 from patchslim.laws.trial import Trial, tiny_host
+from patchslim.reducers.similarity import Similarity
 from patchslim.reduction import Fuse, Keep, Merge
 from toys import Longest, LongestOnQueries, Pairs, Predictor, norms
 from variants import registered
@@ -22,6 +23,14 @@ from variants import registered
 class OneTooFew(Longest):
     def choose(self, tokens, signals, keep):
         return super().choose(tokens, signals, max(keep - 1, 1))
+
+
+class LooksInSecret(Similarity):
+    """Compares features, and does not say so."""
+
+    def __init__(self):
+        super().__init__(threshold=0.05, floor=0.1, weight="size")
+        self.looks = "k"
 
 
 class TooModest(Longest):
@@ -142,6 +151,7 @@ class Unfit(Longest):
 METHODS = [
     (OneTooFew, "leaves_exactly_the_scheduled_count"),
     (TooModest, "leaves_exactly_the_scheduled_count"),
+    (LooksInSecret, "packed_is_padded_is_alone"),
     (PrefixMoves, "prefix_rows_come_first_and_unchanged"),
     (KeepsOneTwice, "rows_that_stay_are_distinct"),
     (CountsOneTwice, "sizes_add_up"),

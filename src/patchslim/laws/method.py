@@ -20,7 +20,7 @@ from patchslim.cost import Cost
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
 from patchslim.laws.counting import counted_macs
 from patchslim.laws.law import Law, Observed, insist, insist_close, uphold
-from patchslim.laws.trial import PATCHES, READOUTS, Trial, noise_images
+from patchslim.laws.trial import PATCHES, READOUTS, Trial, noise_images, uneven_images
 from patchslim.reducer import Reducer, find_reducer, reducer_names
 from patchslim.schedule import Counts
 from patchslim.slim import slim
@@ -145,10 +145,11 @@ def packed_is_padded_is_alone(trial: Trial) -> None:
     """Packed, padded and masked, alone, in another order: the same answer and the same costs."""
     if not trial.reducer.adaptive:
         return
-    images = noise_images(5)
+    trial = Trial(copy.deepcopy(trial.reducer).double(), trial.width)  # so that rounding has no say
+    images = uneven_images(5).double()
     for readout in ("class", "query") if trial.reducer.needs_class_token else READOUTS:
         for tail in ("full", "exact"):
-            model = trial.model(readout, tail=tail, depth=4)
+            model = trial.model(readout, tail=tail, depth=4).double()
             with torch.no_grad():
                 packed, costs = model.answer(images)
                 alone = [model.answer(image) for image in images.split(1)]

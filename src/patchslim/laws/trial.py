@@ -217,6 +217,13 @@ def tiny_host(*, width: int = 16, readout: Readout = "class", **changes: Any) ->
     return host.eval()
 
 
+def uneven_images(batch: int, *, size: int = 16) -> Tensor:
+    """Images from noise to nearly a plain slope, of which a method may keep different numbers."""
+    noise = torch.linspace(1, 0.05, batch).view(-1, 1, 1, 1)
+    slope = torch.linspace(-0.3, 0.3, size)
+    return noise_images(batch, size=size) * noise + slope * (1 - noise)
+
+
 def noise_images(batch: int = 3, *, size: int = 16) -> Tensor:
     """Random images for the tiny host."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))

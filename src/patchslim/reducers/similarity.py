@@ -343,7 +343,9 @@ class Similarity(Reducer):
         of = tiles.of(head)
         apart = (of.unsqueeze(2) != of.unsqueeze(1)) | cost.isinf()
         itself = torch.eye(of.shape[1], dtype=torch.bool, device=of.device)
-        within = cost.masked_fill(apart | itself, 0).sum(dim=2)
+        # Both ways, so that of a group of two the first speaks, and rounding has no say.
+        both = cost + cost.transpose(1, 2)
+        within = both.masked_fill(apart | itself, 0).sum(dim=2)
         return -tiles.back(within)
 
 
