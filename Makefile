@@ -19,7 +19,7 @@ test: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/readme.py --check
 	$(BIN)/python benchmarks/golden_macs.py
-	$(KEPT) $(BIN)/pytest -n 2
+	$(KEPT) $(BIN)/pytest -n 2 --dist worksteal
 
 # Everything that takes longer: compilers, big variants, real weights and images.
 test-slow: $(VENV)/.ready
