@@ -18,7 +18,9 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,28 +58,14 @@ BATCHES = ((128, 10_000), (32, 500))
 WARMUP = 2
 
 
-def flat() -> nn.Module:
-    """A plain vision transformer of 64 patches that pools them, with a class token besides."""
+def flat(patch_size: int, embed_dim: int, num_heads: int) -> nn.Module:
+    """A plain vision transformer that pools its patches, with a class token besides."""
     host: nn.Module = timm.models.VisionTransformer(
         img_size=32,
-        patch_size=4,
-        embed_dim=96,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
         depth=6,
-        num_heads=3,
-        num_classes=10,
-        global_pool="avg",
-    )
-    return host
-
-
-def fine() -> nn.Module:
-    """The same of 256 smaller patches, half as wide."""
-    host: nn.Module = timm.models.VisionTransformer(
-        img_size=32,
-        patch_size=2,
-        embed_dim=48,
-        depth=6,
-        num_heads=2,
+        num_heads=num_heads,
         num_classes=10,
         global_pool="avg",
     )
@@ -107,7 +95,11 @@ def levit() -> nn.Module:
     )
 
 
-HOSTS = {"flat": flat, "fine": fine, "levit": levit}
+HOSTS: dict[str, Callable[[], nn.Module]] = {
+    "flat": partial(flat, patch_size=4, embed_dim=96, num_heads=3),
+    "fine": partial(flat, patch_size=2, embed_dim=48, num_heads=2),
+    "levit": levit,
+}
 # LeViT's authors mix old and new attention evenly from the first block on, and learn the mixing.
 METHOD: dict[str, dict[str, Any]] = {
     "flat": {"keep_rate": 0.5},
@@ -151,7 +143,10 @@ def learned(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Slim
         course = course_for(seed, options.epochs, evo=name == "evo")
         out = options.runs / f"{kind}-{name}-{seed}"
         if (out / REPORT).exists():  # it came to its end
-            models[name] = load(out / MODEL, model=plain.host)
+            models[name] = done = load(out / MODEL, model=plain.host)
+            same = (done.trained or {}).get("course") == course.to_json()
+            if not same or done.schedule != plain.schedule:
+                raise SystemExit(f"{out} was trained otherwise; name another folder by --runs.")
             continue
         print(out.name, flush=True)
         models[name] = train(plain, images, course, out=out, resume=True, progress=said).model
