@@ -1,11 +1,14 @@
 """Reductions, tokens and attention by themselves, against the same arithmetic written as loops."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchslim.attention import FAINT, attention, attention_bias, attention_map
+from patchslim.attention import FAINT, SHORT, attention, attention_bias, attention_map
 from patchslim.errors import BadSchedule, NeedsClassToken
 from patchslim.reducer import Signals
 from patchslim.reduction import Fixed, Fuse, Keep, Mask, Merge, Park
@@ -285,6 +288,26 @@ def test_attention_and_its_map_agree():
     weights = attention_map(q, k, scale=0.3, bias=bias)
     torch.testing.assert_close(weights.sum(dim=3), torch.ones(2, 3, 5).double())
     torch.testing.assert_close(weights @ v, attention(q, k, v, scale=0.3, bias=bias))
+
+
+@pytest.mark.parametrize("keys", [7, SHORT + 1])
+def test_training_in_bfloat16_agrees_with_the_kernel_whichever_way_it_is_computed(keys):
+    exact = draw(2, 3, 5, 4, seed=1), draw(2, 3, keys, 4, seed=2), draw(2, 3, keys, 6, seed=3)
+    bias, weights = draw(2, 1, 1, keys, seed=4), draw(2, 3, 5, 6, seed=5)
+    exact = [each.requires_grad_() for each in exact]
+    wanted = F.scaled_dot_product_attention(*exact, attn_mask=bias, scale=0.3)
+    (wanted * weights).sum().backward()
+    half = [each.detach().bfloat16().requires_grad_() for each in exact]
+    got = attention(*half, scale=0.3, bias=bias.bfloat16())
+    (got * weights).sum().backward()
+    torch.testing.assert_close(got.double(), wanted, atol=0.03, rtol=0.03)
+    for one, other in zip(half, exact, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=0.05, rtol=0.05)
+    kernel = partial(F.scaled_dot_product_attention, *half, attn_mask=bias.bfloat16(), scale=0.3)
+    if keys > SHORT:
+        assert torch.equal(got, kernel())
+    with torch.no_grad():
+        assert torch.equal(attention(*half, scale=0.3, bias=bias.bfloat16()), kernel())
 
 
 def test_class_attention_is_one_row_of_the_map():

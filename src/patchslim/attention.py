@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchslim.tokens import Tokens
 
+SHORT = 320  # keys up to which a map is cheaper than the fused kernel where that one is slow
 FAINT = 1e-6  # what a fully silenced token still weighs in training, so that gradients are finite
 
 
@@ -26,7 +27,19 @@ def attention(
     dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k' * scale + bias) v, with q (B, H, n, d), k (B, H, N, d), v (B, H, N, e)."""
+    if dropout == 0.0 and _better_written_out(q, k):
+        return attention_map(q, k, scale=scale, bias=bias) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def _better_written_out(q: Tensor, k: Tensor) -> bool:
+    """Whether this is training in bfloat16 on a CPU, where the fused kernel takes twice as long.
+
+    Only there: what is evaluated runs the kernel of the dense model.
+    """
+    learns = q.requires_grad and torch.is_grad_enabled()
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    return learns and slow and k.shape[-2] <= SHORT
 
 
 def attention_map(q: Tensor, k: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
