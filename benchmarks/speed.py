@@ -35,6 +35,18 @@ def uncalibrated(host: nn.Module, method: str, macs: float) -> SlimModel:
         return patchslim.slim(host, method, macs=macs)
 
 
+def at_once(host: nn.Module, order: str, macs: float) -> SlimModel:
+    """All removed in the first block, by constants: the most that fewer rows can give here."""
+    shape = patchslim.find_adapter(host).shape(host)
+    rows = shape.entering
+    while True:
+        rows -= 1
+        keep = [rows] * shape.depth
+        model = patchslim.slim(host, "patch_slimming", keep=keep, tail="exact", order=order)
+        if model.macs().total <= macs * model.dense_macs().total:
+            return model
+
+
 def main() -> None:
     """Measures each batch size and writes one file with a report for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -62,6 +74,7 @@ def main() -> None:
         "similarity macs=0.6": patchslim.slim(host, "similarity", macs=0.6),
         "patch_slimming 0.7": patchslim.slim(host, "patch_slimming", keep_rate=0.7, order=order),
         "patch_slimming macs=0.6": patchslim.slim(host, "patch_slimming", macs=0.6, order=order),
+        "at once macs=0.6": at_once(host, order, macs=0.6),
         "patch_slimming_dynamic macs=0.6": uncalibrated(host, "patch_slimming_dynamic", macs=0.6),
     }
     reports = []
