@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchslim.attention import attention
 from patchslim.reduction import Keep, Merge, Reduction
-from patchslim.tokens import Borders, Tokens
+from patchslim.tokens import Borders, Tokens, behind
 
 
 def packed(tokens: Tokens) -> Tokens:
@@ -52,23 +52,17 @@ def _packed(tokens: Tokens, borders: Borders) -> Tokens:
     """The real rows of images side by side, as many of each as the borders say, packed."""
     prefix = borders.prefix
     leading = tokens.x[:, :prefix].transpose(0, 1).flatten(0, 1).unsqueeze(0)
-    patches = _behind(tokens.x[:, prefix:], tokens.alive)
+    patches = behind(tokens.x[:, prefix:], tokens.alive)
     return Tokens(
         x=torch.cat([leading, patches], dim=1),
         prefix=prefix * len(borders.counts),
         grid=tokens.grid,
-        size=None if tokens.size is None else _behind(tokens.size, tokens.alive),
-        position=_behind(tokens.cells(), tokens.alive),
+        size=None if tokens.size is None else behind(tokens.size, tokens.alive),
+        position=behind(tokens.cells(), tokens.alive),
         rotary=tokens.rotary,
         content=tokens.content,
         borders=borders,
     )
-
-
-def _behind(t: Tensor, alive: Tensor | None) -> Tensor:
-    """Rows t (B, n, ...) that are real (B, n), behind one another (1, N, ...)."""
-    every = t.flatten(0, 1)
-    return (every if alive is None else every[alive.flatten()]).unsqueeze(0)
 
 
 def padded(tokens: Tokens, *, bare: bool = False) -> Tokens:

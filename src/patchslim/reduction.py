@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchslim.tokens import Borders, Parked, Tokens, take, with_leading
+from patchslim.tokens import Borders, Parked, Tokens, behind, take, with_leading
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Keep(Reduction):
 
     def packed(self, before: Borders, after: Borders) -> Keep:
         """The same of images that lie behind one another, a batch of one."""
-        return Keep(_behind(self.kept + before.first(), self.real(before)))
+        return Keep(behind(self.kept + before.first(), self.real(before)))
 
 
 @dataclass(frozen=True)
@@ -219,11 +219,11 @@ class Merge(Reduction):
         joins, weight = _real(self.gone, before, self.joins), self.weight
         if weight is not None:
             every = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
-            weight = _behind(weight, _real(every, before, None))
+            weight = behind(weight, _real(every, before, None))
         return Merge(
-            kept=_behind(self.kept + before.first(), self.real(before)),
-            gone=_behind(self.gone + before.first(), joins),
-            into=_behind(self.into + after.first(), joins),
+            kept=behind(self.kept + before.first(), self.real(before)),
+            gone=behind(self.gone + before.first(), joins),
+            into=behind(self.into + after.first(), joins),
             weight=weight,
         )
 
@@ -353,11 +353,6 @@ def _real(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
     """Which of `rows` (B, m) are rows of an image that is so long, and no padding."""
     there = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
     return there if padding is None else there & padding
-
-
-def _behind(t: Tensor, real: Tensor) -> Tensor:
-    """Those of t (B, m) that are real, behind one another (1, M)."""
-    return t[real].unsqueeze(0)
 
 
 def _places(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:

@@ -319,6 +319,11 @@ def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return flat.view_as(x)
 
 
+def behind(t: Tensor, real: Tensor | None) -> Tensor:
+    """Those of the rows t (B, n, ...) that are real (B, n), behind one another (1, N, ...)."""
+    return (t.flatten(0, 1) if real is None else t[real]).unsqueeze(0)
+
+
 def strided_cells(grid: tuple[int, int], stride: int, device: torch.device) -> Tensor:
     """The cells in every `stride`-th row and column of a grid, in raster order."""
     height, width = grid
