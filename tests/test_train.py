@@ -9,7 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +118,28 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
         for row in (*one, *other):
             row.pop("images_per_second")
         assert one == other
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
+    """Its course knew fewer fields, and did without them what they do by default."""
+    course = Course(steps=2, batch=8)
+    train(slimmed("tome"), images(), course, out=tmp_path)
+    file = tmp_path / "checkpoint.pt"
+
+    def written(change: Callable[[dict[str, Any]], object]) -> None:
+        state = read(file)
+        change(state["run"]["course"])
+        write(file, state)
+
+    written(lambda known: known.pop("layered"))
+    again = train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
+    assert again.step == 2
+    other = replace(course, layered=0.5)
+    with pytest.raises(BadFile, match=r"there layered=0\.0, now 0\.5"):
+        train(slimmed("tome"), images(), other, out=tmp_path, resume=True)
+    written(lambda known: known.update(magic=3, layered=0.0))
+    with pytest.raises(BadFile, match="there magic=3, now None"):
+        train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
 
 
 SCRIPT = """

@@ -45,8 +45,8 @@ def refuse_other(file: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
             continue
         what = f"its {name} is {there}, and now it is {here}"
         if isinstance(there, Mapping) and isinstance(here, Mapping):
-            apart = [key for key in there if there[key] != here.get(key)]
-            what = "; ".join(f"there {key}={there[key]!r}, now {here.get(key)!r}" for key in apart)
+            both = ((key, there.get(key), here.get(key)) for key in {**there, **here})
+            what = "; ".join(f"there {key}={a!r}, now {b!r}" for key, a, b in both if a != b)
         elif name in ("model", "teacher"):
             what = f"the {name} answers otherwise than the one it was begun with"
         raise BadFile(

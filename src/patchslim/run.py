@@ -314,7 +314,10 @@ class Run:
         state = checkpoint.read(file)
         if "run" not in state:
             raise BadFile(f"{file} is not a checkpoint of `train`. Give another folder.")
-        refuse_other(file, state["run"], self.identity)
+        begun = state["run"]
+        # An earlier version knew fewer fields, and did without them what they do by default.
+        begun["course"] = Course().to_json() | begun["course"]
+        refuse_other(file, begun, self.identity)
         self.crew.restore(self.module, self.optimizer, state["full"])
         if self.average:
             own = {str(place): p for place, p in enumerate(self._learned())}
