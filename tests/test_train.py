@@ -131,13 +131,13 @@ def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
         change(state["run"]["course"])
         write(file, state)
 
-    written(lambda known: known.pop("layered"))
+    written(lambda known: known.pop("smoothing"))
     again = train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
     assert again.step == 2
-    other = replace(course, layered=0.5)
-    with pytest.raises(BadFile, match=r"there layered=0\.0, now 0\.5"):
+    other = replace(course, smoothing=0.1)
+    with pytest.raises(BadFile, match=r"there smoothing=0\.0, now 0\.1"):
         train(slimmed("tome"), images(), other, out=tmp_path, resume=True)
-    written(lambda known: known.update(magic=3, layered=0.0))
+    written(lambda known: known.update(magic=3))
     with pytest.raises(BadFile, match="there magic=3, now None"):
         train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
 
