@@ -63,7 +63,9 @@ def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     return model
 
 
-def course_for(plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float) -> Course:
+def course_for(
+    plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float, wise: float = 1.0
+) -> Course:
     """The dense model as the teacher, no labels, and one rate for every method's host."""
     own = plain.reducer.course
     given = {
@@ -74,6 +76,7 @@ def course_for(plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens
         "crop": 1.0,
         "distil_weight": 1.0,
         "tokens": max(tokens, own.get("tokens", 0.0)),
+        "wise": wise,
         "precision": "bfloat16",
     }
     if "host_lr" in own:
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--tokens", type=float, default=0.0, help="weight of the final tokens")
+    parser.add_argument("--wise", type=float, default=1.0, help="how far the host goes")
     parser.add_argument("--whole", action="store_true", help="whole pictures, and mosaics of them")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -136,6 +140,7 @@ def main() -> None:
             batch=options.batch,
             lr=options.lr,
             tokens=options.tokens,
+            wise=options.wise,
         )
         out = options.runs / method
         print(method, flush=True)

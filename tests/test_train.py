@@ -98,7 +98,7 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
     course = Course.of(
         slimmed(method).reducer.course,
         {"steps": 6, "batch": 8, "lr": 1e-3, "checkpoint": 1, "ema": 0.9, "mixup": 0.2}
-        | {"shrink": 0.5},
+        | {"shrink": 0.5, "wise": 0.5},
     )
     held = images(seed=1)
     whole = train(slimmed(method), images(), course, out=tmp_path / "whole", validation=held)
@@ -118,6 +118,27 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
         for row in (*one, *other):
             row.pop("images_per_second")
         assert one == other
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
+    ema: float, tmp_path: Path
+) -> None:
+    model, held = slimmed("dynamicvit"), images(seed=1)
+    usual = Course.of(
+        model.reducer.course, {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema}
+    )
+    whole = train(model, images(), usual, out=tmp_path / "whole")
+    part = train(model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=held)
+    given, learned, blended = (weights(each) for each in (model, whole.model, part.model))
+    for name, value in blended.items():
+        own = name.startswith("host.")
+        wanted = given[name].lerp(learned[name], 0.25) if own else learned[name]
+        torch.testing.assert_close(value, wanted)
+        assert own or not torch.equal(value, given[name])
+    known = {row["step"]: row["kl"] for row in rows(tmp_path / "part" / "log.csv")}
+    measured = {row.name: row.kl.value for row in part.report.rows if row.kl}
+    assert known[part.step] == pytest.approx(measured["trained"], rel=1e-3)
 
 
 def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class Course:
     freeze: float = _said(0.0, "share of the steps in which only a method's own parts learn")
     clip: float = _said(1.0, "largest norm of a gradient; 0 for any")
     ema: float = _said(0.0, "decay of the moving average of the weights, such as 0.999; 0 for none")
+    wise: float = _said(
+        1.0, "share of the way that the host goes from its given weights to the learned ones"
+    )
     labels: float = _said(1.0, "weight of the task loss; 0 leaves labels unused")
     distil: Distil = _said("soft", "what is learned of the teacher's answers")  # noqa: RUF009
     distil_weight: float = _said(1.0, "weight of the teacher's answers")
@@ -148,7 +151,7 @@ LIMITS: tuple[tuple[str, float, float, str], ...] = (
      "0 or more"),
     ("warmup freeze shrink layered flip erasing lr_end", 0, 1, "between 0 and 1"),
     ("ema smoothing auxiliary", 0, 1 - 1e-9, "from 0 to below 1"),
-    ("layer_decay crop", 1e-9, 1, "above 0 and at most 1"),
+    ("layer_decay crop wise", 1e-9, 1, "above 0 and at most 1"),
 )  # fmt: skip
 
 

@@ -86,6 +86,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=half)
         self.mix = mixing(course, class_count(slimmed) or 1)
         self.average = [p.detach().clone() for p in self._learned()] if course.ema else []
+        self.given = [p.detach().clone() for p in self._learned()] if course.wise < 1 else []
         self.total = feed.total
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.best: Best | None = None
@@ -254,7 +255,7 @@ class Run:
             answers: Tensor = self.module(images.to(self.crew.device))
             return answers
 
-        with evaluating(self.module), evaluating(self.dense), torch.no_grad(), self._averaged():
+        with evaluating(self.module), evaluating(self.dense), torch.no_grad(), self._leaving():
             found = score({"dense": dense, "slim": slim}, validation, total=None, say=say)["slim"]
         # One process decides, since the weights are gathered by all or by none.
         worse = self.crew.told(_badness(found, by_teacher=self.teacher is not None))
@@ -264,19 +265,31 @@ class Run:
         return {"kl": found.kl.value, "agreement": found.agreement.value, **right}
 
     def _weights(self) -> Weights:
-        """The student's weights, averaged where they are; only in the first process."""
-        with self._averaged():
+        """The weights that the student would leave with; only in the first process."""
+        with self._leaving():
             return self.crew.gathered(self.student.state_dict())
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """While it lasts, the student has the moving average of its weights."""
-        own = [p.detach().clone() for p in self._learned()] if self.average else []
+    def _leaving(self) -> Iterator[None]:
+        """While it lasts, the student has the weights that it would leave with."""
+        leaving = self._blended(self.average)
+        own = [p.detach().clone() for p in self._learned()] if leaving else []
         try:
-            self._take(self.average)
+            self._take(leaving)
             yield
         finally:
             self._take(own)
+
+    def _blended(self, learned: list[Tensor]) -> list[Tensor]:
+        """What was learned, the host's only a share of the way from what was given (WiSE-FT)."""
+        if not self.given:
+            return learned
+        host = {id(p) for p in self.student.host.parameters()}
+        share, now = self.course.wise, list(self._learned())
+        return [
+            given + share * (end.detach() - given) if id(p) in host else end.detach()
+            for p, given, end in zip(now, self.given, learned or now, strict=True)
+        ]
 
     def _take(self, values: list[Tensor]) -> None:
         """Gives the student these weights."""
