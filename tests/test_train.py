@@ -141,6 +141,19 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
     assert known[part.step] == pytest.approx(measured["trained"], rel=1e-3)
 
 
+def test_a_finished_run_that_was_not_validated_may_leave_at_another_share(tmp_path: Path) -> None:
+    course, held = Course(steps=2, batch=8, lr=1e-3), images(seed=1)
+    train(slimmed("tome"), images(), course, out=tmp_path / "run")
+    part = replace(course, wise=0.5)
+    anew = train(slimmed("tome"), images(), part, out=tmp_path / "anew")
+    again = train(slimmed("tome"), images(), part, out=tmp_path / "run", resume=True)
+    assert same(weights(again.model), weights(anew.model))
+    assert again.model.trained["course"]["wise"] == 0.5
+    train(slimmed("tome"), images(), course, out=tmp_path / "seen", validation=held)
+    with pytest.raises(BadFile, match=r"there wise=1\.0, now 0\.5"):
+        train(slimmed("tome"), images(), part, out=tmp_path / "seen", validation=held, resume=True)
+
+
 def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
     """Its course knew fewer fields, and did without them what they do by default."""
     course = Course(steps=2, batch=8)

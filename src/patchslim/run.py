@@ -330,6 +330,8 @@ class Run:
         begun = state["run"]
         # An earlier version knew fewer fields, and did without them what they do by default.
         begun["course"] = Course().to_json() | begun["course"]
+        if state["best"] is None:  # what was never validated may still leave at another share
+            begun["course"]["wise"] = self.course.wise
         refuse_other(file, begun, self.identity)
         self.crew.restore(self.module, self.optimizer, state["full"])
         if self.average:
