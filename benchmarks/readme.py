@@ -100,29 +100,43 @@ def speed() -> str:
     return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
 
 
-def trained(name: str) -> str:
+LONGER = ("trained_longer", "trained_tome", "trained_tome_wise75", "trained_tome_wise50")
+
+
+def trained(*names: str) -> str:
     """Each method untrained and trained, beside random at the same place and counts."""
-    data = _read(f"{name}.json")
-    report, courses = Report.from_json(data["report"]), data["courses"]
-    by_name = {row.name: row for row in report.rows}
     lines = [
         "| DeiT-Ti, 0.65 MACs | images | KL (nats) | of untrained | agree % | top-1 % | Δ 95 % |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in report.rows:
-        method = row.name.removesuffix(" trained")
-        course = courses.get(method) if row.name != method else None
-        seen = f"{course['steps'] * course['course']['batch']:,}" if course else "-"
-        before = by_name.get(method)
-        ratio = "-"
-        if course and before and before.kl and row.kl:
+    facts = []
+    for data in map(_read, (f"{name}.json" for name in names)):
+        report = Report.from_json(data["report"])
+        facts.append(f"<sub>{certificate(report)}</sub>")
+        by_name = {row.name: row for row in report.rows}
+        for row in report.rows:
+            line = _trained_row(row, by_name, data["courses"])
+            if line not in lines:  # untrained models stand in every report
+                lines.append(line)
+    return "\n".join([*lines, "", "<br>\n".join(facts)])
+
+
+def _trained_row(row: Row, by_name: dict[str, Row], courses: dict[str, Any]) -> str:
+    """One line, with the course that a trained model has had."""
+    method = row.name.removesuffix(" trained")
+    course = courses.get(method) if row.name != method else None
+    seen, ratio, before = "-", "-", by_name.get(method)
+    if course:
+        seen = f"{course['steps'] * course['course']['batch']:,}"
+        share = course["course"].get("wise", 1.0)
+        seen += "" if share == 1 else f", wise={share:g}"
+        if before and before.kl and row.kl:
             ratio = f"{row.kl.value / before.kl.value:.2f}"
-        kl = "0" if row.method == "dense" or row.kl is None else row.kl.show()
-        lines.append(
-            f"| {row.name} | {seen} | {kl} | {ratio} | {_percent(row.agreement)} "
-            f"| {_percent(row.accuracy)} | {_interval(row.change)} |"
-        )
-    return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
+    kl = "0" if row.method == "dense" or row.kl is None else row.kl.show()
+    return (
+        f"| {row.name} | {seen} | {kl} | {ratio} | {_percent(row.agreement)} "
+        f"| {_percent(row.accuracy)} | {_interval(row.change)} |"
+    )
 
 
 def slimming() -> str:
@@ -477,7 +491,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "evo-speed": evo_speed,
         "large-images": large_images,
         "trained": lambda: trained("trained"),
-        "trained-longer": lambda: trained("trained_longer"),
+        "trained-longer": lambda: trained(*LONGER),
         "train-speed": train_speed,
         "slimming": slimming,
         "slimming-choices": choices,
