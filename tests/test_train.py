@@ -155,23 +155,23 @@ def test_a_finished_run_that_was_not_validated_may_leave_at_another_share(tmp_pa
 
 
 def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
-    """Its course knew fewer fields, and did without them what they do by default."""
+    """Course and method knew fewer settings, and did without them what they do by default."""
     course = Course(steps=2, batch=8)
     train(slimmed("tome"), images(), course, out=tmp_path)
     file = tmp_path / "checkpoint.pt"
 
     def written(change: Callable[[dict[str, Any]], object]) -> None:
         state = read(file)
-        change(state["run"]["course"])
+        change(state["run"])
         write(file, state)
 
-    written(lambda known: known.pop("smoothing"))
+    written(lambda known: (known["course"].pop("smoothing"), known["settings"].pop("threshold")))
     again = train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
     assert again.step == 2
     other = replace(course, smoothing=0.1)
     with pytest.raises(BadFile, match=r"there smoothing=0\.0, now 0\.1"):
         train(slimmed("tome"), images(), other, out=tmp_path, resume=True)
-    written(lambda known: known.update(magic=3))
+    written(lambda known: known["course"].update(magic=3))
     with pytest.raises(BadFile, match="there magic=3, now None"):
         train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from patchslim.feed import Feed
 from patchslim.losses import Teacher
 from patchslim.model import SlimModel
 from patchslim.recipe import answers_of, describe
+from patchslim.reducer import Reducer
 
 SLACK = 1e-3  # how far the answers of the same weights may differ between machines
 
@@ -34,6 +36,20 @@ def identity(
         "images": f"{feed.count} named {names.hexdigest()[:12]}",
         "model": known["answers"],
         "teacher": teacher and answers_of(slimmed.adapter, teacher.model, slimmed.host),
+    }
+
+
+def completed(begun: Mapping[str, Any], reducer: Reducer) -> dict[str, Any]:
+    """What is known of a run that an earlier version may have begun.
+
+    Settings that it did not have count as their defaults: without them it did the same.
+    """
+    parameters = inspect.signature(type(reducer)).parameters.values()
+    usual = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {
+        **begun,
+        "course": Course().to_json() | begun["course"],
+        "settings": usual | begun["settings"],
     }
 
 

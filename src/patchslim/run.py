@@ -27,7 +27,7 @@ from patchslim.augment import mixing
 from patchslim.course import Course
 from patchslim.errors import BadFile, BrokenRun, Diverged
 from patchslim.feed import Fed, Feed
-from patchslim.identity import identity, refuse_other
+from patchslim.identity import completed, identity, refuse_other
 from patchslim.log import Log
 from patchslim.losses import TERMS, Learner, Target, Teacher
 from patchslim.model import SlimModel
@@ -327,9 +327,7 @@ class Run:
         state = checkpoint.read(file)
         if "run" not in state:
             raise BadFile(f"{file} is not a checkpoint of `train`. Give another folder.")
-        begun = state["run"]
-        # An earlier version knew fewer fields, and did without them what they do by default.
-        begun["course"] = Course().to_json() | begun["course"]
+        begun = completed(state["run"], self.slimmed.reducer)
         if state["best"] is None:  # what was never validated may still leave at another share
             begun["course"]["wise"] = self.course.wise
         refuse_other(file, begun, self.identity)
