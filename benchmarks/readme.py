@@ -100,7 +100,13 @@ def speed() -> str:
     return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
 
 
-LONGER = ("trained_longer", "trained_tome", "trained_tome_wise75", "trained_tome_wise50")
+LONGER = (
+    "trained_longer",
+    "trained_tome",
+    "trained_tome_wise75",
+    "trained_tome_wise50",
+    "trained_evit_wise75",
+)
 
 
 def trained(*names: str) -> str:
