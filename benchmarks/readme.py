@@ -105,6 +105,7 @@ LONGER = (
     "trained_tome",
     "trained_tome_wise75",
     "trained_tome_wise50",
+    "trained_evit",
     "trained_evit_wise75",
 )
 
