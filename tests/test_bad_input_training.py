@@ -155,6 +155,8 @@ PYTHON = {
         UnknownName, "'sotf' | Did you mean 'soft'"),
     "setting out of its range": (
         lambda d, out: learn(d, out, course=course(ema=1.0)), BadSetting, "ema=1.0 | below 1"),
+    "no way at all": (
+        lambda d, out: learn(d, out, course=course(wise=0.0)), BadSetting, "wise=0.0 | above 0"),
     "a host that never learns": (
         lambda d, out: learn(d, out, course=course(freeze=1.0)),
         BadSetting, "freeze=1 | host_lr=0"),

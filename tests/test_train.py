@@ -132,10 +132,10 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
     part = train(model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=held)
     given, learned, blended = (weights(each) for each in (model, whole.model, part.model))
     for name, value in blended.items():
-        own = name.startswith("host.")
-        wanted = given[name].lerp(learned[name], 0.25) if own else learned[name]
+        of_host = name.startswith("host.")
+        wanted = given[name].lerp(learned[name], 0.25) if of_host else learned[name]
         torch.testing.assert_close(value, wanted)
-        assert own or not torch.equal(value, given[name])
+        assert of_host or not torch.equal(value, given[name])
     known = {row["step"]: row["kl"] for row in rows(tmp_path / "part" / "log.csv")}
     measured = {row.name: row.kl.value for row in part.report.rows if row.kl}
     assert known[part.step] == pytest.approx(measured["trained"], rel=1e-3)
@@ -173,6 +173,9 @@ def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
         train(slimmed("tome"), images(), other, out=tmp_path, resume=True)
     written(lambda known: known["course"].update(magic=3))
     with pytest.raises(BadFile, match="there magic=3, now None"):
+        train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
+    written(lambda known: (known["course"].pop("magic"), known.update(moon="full")))  # a later one
+    with pytest.raises(BadFile, match="its moon is full, and now it is None"):
         train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
 
 

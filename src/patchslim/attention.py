@@ -25,21 +25,18 @@ def attention(
     scale: float,
     bias: Tensor | None = None,
     dropout: float = 0.0,
+    training: bool = False,
 ) -> Tensor:
     """softmax(q k' * scale + bias) v, with q (B, H, n, d), k (B, H, N, d), v (B, H, N, e)."""
-    if dropout == 0.0 and _better_written_out(q, k):
+    if training and dropout == 0.0 and _better_written_out(q, k):
         return attention_map(q, k, scale=scale, bias=bias) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
 def _better_written_out(q: Tensor, k: Tensor) -> bool:
-    """Whether this is training in bfloat16 on a CPU, where the fused kernel takes twice as long.
-
-    Only there: what is evaluated runs the kernel of the dense model.
-    """
-    learns = q.requires_grad and torch.is_grad_enabled()
+    """Whether training would wait for the fused kernel: in bfloat16 on a CPU, for its gradients."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return learns and slow and k.shape[-2] <= SHORT
+    return slow and q.requires_grad and k.shape[-2] <= SHORT
 
 
 def attention_map(q: Tensor, k: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:

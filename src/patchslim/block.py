@@ -219,7 +219,7 @@ class Blocks(Surface):
         if queries.borders is not None or keys.borders is not None:
             return ragged_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)
         dropout = self.adapter.dropout(self.host, step.index)
-        return attention(*qkv, scale=scale, bias=bias, dropout=dropout)
+        return attention(*qkv, scale=scale, bias=bias, dropout=dropout, training=self.training)
 
 
 def _whole_grid(tokens: Tokens) -> Tokens:

@@ -56,7 +56,7 @@ def completed(begun: Mapping[str, Any], reducer: Reducer) -> dict[str, Any]:
 def refuse_other(file: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses the checkpoint of another run, and says what is different."""
     for name, there in saved.items():
-        here = now[name]
+        here = now.get(name)  # none where a later version knew more
         if there == here or (isinstance(there, Sequence) and _alike(there, here)):
             continue
         what = f"its {name} is {there}, and now it is {here}"
