@@ -19,7 +19,9 @@ from patchslim.log import rows
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-TRAIN = "train digits --macs 0.6 --batch 8 --limit 32 --lr 1e-4 --labels 0 --checkpoint 1 --wise 0.5".split()
+TRAIN = (
+    "train digits --macs 0.6 --batch 8 --limit 32 --lr 1e-4 --labels 0 --checkpoint 1 --wise 0.5"
+).split()
 
 
 def begun(folder: Path, *more: str, processes: int = 2) -> subprocess.Popen[str]:
