@@ -16,14 +16,14 @@ import timm
 import torch
 
 import patchslim
+from patchslim.data.images import Images
 from patchslim.errors import DeepCut, ShortSchedule
-from patchslim.images import Images
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.preparation import find_preparation
-from patchslim.reducers.evit import EViT
-from patchslim.reducers.random import Random
-from patchslim.schedule import Constant, Rate
+from patchslim.hosts._preprocessing import find_preparation
+from patchslim.measurement.measure import measure
+from patchslim.methods.evit import EViT
+from patchslim.methods.random import Random
+from patchslim.model.model import SlimModel
+from patchslim.schedules.schedule import Constant, Rate
 
 RESULT = Path(__file__).parent / "results" / "deit_tiny.json"
 SEEDS = 5

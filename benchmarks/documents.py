@@ -31,13 +31,13 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 import patchslim
-from patchslim.birth import Birth
-from patchslim.measure import latency
-from patchslim.model import SlimModel
-from patchslim.preparation import find_preparation
-from patchslim.reducers.duplicates import Duplicates
-from patchslim.report import Spread
-from patchslim.score import divergence
+from patchslim.hosts._preprocessing import find_preparation
+from patchslim.measurement.latency import latency
+from patchslim.measurement.score import divergence
+from patchslim.methods.duplicates import Duplicates
+from patchslim.model.model import SlimModel
+from patchslim.report.provenance import Birth
+from patchslim.report.row import Spread
 
 RESULT = Path(__file__).parent / "results" / "documents.json"
 SIZES = (224, 448)

@@ -24,12 +24,12 @@ from torch import nn
 from train_deit_tiny import dense, held_images, said
 
 import patchslim
+from patchslim.architectures.evo_levit import SIZES
 from patchslim.errors import DeepCut
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.models.evo_levit import SIZES
-from patchslim.reducers.evo import Evo
-from patchslim.reducers.random import Random
+from patchslim.measurement.measure import measure
+from patchslim.methods.evo import Evo
+from patchslim.methods.random import Random
+from patchslim.model.model import SlimModel
 
 RESULT = Path(__file__).parent / "results" / "evo.json"
 BUDGET = 0.65

@@ -31,20 +31,21 @@ from torch import nn
 from train_deit_tiny import said
 
 import patchslim
-from patchslim.birth import Birth
-from patchslim.course import Course
+from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
-from patchslim.feed import Feed
-from patchslim.images import Images
-from patchslim.io import load
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.preparation import Preparation
-from patchslim.processes import Processes
-from patchslim.report import Spread
-from patchslim.run import Run
-from patchslim.score import Batch
-from patchslim.train import MODEL, REPORT, train
+from patchslim.hosts._preprocessing import Preparation
+from patchslim.measurement.measure import measure
+from patchslim.measurement.score import Batch
+from patchslim.model.load import load
+from patchslim.model.model import SlimModel
+from patchslim.report.provenance import Birth
+from patchslim.report.row import Spread
+from patchslim.runs.layout import REPORT
+from patchslim.training.config import Course
+from patchslim.training.distributed import Processes
+from patchslim.training.loader import Feed
+from patchslim.training.train import MODEL, train
+from patchslim.training.trainer import Run
 
 RESULT = Path(__file__).parent / "results" / "evo_cifar.json"
 PREPARED = Preparation(
@@ -74,7 +75,7 @@ def flat(patch_size: int, embed_dim: int, num_heads: int) -> nn.Module:
 
 def levit() -> nn.Module:
     """A LeViT-like pyramid of 256, 64 and 16 patches, with a class token."""
-    from patchslim.models.evo_levit import EvoLevit
+    from patchslim.architectures.evo_levit import EvoLevit
 
     stem = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, bias=False),

@@ -25,11 +25,12 @@ import torch
 from torch import nn
 
 import patchslim
-from patchslim.cost import BlockShape, Flow, HostShape, host_macs, slim_macs
-from patchslim.reducers.dynamicvit import DynamicViT
-from patchslim.reducers.evit import EViT
-from patchslim.reducers.patch_slimming import PatchSlimming
-from patchslim.schedule import Counts, Rate
+from patchslim.methods.dynamicvit import DynamicViT
+from patchslim.methods.evit import EViT
+from patchslim.methods.patch_slimming import PatchSlimming
+from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.schedule import Counts, Rate
+from patchslim.tokens.shapes import BlockShape, Flow, HostShape, host_macs
 
 FACTS = Path(__file__).parent.parent / "tests" / "reference" / "golden_macs.json"
 TWO_DECIMALS = {

@@ -22,14 +22,14 @@ import timm
 import torch
 
 import patchslim
-from patchslim.birth import Birth
-from patchslim.measure import latency
-from patchslim.memory import peak_memory
-from patchslim.model import SlimModel
-from patchslim.reducer import Signals
-from patchslim.reduction import Reduction
-from patchslim.step import Step
-from patchslim.tokens import Tokens
+from patchslim.measurement.latency import latency
+from patchslim.measurement.memory import peak_memory
+from patchslim.methods._method import Signals
+from patchslim.model.model import SlimModel
+from patchslim.model.step import Step
+from patchslim.report.provenance import Birth
+from patchslim.tokens.reduction import Reduction
+from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "growth.json"
 SIZES = (224, 384, 512, 1024)
@@ -52,7 +52,7 @@ class Watched(SlimModel):
         if signals is None:
             return tokens
         begun = time.perf_counter()
-        reduced = tokens.reduce(self._choose(step, tokens, signals))
+        reduced = self._choose(step, tokens, signals).apply(tokens)
         self.spent += time.perf_counter() - begun
         if self.largest is None:
             self.largest = (step, tokens, signals)
@@ -66,7 +66,7 @@ class Watched(SlimModel):
 
         def work() -> Tokens:
             decision: Reduction = self._choose(step, tokens, signals)
-            return tokens.reduce(decision)
+            return decision.apply(tokens)
 
         return peak_memory(work)
 

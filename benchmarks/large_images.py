@@ -26,22 +26,22 @@ from torch import Tensor, nn
 from train_deit_tiny import dense, held_images, said
 
 import patchslim
-from patchslim.birth import Birth
-from patchslim.budget import plan
-from patchslim.cost import Cost
 from patchslim.errors import BadSetting
-from patchslim.memory import peak_memory
-from patchslim.model import SlimModel
-from patchslim.reducer import Reducer, Signals
-from patchslim.reducers.ats import ATS
-from patchslim.reducers.duplicates import Duplicates
-from patchslim.reducers.evit import EViT
-from patchslim.reducers.random import Random
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
-from patchslim.reduction import Reduction
-from patchslim.step import Step
-from patchslim.tokens import Tokens
+from patchslim.measurement.memory import peak_memory
+from patchslim.methods._method import Reducer, Signals
+from patchslim.methods.ats import ATS
+from patchslim.methods.duplicates import Duplicates
+from patchslim.methods.evit import EViT
+from patchslim.methods.random import Random
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.model.model import SlimModel
+from patchslim.model.step import Step
+from patchslim.report.provenance import Birth
+from patchslim.schedules.budget import plan
+from patchslim.tokens.reduction import Reduction
+from patchslim.tokens.shapes import Cost
+from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "large_images.json"
 SIZE = 1024
@@ -93,7 +93,7 @@ class Clocked(SlimModel):
     def _choose(self, step: Step, tokens: Tokens, signals: Signals) -> Reduction:
         begun = time.process_time()
         reduction = super()._choose(step, tokens, signals)
-        tokens.reduce(reduction)  # once more than needed, to be on the clock too
+        reduction.apply(tokens)  # once more than needed, to be on the clock too
         self.spent += time.process_time() - begun
         return reduction
 

@@ -20,14 +20,14 @@ from typing import Any
 from torch import nn
 from train_deit_tiny import course_for, dense, held_images, said, slimmed, whole_images
 
-from patchslim.calibrate import calibrate
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
-from patchslim.images import Images
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.schedule import Schedule
-from patchslim.search import Search
-from patchslim.train import train
+from patchslim.measurement.measure import measure
+from patchslim.model.model import SlimModel
+from patchslim.schedules.schedule import Schedule
+from patchslim.training.train import train
 
 RESULT = Path(__file__).parent / "results" / "patch_slimming.json"
 OTHERS = "tome,evit,topk"

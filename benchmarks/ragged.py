@@ -27,19 +27,20 @@ from torch import Tensor, nn
 from train_deit_tiny import dense, held_images, said
 
 import patchslim
-from patchslim.birth import Birth
-from patchslim.calibrate import calibrate
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.data.images import Images
 from patchslim.errors import DeepCut, ImpossibleBudget
-from patchslim.images import Images
-from patchslim.measure import latency, measure
-from patchslim.model import SlimModel
-from patchslim.reducer import Reducer
-from patchslim.reducers.ats import ATS
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
-from patchslim.report import Spread
-from patchslim.schedule import Rate, Schedule
-from patchslim.search import Search
+from patchslim.measurement.latency import latency
+from patchslim.measurement.measure import measure
+from patchslim.methods._method import Reducer
+from patchslim.methods.ats import ATS
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.model.model import SlimModel
+from patchslim.report.provenance import Birth
+from patchslim.report.row import Spread
+from patchslim.schedules.schedule import Rate, Schedule
 
 RESULT = Path(__file__).parent / "results" / "ragged_cpu.json"
 BUDGET = 0.65

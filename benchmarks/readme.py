@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from patchslim.report import Estimate, Report, Row
+from patchslim.report.report import Report
+from patchslim.report.row import Estimate, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

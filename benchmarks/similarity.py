@@ -24,18 +24,18 @@ from torch import nn
 from train_deit_tiny import dense, held_images, said, whole_images
 
 import patchslim
-from patchslim.calibrate import calibrate
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.data.images import Images
 from patchslim.errors import BadSetting, DeepCut, ImpossibleBudget, ShortSchedule
-from patchslim.images import Images
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.reducer import Reducer
-from patchslim.reducers.ats import ATS
-from patchslim.reducers.random import Random
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
-from patchslim.schedule import later
-from patchslim.search import Search
+from patchslim.measurement.measure import measure
+from patchslim.methods._method import Reducer
+from patchslim.methods.ats import ATS
+from patchslim.methods.random import Random
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.model.model import SlimModel
+from patchslim.schedules.schedule import later
 
 RESULT = Path(__file__).parent / "results" / "similarity.json"
 DEEP = RESULT.with_name("similarity_deep.json")

@@ -22,17 +22,17 @@ from torch import Tensor
 from torch.nn import functional
 from train_deit_tiny import dense, held_images, said, whole_images
 
-from patchslim.birth import Birth
-from patchslim.calibrate import calibrate
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
 from patchslim.errors import DeepCut, Untrained
-from patchslim.model import SlimModel
-from patchslim.reducer import Signals
-from patchslim.reducers.patch_slimming import PatchSlimming
-from patchslim.reduction import Merge, Reduction
-from patchslim.schedule import Schedule
-from patchslim.score import divergence
-from patchslim.search import Search
-from patchslim.tokens import Tokens
+from patchslim.measurement.score import divergence
+from patchslim.methods._method import Signals
+from patchslim.methods.patch_slimming import PatchSlimming
+from patchslim.model.model import SlimModel
+from patchslim.report.provenance import Birth
+from patchslim.schedules.schedule import Schedule
+from patchslim.tokens.reduction import Merge, Reduction
+from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "slimming_choices.json"
 IMAGES = 128

@@ -21,9 +21,9 @@ from torch import nn
 
 import patchslim
 from patchslim.errors import Untrained
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.order import ordered
+from patchslim.measurement.measure import measure
+from patchslim.methods._ranking import ordered
+from patchslim.model.model import SlimModel
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,13 +22,13 @@ from PIL import Image
 from torch import nn
 
 import patchslim
-from patchslim.course import Course
+from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
-from patchslim.images import Images
-from patchslim.log import rows
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.train import train
+from patchslim.measurement.measure import measure
+from patchslim.model.model import SlimModel
+from patchslim.runs.log import rows
+from patchslim.training.config import Course
+from patchslim.training.train import train
 
 RESULT = Path(__file__).parent / "results" / "trained.json"
 OWN_LR = 1e-3  # of layers that a method adds, as its authors have it

@@ -35,7 +35,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional
 
-from patchslim.data import digits
+from patchslim.example import digits
 
 GRID = digits.SIDE // digits.PATCH
 NEAR = 28

@@ -22,14 +22,14 @@ import timm
 import torch
 
 import patchslim
-from patchslim.birth import Birth
-from patchslim.course import Course
 from patchslim.errors import Untrained
-from patchslim.feed import Fed, Feed
-from patchslim.processes import Processes
-from patchslim.report import Spread
-from patchslim.run import Run
-from patchslim.score import Batch
+from patchslim.measurement.score import Batch
+from patchslim.report.provenance import Birth
+from patchslim.report.row import Spread
+from patchslim.training.config import Course
+from patchslim.training.distributed import Processes
+from patchslim.training.loader import Fed, Feed
+from patchslim.training.trainer import Run
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP = 2

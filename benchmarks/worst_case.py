@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from train_deit_tiny import dense, held_images, said
 
 import patchslim
-from patchslim.birth import Birth
+from patchslim.data.images import Images
 from patchslim.errors import DeepCut
-from patchslim.images import Images
-from patchslim.model import SlimModel
-from patchslim.reducer import Reducer, Signals
-from patchslim.reducers.ats import ATS
-from patchslim.reducers.duplicates import Duplicates
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
-from patchslim.reduction import Keep, Reduction
-from patchslim.tokens import Tokens
+from patchslim.methods._method import Reducer, Signals
+from patchslim.methods.ats import ATS
+from patchslim.methods.duplicates import Duplicates
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.model.model import SlimModel
+from patchslim.report.provenance import Birth
+from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "worst_case.json"
 CAP = 0.8

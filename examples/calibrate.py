@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import patchslim
-from patchslim.data import digits
 from patchslim.errors import DeepCut
-from patchslim.measure import measure
+from patchslim.example import digits
+from patchslim.measurement.measure import measure
 
 warnings.simplefilter("ignore", DeepCut)  # it says to measure, which is done here
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 64

@@ -6,8 +6,8 @@
 import torch
 
 import patchslim
-from patchslim.data import digits
-from patchslim.measure import measure
+from patchslim.example import digits
+from patchslim.measurement.measure import measure
 
 scenes = digits.scenes("test", 64)
 images, labels = digits.normalise(scenes.images), torch.from_numpy(scenes.labels)

@@ -14,8 +14,8 @@ import warnings
 import torch
 
 import patchslim
-from patchslim.data import digits
 from patchslim.errors import DeepCut
+from patchslim.example import digits
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 240
 warnings.simplefilter("ignore", DeepCut)  # it says that training is needed

@@ -8,9 +8,9 @@ import timm
 import torch
 
 import patchslim
-from patchslim.reducer import Reducer, Signals
-from patchslim.reduction import Keep, Reduction
-from patchslim.tokens import Tokens
+from patchslim.methods._method import Reducer, Signals
+from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.tokens import Tokens
 
 
 class EvenRows(Reducer):

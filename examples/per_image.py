@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import patchslim
-from patchslim.data import digits
+from patchslim.example import digits
 
 host = digits.host()
 slimmed = patchslim.slim(host, "similarity", threshold=0.05, weight="size", macs=0.8)

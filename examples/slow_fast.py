@@ -15,9 +15,9 @@ import timm
 import torch
 
 import patchslim
-from patchslim.data import digits
+from patchslim.architectures.evo_levit import evo_levit_128s
 from patchslim.errors import Untrained
-from patchslim.models.evo_levit import evo_levit_128s
+from patchslim.example import digits
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 400
 scenes = digits.scenes("train", min(3000, 16 * steps))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from patchslim.model import SlimModel
-from patchslim.reducer import Place, Reducer, Signals
-from patchslim.reduction import Keep, Reduction
-from patchslim.schedule import Schedule, Tail
-from patchslim.slim import TOLERANCE, difference
-from patchslim.tokens import Tokens
+from patchslim.hosts._answers import TOLERANCE, difference
+from patchslim.methods._method import Place, Reducer, Signals
+from patchslim.model.model import SlimModel
+from patchslim.schedules.schedule import Schedule, Tail
+from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.tokens import Tokens
 
 UNSEEN = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
 

@@ -8,7 +8,7 @@ import pytest
 
 import patchslim
 from options import KNOWN
-from patchslim.model import SlimModel
+from patchslim.model.model import SlimModel
 from variants import Variant
 
 

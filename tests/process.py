@@ -50,7 +50,7 @@ def start(argv: list[str], out: int, err: int, first: Callable[[], Any] | None =
         sys.stderr = os.fdopen(2, "w", closefd=False)
         if first is not None:
             first()
-        from patchslim.cli import main
+        from patchslim.cli.main import main
 
         return main(argv)
 
@@ -73,7 +73,7 @@ def within(*argv: object) -> Ended:
 
     A fork of all that the tests have loaded costs more than most commands.
     """
-    from patchslim.cli import main
+    from patchslim.cli.main import main
 
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         try:

@@ -27,9 +27,9 @@ from comparing import (
 )
 from options import OPTIONS
 from patchslim.errors import UnsupportedModel, WrongInput
-from patchslim.reducer import Signals
-from patchslim.schedule import Rate
-from patchslim.tokens import take
+from patchslim.methods._method import Signals
+from patchslim.schedules.schedule import Rate
+from patchslim.tokens.rows import take
 from variants import HOSTS, PATCH, Variant, images, record, recording, registered
 
 EVERY = [*registered(), *OPTIONS]
@@ -95,9 +95,7 @@ def test_part_projections_are_columns_of_the_whole(variant: Variant) -> None:
     adapter = patchslim.find_adapter(host)
     with torch.no_grad():
         tokens = adapter.embed(host, images(host), {})
-        tokens = tokens.reduce(
-            Shuffle().choose(tokens, Signals(tokens.prefix), tokens.patches // 2)
-        )
+        tokens = Shuffle().choose(tokens, Signals(tokens.prefix), tokens.patches // 2).apply(tokens)
         whole = dict(zip("qkv", adapter.project(host, 1, tokens, "qkv"), strict=True))
         for part in ("qk", "kv", "q", "v"):
             for name, t in zip(part, adapter.project(host, 1, tokens, part), strict=True):

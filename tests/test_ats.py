@@ -5,9 +5,9 @@ import torch
 
 import patchslim
 from patchslim.errors import BadSetting, NeedsClassToken
-from patchslim.reducer import Place, Signals
-from patchslim.reducers.ats import ATS
-from patchslim.tokens import Tokens
+from patchslim.methods._method import Place, Signals
+from patchslim.methods.ats import ATS
+from patchslim.tokens.tokens import Tokens
 from variants import images, tiny_vit
 
 N = 20

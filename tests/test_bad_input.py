@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import patchslim
+from patchslim.data.images import Images
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -34,11 +35,10 @@ from patchslim.errors import (
     UnsupportedModel,
     WrongInput,
 )
-from patchslim.images import Images
-from patchslim.io import load, save
-from patchslim.measure import measure
-from patchslim.recipe import RECIPE, WEIGHTS
-from patchslim.schedule import Counts
+from patchslim.measurement.measure import measure
+from patchslim.model.load import load
+from patchslim.saving.folder import RECIPE, WEIGHTS
+from patchslim.schedules.schedule import Counts
 from patchslim.versions import check_version, installed
 from process import killed, needs_fork, within
 from process import patchslim as run
@@ -82,8 +82,8 @@ def desk(tmp_path_factory):
     at = tmp_path_factory.mktemp("desk")
     made = SimpleNamespace(at=at, vit=vit(), gap=vit(class_token=False, global_pool="avg"))
     made.slim = patchslim.slim(made.vit, "tome", r=2)
-    save(made.slim, at / "saved")
-    save(patchslim.slim(hf_vit(), "tome", r=2), at / "saved-hf")
+    made.slim.save(at / "saved")
+    patchslim.slim(hf_vit(), "tome", r=2).save(at / "saved-hf")
     hf_vit().save_pretrained(at / "hf")
     edited(at / "saved", at / "future", patchslim=7, package="3.2.1")
     edited(at / "saved", at / "strange-method", method="tomme")
@@ -241,7 +241,7 @@ PYTHON = {
     "recipe with an unknown method": (
         lambda d: load(d.at / "strange-method"), UnknownName, "'tomme' | 'tome'"),
     "saving over other things": (
-        lambda d: save(d.slim, d.at / "photos"), BadFile, "photos | cat | delete | new folder"),
+        lambda d: d.slim.save(d.at / "photos"), BadFile, "photos | cat | delete | new folder"),
 }  # fmt: skip
 
 
@@ -350,16 +350,16 @@ def test_an_unreadable_image_is_named_and_counted_and_the_run_goes_on(desk, tmp_
 @needs_fork
 def test_an_interrupted_save_leaves_the_old_one(desk, tmp_path):
     path = tmp_path / "saved"
-    save(desk.slim, path)
+    desk.slim.save(path)
     before = hashlib.sha256((path / RECIPE).read_bytes()).hexdigest()
     fresh = tmp_path / ".saved.new"
     other = patchslim.slim(vit(), "topk", keep=0.5)
-    killed(lambda: [save(other, path) for _ in range(1000)], when=fresh.exists)
+    killed(lambda: [other.save(path) for _ in range(1000)], when=fresh.exists)
     if hashlib.sha256((path / RECIPE).read_bytes()).hexdigest() == before:
         assert load(path).counts() == desk.slim.counts()
     else:
         assert load(path).counts() == other.counts()
-    save(desk.slim, path)
+    desk.slim.save(path)
     assert load(path).counts() == desk.slim.counts()
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 

@@ -15,7 +15,10 @@ from timm.models.levit import Levit
 
 import patchslim
 from lessons import SIDE, batches, pictures, vit
-from patchslim.calibrate import calibrate
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.state import CHECKPOINT
+from patchslim.data.images import Images
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -28,11 +31,8 @@ from patchslim.errors import (
     UnsupportedModel,
     WrongInput,
 )
-from patchslim.images import Images
-from patchslim.io import load, save
-from patchslim.laws.trial import tiny_host
-from patchslim.ledger import CHECKPOINT
-from patchslim.search import Search
+from patchslim.model.load import load
+from patchslim.testing.trial import tiny_host
 from process import within
 from test_bad_input_training import content
 
@@ -69,7 +69,7 @@ def desk(tmp_path_factory):
     at = tmp_path_factory.mktemp("desk")
     made = SimpleNamespace(at=at, vit=vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
-    save(made.slim, at / "slim")
+    made.slim.save(at / "slim")
     torch.manual_seed(0)
     hugging(at / "hf")
     save_file(vit().state_dict(), at / "vit.safetensors")

@@ -12,7 +12,8 @@ import transformers
 
 import patchslim
 from lessons import SIDE, batches, pictures, vit
-from patchslim.calibrate import calibrate
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -25,12 +26,11 @@ from patchslim.errors import (
     UnsupportedModel,
     WrongInput,
 )
-from patchslim.laws.trial import tiny_host
-from patchslim.reducers.evit import EViT
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
-from patchslim.schedule import Counts
-from patchslim.search import Search
+from patchslim.methods.evit import EViT
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.schedules.schedule import Counts
+from patchslim.testing.trial import tiny_host
 from process import within
 from test_bad_input_training import content
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import patchslim
 from lessons import SIDE, batches, pictures, vit
-from patchslim.course import Course
+from patchslim.data.images import Images
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -25,10 +25,10 @@ from patchslim.errors import (
     UnsupportedModel,
     WrongInput,
 )
-from patchslim.images import Images
-from patchslim.io import load, save
-from patchslim.run import CHECKPOINT
-from patchslim.train import MODEL, REPORT, train
+from patchslim.model.load import load
+from patchslim.runs.layout import CHECKPOINT, REPORT
+from patchslim.training.config import Course
+from patchslim.training.train import MODEL, train
 from process import needs_fork, within
 from process import patchslim as run
 from test_bad_input import lacking, without
@@ -45,8 +45,8 @@ def desk(tmp_path_factory):
     made.slim = patchslim.slim(made.vit, "tome", r=2)
     made.evit = patchslim.slim(made.vit, "evit", keep=0.7)
     made.trained = train(made.slim, batches(), SHORT, out=at / "run").model
-    save(made.slim, at / "slim")
-    save(patchslim.slim(vit(5), "tome", r=2), at / "of-five")
+    made.slim.save(at / "slim")
+    patchslim.slim(vit(5), "tome", r=2).save(at / "of-five")
     save_file(vit().state_dict(), at / "vit.safetensors")
     save_file(vit(5).state_dict(), at / "five.safetensors")
     pictures(at / "photos")

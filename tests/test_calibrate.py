@@ -7,14 +7,15 @@ import pytest
 import torch
 
 import patchslim
-from patchslim.calibrate import MODEL, RECORD, calibrate
-from patchslim.checkpoint import write
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.state import CHECKPOINT
 from patchslim.errors import BadFile, PatchslimError
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.ledger import CHECKPOINT
-from patchslim.recipe import read_recipe
-from patchslim.schedule import Counts
-from patchslim.search import Search
+from patchslim.runs.checkpoint import write
+from patchslim.runs.layout import MODEL, RECORD
+from patchslim.saving.folder import read_recipe
+from patchslim.schedules.schedule import Counts
+from patchslim.testing.trial import noise_images, tiny_host
 from process import killed, needs_fork
 
 METHODS = ("patch_slimming", "patch_slimming_dynamic")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchslim.checkpoint import SEAL_LENGTH, read, write
 from patchslim.errors import BadFile
+from patchslim.runs.checkpoint import SEAL_LENGTH, read, write
 from process import killed, needs_fork
 
 STATE = {

@@ -18,10 +18,10 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from patchslim.cli import main, parser
-from patchslim.io import load
-from patchslim.reducer import reducer_names
-from patchslim.terminal import Terminal
+from patchslim.cli.main import main, parser
+from patchslim.cli.terminal import Terminal
+from patchslim.methods._registry import reducer_names
+from patchslim.model.load import load
 from process import needs_fork, patchslim, start
 
 pytestmark = needs_fork

@@ -16,12 +16,12 @@ import transformers
 from safetensors.torch import save_file
 
 from lessons import SIDE, pictures
-from patchslim.calibrate import FIGURE, MODEL, RECORD
-from patchslim.cli import parser
-from patchslim.io import load
-from patchslim.ledger import CHECKPOINT
-from patchslim.schedule import Counts
-from patchslim.search import Search
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.state import CHECKPOINT
+from patchslim.cli.main import parser
+from patchslim.model.load import load
+from patchslim.runs.layout import FIGURE, MODEL, RECORD
+from patchslim.schedules.schedule import Counts
 from process import needs_fork, start
 from process import patchslim as run
 

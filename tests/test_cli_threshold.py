@@ -12,9 +12,9 @@ import transformers
 
 import patchslim
 from lessons import SIDE, pictures
-from patchslim.calibrate import MODEL, RECORD
-from patchslim.io import load
-from patchslim.schedule import Counts
+from patchslim.model.load import load
+from patchslim.runs.layout import MODEL, RECORD
+from patchslim.schedules.schedule import Counts
 from process import needs_fork
 from process import patchslim as run
 

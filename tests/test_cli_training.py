@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 
 import patchslim
 from lessons import batches, pictures, vit
-from patchslim.cli import parser
-from patchslim.course import Course
+from patchslim.cli.main import parser
 from patchslim.errors import Untrained
-from patchslim.io import load, save
-from patchslim.log import rows
-from patchslim.run import CHECKPOINT
-from patchslim.train import MODEL, REPORT, train
+from patchslim.model.load import load
+from patchslim.runs.layout import CHECKPOINT, REPORT
+from patchslim.runs.log import rows
+from patchslim.training.config import Course
+from patchslim.training.train import MODEL, train
 from process import needs_fork, start
 from process import patchslim as run
 
@@ -35,7 +35,7 @@ QUICK = ["--batch", 4, "--steps", 2, "--workers", 0]
 def desk(tmp_path_factory):
     """A slimmed model, its dense weights, and images in class folders."""
     at = tmp_path_factory.mktemp("desk")
-    save(patchslim.slim(vit(), "tome", r=2), at / "slim")
+    patchslim.slim(vit(), "tome", r=2).save(at / "slim")
     save_file(vit().state_dict(), at / "vit.safetensors")
     pictures(at / "photos")
     return at
@@ -100,7 +100,7 @@ def test_every_setting_is_an_option_with_its_usual_value():
 
 def test_options_become_the_course_beside_what_is_usual_for_the_method(desk, tmp_path):
     with pytest.warns(Untrained):
-        save(patchslim.slim(vit(), "dynamicvit", keep=0.7), tmp_path / "made")
+        patchslim.slim(vit(), "dynamicvit", keep=0.7).save(tmp_path / "made")
     ended = run(
         tmp_path, "train", tmp_path / "made", "--data", desk / "photos", *QUICK, "--host-lr", 0.5,
         "--recompute", "--out", tmp_path / "o", "--distil-weight", 0.25,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import patchslim
 from comparing import close
 from hosts import every_host, slimmed
-from patchslim.model import SlimModel
+from patchslim.model.model import SlimModel
 from variants import Variant, images
 
 FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed

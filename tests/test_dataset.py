@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 import patchslim
-from patchslim.cli import main
-from patchslim.course import Course
-from patchslim.dataset import Dataset, is_dataset
+from patchslim.cli.main import main
+from patchslim.data.hf_dataset import Dataset, is_dataset
+from patchslim.data.images import Images
 from patchslim.errors import BadData, MissingExtra, WrongInput
-from patchslim.feed import Feed
-from patchslim.images import Images
-from patchslim.preparation import Preparation
+from patchslim.hosts._preprocessing import Preparation
+from patchslim.training.config import Course
+from patchslim.training.loader import Feed
 
 PREPARED = Preparation(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 LABELS = [2, 0, 1, 1, 0]

@@ -6,14 +6,15 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from patchslim import demo as module
-from patchslim.calibrate import CALIBRATED
-from patchslim.data import digits
-from patchslim.demo import demo, present, slimmed
-from patchslim.laws.trial import Trial
-from patchslim.reducer import Spread, find_reducer, reducer_names
-from patchslim.report import Report
-from patchslim.search import Search
+from patchslim.calibration.calibrate import CALIBRATED
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.cli import demo as module
+from patchslim.cli.demo import demo, present, slimmed
+from patchslim.example import digits
+from patchslim.methods._method import Spread
+from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.report.report import Report
+from patchslim.testing.trial import Trial
 
 CALIBRATE = {name for name in reducer_names() if find_reducer(name) in CALIBRATED}
 LEARN = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchslim.data import digits
+from patchslim.example import digits
 
 DATA = Path(digits.__file__).parent
 

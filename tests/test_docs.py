@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 
 import patchslim
-import patchslim.reducers
+import patchslim.methods
 from patchslim import errors
-from patchslim.cli import main, parser
-from patchslim.data import digits
-from patchslim.laws import METHOD_LAWS, check_reducer
-from patchslim.laws.law import uphold
-from patchslim.laws.trial import Trial
-from patchslim.report import COLUMNS
+from patchslim.cli.main import main, parser
+from patchslim.example import digits
+from patchslim.report.report import COLUMNS
+from patchslim.testing import METHOD_LAWS, check_reducer
+from patchslim.testing.law import uphold
+from patchslim.testing.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -175,11 +175,9 @@ def keynorm(tmp_path, monkeypatch):
     """The example of docs/adding-a-method.md, as a file that is put among the methods."""
     code = blocks(ROOT / "docs" / "adding-a-method.md")[0]
     (tmp_path / "keynorm.py").write_text(code.text, encoding="utf-8")
-    monkeypatch.setattr(
-        patchslim.reducers, "__path__", [*patchslim.reducers.__path__, str(tmp_path)]
-    )
+    monkeypatch.setattr(patchslim.methods, "__path__", [*patchslim.methods.__path__, str(tmp_path)])
     yield patchslim.find_reducer("keynorm")()
-    sys.modules.pop("patchslim.reducers.keynorm")
+    sys.modules.pop("patchslim.methods.keynorm")
 
 
 COMPILING = ("compiles_whole", "exports")

@@ -11,9 +11,10 @@ import torch
 import patchslim
 from comparing import close
 from patchslim.errors import BadSetting, WrongInput
-from patchslim.reducer import Signals
-from patchslim.reducers.duplicates import Duplicates, first_alike
-from patchslim.tokens import Tokens, take
+from patchslim.methods._method import Signals
+from patchslim.methods.duplicates import Duplicates, first_alike
+from patchslim.tokens.rows import take
+from patchslim.tokens.tokens import Tokens
 
 PIXELS = 12
 NOISE = torch.Generator()
@@ -38,7 +39,7 @@ def joined(shown: torch.Tensor, keep: int | None = None, **settings: Any) -> tor
     """For each patch the one that it joins, itself if it stays (B, n), on a square grid."""
     there = tokens(shown, (side(shown), side(shown)))
     reduction = Duplicates(**settings).choose(there, Signals(0), keep or shown.shape[1])
-    after = there.reduce(reduction)
+    after = reduction.apply(there)
     assert after.alive is not None
     counted = (after.sizes() * after.alive).sum(dim=1)
     assert torch.equal(counted, torch.full_like(counted, shown.shape[1])), "some are not counted"

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 import patchslim
-import patchslim.attention
+import patchslim.tokens.attention
 from patchslim.errors import BadSetting, Untrained
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.losses import answer_loss
-from patchslim.reducer import Decision
-from patchslim.reducers.dynamicvit import KEEP, DynamicViT
-from patchslim.reduction import Keep, Mask
-from patchslim.schedule import Constant, Counts, Rate
+from patchslim.methods._method import Decision
+from patchslim.methods.dynamicvit import KEEP, DynamicViT
+from patchslim.schedules.schedule import Constant, Counts, Rate
+from patchslim.testing.trial import noise_images, tiny_host
+from patchslim.tokens.reduction import Keep, Mask
+from patchslim.training.losses import answer_loss
 from toys import slimmed
 
 AT = (1, 2, 3)
@@ -156,7 +156,7 @@ def test_removal_at_inference_is_a_mask_in_training(readout, tail, dtype):
 @torch.no_grad()
 @every_readout
 def test_all_that_differs_is_the_faint_weight_of_what_is_masked(readout, monkeypatch):
-    monkeypatch.setattr(patchslim.attention, "FAINT", 1e-13)
+    monkeypatch.setattr(patchslim.tokens.attention, "FAINT", 1e-13)
     check_draws(taught(readout, dtype=torch.float64), images(torch.float64), off=1e-11)
 
 

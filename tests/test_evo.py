@@ -13,14 +13,14 @@ from torch import Tensor, nn
 import patchslim
 from hugging import pixels, tiny_hf
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, Untrained
-from patchslim.io import load
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.model import SlimModel
-from patchslim.reducer import Signals
-from patchslim.reducers.evo import Evo
-from patchslim.reduction import Fuse, Keep, Park
-from patchslim.schedule import Rate
-from patchslim.tokens import Tokens
+from patchslim.methods._method import Signals
+from patchslim.methods.evo import Evo
+from patchslim.model.load import load
+from patchslim.model.model import SlimModel
+from patchslim.schedules.schedule import Rate
+from patchslim.testing.trial import noise_images, tiny_host
+from patchslim.tokens.reduction import Fuse, Keep, Park
+from patchslim.tokens.tokens import Tokens
 from toys import slimmed
 from variants import Variant, images, tiny_vit
 
@@ -248,7 +248,7 @@ def test_the_newest_attention_weighs_as_much_as_told():
     second = remembered(reducer, first, logits[1], 1)
     torch.testing.assert_close(second, 0.25 * first + 0.75 * seen(logits[1]))
     wholly = Tokens(x=torch.zeros(2, 5, 3), prefix=1, grid=(2, 2), memory=second)
-    waiting = wholly.reduce(Park(Keep(torch.arange(4).expand(2, -1))))  # all go on, in their order
+    waiting = Park(Keep(torch.arange(4).expand(2, -1))).apply(wholly)  # all go on, in their order
     third = reducer.remember(waiting, signals(logits[2], 2))
     torch.testing.assert_close(third, 0.75 * second + 0.25 * seen(logits[2]))
 
@@ -300,7 +300,7 @@ def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for():
     assert isinstance(reduction, Park)
     assert isinstance(reduction.slow, Fuse)
     assert reduction.slow.kept.tolist() == [[1, 2]]
-    left = tokens.reduce(reduction)
+    left = reduction.apply(tokens)
     torch.testing.assert_close(left.x[:, -1], (tokens.x[:, 1] + 2 * tokens.x[:, 4]) / 3)
     assert torch.equal(left.rejoined().x, tokens.x)
 
@@ -450,7 +450,7 @@ def test_attention_that_has_underflowed_gives_no_nan():
     """Where nobody attends to those that wait, their stand-in has no weights to share out."""
     memory = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
-    left = tokens.reduce(Evo().choose(tokens, Signals(1, block=1), 3))
+    left = Evo().choose(tokens, Signals(1, block=1), 3).apply(tokens)
     assert left.x.isfinite().all()
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from timm.models.levit import Attention
 
+from patchslim.architectures.evo_levit import EvoLevit, from_official
 from patchslim.errors import UnsupportedModel
-from patchslim.models.evo_levit import EvoLevit, from_official
 
 GOLDEN = Path(__file__).parent / "reference" / "evo_levit_golden.safetensors"
 TINY = {

@@ -9,17 +9,17 @@ import torch.nn.functional as F
 
 import patchslim
 from lessons import pictures, vit
-from patchslim.checkpoint import read
-from patchslim.course import RECIPES, Course
+from patchslim.architectures.evo_levit import EvoLevit
 from patchslim.errors import BadSchedule, BadSetting, Diverged, UnsupportedModel, Untrained
-from patchslim.io import load, save
-from patchslim.laws.trial import tiny_host
-from patchslim.log import rows
-from patchslim.losses import Learner, Target, answer_loss
-from patchslim.models.evo_levit import EvoLevit
-from patchslim.reducers.evo import Evo
-from patchslim.run import CHECKPOINT
-from patchslim.train import MODEL, train
+from patchslim.methods.evo import Evo
+from patchslim.model.load import load
+from patchslim.runs.checkpoint import read
+from patchslim.runs.layout import CHECKPOINT
+from patchslim.runs.log import rows
+from patchslim.testing.trial import tiny_host
+from patchslim.training.config import RECIPES, Course
+from patchslim.training.losses import Learner, Target, answer_loss
+from patchslim.training.train import MODEL, train
 from process import patchslim as run
 from toys import Longest
 from variants import randomise
@@ -276,7 +276,7 @@ def test_recipes_make_courses(name):
 
 
 def test_a_recipe_of_the_command_line_gives_way_to_options(tmp_path):
-    save(patchslim.slim(vit(global_pool="avg"), "evo", keep_rate=0.5, at=(1,)), tmp_path / "slim")
+    patchslim.slim(vit(global_pool="avg"), "evo", keep_rate=0.5, at=(1,)).save(tmp_path / "slim")
     ended = run(
         tmp_path, "train", tmp_path / "slim", "--data", pictures(tmp_path / "photos"), "--recipe",
         "deit", "--steps", 2, "--batch", 4, "--workers", 0, "--auxiliary", 0.5, "--lr", 2e-4,

@@ -18,12 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from patchslim.augment import augmentation, drawn_from, mixing
-from patchslim.course import Course
+from patchslim.data.images import Images
 from patchslim.errors import BadData, BadSetting, BrokenRun, PatchslimError, WrongInput
-from patchslim.feed import Feed
-from patchslim.images import Images
-from patchslim.preparation import Preparation
+from patchslim.hosts._preprocessing import Preparation
+from patchslim.training.augment import augmentation, drawn_from, mixing
+from patchslim.training.config import Course
+from patchslim.training.loader import Feed
 
 COUNT = 11
 PLAIN = Preparation(image_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -243,9 +243,9 @@ def test_workers_that_are_spawned_see_the_same(folder, tmp_path):
     archive = packed(folder, tmp_path / "train.zip")
     code = f"""
         import multiprocessing, torch
-        from patchslim.course import Course
-        from patchslim.feed import Feed
-        from patchslim.images import Images
+        from patchslim.training.config import Course
+        from patchslim.training.loader import Feed
+        from patchslim.data.images import Images
         if __name__ == "__main__":
             multiprocessing.set_start_method("spawn")
             torch.set_num_threads(1)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from patchslim import grouping
-from patchslim.grouping import Groups
+from patchslim.methods import _clustering as grouping
+from patchslim.methods._clustering import Groups
 
 SEEDS = range(12)
 KINDS = ("spread", "clusters", "chain")

@@ -9,8 +9,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,111 +20,112 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "patchslim"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# A module imports only what stands before it: values, then methods, families, the loop, and what
-# is built on the loop. `reducers`, `adapters`, `laws` and `data` are packages.
-ORDER = """
-    errors course versions order tokens reduction attention cost grouping tiles reducer schedule
-    reducers budget
-    adapter models adapters step ragged surface block model slim
-    preparation folder reading images dataset shards recipe io hub
-    birth results report score memory measure
-    augment feed checkpoint log processes losses optim identity pace run train
-    influence search walk gates bisection ledger chart pyramid threshold slimming
-    calibrate
-    curves page picture data demo laws
-    hosts terminal arguments sequel answers commands options cli
+# The rooms from the ground up. A file imports from its own room and from rooms before it, and no
+# import is exempt: not a lazy one inside of a function, not one for type checkers alone.
+ROOMS = """
+    errors settings files versions
+    tokens example
+    methods architectures
+    hosts schedules saving runs
+    model
+    data report
+    measurement testing
+    calibration training
+    cli
+    __init__ __main__
 """.split()
+MOST_LOOSE = 6  # files at the root of the package
 
-# Imports against the order, inside of a function: methods of SlimModel that are only front doors.
-FRONT_DOORS = {("model", "io"), ("model", "hub")}
-
-# What a method or a family may know, to the last module.
-KNOWN_TO_REDUCERS = {
-    "attention",
-    "cost",
-    "errors",
-    "grouping",
-    "order",
-    "reducer",
-    "reduction",
-    "schedule",
-    "tiles",
-    "tokens",
-}
-KNOWN_TO_ADAPTERS = {"adapter", "attention", "cost", "errors", "models", "tokens", "versions"}
+# What a method or a family may know: these rooms, and the private files of its own.
+KNOWN_TO_METHODS = {"errors", "tokens"}
+KNOWN_TO_HOSTS = {"architectures", "errors", "tokens", "versions"}
 
 HEAVY = "timm transformers PIL safetensors huggingface_hub torchvision sklearn scipy matplotlib"
 DUMPS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "core", "tools", "shared"}
 MOST_LINES = 400
 
 
-@dataclass(frozen=True)
-class Import:
-    """One import of a module of ours, and whether it is inside of a function."""
-
-    module: str
-    deferred: bool
-
-
 def dotted(file: Path) -> str:
-    """The name of a module without the package's: `adapters.timm_vit`."""
-    return ".".join(file.relative_to(SOURCE).with_suffix("").parts)
+    """The name of a module without the package's: `hosts.timm_vit`; of a room's own, `hosts`."""
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def imports(node: ast.AST, *, deferred: bool = False) -> Iterator[Import]:
-    """What a module imports of ours when it runs; imports for type checkers alone are left out."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(child, ast.ImportFrom) and child.module == "patchslim":
-            yield from (Import(alias.name, deferred) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom) and (child.module or "").startswith("patchslim."):
-            yield Import(str(child.module).removeprefix("patchslim."), deferred)
-        elif isinstance(child, ast.Import):
-            names = [alias.name for alias in child.names]
-            ours = [name for name in names if name.startswith("patchslim.")]
-            yield from (Import(name.removeprefix("patchslim."), deferred) for name in ours)
-        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-        yield from imports(child, deferred=deferred or inside)
+MODULES = {dotted(file): file for file in FILES}
 
 
-def imported(file: Path) -> list[Import]:
-    return list(imports(ast.parse(file.read_text(encoding="utf-8"))))
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def layer(module: str) -> int:
-    """The place of a module, or of the package that it is in."""
-    top = module.partition(".")[0]
-    assert top in ORDER, f"{module} has no place in the order of imports: give it one in {__file__}"
-    return ORDER.index(top)
+def imported(file: Path) -> set[str]:
+    """The modules of ours that a file imports anywhere, by their dotted names."""
+    named: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            named += [f"{node.module}.{alias.name}" for alias in node.names]
+    ours = [name.removeprefix("patchslim.") for name in named if name.startswith("patchslim.")]
+    ours += ["__init__" for name in named if name == "patchslim"]
+    return {module for name in ours for module in [longest_module(name)] if module}
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_imports_point_one_way(file):
-    name = dotted(file)
-    if name in ("__init__", "__main__"):
-        return
-    top = name.partition(".")[0]
-    for each in imported(file):
-        other = each.module.partition(".")[0]
-        within = other == top and "." in name
-        if within or (each.deferred and (top, other) in FRONT_DOORS):
-            continue
-        assert layer(each.module) < layer(name), f"{name} imports {each.module}, which is above it"
+def longest_module(name: str) -> str:
+    """The module that a dotted name lies in: `tokens.rows` for `tokens.rows.take`."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or "__init__"
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name == "reducers"], ids=dotted)
-def test_methods_know_neither_hosts_nor_each_other(file):
-    strange = {each.module for each in imported(file)} - KNOWN_TO_REDUCERS
-    assert not strange
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Names of which each imports the next and the last the first, or none."""
+    finished: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in finished:
+            return []
+        for other in sorted(graph.get(name, ())):
+            circle = visit(other, [*path, name])
+            if circle:
+                return circle
+        finished.add(name)
+        return []
+
+    return next(filter(None, (visit(name, []) for name in sorted(graph))), [])
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name == "adapters"], ids=dotted)
-def test_families_know_neither_methods_nor_each_other(file):
-    known = {each.module for each in imported(file)}
-    shared = {module for module in known if module.startswith("adapters._")}
-    known = {module.removesuffix(".evo_levit") for module in known}
-    assert not known - KNOWN_TO_ADAPTERS - shared
+def test_imports_point_down():
+    wrong = [
+        f"{module} imports {other}"
+        for module, file in MODULES.items()
+        for other in imported(file)
+        if room(module) != room(other) and ROOMS.index(room(other)) > ROOMS.index(room(module))
+    ]
+    assert not wrong
+
+
+def test_files_import_each_other_in_no_circle():
+    graph = {module: imported(file) - {module} for module, file in MODULES.items()}
+    assert not find_circle(graph)
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_every_room_has_its_place_and_few_files_are_loose():
+    assert {room(module) for module in MODULES} == set(ROOMS)
+    assert len(list(SOURCE.glob("*.py"))) <= MOST_LOOSE
+
+
+@pytest.mark.parametrize(
+    ("folder", "known"), [("methods", KNOWN_TO_METHODS), ("hosts", KNOWN_TO_HOSTS)]
+)
+def test_methods_and_families_know_neither_each_other_nor_what_is_above(folder, known):
+    for file in sorted((SOURCE / folder).glob("[!_]*.py")):
+        strange = {name for name in imported(file) if room(name) not in known}
+        private = {name for name in strange if name.startswith(f"{folder}._")}
+        assert strange == private, f"{file.name} knows {strange - private}"
 
 
 def test_importing_loads_nothing_heavy_and_asks_nobody():
@@ -145,12 +144,12 @@ print(*[name for name in {HEAVY.split()!r} if name in sys.modules])
     assert (done.returncode, done.stdout.split()) == (0, []), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_files_say_what_they_are_and_stay_short(file):
-    text = file.read_text(encoding="utf-8")
-    assert not DUMPS & set(file.relative_to(SOURCE).with_suffix("").parts), "name it after an idea"
-    assert text.count("\n") <= MOST_LINES
-    assert ast.get_docstring(ast.parse(text))
+def test_files_say_what_they_are_and_stay_short():
+    for file in FILES:
+        text, name = file.read_text(encoding="utf-8"), file.relative_to(SOURCE)
+        assert not DUMPS & set(name.with_suffix("").parts), f"{name}: name it after an idea"
+        assert text.count("\n") <= MOST_LINES, f"{name} is longer than {MOST_LINES} lines"
+        assert ast.get_docstring(ast.parse(text)), f"{name} does not say what it is"
 
 
 def by_case(name: str) -> tuple[bool, bool, str]:
@@ -158,7 +157,7 @@ def by_case(name: str) -> tuple[bool, bool, str]:
     return not name.isupper(), not name[0].isupper(), name
 
 
-@pytest.mark.parametrize("package", ["patchslim", "patchslim.laws"])
+@pytest.mark.parametrize("package", ["patchslim", "patchslim.testing"])
 def test_all_is_sorted_and_complete(package):
     module = importlib.import_module(package)
     public = {

@@ -19,9 +19,9 @@ def slimmed():
     return patchslim.slim(host, "tome", keep=0.5)
 
 
-def test_pretrained_names_save_and_load_a_folder(slimmed, tmp_path):
+def test_save_pretrained_writes_what_load_reads(slimmed, tmp_path):
     slimmed.save_pretrained(tmp_path / "a")
-    again = patchslim.SlimModel.from_pretrained(tmp_path / "a")
+    again = patchslim.load(tmp_path / "a")
     images = torch.randn(2, *slimmed.adapter.image_shape(slimmed.host))
     with torch.no_grad():
         assert torch.equal(again(images), slimmed(images))
@@ -37,12 +37,12 @@ def test_a_repository_in_the_clients_cache_is_loaded_offline(slimmed, tmp_path, 
     slimmed.save(repository / "snapshots" / commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert patchslim.SlimModel.from_pretrained("someone/slim").counts() == slimmed.counts()
+    assert patchslim.load("hf-hub:someone/slim").counts() == slimmed.counts()
 
 
-def test_an_unknown_name_is_one_clear_error(tmp_path):
-    with pytest.raises(BadFile, match="neither a folder nor a Hub repository"):
-        patchslim.SlimModel.from_pretrained(tmp_path / "missing")
+def test_an_unknown_name_is_one_clear_error():
+    with pytest.raises(BadFile, match="cannot be fetched from the Hub"):
+        patchslim.load("hf-hub:not a name")
 
 
 @pytest.mark.slow

@@ -17,9 +17,9 @@ import transformers
 from PIL import Image
 
 import patchslim
+from patchslim.data.images import Images
 from patchslim.errors import BadData, BadFile
-from patchslim.images import Images
-from patchslim.preparation import Preparation, find_preparation
+from patchslim.hosts._preprocessing import Preparation, find_preparation
 
 PLAIN = {
     "image_size": (32, 32),

@@ -13,10 +13,10 @@ from torch import nn
 
 import patchslim
 from patchslim.errors import BadFile, BadSchedule, UnknownName, UnsupportedModel
-from patchslim.folder import replaced
-from patchslim.io import load, save
-from patchslim.recipe import RECIPE, WEIGHTS
-from patchslim.reduction import Keep
+from patchslim.files import replaced
+from patchslim.model.load import load
+from patchslim.saving.folder import RECIPE, WEIGHTS
+from patchslim.tokens.reduction import Keep
 from process import forked, killed, needs_fork
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}
@@ -133,7 +133,7 @@ def test_a_loaded_model_gives_the_same_answers_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_come_back_as_they_were(build, dtype, tmp_path):
     slimmed = patchslim.slim(build().eval().to(dtype), "topk", keep=0.5)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     loaded = load(tmp_path / "saved")
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert_same(slimmed, loaded)
@@ -143,7 +143,7 @@ def test_other_types_come_back_as_they_were(build, dtype, tmp_path):
 def test_tables_that_are_not_stored_keep_their_own_type(build, tmp_path):
     """timm's own `dtype` leaves rotary tables in full precision, beside weights in half."""
     slimmed = patchslim.slim(build(dtype=torch.bfloat16).eval(), "tome", r=2)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     recipe = json.loads((tmp_path / "saved" / RECIPE).read_text())
     assert recipe["dtype"] == "bfloat16"
     assert "float32" in recipe["buffers"].values()
@@ -162,7 +162,7 @@ def test_tables_that_are_not_stored_keep_their_own_type(build, tmp_path):
 )
 def test_every_kind_of_schedule_and_tail_comes_back(method, budget, tmp_path):
     slimmed = patchslim.slim(timm_vit().eval(), method, **budget)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     loaded = load(tmp_path / "saved")
     assert (loaded.schedule, loaded.tail) == (slimmed.schedule, slimmed.tail)
     assert_same(slimmed, loaded)
@@ -170,14 +170,14 @@ def test_every_kind_of_schedule_and_tail_comes_back(method, budget, tmp_path):
 
 def test_settings_come_back(tmp_path):
     reducer = patchslim.find_reducer("evit")(fuse=False)
-    save(patchslim.slim(timm_vit().eval(), reducer, keep_rate=0.7, at=(1,)), tmp_path / "saved")
+    patchslim.slim(timm_vit().eval(), reducer, keep_rate=0.7, at=(1,)).save(tmp_path / "saved")
     assert load(tmp_path / "saved").reducer.fuse is False
 
 
 def test_a_timm_tag_keeps_its_mean_and_std(tmp_path):
     host = timm.create_model("vit_small_patch16_224.augreg_in21k", num_classes=3, **TINY).eval()
     host.pretrained_cfg = {**host.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
-    save(patchslim.slim(host, "tome", r=2), tmp_path / "saved")
+    patchslim.slim(host, "tome", r=2).save(tmp_path / "saved")
     recipe = json.loads((tmp_path / "saved" / RECIPE).read_text())
     assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
 
@@ -187,7 +187,7 @@ def test_tied_weights_are_stored_once_and_stay_tied_by_value(tmp_path):
     host.blocks[1].mlp.fc1.weight = host.blocks[0].mlp.fc1.weight
     host.blocks[2].norm1.weight.data = host.blocks[1].norm1.weight.data[:]
     slimmed = patchslim.slim(host, "tome", r=2)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     assert_same(slimmed, load(tmp_path / "saved"))
     assert len(json.loads((tmp_path / "saved" / RECIPE).read_text())["shared"]) == 2
 
@@ -198,13 +198,13 @@ def test_overlapping_tensors_are_separated(tmp_path):
     host.blocks[0].norm1.weight.data = whole[:32]
     host.blocks[1].norm1.weight.data = whole[16:48]
     slimmed = patchslim.slim(host, "tome", r=2)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     assert_same(slimmed, load(tmp_path / "saved"))
 
 
 def test_a_method_of_ones_own_comes_back_with_its_parameters(tmp_path):
     slimmed = patchslim.slim(timm_vit().eval(), Scored(sign=-1.0), keep=0.5)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     with pytest.raises(BadFile, match=r"not one of ours.*Scored.*method="):
         load(tmp_path / "saved")
     with pytest.raises(BadFile, match=r"'sign': -1\.0.*'sign': 1\.0"):
@@ -221,11 +221,11 @@ def test_a_host_built_by_hand_has_to_be_given_again(tmp_path):
         return VisionTransformer(**TINY, num_classes=5).eval()
 
     slimmed = patchslim.slim(build(), "topk", keep=0.5)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     with pytest.raises(BadFile, match="model="):
         load(tmp_path / "saved")
     layers = timm_vit(norm_layer=nn.LayerNorm)
-    save(patchslim.slim(layers.eval(), "topk", keep=0.5), tmp_path / "layers")
+    patchslim.slim(layers.eval(), "topk", keep=0.5).save(tmp_path / "layers")
     with pytest.raises(BadFile, match="model="):
         load(tmp_path / "layers")
     assert_same(slimmed, load(tmp_path / "saved", model=build()))
@@ -238,7 +238,7 @@ def test_a_host_built_by_hand_has_to_be_given_again(tmp_path):
 
 
 def test_a_misfit_does_not_touch_the_given_model(tmp_path):
-    save(patchslim.slim(timm_vit().eval(), "tome", r=2), tmp_path / "saved")
+    patchslim.slim(timm_vit().eval(), "tome", r=2).save(tmp_path / "saved")
     other = timm_vit(img_size=40)
     before = {name: t.clone() for name, t in other.state_dict().items()}
     with pytest.raises(BadFile):
@@ -249,35 +249,35 @@ def test_a_misfit_does_not_touch_the_given_model(tmp_path):
 def test_saving_again_replaces(tmp_path):
     first = patchslim.slim(timm_vit().eval(), "tome", r=2)
     second = patchslim.slim(timm_vit().eval(), "topk", keep=0.5)
-    save(first, tmp_path / "deep" / "saved")
-    save(second, tmp_path / "deep" / "saved")
+    first.save(tmp_path / "deep" / "saved")
+    second.save(tmp_path / "deep" / "saved")
     assert_same(second, load(tmp_path / "deep" / "saved"))
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["saved"]
 
 
 def test_saving_never_deletes_what_it_did_not_write(tmp_path):
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     (tmp_path / "saved" / "thesis.tex").write_text("years of work")
     with pytest.raises(BadFile, match=r"thesis\.tex.*would delete"):
-        save(slimmed, tmp_path / "saved")
+        slimmed.save(tmp_path / "saved")
     (tmp_path / "note").write_text("text")
     with pytest.raises(BadFile, match="is a file"):
-        save(slimmed, tmp_path / "note")
+        slimmed.save(tmp_path / "note")
     assert (tmp_path / "saved" / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
-    save(slimmed, tmp_path / "v1")
+    slimmed.save(tmp_path / "v1")
     (tmp_path / "latest").symlink_to("v1")
-    save(slimmed, tmp_path / "latest")
+    slimmed.save(tmp_path / "latest")
     assert (tmp_path / "latest").is_symlink()
     assert_same(slimmed, load(tmp_path / "latest"))
 
 
 def test_others_may_read_what_the_umask_lets_them_read(tmp_path):
-    save(patchslim.slim(timm_vit().eval(), "tome", r=2), tmp_path / "saved")
+    patchslim.slim(timm_vit().eval(), "tome", r=2).save(tmp_path / "saved")
     weights, recipe = (tmp_path / "saved" / name for name in (WEIGHTS, RECIPE))
     assert weights.stat().st_mode == recipe.stat().st_mode
 
@@ -288,7 +288,7 @@ def test_others_may_read_what_the_umask_lets_them_read(tmp_path):
 def killed_while_saving(slimmed, path):
     """Forks a process that saves, and kills it as soon as a file appears. True if it was amid."""
     fresh = path.with_name(f".{path.name}.new")
-    killed(lambda: save(slimmed, path), when=lambda: fresh.exists() and any(fresh.iterdir()))
+    killed(lambda: slimmed.save(path), when=lambda: fresh.exists() and any(fresh.iterdir()))
     return fresh.exists()
 
 
@@ -296,13 +296,13 @@ def killed_while_saving(slimmed, path):
 def test_a_save_that_is_killed_leaves_the_old_one_whole_and_the_next_clears_up(tmp_path):
     path = tmp_path / "saved"
     old = patchslim.slim(timm_vit().eval(), Fat(million=1), keep=0.5)
-    save(old, path)
+    old.save(path)
     fat = patchslim.slim(timm_vit().eval(), Fat(), keep=0.5)
     assert any(killed_while_saving(fat, path) for _ in range(5)), "no kill came in time"
     assert (tmp_path / ".saved.new").exists()
     assert_same(old, load(path, method=Fat(million=1)))
     new = patchslim.slim(timm_vit().eval(), "tome", r=2)
-    save(new, path)
+    new.save(path)
     assert_same(new, load(path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 
@@ -318,7 +318,7 @@ def test_a_first_save_that_is_killed_leaves_nothing_to_load(tmp_path):
 def test_a_process_that_died_between_the_two_renames_loses_nothing(tmp_path):
     """The state on disk at that moment, made by hand: the old aside, the new not yet in place."""
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
-    save(slimmed, tmp_path / "saved")
+    slimmed.save(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / ".saved.old")
     (tmp_path / ".saved.new").mkdir()
     assert_same(slimmed, load(tmp_path / "saved"))
@@ -334,7 +334,7 @@ def test_two_processes_that_save_to_one_place_take_turns(tmp_path):
 
     def save_often():
         for _ in range(3):
-            save(slimmed, tmp_path / "saved")
+            slimmed.save(tmp_path / "saved")
 
     children = [forked(save_often) for _ in range(4)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
@@ -344,10 +344,10 @@ def test_two_processes_that_save_to_one_place_take_turns(tmp_path):
 
 def test_a_full_disk_is_reported_and_leaves_the_old_save_whole(small_disk):
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
-    save(slimmed, small_disk / "saved")
+    slimmed.save(small_disk / "saved")
     fat = patchslim.slim(timm_vit().eval(), Fat(million=1), keep=0.5)
     with pytest.raises(BadFile, match=r"(?i)could not save.*no space left.*as it was"):
-        save(fat, small_disk / "saved")
+        fat.save(small_disk / "saved")
     assert_same(slimmed, load(small_disk / "saved"))
     assert [entry.name for entry in small_disk.iterdir()] == ["saved"]
 
@@ -358,7 +358,7 @@ def test_a_full_disk_is_reported_and_leaves_the_old_save_whole(small_disk):
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     path = tmp_path_factory.mktemp("io") / "saved"
-    save(patchslim.slim(timm_vit().eval(), "tome", r=2), path)
+    patchslim.slim(timm_vit().eval(), "tome", r=2).save(path)
     return path
 
 

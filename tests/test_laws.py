@@ -8,14 +8,14 @@ import torch
 
 import patchslim
 from options import OPTIONS
-from patchslim.adapters.timm_vit import TimmVit
 from patchslim.errors import BrokenLaw, PatchslimError
-from patchslim.laws import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_reducer
-from patchslim.laws.family import Family
-from patchslim.laws.law import uphold
-from patchslim.laws.trial import Trial, tiny_host
-from patchslim.reducers.similarity import Similarity
-from patchslim.reduction import Fuse, Keep, Merge
+from patchslim.hosts.timm_vit import TimmVit
+from patchslim.methods.similarity import Similarity
+from patchslim.testing import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_reducer
+from patchslim.testing.adapter_laws import Family
+from patchslim.testing.law import uphold
+from patchslim.testing.trial import Trial, tiny_host
+from patchslim.tokens.reduction import Fuse, Keep, Merge
 from toys import Longest, LongestOnQueries, Pairs, Predictor, norms
 from variants import registered
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from patchslim.errors import BadFile, MissingExtra
-from patchslim.log import CSV, Log, rows
+from patchslim.runs.log import CSV, Log, rows
 
 COLUMNS = ("loss", "lr", "val_loss")
 

@@ -10,12 +10,13 @@ import torch
 
 import patchslim
 import toys
-from patchslim.adapter import find_adapter
-from patchslim.cost import BlockShape, Flow, block_macs, dense_macs, host_macs, slim_macs
-from patchslim.laws.counting import counted_macs
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.model import SlimModel
-from patchslim.schedule import Constant, Counts
+from patchslim.hosts._registry import find_adapter
+from patchslim.model.model import SlimModel
+from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.schedule import Constant, Counts
+from patchslim.testing.counting import counted_macs
+from patchslim.testing.trial import noise_images, tiny_host
+from patchslim.tokens.shapes import BlockShape, Flow, block_macs, dense_macs, host_macs
 
 ROOT = Path(__file__).parent.parent
 
@@ -166,7 +167,7 @@ def published(key):
 def weightless(name):
     import timm
 
-    import patchslim.models.evo_levit  # noqa: F401 (registers its names)
+    import patchslim.architectures.evo_levit  # noqa: F401 (registers its names)
 
     with torch.device("meta"):
         return timm.create_model(name, num_classes=1000)

@@ -11,12 +11,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.errors import BadData, BadFile, UnknownName, UnsupportedModel, WrongInput
-from patchslim.measure import latency, measure
-from patchslim.memory import peak_memory
-from patchslim.preparation import Preparation
-from patchslim.reducers.random import Random
-from patchslim.report import COLUMNS, Birth, Estimate, Report, Row, Spread
-from patchslim.score import divergence, is_near, miscalibration
+from patchslim.hosts._preprocessing import Preparation
+from patchslim.measurement.latency import latency
+from patchslim.measurement.measure import measure
+from patchslim.measurement.memory import peak_memory
+from patchslim.measurement.score import divergence, is_near, miscalibration
+from patchslim.methods.random import Random
+from patchslim.report.provenance import Birth
+from patchslim.report.report import COLUMNS, Report
+from patchslim.report.row import Estimate, Row, Spread
 
 DEPTH, CLASSES = 4, 5
 

@@ -9,10 +9,10 @@ import patchslim
 from comparing import ShuffleMap, ShuffleQueries, methods, reduced
 from hugging import HUGGING, Hugging, pixels
 from options import OPTIONS
-from patchslim.cost import dense_macs
-from patchslim.laws import check_adapter
-from patchslim.laws.counting import counted_macs
-from patchslim.schedule import Rate
+from patchslim.schedules.schedule import Rate
+from patchslim.testing import check_adapter
+from patchslim.testing.counting import counted_macs
+from patchslim.tokens.shapes import dense_macs
 from variants import Variant, images, registered
 
 EVERY = [*registered(), *OPTIONS, *HUGGING]

@@ -9,12 +9,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
-from patchslim.chart import Axis, Line, Point, chart
-from patchslim.curves import by_method
-from patchslim.measure import measure
-from patchslim.page import Picture, headline, page
-from patchslim.picture import draw, png, survivors
-from patchslim.report import Estimate
+from patchslim.measurement.measure import measure
+from patchslim.report.charts import by_method
+from patchslim.report.html import Picture, headline, page
+from patchslim.report.patch_maps import draw, png, survivors
+from patchslim.report.row import Estimate
+from patchslim.report.svg import Axis, Line, Point, chart
 
 VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
 

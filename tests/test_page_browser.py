@@ -9,9 +9,9 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
-from patchslim.measure import measure
-from patchslim.page import Picture, page
-from patchslim.picture import draw, png, survivors
+from patchslim.measurement.measure import measure
+from patchslim.report.html import Picture, page
+from patchslim.report.patch_maps import draw, png, survivors
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync

@@ -15,25 +15,25 @@ import pytest
 import torch
 
 import patchslim
-import patchslim.attention
+import patchslim.tokens.attention
 from comparing import close
 from hosts import HOSTS
 from hugging import pixels, tiny_hf
-from patchslim.attention import attention_map
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.gates import RIDGE, fitted
+from patchslim.calibration.patch_slimming.importance import carried, influence, read
+from patchslim.calibration.patch_slimming.layer_search import Walk
 from patchslim.errors import BadSetting, Untrained, WrongInput
-from patchslim.gates import RIDGE, fitted
-from patchslim.influence import carried, influence, read
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.model import SlimModel
-from patchslim.order import covering, from_the_centre, ordered, parsed
-from patchslim.reducers.identity import Identity
-from patchslim.reducers.patch_slimming import PatchSlimming
-from patchslim.reducers.patch_slimming_dynamic import PatchSlimmingDynamic
-from patchslim.reduction import Fixed
-from patchslim.schedule import Constant, Counts
-from patchslim.search import Search
-from patchslim.step import Step
-from patchslim.walk import Walk
+from patchslim.methods._ranking import covering, from_the_centre, ordered, parsed
+from patchslim.methods.identity import Identity
+from patchslim.methods.patch_slimming import PatchSlimming
+from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
+from patchslim.model.model import SlimModel
+from patchslim.model.step import Step
+from patchslim.schedules.schedule import Constant, Counts
+from patchslim.testing.trial import noise_images, tiny_host
+from patchslim.tokens.attention import attention_map
+from patchslim.tokens.reduction import Fixed
 from toys import slimmed
 from variants import images
 
@@ -125,7 +125,7 @@ def check_blocks(host, x):
         first = model.run(Step(index, rows, prefix + 7), tokens)
         assert first.cells().tolist() == [order[:7]] * len(x)
         assert close(first.x, Fixed(7, cells).move(whole.x, prefix=prefix))
-        fewer = tokens.reduce(Fixed(7, cells))
+        fewer = Fixed(7, cells).apply(tokens)
         rest = dense.run(Step(index, prefix + 7, prefix + 7), fewer)
         second = model.run(Step(index, prefix + 7, prefix + 3), fewer)
         assert second.cells().tolist() == [order[:3]] * len(x)
@@ -352,7 +352,7 @@ def test_the_static_order_is_the_prior_of_each_image():
 
 def test_features_that_do_not_fit_are_computed_again(monkeypatch):
     known = list(steps(walk()))
-    monkeypatch.setattr("patchslim.walk.HELD", 0)
+    monkeypatch.setattr("patchslim.calibration.patch_slimming.layer_search.HELD", 0)
     searching = walk()
     assert list(steps(searching)) == known
     assert len(searching.features._known) <= 4
@@ -536,7 +536,7 @@ def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
 def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypatch):
     """What silenced tokens still weigh is told apart by making it nothing in float64."""
     if dtype == torch.float64:
-        monkeypatch.setattr(patchslim.attention, "FAINT", 1e-15)
+        monkeypatch.setattr(patchslim.tokens.attention, "FAINT", 1e-15)
     model, x = trained(readout, outputs, tail, dtype), noise_images(4, size=24).to(dtype)
     lesson = model.learn(x, tail=tail)
     stays = removed(model, x)

@@ -10,9 +10,9 @@ from timm.models.levit import Levit
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
+from patchslim.architectures.evo_levit import EvoLevit
 from patchslim.errors import WrongInput
-from patchslim.models.evo_levit import EvoLevit
-from patchslim.picture import (
+from patchslim.report.patch_maps import (
     CAPTION,
     PAPER,
     TINT,
@@ -25,7 +25,7 @@ from patchslim.picture import (
     png,
     survivors,
 )
-from patchslim.tokens import Tokens
+from patchslim.tokens.tokens import Tokens
 from process import within
 
 GREY = 200

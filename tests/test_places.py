@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchslim.cost import slim_macs
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.schedule import Counts
+from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.schedule import Counts
+from patchslim.testing.trial import noise_images, tiny_host
 from toys import (
     AttentiveOnQueries,
     Enough,

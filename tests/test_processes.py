@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchslim.checkpoint import read, write
 from patchslim.errors import BadFile, BrokenRun
-from patchslim.processes import Processes
+from patchslim.runs.checkpoint import read, write
+from patchslim.training.distributed import Processes
 from process import forked, needs_fork
 from trainee import OPTIMISERS, Toy, learn, two
 

@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
-from patchslim.calibrate import calibrate
-from patchslim.pyramid import ACROSS, figure
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.figure import ACROSS, figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 CELLS = "2x3 4 1 0 5 2 3"

@@ -9,12 +9,19 @@ import torch
 import patchslim
 from hosts import HOSTS
 from hugging import pixels, tiny_hf
-from patchslim.attention import attention_bias
-from patchslim.cost import slim_macs
-from patchslim.io import load
-from patchslim.ragged import each_image, packed, padded, ragged_attention, reduced, side_by_side
-from patchslim.reduction import Keep, Merge
-from patchslim.tokens import Borders, Tokens
+from patchslim.model.load import load
+from patchslim.schedules.macs import slim_macs
+from patchslim.tokens.attention import attention_bias
+from patchslim.tokens.packing import (
+    each_image,
+    packed,
+    padded,
+    ragged_attention,
+    reduced,
+    side_by_side,
+)
+from patchslim.tokens.reduction import Keep, Merge
+from patchslim.tokens.tokens import Borders, Tokens
 from variants import images, tiny_vit
 
 COUNTS = ([3, 1, 4], [1, 5], [5, 1, 1, 2], [1, 2, 1], [7, 6], [2, 12])
@@ -192,7 +199,7 @@ def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
     beside = side(counts, prefix)
     beside = padded(packed(beside)) if len(set(counts)) > 1 else packed(beside)
     reduction = decided(counts, left, merges=method != "keep", weighed=method == "weighed merge")
-    wanted = packed(beside.reduce(reduction))
+    wanted = packed(reduction.apply(beside))
     got = reduced(packed(beside) if begins == "packed" else beside, reduction)
     assert got.prefix == wanted.prefix
     assert got.lengths() == wanted.lengths() == [prefix + count for count in left]

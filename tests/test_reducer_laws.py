@@ -8,19 +8,19 @@ import pytest
 import torch
 
 import patchslim
-import patchslim.reducers
+import patchslim.methods
 import toys
 from patchslim.errors import NeedsClassToken, UnknownName
-from patchslim.laws import METHOD_LAWS, check_reducer
-from patchslim.laws.law import uphold
-from patchslim.laws.method import (
+from patchslim.schedules.schedule import Rate
+from patchslim.testing import METHOD_LAWS, check_reducer
+from patchslim.testing.law import uphold
+from patchslim.testing.method_laws import (
     compiles_whole,
     exports,
     packed_is_padded_is_alone,
     padding_changes_nothing,
 )
-from patchslim.laws.trial import Trial, noise_images, tiny_host
-from patchslim.schedule import Rate
+from patchslim.testing.trial import Trial, noise_images, tiny_host
 
 SLOW = (compiles_whole, exports)
 OF_ADAPTIVE = (padding_changes_nothing, packed_is_padded_is_alone)
@@ -47,7 +47,7 @@ def test_law(reducer, law):
 
 
 def test_no_method_is_overlooked():
-    files = {path.stem for path in Path(patchslim.reducers.__file__).parent.glob("*.py")}
+    files = {path.stem for path in Path(patchslim.methods.__file__).parent.glob("*.py")}
     assert set(patchslim.reducer_names()) == files - {"__init__"}
     assert {"evit", "identity", "random", "tome", "topk"} <= files
 
@@ -57,8 +57,8 @@ MIDDLE = '''
 
 import torch
 
-from patchslim.reducer import Reducer
-from patchslim.reduction import Keep
+from patchslim.methods._method import Reducer
+from patchslim.tokens.reduction import Keep
 
 
 class Middle(Reducer):
@@ -74,13 +74,13 @@ class Middle(Reducer):
 def folder(tmp_path, monkeypatch):
     """A copy of the folder of methods, in the place of the real one."""
     copied = tmp_path / "reducers"
-    shutil.copytree(Path(patchslim.reducers.__file__).parent, copied)
-    monkeypatch.setattr(patchslim.reducers, "__path__", [str(copied)])
+    shutil.copytree(Path(patchslim.methods.__file__).parent, copied)
+    monkeypatch.setattr(patchslim.methods, "__path__", [str(copied)])
     yield copied
     for name in ("middle", "broken"):
-        sys.modules.pop(f"patchslim.reducers.{name}", None)
-        if hasattr(patchslim.reducers, name):
-            delattr(patchslim.reducers, name)
+        sys.modules.pop(f"patchslim.methods.{name}", None)
+        if hasattr(patchslim.methods, name):
+            delattr(patchslim.methods, name)
 
 
 def test_a_file_in_the_folder_is_a_method(folder):
@@ -113,7 +113,7 @@ def test_a_method_of_your_own_passes_through_untouched():
     assert slimmed.reducer is mine
     assert mine.settings() == {"width": 16}
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
-    assert patchslim.reducer.reducer_name(mine) is None
+    assert patchslim.methods._registry.reducer_name(mine) is None
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchslim.attention import FAINT, SHORT, attention, attention_bias, attention_map
 from patchslim.errors import BadSchedule, NeedsClassToken
-from patchslim.reducer import Signals
-from patchslim.reduction import Fixed, Fuse, Keep, Mask, Merge, Park
-from patchslim.tokens import Tokens, take, with_leading
+from patchslim.methods._method import Signals
+from patchslim.tokens.attention import FAINT, SHORT, attention, attention_bias, attention_map
+from patchslim.tokens.reduction import Fixed, Fuse, Keep, Mask, Merge, Park
+from patchslim.tokens.rows import take, with_leading
+from patchslim.tokens.tokens import Tokens
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -140,14 +141,14 @@ def test_tokens_carry_all_that_belongs_to_a_row():
     size = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
     alive = torch.tensor([[True, True, False, True], [True, False, True, True]])
     start = tokens(4, grid=(2, 2), size=size, alive=alive).tracked()
-    after = start.reduce(Keep(kept))
+    after = Keep(kept).apply(start)
     assert after.size.tolist() == [[4, 2], [5, 7]]
     assert after.cells().tolist() == [[3, 1], [0, 2]]
     assert after.alive.tolist() == [[True, True], [True, True]]
     assert after.origin.tolist() == [[-1, 1, -1, 0], [0, -1, 1, -1]]
-    again = after.reduce(
-        Merge(torch.tensor([[1], [0]]), torch.tensor([[0], [1]]), torch.zeros(2, 1).long())
-    )
+    again = Merge(
+        torch.tensor([[1], [0]]), torch.tensor([[0], [1]]), torch.zeros(2, 1).long()
+    ).apply(after)
     assert again.size.tolist() == [[6], [12]]
     assert again.cells().tolist() == [[1], [0]]
     assert again.origin.tolist() == [[-1, 0, -1, 0], [0, -1, 0, -1]]
@@ -165,24 +166,24 @@ def test_a_fixed_reduction_is_keeping_the_same_rows_of_every_image():
     order = shuffled(1, 16, seed=3)[0]
     parts = {"size": 1 + draw(2, 16).abs(), "alive": draw(2, 16, seed=1) > 0}
     start = tokens(**parts).tracked()
-    fixed, kept = start.reduce(Fixed(9, order)), start.reduce(Keep(order[:9].expand(2, -1)))
+    fixed, kept = Fixed(9, order).apply(start), Keep(order[:9].expand(2, -1)).apply(start)
     for _ in range(2):
         for part in ("x", "size", "position", "alive", "origin"):
             assert torch.equal(getattr(fixed, part), getattr(kept, part)), part
         assert torch.equal(fixed.restored(), kept.restored())
-        fixed, kept = fixed.reduce(Fixed(4)), kept.reduce(Keep(torch.arange(4).expand(2, -1)))
+        fixed, kept = Fixed(4).apply(fixed), Keep(torch.arange(4).expand(2, -1)).apply(kept)
 
 
 def test_features_are_restored_to_the_grid():
     start = tokens(16).tracked()
-    merged = start.reduce(
-        Merge(torch.arange(15).expand(2, -1), torch.tensor([[15], [15]]), torch.tensor([[2], [7]]))
-    )
+    merged = Merge(
+        torch.arange(15).expand(2, -1), torch.tensor([[15], [15]]), torch.tensor([[2], [7]])
+    ).apply(start)
     restored = merged.restored()
     assert torch.equal(restored[:, 1:16], merged.x[:, 1:16])
     assert torch.equal(restored[0, 16], merged.x[0, 3])
     assert torch.equal(restored[1, 16], merged.x[1, 8])
-    dropped = start.reduce(Keep(torch.tensor([[0, 15], [5, 6]])))
+    dropped = Keep(torch.tensor([[0, 15], [5, 6]])).apply(start)
     rows = dropped.restored()[:, 1:].unflatten(1, (4, 4))
     assert torch.equal(rows[0, 0, 1], dropped.x[0, 1])
     assert torch.equal(rows[0, 3, 2], dropped.x[0, 2])
@@ -193,7 +194,7 @@ def test_features_are_restored_to_the_grid():
 def test_padded_rows_never_stand_in_for_dropped_cells():
     start = tokens(16).tracked()
     padding = torch.tensor([[True, False], [True, True]])
-    after = start.reduce(Keep(torch.tensor([[0, 15], [0, 15]]), padding=padding))
+    after = Keep(torch.tensor([[0, 15], [0, 15]]), padding=padding).apply(start)
     rows = after.restored()[:, 1:].unflatten(1, (4, 4))
     assert torch.equal(rows[0, 3, 2], after.x[0, 1])
     assert torch.equal(rows[1, 3, 2], after.x[1, 2])
@@ -202,11 +203,11 @@ def test_padded_rows_never_stand_in_for_dropped_cells():
 def test_masks_multiply():
     soft = torch.tensor([[0.5, 1.0, 0.0]])
     start = Tokens(x=draw(1, 3, 4), prefix=0, grid=(1, 3))
-    once = start.reduce(Mask(soft))
-    twice = once.reduce(Mask(soft))
+    once = Mask(soft).apply(start)
+    twice = Mask(soft).apply(once)
     assert torch.equal(once.x, start.x)
     assert twice.alive.tolist() == [[0.25, 1.0, 0.0]]
-    kept = twice.reduce(Keep(torch.tensor([[2, 0]]), padding=torch.tensor([[True, True]])))
+    kept = Keep(torch.tensor([[2, 0]]), padding=torch.tensor([[True, True]])).apply(twice)
     assert kept.alive.tolist() == [[0.0, 0.25]]
 
 
@@ -216,9 +217,9 @@ def test_sizes_are_exact_in_half_precision(dtype):
     rows = 4096
     start = Tokens(x=draw(1, rows, 2, dtype=dtype), prefix=0, grid=(64, 64))
     gone = torch.arange(1, rows)[None]
-    after = start.reduce(Merge(torch.zeros(1, 1).long(), gone, torch.zeros_like(gone)))
+    after = Merge(torch.zeros(1, 1).long(), gone, torch.zeros_like(gone)).apply(start)
     assert after.sizes().tolist() == [[4096.0]]
-    fused = start.reduce(Fuse(torch.tensor([[7]]), share=torch.ones(1, rows, dtype=dtype) / rows))
+    fused = Fuse(torch.tensor([[7]]), share=torch.ones(1, rows, dtype=dtype) / rows).apply(start)
     assert fused.sizes().tolist() == [[1.0, 4095.0]]
     assert after.x.dtype == fused.x.dtype == dtype
 
@@ -351,7 +352,7 @@ def parkings(draw_from):
 @given(parkings())
 def test_to_park_moves_rows_as_what_is_inside_does(made):
     tokens, park = made
-    inner, outer = tokens.reduce(park.slow), tokens.reduce(park)
+    inner, outer = park.slow.apply(tokens), park.apply(tokens)
     for name in ("x", "size", "position", "origin", "memory"):
         one, other = getattr(inner, name), getattr(outer, name)
         assert (one is None) == (other is None)
@@ -365,7 +366,7 @@ def test_to_park_moves_rows_as_what_is_inside_does(made):
 @given(parkings())
 def test_rows_that_waited_come_back_as_written(made):
     tokens, park = made
-    slow = tokens.reduce(park)
+    slow = park.apply(tokens)
     after = slow.with_x(slow.x + draw(*slow.x.shape, seed=7))
     if tokens.memory is not None:
         after = after.remembering(slow.memory + 1)
@@ -399,7 +400,7 @@ def test_the_grid_is_whole_again_before_a_stride(made, seed):
     keep = (tokens.patches + 1) // 2
     into = torch.zeros_like(order[:, keep:])
     for reduction in (Keep(order[:, :keep]), Merge(order[:, :keep], order[:, keep:], into)):
-        left = tokens.reduce(reduction)
+        left = reduction.apply(tokens)
         whole = left.gridded()
         assert (whole.position, whole.size, whole.alive) == (None, None, None)
         assert torch.equal(whole.x, left.restored())
@@ -430,4 +431,4 @@ def test_cells_that_nobody_tracked_cannot_be_put_back():
     tokens = Tokens(x=draw(1, 4, 3), prefix=0, grid=(2, 2))
     assert tokens.gridded() is tokens
     with pytest.raises(ValueError, match="not tracked"):
-        tokens.reduce(Keep(torch.tensor([[2, 0]]))).gridded()
+        Keep(torch.tensor([[2, 0]])).apply(tokens).gridded()

@@ -13,17 +13,17 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
-from patchslim.attention import attention_bias, attention_map
+from patchslim.architectures.evo_levit import EvoLevit, from_official, official_tradeoffs
 from patchslim.errors import DeepCut, ShortSchedule
-from patchslim.losses import answer_loss, label_loss, token_loss
-from patchslim.models.evo_levit import EvoLevit, from_official, official_tradeoffs
-from patchslim.reducer import Decision
-from patchslim.reducers.dynamicvit import DynamicViT
-from patchslim.reducers.evit import EViT
-from patchslim.reducers.tome import ToMe
-from patchslim.reduction import Mask
-from patchslim.schedule import Rate
-from patchslim.tokens import Tokens
+from patchslim.methods._method import Decision
+from patchslim.methods.dynamicvit import DynamicViT
+from patchslim.methods.evit import EViT
+from patchslim.methods.tome import ToMe
+from patchslim.schedules.schedule import Rate
+from patchslim.tokens.attention import attention_bias, attention_map
+from patchslim.tokens.reduction import Mask
+from patchslim.tokens.tokens import Tokens
+from patchslim.training.losses import answer_loss, label_loss, token_loss
 from toys import slimmed
 
 FOLDER = Path(__file__).parent / "reference"

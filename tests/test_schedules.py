@@ -12,9 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchslim
-from patchslim.adapter import find_adapter
-from patchslim.budget import STEEP, plan, solve
-from patchslim.cost import BlockShape, HostShape, dense_macs, slim_macs
 from patchslim.errors import (
     BadFile,
     BadSchedule,
@@ -23,9 +20,11 @@ from patchslim.errors import (
     ShortSchedule,
     UnknownName,
 )
-from patchslim.laws.trial import noise_images, tiny_host
-from patchslim.reducer import Place, Spread
-from patchslim.schedule import (
+from patchslim.hosts._registry import find_adapter
+from patchslim.methods._method import Place, Spread
+from patchslim.schedules.budget import STEEP, plan, solve
+from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.schedule import (
     Constant,
     Counts,
     Rate,
@@ -36,6 +35,8 @@ from patchslim.schedule import (
     stages,
     units,
 )
+from patchslim.testing.trial import noise_images, tiny_host
+from patchslim.tokens.shapes import BlockShape, HostShape, dense_macs
 from toys import AttentiveOnQueries, LongestBefore, PairsOnMap
 
 CASES = settings(max_examples=100, deadline=None, derandomize=True, database=None)

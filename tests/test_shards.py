@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 import patchslim
-from patchslim.course import Course
+from patchslim.data.images import Images
+from patchslim.data.webdataset import Shards, is_shards
 from patchslim.errors import BadData
-from patchslim.feed import Feed
-from patchslim.images import Images
-from patchslim.preparation import Preparation
-from patchslim.shards import Shards, is_shards
+from patchslim.hosts._preprocessing import Preparation
+from patchslim.training.config import Course
+from patchslim.training.loader import Feed
 
 PREPARED = Preparation(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 LABELS = [2, 0, 1, 1, 0]

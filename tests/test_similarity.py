@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 import patchslim
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.memory import peak_memory
-from patchslim.reducer import Place, Signals
-from patchslim.reducers.duplicates import Duplicates
-from patchslim.reducers.similarity import Similarity
-from patchslim.tokens import Tokens
+from patchslim.measurement.memory import peak_memory
+from patchslim.methods._method import Place, Signals
+from patchslim.methods.duplicates import Duplicates
+from patchslim.methods.similarity import Similarity
+from patchslim.tokens.tokens import Tokens
 from process import needs_fork
 from process import patchslim as run
 from variants import randomise
@@ -315,7 +315,7 @@ def led(cost, worth, limit):
 
 def left(reducer, tokens, signals):
     """How many rows of each image stay, where all may."""
-    after = tokens.reduce(reducer.choose(tokens, signals, tokens.patches))
+    after = reducer.choose(tokens, signals, tokens.patches).apply(tokens)
     return [length - tokens.prefix for length in after.lengths()]
 
 
@@ -365,7 +365,7 @@ def test_the_floor_stays_whatever_the_threshold(floor, wanted):
     tokens, signals = scene()
     reducer = Similarity(threshold=1e3, floor=floor)
     assert left(reducer, tokens, signals) == [wanted, wanted]
-    assert max(tokens.reduce(reducer.choose(tokens, signals, 5)).lengths()) <= 6
+    assert max(reducer.choose(tokens, signals, 5).apply(tokens).lengths()) <= 6
 
 
 # --- who survives
@@ -404,7 +404,7 @@ def test_one_decision_leaves_the_survivors_of_the_groups(name, threshold):
     weights, costs = signals.class_attention(), distances(tokens)
     reducer = Similarity(group="nearest", survivor=name, threshold=threshold, floor=0.0)
     with torch.no_grad():
-        after = tokens.tracked().reduce(reducer.choose(tokens, signals, 8))
+        after = reducer.choose(tokens, signals, 8).apply(tokens.tracked())
     for image, length in enumerate(after.lengths()):
         weight, cost, x = weights[image].tolist(), costs[image].tolist(), tokens.x[image, 1:]
         groups = grouped(cost, weight, length - 1)
@@ -431,7 +431,7 @@ def test_ward_joins_the_pairs_that_lose_least():
     """Joining two of weights a and b at squared distance d loses a b / (a + b) d."""
     tokens, signals = scene()
     weights, costs = signals.class_attention(), distances(tokens)
-    after = tokens.tracked().reduce(Similarity().choose(tokens, signals, 8))
+    after = Similarity().choose(tokens, signals, 8).apply(tokens.tracked())
     for image in range(2):
         weight, cost = weights[image].tolist(), costs[image].tolist()
         loss = [
@@ -604,7 +604,7 @@ def test_of_many_patches_those_of_a_square_are_compared(name):
         signals = Signals(tokens.prefix, 0.3, q, q, q)
         keep = model.counts()[0] - 1
         with Largest() as largest:
-            after = tokens.reduce(model.reducer.choose(tokens, signals, keep))
+            after = model.reducer.choose(tokens, signals, keep).apply(tokens)
         # Runs of 256 rows, of which the last is filled up.
         assert 0 < largest.elements < 1089 * 1089
         assert after.x.shape[1] == keep + 1 == model.trace(x, 1)[0].x.shape[1]

@@ -11,19 +11,20 @@ import pytest
 import torch
 
 import patchslim
-from patchslim.calibrate import MODEL, RECORD, calibrate
-from patchslim.data import digits
+from patchslim.calibration.calibrate import calibrate
+from patchslim.calibration.patch_slimming.config import Search
 from patchslim.errors import ImpossibleBudget
-from patchslim.laws.trial import tiny_host
-from patchslim.measure import measure
-from patchslim.recipe import read_recipe
-from patchslim.reducers.ats import ATS
-from patchslim.reducers.duplicates import Duplicates
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
-from patchslim.report import Report
-from patchslim.schedule import Counts
-from patchslim.search import Search
+from patchslim.example import digits
+from patchslim.measurement.measure import measure
+from patchslim.methods.ats import ATS
+from patchslim.methods.duplicates import Duplicates
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.report.report import Report
+from patchslim.runs.layout import MODEL, RECORD
+from patchslim.saving.folder import read_recipe
+from patchslim.schedules.schedule import Counts
+from patchslim.testing.trial import tiny_host
 
 COUNT, SIDE, DEPTH = 16, 24, 4  # images, their pixels, and blocks; patches are 6 * 6
 

@@ -9,15 +9,15 @@ from timm.models.levit import Levit, LevitDistilled
 from torch import nn
 
 import patchslim
-from patchslim.adapters.timm_levit import TimmLevit
+from patchslim.architectures.evo_levit import EvoLevit
 from patchslim.errors import BadSchedule, UnsupportedModel, WrongInput
-from patchslim.io import load
-from patchslim.laws import check_adapter
-from patchslim.laws.counting import counted_macs
-from patchslim.models.evo_levit import EvoLevit
-from patchslim.reduction import Keep, Merge
-from patchslim.schedule import Constant, Rate
-from patchslim.tokens import Tokens
+from patchslim.hosts.timm_levit import TimmLevit
+from patchslim.model.load import load
+from patchslim.schedules.schedule import Constant, Rate
+from patchslim.testing import check_adapter
+from patchslim.testing.counting import counted_macs
+from patchslim.tokens.reduction import Keep, Merge
+from patchslim.tokens.tokens import Tokens
 from toys import (
     Enough,
     HardMask,
@@ -232,9 +232,9 @@ def test_biases_go_by_cells():
     table = model.stages[0].blocks[0].attn.get_attention_biases(torch.device("cpu"))
     assert torch.equal(adapter.bias(model, 0, whole, whole)[0], table)
     orders = torch.stack([torch.randperm(35) for _ in range(2)])
-    shuffled = whole.reduce(Keep(orders))
+    shuffled = Keep(orders).apply(whole)
     into = torch.randint(20, (2, 15))
-    merged = whole.reduce(Merge(orders[:, :20], gone=orders[:, 20:], into=into))
+    merged = Merge(orders[:, :20], gone=orders[:, 20:], into=into).apply(whole)
     for queries, keys in ((shuffled, shuffled), (merged, merged), (merged, whole)):
         got = adapter.bias(model, 0, queries, keys)
         for image in range(2):

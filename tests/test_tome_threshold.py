@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 import patchslim
 from patchslim.errors import BadSetting
-from patchslim.reducer import Signals
-from patchslim.reducers.tome import ToMe
-from patchslim.schedule import Counts
-from patchslim.tokens import Tokens
+from patchslim.methods._method import Signals
+from patchslim.methods.tome import ToMe
+from patchslim.schedules.schedule import Counts
+from patchslim.tokens.tokens import Tokens
 from toys import slimmed
 from variants import images, tiny_vit
 
@@ -56,7 +56,7 @@ def merged(key, prefix, threshold, keep):
 def test_all_pairs_merge_that_exceed_the_threshold(threshold, prefix, keep):
     for seed in range(4):
         tokens, signals = scene(prefix, 21, real=[21, 13, 2], seed=seed)
-        after = tokens.reduce(ToMe(threshold=threshold).choose(tokens, signals, keep))
+        after = ToMe(threshold=threshold).choose(tokens, signals, keep).apply(tokens)
         assert after.x.shape[1] == prefix + keep
         for image, count in enumerate([21, 13, 2]):
             key = signals.k[image, :, : prefix + count]
@@ -75,11 +75,11 @@ def test_images_of_a_batch_keep_different_numbers():
     tokens, signals = scene(1, 21)
     flat, apart = signals.k.clone(), signals.k[:1]
     flat[1] = flat[1, :, :1]  # one image whose keys are all the same
-    after = tokens.reduce(ToMe(threshold=0.9).choose(tokens, Signals(1, k=flat), 21))
+    after = ToMe(threshold=0.9).choose(tokens, Signals(1, k=flat), 21).apply(tokens)
     assert after.lengths()[1] == 1 + 21 - 10
     assert after.lengths()[0] > after.lengths()[1]
     first = Tokens(x=tokens.x[:1], prefix=1, grid=tokens.grid, size=tokens.size[:1])
-    alone = first.reduce(ToMe(threshold=0.9).choose(first, Signals(1, k=apart), 21))
+    alone = ToMe(threshold=0.9).choose(first, Signals(1, k=apart), 21).apply(first)
     assert torch.equal(alone.x, after.x[:1])
     assert torch.equal(alone.alive, after.alive[:1])
 

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from patchslim.checkpoint import read, write
-from patchslim.course import Course
 from patchslim.errors import (
     BadFile,
     BadSetting,
@@ -30,13 +28,15 @@ from patchslim.errors import (
     UnknownName,
     Untrained,
 )
-from patchslim.laws.trial import tiny_host
-from patchslim.log import rows
-from patchslim.losses import Learner, Target, Teacher, answer_loss, label_loss, token_loss
-from patchslim.model import SlimModel
-from patchslim.optim import grouped
-from patchslim.reducers.topk import TopK
-from patchslim.train import train
+from patchslim.methods.topk import TopK
+from patchslim.model.model import SlimModel
+from patchslim.runs.checkpoint import read, write
+from patchslim.runs.log import rows
+from patchslim.testing.trial import tiny_host
+from patchslim.training.config import Course
+from patchslim.training.losses import Learner, Target, Teacher, answer_loss, label_loss, token_loss
+from patchslim.training.optim import grouped
+from patchslim.training.train import train
 
 Batches = list[tuple[Tensor, Tensor | None]]
 
@@ -184,7 +184,7 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from test_train import LONG, images, slimmed
-from patchslim.train import train
+from patchslim.training.train import train
 train(slimmed(), images(), LONG, out={out!r}, progress=lambda line: print(line, flush=True))
 """
 LONG = Course(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)

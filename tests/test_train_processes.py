@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 import patchslim
-from patchslim.checkpoint import read
-from patchslim.data import digits
-from patchslim.log import rows
+from patchslim.example import digits
+from patchslim.runs.checkpoint import read
+from patchslim.runs.log import rows
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

@@ -25,8 +25,8 @@ from comparing import (
 )
 from hugging import DINO, HUGGING, OBLONG, SMALL, WIDE, Hugging, pixels, tiny_hf
 from patchslim.errors import UnsupportedModel, WrongInput
-from patchslim.schedule import Rate
-from patchslim.tokens import take
+from patchslim.schedules.schedule import Rate
+from patchslim.tokens.rows import take
 
 every_kind = pytest.mark.parametrize("kind", HUGGING, ids=str)
 LABELLED = [kind for kind in HUGGING if "ForImageClassification" in kind.label]

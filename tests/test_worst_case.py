@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.errors import DeepCut, ImpossibleBudget, ShortSchedule
-from patchslim.laws.counting import counted_macs
-from patchslim.reducers.similarity import Similarity
-from patchslim.reducers.tome import ToMe
+from patchslim.methods.similarity import Similarity
+from patchslim.methods.tome import ToMe
+from patchslim.testing.counting import counted_macs
 from variants import randomise
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

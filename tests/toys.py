@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import patchslim
-from patchslim.model import SlimModel
-from patchslim.reducer import Place, Reducer
-from patchslim.reduction import Keep, Mask, Merge
+from patchslim.methods._method import Place, Reducer
+from patchslim.model.model import SlimModel
+from patchslim.tokens.reduction import Keep, Mask, Merge
 
 
 def slimmed(host, reducer, schedule, tail="full"):

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from patchslim.checkpoint import read, write
 from patchslim.errors import BadSetting, PatchslimError
-from patchslim.processes import Processes, spread
+from patchslim.runs.checkpoint import read, write
+from patchslim.training.distributed import Processes, spread
 
 OPTIMISERS = {"sgd": (torch.optim.SGD, 0.1), "adamw": (torch.optim.AdamW, 0.01)}
 STEPS, RESTING = 6, 2

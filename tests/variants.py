@@ -265,7 +265,7 @@ def images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
 def identity(host: Any, x: Tensor) -> float:
     """By how much a host differs from itself with nothing removed."""
     import patchslim
-    from patchslim.slim import difference
+    from patchslim.hosts._answers import difference
 
     logits = patchslim.find_adapter(host).logits
     with torch.no_grad():

@@ -1,24 +1,26 @@
 """Make a vision transformer faster by giving it fewer patches. Nothing is computed on import."""
 
-from patchslim.adapter import Adapter, adapter_names, find_adapter
-from patchslim.calibrate import Calibrated, calibrate
-from patchslim.cost import Cost
-from patchslim.course import Course
-from patchslim.dataset import Dataset
+from patchslim.calibration.calibrate import Calibrated, calibrate
+from patchslim.calibration.patch_slimming.config import Search
+from patchslim.data.hf_dataset import Dataset
+from patchslim.data.images import Images
+from patchslim.data.webdataset import Shards
 from patchslim.errors import PatchslimError
-from patchslim.images import Images
-from patchslim.io import load
-from patchslim.measure import measure
-from patchslim.model import SlimModel
-from patchslim.reducer import Reducer, find_reducer, reducer_names
-from patchslim.reduction import Reduction
-from patchslim.report import Report
-from patchslim.schedule import Schedule
-from patchslim.search import Search
-from patchslim.shards import Shards
-from patchslim.slim import macs, slim
-from patchslim.tokens import Tokens
-from patchslim.train import Trained, train
+from patchslim.hosts._adapter import Adapter
+from patchslim.hosts._registry import adapter_names, find_adapter
+from patchslim.measurement.measure import measure
+from patchslim.methods._method import Reducer
+from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.model.load import load
+from patchslim.model.model import SlimModel
+from patchslim.model.slim import macs, slim
+from patchslim.report.report import Report
+from patchslim.schedules.schedule import Schedule
+from patchslim.tokens.reduction import Reduction
+from patchslim.tokens.shapes import Cost
+from patchslim.tokens.tokens import Tokens
+from patchslim.training.config import Course
+from patchslim.training.train import Trained, train
 
 __all__ = [
     "Adapter",

@@ -2,7 +2,7 @@
 
 import sys
 
-from patchslim.cli import main
+from patchslim.cli.main import main
 
 # Reports quote the command that made them, by its name.
 sys.argv[0] = "patchslim"

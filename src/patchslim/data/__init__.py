@@ -1,1 +1,1 @@
-"""Embedded example data and hosts."""
+"""Images from folders, archives, datasets and shards."""

@@ -1,0 +1,1 @@
+"""Fits a method to unlabelled images."""

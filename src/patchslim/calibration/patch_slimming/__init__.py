@@ -1,0 +1,1 @@
+"""Patch Slimming: finds the patches that each block can do without."""

@@ -1,0 +1,200 @@
+"""The figure of a calibration, as one SVG file: what each block still gives out, and the errors.
+
+It draws the plain data of `calibration.json`. It knows no model, and computes no error itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from patchslim.methods._ranking import parsed
+from patchslim.report.svg import HEIGHT, WIDTH, Axis, Line, Point, chart
+
+SIDE = 96  # of the picture of a grid, along its longer side
+STEP = 150  # from one picture to the next
+ACROSS = 6  # pictures in a row
+MARGIN, HEAD, LABEL = 24, 64, 34
+CHART = 1.8  # how much larger than its own units the chart is drawn
+FAINT = 0.01  # of what is allowed: smaller errors are left out, or rounding would fill the view
+TINY = 1e-5  # the same, where no tolerance says what is allowed
+
+Grid = tuple[int, int]
+Layers = Sequence[Mapping[str, Any]]
+
+
+def figure(record: Mapping[str, Any]) -> str:
+    """The pyramid and the errors of `record`, the content of calibration.json, as an SVG file."""
+    grid, cells = parsed(record["order"])
+    layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
+    width = MARGIN + ACROSS * STEP
+    body, bottom = _pictures(layers, grid, cells)
+    drawn = _errors(layers, record)
+    if drawn:
+        high = round(CHART * HEIGHT)
+        body += [
+            f'<text class="head" x="{MARGIN}" y="{bottom + 14}">Error over patches kept</text>',
+            f'<text x="{MARGIN}" y="{bottom + 33}">{escape(_reading(record))}</text>',
+            f'<svg x="{MARGIN}" y="{bottom + 42}" width="{CHART * WIDTH:g}" height="{high}">',
+            drawn,
+            "</svg>",
+        ]
+        bottom += 42 + high + MARGIN
+    colours = [f".{_style(n)} {{ color: {_colour(n, len(layers))}; }}" for n in range(len(layers))]
+    title = escape(f"{record['method']}: the patches that each block still gives out")
+    size = f'viewBox="0 0 {width} {bottom}" width="{width}" height="{bottom}"'
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{title}">',
+            f"<style>{STYLE}{' '.join(colours)}</style>",
+            f'<rect class="paper" width="{width}" height="{bottom}"/>',
+            f'<text class="head" x="{MARGIN}" y="30">{title}</text>',
+            f'<text x="{MARGIN}" y="49">{escape(_facts(record))}</text>',
+            *body,
+            "</svg>",
+        ]
+    )
+
+
+def _pictures(layers: Layers, grid: Grid, cells: Sequence[int]) -> tuple[list[str], int]:
+    """A picture for each block, the first one first, and how far down they reach."""
+    cell = SIDE / max(grid)
+    high = round(cell * grid[0]) + LABEL
+    parts = []
+    for place, layer in enumerate(layers):
+        down, across = divmod(place, ACROSS)
+        left, top = MARGIN + across * STEP, HEAD + down * high
+        label = f"block {layer['block']}: {layer['kept']} of {len(cells)}"
+        kept = sorted(cells[: layer["kept"]])
+        parts += [
+            f'<g class="{_style(place)}" transform="translate({left} {top})">',
+            f"<title>{label}</title>",
+            f'<rect class="grid" width="{cell * grid[1]:g}" height="{cell * grid[0]:g}"/>',
+            f'<path class="kept" d="{_squares(kept, grid[1], cell)}"/>',
+            f'<text y="{cell * grid[0] + 16:g}">{label}</text>',
+            "</g>",
+        ]
+    rows = -(-len(layers) // ACROSS)
+    return parts, HEAD + rows * high + MARGIN // 2
+
+
+def _squares(kept: Sequence[int], columns: int, cell: float) -> str:
+    """One square for each kept cell, with a little of the ground left around it."""
+    side = round(0.86 * cell, 2)
+    corners = (divmod(each, columns) for each in kept)
+    return "".join(
+        f"M{(column + 0.07) * cell:.2f} {(row + 0.07) * cell:.2f}h{side}v{side}h-{side}z"
+        for row, column in corners
+    )
+
+
+def _errors(layers: Layers, record: Mapping[str, Any]) -> str:
+    """The errors of each block over the patches that it keeps; empty where none is in view."""
+    lines = [
+        Line(_style(place), tuple(_curve(layer, record))) for place, layer in enumerate(layers)
+    ]
+    lines += [
+        Line(f"{_style(place)} chosen", (point,), joined=False)
+        for place, layer in enumerate(layers)
+        for point in _placed(layer, record, [(layer["kept"], layer["error"])], "chosen: ")
+    ]
+    points = [point for line in lines for point in line.points]
+    if not points:
+        return ""
+    x = Axis.linear("patches kept", [point.x for point in points])
+    heights = [point.y for point in points]
+    if not record["tolerance"]:
+        y = Axis.logarithmic("error", heights)
+        return chart("error over patches kept", x, y, lines)
+    y = Axis.logarithmic("error / what is allowed", [1.0, *heights])
+    allowed = (Point(x.low, 1.0), Point(x.high, 1.0))
+    return chart("error over patches kept", x, y, lines, rules=[allowed])
+
+
+def _curve(layer: Mapping[str, Any], record: Mapping[str, Any]) -> list[Point]:
+    """The errors of the numbers of patches that were tried."""
+    return _placed(layer, record, sorted(layer["curve"]), "")
+
+
+def _placed(
+    layer: Mapping[str, Any],
+    record: Mapping[str, Any],
+    errors: Sequence[tuple[int, float]],
+    which: str,
+) -> list[Point]:
+    """Numbers of patches and their errors as points, those that are next to nothing left out."""
+    scale = layer["scale"] if record["search"]["error"] == "relative" else 1.0
+    allowed = _allowed(layer, record)
+    least = FAINT if record["tolerance"] else TINY
+    return [
+        Point(
+            count,
+            error / scale / allowed,
+            label=f"{which}block {layer['block']}, {count} patches: error {error / scale:.2g}",
+        )
+        for count, error in errors
+        if error / scale / allowed >= least
+    ]
+
+
+def _allowed(layer: Mapping[str, Any], record: Mapping[str, Any]) -> float:
+    """The largest error that the search accepts after a block; 1 where it had no tolerance."""
+    # There is none where the counts were given, and it is 0 where the budget needs no removal.
+    if not record["tolerance"]:
+        return 1.0
+    # The error is of the next block's features, and those of the last one are read by the head.
+    last = len(record["schedule"]["kept"]) - 1
+    slack = record["search"]["slack"] if layer["block"] + 1 == last else 1.0
+    return float(record["tolerance"] * slack)
+
+
+def _facts(record: Mapping[str, Any]) -> str:
+    """What was calibrated to what, and for the dynamic form what the pictures are."""
+    tolerance = "counts as given"
+    if record["tolerance"] is not None:
+        tolerance = f"tolerance {record['tolerance']:.2g}"
+    facts = (
+        f"{record['macs']:.1%} of the operations; {tolerance}, {record['images']} images, "
+        f"mode {record['search']['mode']}."
+    )
+    if record["gates"]:
+        facts += " Each image chooses its own; these matter most over all."
+    return facts
+
+
+def _reading(record: Mapping[str, Any]) -> str:
+    """How to read the chart."""
+    parts = ["Of the next block's features"]
+    if record["tolerance"]:
+        slack = record["search"]["slack"]
+        times = f", {slack:g} times it in the last block" if slack != 1 else ""
+        parts.append(f"dashed: the tolerance{times}")
+    tuned = ", after tuning" if record["search"]["epochs"] else ""
+    return "; ".join([*parts, f"hollow: what was chosen{tuned}."])
+
+
+def _style(place: int) -> str:
+    """The CSS class of a block; it ends in no digit, as those say which marker is drawn."""
+    return f"block-{place}-s"
+
+
+def _colour(place: int, count: int) -> str:
+    """From blue in the first block, over green, to red in the last."""
+    return f"hsl({round(225 - 225 * place / max(count - 1, 1))}, 70%, 38%)"
+
+
+STYLE = """
+text { font: 12.5px system-ui, "Segoe UI", Roboto, sans-serif; fill: #5d636b; }
+svg svg text { font-size: 7.5px; }
+.head { font-size: 16px; font-weight: 600; fill: #1d1f22; }
+.name { fill: #1d1f22; }
+.paper { fill: #fcfcfa; }
+rect.grid { fill: #e9ebed; }
+line.grid { stroke: #dfe1e4; }
+.kept { fill: currentColor; }
+.rule { stroke: #1d1f22; stroke-dasharray: 5 4; fill: none; }
+.line { fill: none; stroke: currentColor; stroke-width: 1.4; }
+.mark { fill: currentColor; r: 2.4px; }
+.mark.chosen { fill: #fcfcfa; stroke: currentColor; stroke-width: 1.6; r: 4px; }
+"""

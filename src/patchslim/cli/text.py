@@ -1,0 +1,115 @@
+"""What commands tell of methods, schedules and calibrations: plain data, and lines of text.
+
+It runs nothing and opens nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from patchslim.methods._method import Reducer
+from patchslim.methods._registry import reducer_name
+from patchslim.tokens.shapes import Cost
+
+
+def method_facts(method: type[Reducer]) -> dict[str, Any]:
+    """What there is to know about a method before using it."""
+    parameters = inspect.signature(method).parameters.values()
+    needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
+    if method().lacks is not None:
+        needs.append("to be trained or calibrated")
+    return {
+        "doc": (inspect.getdoc(method) or "").partition("\n")[0],
+        "needs": needs,
+        "place": method.place.value,
+        "spread": method.spread.value,
+        "settings": {parameter.name: parameter.default for parameter in parameters},
+    }
+
+
+def facts_of(
+    args: Namespace,
+    reducer: Reducer,
+    counts: tuple[int, ...],
+    costs: tuple[Cost, Cost],
+    tail: str,
+) -> dict[str, Any]:
+    """What a schedule does to a model, as plain data."""
+    cost, dense = costs
+    return {
+        "model": args.model,
+        "method": reducer_name(reducer),
+        "settings": reducer.settings(),
+        "tail": tail,
+        "tokens": list(counts),
+        "gmacs": round(cost.total / 1e9, 3),
+        "dense_gmacs": round(dense.total / 1e9, 3),
+        "macs": cost.total,
+        "dense_macs": dense.total,
+        "share": cost.total / dense.total,
+        "choosing_macs": cost.choosing,
+    }
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """The facts as lines of text."""
+    settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
+    method = facts["method"] + (f" ({settings})" if settings else "")
+    share = f"{facts['share']:.1%}"
+    if facts["choosing_macs"]:
+        share += f"; choosing adds {facts['choosing_macs'] / facts['dense_macs']:.2%}"
+    return "\n".join(
+        [
+            f"model          {facts['model']}",
+            f"method         {method}, tail {facts['tail']}",
+            f"tokens left    {' '.join(map(str, facts['tokens']))}   (after each block)",
+            f"GMACs          {facts['gmacs']:.3f} of {facts['dense_gmacs']:.3f} ({share})",
+        ]
+    )
+
+
+def _tolerance(record: Mapping[str, Any]) -> str:
+    """The tolerance as text; there is none where the counts were given."""
+    return "none" if record["tolerance"] is None else f"{record['tolerance']:.3g}"
+
+
+def _errors(record: Mapping[str, Any]) -> str:
+    """The error that each searched block was left with, in the order of the blocks."""
+    relative = record["search"]["error"] == "relative"
+    layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
+    return " ".join(
+        f"{layer['error'] / (layer['scale'] if relative else 1.0):.2g}" for layer in layers
+    )
+
+
+def calibrated_lines(record: Mapping[str, Any]) -> list[str]:
+    """What a calibration found, a line each."""
+    if "threshold" in record:
+        return _threshold(record)
+    return [
+        f"errors         {_errors(record)}   (of the features after the next block)",
+        f"tolerance      {_tolerance(record)}, on {record['images']} images",
+        f"schedule       {json.dumps(record['schedule'])}",
+    ]
+
+
+def _threshold(record: Mapping[str, Any]) -> list[str]:
+    """A threshold, and what images cost with it."""
+    turned = record["threshold"]
+    setting = "" if turned["setting"] is None else f"{turned['setting']}={turned['value']:.4g}, "
+    return [
+        f"threshold      {setting}on {record['images']} images",
+        f"operations     {_distribution(record['spent'], '.3f')}; never above {record['cap']:.3f}",
+        f"tokens         {_distribution(record['tokens'], '.0f')}   (entering the last block)",
+        f"same answers   {record['agreement']:.1%}, KL {record['kl']:.2g} nats",
+    ]
+
+
+def _distribution(of: Mapping[str, float], shown: str) -> str:
+    """Mean, median, 99th percentile and maximum."""
+    names = {"mean": "mean", "p50": "median", "p99": "p99", "max": "max"}
+    return ", ".join(f"{label} {of[name]:{shown}}" for name, label in names.items())

@@ -1,0 +1,1 @@
+"""Embedded example data and hosts."""

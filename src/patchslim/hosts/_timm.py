@@ -1,0 +1,289 @@
+"""What timm's plain vision transformers have in common outside their blocks.
+
+Embedding shape, pooling, head, surface, recipe. It knows nothing of how a block attends.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchslim.errors import UnknownName, WrongInput
+from patchslim.hosts._adapter import Adapter, Part
+from patchslim.tokens.shapes import BlockShape, HostShape
+from patchslim.tokens.tokens import Tokens
+
+COLUMNS: dict[Part, slice] = {
+    "qkv": slice(0, 3),
+    "qk": slice(0, 2),
+    "kv": slice(1, 3),
+    "q": slice(0, 1),
+    "v": slice(2, 3),
+}
+
+
+class TimmHost(Adapter, ABC):
+    """What timm's plain vision transformers have in common outside their blocks."""
+
+    surface: ClassVar[frozenset[str]] = frozenset(
+        """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
+        pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay get_classifier
+        reset_classifier set_grad_checkpointing grad_checkpointing dynamic_img_size""".split()
+    )
+
+    def prefix(self, host: Any) -> int:
+        """Class, distillation and register tokens."""
+        return int(host.num_prefix_tokens)
+
+    def has_class_token(self, host: Any) -> bool:
+        """Whether the first row is a class token."""
+        return host.cls_token is not None
+
+    def reads(self, host: Any) -> int | None:
+        """One row for token pooling, two for the distilled head."""
+        if type(host).__name__ == "VisionTransformerDistilled":
+            return 2
+        return 1 if host.global_pool == "token" and host.attn_pool is None else None
+
+    def returns_rows(self, host: Any) -> bool:
+        """Without pooling the sequence itself is the answer; PRR pooling attends over the grid."""
+        return host.global_pool in ("", "prr")
+
+    def pools_by_query(self, host: Any) -> bool:
+        """Whether the head is attention pooling with a latent query (MAP)."""
+        return type(host.attn_pool).__name__ == "AttentionPoolLatent"
+
+    def image_shape(self, host: Any) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
+        return int(host.in_chans), int(size[0]), int(size[1])
+
+    def misfit(self, host: Any, size: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+        """A strict host takes one size; a free one takes multiples of its patch, unless it pads."""
+        embed = host.patch_embed
+        _, height, width = self.image_shape(host)
+        if getattr(embed, "strict_img_size", True) and size != (height, width):
+            return (
+                f"this host takes {height}x{width} pixels. Resize the images, or build the host "
+                "with img_size=... or dynamic_img_size=True."
+            )
+        patch = embed.feat_ratio(as_scalar=False)
+        if getattr(embed, "dynamic_img_pad", False):  # a stem pads its features, not the image
+            patch = getattr(embed, "feature_ratio", (1, 1))
+        if size[0] % patch[0] or size[1] % patch[1]:
+            return f"height and width must be multiples of the patch, {patch[0]}x{patch[1]}."
+        return None
+
+    def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """None: a mask over the dense sequence means nothing on a reduced one."""
+        unused = {
+            name: value for name, value in given.items() if value is not None and value is not False
+        }
+        if unused:
+            raise WrongInput(f"A slimmed timm model takes images alone, not {sorted(unused)}.")
+        return {}
+
+    def embedding(self, host: Any, images: Tensor) -> Tensor:
+        """The patch embedding alone."""
+        x: Tensor = host.patch_embed(images)
+        return x if x.ndim == 3 else x.flatten(1, 2)
+
+    def blocks(self, host: Any) -> nn.Sequential | nn.ModuleList:
+        """The transformer blocks."""
+        blocks: nn.Sequential | nn.ModuleList = host.blocks
+        return blocks
+
+    def checkpoints(self, host: Any) -> bool:
+        """Whether `set_grad_checkpointing` was called on the host."""
+        return bool(host.grad_checkpointing)
+
+    def norm(self, host: Any, x: Tensor) -> Tensor:
+        """The final norm."""
+        normed: Tensor = host.norm(x)
+        return normed
+
+    def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
+        """The host's own head; tokens that stand for several patches weigh as many when pooled."""
+        if self.returns_rows(host):
+            return host.forward_head(host.norm(tokens.restored()))
+        x = host.norm(tokens.x)
+        if (tokens.size is None and tokens.alive is None) or self.reads(host) is not None:
+            return host.forward_head(x)
+        return host.head(host.head_drop(host.fc_norm(self._pool(host, tokens.with_x(x)))))
+
+    def logits(self, output: Tensor) -> Tensor:
+        """The output itself."""
+        return output
+
+    def readers(self, host: Any) -> list[nn.Module]:
+        """What reads the mean of the patches, beside a class token that nobody reads."""
+        beside = self.has_class_token(host) and host.attn_pool is None and host.num_classes > 0
+        if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
+            return super().readers(host)
+        return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
+
+    def readout(self, host: Any, tokens: Tokens) -> Tensor:
+        """Attention of the pooling query over the patches (its key projection folded in)."""
+        pool = host.attn_pool
+        query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
+        key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
+        folded = (query.unsqueeze(1) @ key).squeeze(1) * pool.scale
+        logits = host.norm(tokens.x[:, tokens.prefix :]) @ folded.T
+        if tokens.alive is not None:
+            logits = logits.masked_fill(tokens.alive.unsqueeze(2) == 0, -torch.inf)
+        return logits.softmax(dim=1).mean(dim=2)
+
+    def recipe(self, host: Any) -> dict[str, Any] | None:
+        """The registered architecture, its arguments if timm kept them, its configuration."""
+        cfg = dict(getattr(host, "pretrained_cfg", None) or {})
+        if getattr(host, "_model_args", None) is None or not cfg.get("architecture"):
+            return None  # timm keeps the arguments from 1.0.31 on
+        from timm.models import get_model_args
+
+        args = get_model_args(host)
+        recipe = {
+            "architecture": cfg["architecture"],
+            "args": args,
+            "num_classes": host.num_classes,
+            "pretrained_cfg": cfg,
+        }
+        try:
+            return dict(json.loads(json.dumps(recipe)))
+        except TypeError:
+            return None
+
+    def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
+        """`timm.create_model`, without weights, of a registered name: nothing is fetched."""
+        import timm
+
+        if not timm.is_model(recipe["architecture"]):
+            known = timm.list_models()
+            raise UnknownName.of("timm architecture", str(recipe["architecture"]), known)
+        args = {**recipe["args"], "num_classes": recipe["num_classes"]}
+        host: Any = timm.create_model(recipe["architecture"], pretrained=False, **args)
+        said = recipe["pretrained_cfg"].items()
+        cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in said}
+        host.pretrained_cfg = host.default_cfg = cfg
+        built: nn.Module = host
+        return built
+
+    def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
+        """Rows and costs, read off the host's own modules."""
+        size = image_size or self.image_shape(host)[1:]
+        grid = tuple(int(side) for side in host.patch_embed.dynamic_feat_size(size))
+        head, head_row = self._head_macs(host, self.prefix(host) + grid[0] * grid[1])
+        return HostShape(
+            grid=(grid[0], grid[1]),
+            prefix=self.prefix(host),
+            embed=_embed_macs(host.patch_embed, (int(host.in_chans), *size), grid[0] * grid[1]),
+            blocks=tuple(self._block_shape(host, index) for index in range(len(host.blocks))),
+            head=head,
+            head_row=head_row,
+            read=self.reads(host),
+        )
+
+    def _head_macs(self, host: Any, entering: int) -> tuple[int, int]:
+        """Multiply-adds of pooling and classifier: the fixed ones, and those a row that is left."""
+        final, pool = sum(map(linear_macs, self._classifiers(host))), host.attn_pool
+        if self.pools_by_query(host):
+            query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
+            row = linear_macs(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim
+            unread = 0 if self._pools_prefix(host) else self.prefix(host)
+            return final + pool.latent_len * query - unread * row, row
+        if pool is not None:  # every row of the restored sequence attends to every other
+            return final + 2 * entering * entering * pool.num_heads * pool.head_dim, 0
+        return final * (entering if self.returns_rows(host) else 1), 0
+
+    @abstractmethod
+    def _block_shape(self, host: Any, index: int) -> BlockShape:
+        """What one block costs, read off its own layers."""
+
+    def _classifiers(self, host: Any) -> list[nn.Module]:
+        """The layers that turn pooled features into logits."""
+        found = host.get_classifier()
+        return list(found) if isinstance(found, tuple) else [found]
+
+    def _scoring(self, host: Any, query_width: int) -> dict[str, int]:
+        """Multiply-adds of scoring: one query over all heads, or the folded pooling query."""
+        if self.has_class_token(host) or not self.pools_by_query(host):
+            return {"score": query_width}
+        pool, width = host.attn_pool, int(host.embed_dim)
+        folding = linear_macs(pool.q) + int(pool.num_heads * pool.head_dim) * width
+        return {"score": int(pool.num_heads) * width, "score_once": folding}
+
+    def _pool(self, host: Any, tokens: Tokens) -> Tensor:
+        """Pooling in which a row that stands for s patches counts s times, and a dead one never."""
+        weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
+        x = tokens.x
+        if self._pools_prefix(host):
+            weight = F.pad(weight, (tokens.prefix, 0), value=1.0)
+        else:
+            x = x[:, tokens.prefix :]
+        if host.attn_pool is not None:
+            bias = weight.clamp(min=torch.finfo(weight.dtype).tiny).log()[:, None, None, :]
+            pooled: Tensor = host.attn_pool(x, attn_mask=bias.to(x.dtype))
+            return pooled
+        total = weight.sum(dim=1, keepdim=True)
+        share = (weight / total.clamp(min=1)).to(x.dtype)  # of nothing the mean is nothing
+        mean = (x * share.unsqueeze(2)).sum(dim=1)
+        if host.global_pool == "avg":
+            return mean
+        gone = (weight == 0) & (total > 0)  # where a mask in training left nothing, all are read
+        largest = x.masked_fill(gone.unsqueeze(2), -torch.inf).amax(dim=1)
+        return largest if host.global_pool == "max" else (mean + largest) / 2
+
+    @abstractmethod
+    def _pools_prefix(self, host: Any) -> bool:
+        """Whether pooling reads the prefix rows too."""
+
+
+def columns_of(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
+    """Columns `start` to `stop` of what a linear layer gives, and no others where it is plain."""
+    if type(layer) is not nn.Linear:  # quantized, or with a low-rank update
+        some: Tensor = layer(y)[..., start:stop]
+        return some
+    bias = None if layer.bias is None else layer.bias[start:stop]
+    return F.linear(y, layer.weight[start:stop], bias)
+
+
+def stranger(part: str, module: nn.Module, names: Iterable[str]) -> str | None:
+    """Why `module` is none of timm's own classes of these names, or None where it is one."""
+    cls = type(module)
+    if cls.__name__ in names and cls.__module__.startswith("timm."):
+        return None
+    known = ", ".join(names)
+    return f"its {part} is {cls.__module__}.{cls.__name__}. Known of timm's own: {known}."
+
+
+def linear_macs(module: nn.Module | None) -> int:
+    """Multiply-adds a row of all linear layers in `module`."""
+    layers = () if module is None else module.modules()
+    return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d))
+
+
+def _embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
+    """Multiply-adds of the patch embedding."""
+    if type(embed).__name__ == "PatchEmbed":
+        return patches * int(embed.proj.weight.numel())
+    return convolution_macs(embed, image)
+
+
+def convolution_macs(embed: nn.Module, image: tuple[int, ...]) -> int:
+    """Multiply-adds of a convolutional stem, counted on a weightless copy.
+
+    A copy, since running the stem itself would move the statistics of its norms in training.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    stem = copy.deepcopy(embed).to("meta").requires_grad_(False).eval()
+    dtype = next(embed.parameters()).dtype
+    with FlopCounterMode(display=False) as counter:
+        stem(torch.empty(1, *image, device="meta", dtype=dtype))
+    return int(counter.get_total_flops()) // 2

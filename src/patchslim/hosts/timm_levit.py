@@ -1,0 +1,311 @@
+"""timm's `Levit`, and `EvoLevit` on its parts: a pyramid of three grids, as one row of blocks.
+
+A stage's downsampling is a block of its own, whose queries are every second row and column of the
+grid. LeViT's positions are a bias of attention; Evo-LeViT has a class token and added positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._timm import TimmHost, convolution_macs, linear_macs, stranger
+from patchslim.tokens.rows import take, with_leading
+from patchslim.tokens.shapes import BlockShape, HostShape
+from patchslim.tokens.tokens import Tokens
+
+OWN = ("timm.models.levit", "patchslim.architectures.evo_levit")
+
+
+class TimmLevit(TimmHost):
+    """timm `Levit` and `LevitDistilled`, and our `EvoLevit`."""
+
+    family: ClassVar[str] = "timm Levit"
+    relative: ClassVar[bool] = True
+    surface: ClassVar[frozenset[str]] = frozenset(
+        """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
+        pretrained_cfg default_cfg no_weight_decay get_classifier reset_classifier
+        set_grad_checkpointing grad_checkpointing set_distilled_training
+        distilled_training""".split()
+    )
+
+    def serves(self, host: nn.Module) -> bool:
+        """Levit and its subclasses."""
+        return any(
+            cls.__name__ == "Levit" and cls.__module__ == OWN[0] for cls in type(host).__mro__
+        )
+
+    def refusal(self, host: Any) -> str | None:
+        """Convolutions in place of linear layers, foreign forward passes and blocks."""
+        for name in ("forward", "forward_features", "forward_head"):
+            if getattr(type(host), name).__module__ not in OWN:
+                return f"{type(host).__name__} overrides {name}, and only timm's own is known."
+        if host.use_conv:
+            return (
+                "it keeps its tokens as maps (use_conv=True, levit_conv_*). Build the same model "
+                "without it (levit_*); the weights fit after a reshape."
+            )
+        if host.global_pool != "avg":
+            return "its head does not pool. Build it with global_pool='avg'."
+        for block in _parts(host):
+            names = ("LevitBlock", "LevitDownsample", "EvoDownsample")
+            reason = _stranger("block", block, names)
+            if reason is None and _strides(block) and block.attn_downsample.q.down.pool is not None:
+                reason = "its queries are pooled (use_pool=True), not every second row and column."
+            if reason is not None:
+                return reason
+            if not hasattr(_attention(block).proj.ln, "bn"):
+                return "its batch norms are fused into its layers. Slim it first, and fuse then."
+        return None
+
+    def prefix(self, host: Any) -> int:
+        """A class token in Evo-LeViT, and nothing in LeViT."""
+        return int(self.has_class_token(host))
+
+    def has_class_token(self, host: Any) -> bool:
+        """Whether it is Evo-LeViT."""
+        return hasattr(host, "cls_token")
+
+    def reads(self, host: Any) -> int | None:
+        """The mean of all patches."""
+        return None
+
+    def returns_rows(self, host: Any) -> bool:
+        """It classifies."""
+        return False
+
+    def pools_by_query(self, host: Any) -> bool:
+        """It pools by the mean."""
+        return False
+
+    def readers(self, host: Any) -> list[nn.Module]:
+        """The heads of Evo-LeViT, of which the second answers the teacher."""
+        if not self.has_class_token(host) or host.num_classes == 0:
+            return Adapter.readers(self, host)
+        return [host.head, host.head_dist]
+
+    def image_shape(self, host: Any) -> tuple[int, int, int]:
+        """Channels, height and width, which its positions fix."""
+        down = int(host.feature_info[0]["reduction"])
+        height, width = _attention(_parts(host)[0]).resolution
+        return int(host.in_chans), int(height) * down, int(width) * down
+
+    def misfit(self, host: Any, size: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+        """Positions are made for one size."""
+        _, height, width = self.image_shape(host)
+        if size == (height, width):
+            return None
+        return f"this host takes {height}x{width} pixels. Resize them, or build it with img_size=."
+
+    def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
+        """What the convolutional stem gives; class token and positions where there are any."""
+        placed = self.has_class_token(host)
+        x = host.embed(images) if placed else self.embedding(host, images)
+        grid = _attention(_parts(host)[0]).resolution
+        return Tokens(x=x, prefix=self.prefix(host), grid=(int(grid[0]), int(grid[1])))
+
+    def embedding(self, host: Any, images: Tensor) -> Tensor:
+        """What the convolutional stem gives."""
+        x: Tensor = host.stem(images)
+        return x.flatten(2).transpose(1, 2)
+
+    def blocks(self, host: Any) -> nn.ModuleList:
+        """The blocks of all stages, each downsampling before those of its stage."""
+        return nn.ModuleList(_parts(host))
+
+    def stride(self, host: Any, index: int) -> int:
+        """Two where a stage begins with a smaller grid."""
+        block = _parts(host)[index]
+        return int(block.attn_downsample.stride) if _strides(block) else 1
+
+    def strided(self, host: Any) -> dict[int, tuple[int, int]]:
+        """The grids of the later stages."""
+        grids = {}
+        for index, block in enumerate(_parts(host)):
+            if _strides(block):
+                down = block.attn_downsample
+                height, width = (-(-side // down.stride) for side in down.resolution)
+                grids[index] = (height, width)
+        return grids
+
+    def levels(self, host: Any) -> tuple[int, ...]:
+        """The last block of each stage."""
+        starts = [i for i, block in enumerate(_parts(host)) if _strides(block)]
+        return (*(start - 1 for start in starts), len(_parts(host)) - 1)
+
+    def scale(self, host: Any, index: int) -> float:
+        """One over the root of a key's width."""
+        return float(_attention(_parts(host)[index]).scale)
+
+    def dropout(self, host: Any, index: int) -> float:
+        """None."""
+        return 0.0
+
+    def bias(self, host: Any, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
+        """LeViT's learned bias for each distance; Evo-LeViT has none."""
+        attn = _attention(_parts(host)[index])
+        if not hasattr(attn, "attention_biases"):
+            return None
+        if queries.position is None and keys.position is None:
+            whole: Tensor = attn.get_attention_biases(keys.x.device)
+            return whole.unsqueeze(0)
+        apart = attn.attention_bias_idxs[queries.cells().unsqueeze(2), keys.cells().unsqueeze(1)]
+        by_head: Tensor = attn.attention_biases[:, apart]
+        return by_head.transpose(0, 1)
+
+    def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
+        """The block's own projection, which is normed inside; no norm comes before it."""
+        block = _parts(host)[index]
+        attn = _attention(block)
+        widths = {"q": attn.key_dim, "k": attn.key_dim, "v": attn.val_dim}
+        if not _strides(block):
+            return _heads(attn.qkv, tokens.x, attn.num_heads, widths, part)
+        x = tokens.x
+        if hasattr(block, "pos_embed"):
+            x = x + _placed(block.pos_embed, tokens, attn.stride, attn.resolution)
+        if part == "q":
+            return _heads(attn.q.ln, x, attn.num_heads, {"q": attn.key_dim}, part)
+        del widths["q"]
+        return _heads(attn.kv, x, attn.num_heads, widths, part)
+
+    def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
+        """Activation, projection and residual; a downsampling has no residual there."""
+        block = _parts(host)[index]
+        out: Tensor = _attention(block).proj(attended.transpose(1, 2).flatten(2))
+        if _strides(block):
+            return out
+        mixed: Tensor = queries.x + block.drop_path1(out)
+        return mixed
+
+    def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
+        """The feed-forward and its residual."""
+        block = _parts(host)[index]
+        drop = block.drop_path if _strides(block) else block.drop_path2
+        fed: Tensor = x + drop(block.mlp(x))
+        return fed
+
+    def norm(self, host: Any, x: Tensor) -> Tensor:
+        """There is none but in the head."""
+        return x
+
+    def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
+        """The host's own heads; rows that stand for several patches weigh as many in the mean."""
+        x = tokens.x
+        if tokens.size is not None or tokens.alive is not None:
+            weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
+            share = weight / weight.sum(dim=1, keepdim=True)
+            mean = (x[:, tokens.prefix :] * share.to(x.dtype).unsqueeze(2)).sum(dim=1, keepdim=True)
+            x = torch.cat([x[:, : tokens.prefix], mean], dim=1)
+        return host.forward_head(x)
+
+    def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
+        """`timm.create_model`, which knows Evo-LeViT once it is imported."""
+        import patchslim.architectures.evo_levit  # noqa: F401 (registers its names)
+
+        return super().rebuild(recipe)
+
+    def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
+        """Rows and costs, read off the host's own modules."""
+        size = self.image_shape(host)
+        parts = _parts(host)
+        grid = _attention(parts[0]).resolution
+        return HostShape(
+            grid=(int(grid[0]), int(grid[1])),
+            prefix=self.prefix(host),
+            embed=convolution_macs(host.stem, size),
+            blocks=tuple(self._block_shape(host, index) for index in range(len(parts))),
+            head=sum(map(linear_macs, self._classifiers(host))),
+            strided=self.strided(host),
+        )
+
+    def _block_shape(self, host: Any, index: int) -> BlockShape:
+        """Costs read off one block's own layers."""
+        block = _parts(host)[index]
+        attn = _attention(block)
+        keys, values = attn.num_heads * attn.key_dim, attn.num_heads * attn.val_dim
+        width = int((attn.kv if _strides(block) else attn.qkv).linear.in_features)
+        return BlockShape(
+            width=width,
+            q=width * keys,
+            k=width * keys,
+            v=width * values,
+            query_width=keys,
+            value_width=values,
+            key_width=attn.key_dim,
+            out=linear_macs(attn.proj),
+            feed=linear_macs(block.mlp),
+            score=keys,
+        )
+
+    def _pools_prefix(self, host: Any) -> bool:
+        return False
+
+
+def _parts(host: Any) -> list[Any]:
+    """The blocks of all stages, each downsampling before those of its stage."""
+    parts: list[Any] = []
+    for stage in host.stages:
+        if not isinstance(stage.downsample, nn.Identity):
+            parts.append(stage.downsample)
+        parts.extend(stage.blocks)
+    return parts
+
+
+def _strides(block: Any) -> bool:
+    """Whether a block is a downsampling."""
+    return hasattr(block, "attn_downsample")
+
+
+def _attention(block: Any) -> Any:
+    """The attention of a block."""
+    return block.attn_downsample if _strides(block) else block.attn
+
+
+def _heads(
+    layer: Any, x: Tensor, heads: int, widths: Mapping[str, int], part: Part
+) -> tuple[Tensor, ...]:
+    """The parts of a projection whose columns are heads of `widths` each, split in heads."""
+    names = list(widths)
+    before = sum(widths[name] for name in names[: names.index(part[0])])
+    wanted = sum(widths[name] for name in part)
+    per = sum(widths.values())
+    if layer.training or wanted == per:  # in training the norm counts all rows of all columns
+        y = layer(x).unflatten(2, (heads, per))[..., before : before + wanted]
+    else:
+        columns = torch.arange(heads * per, device=x.device).view(heads, per)
+        chosen = columns[:, before : before + wanted].flatten()
+        y = _normed(layer, x, chosen).unflatten(2, (heads, wanted))
+    split = y.split([widths[name] for name in part], dim=3)
+    return tuple(each.transpose(1, 2) for each in split)
+
+
+def _normed(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
+    """Some columns of a linear layer with the batch norm behind it, in evaluation."""
+    norm, y = layer.bn, F.linear(x, layer.linear.weight[columns])
+    mean, var = norm.running_mean[columns], norm.running_var[columns]
+    weight, bias = norm.weight[columns], norm.bias[columns]
+    flat = F.batch_norm(y.flatten(0, 1), mean, var, weight, bias, eps=norm.eps)
+    return flat.view_as(y)
+
+
+def _placed(positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[int, int]) -> Tensor:
+    """The positions of rows, of the whole grid or of every `stride`-th row and column of it."""
+    height, width = resolution
+    if tokens.grid == (height, width) and tokens.position is None:
+        return positions
+    cells = tokens.cells()
+    if tokens.grid != (height, width):
+        cells = cells // tokens.grid[1] * stride * width + cells % tokens.grid[1] * stride
+    return take(positions.expand(cells.shape[0], -1, -1), with_leading(cells, tokens.prefix))
+
+
+def _stranger(part: str, module: nn.Module, names: tuple[str, ...]) -> str | None:
+    """Why a module is neither timm's own nor ours."""
+    if type(module).__module__ == OWN[1] and type(module).__name__ in names:
+        return None
+    return stranger(part, module, names)

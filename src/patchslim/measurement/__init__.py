@@ -1,0 +1,1 @@
+"""Accuracy, divergence, latency and memory of slimmed models."""

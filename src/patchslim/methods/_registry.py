@@ -1,0 +1,66 @@
+"""Finds methods by name: the files of this folder are the registry."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+
+from patchslim.errors import BadSetting, UnknownName
+from patchslim.methods._method import Reducer, Setting
+
+
+def reducer_names() -> list[str]:
+    """The names of all methods that ship with the package: the files of `patchslim/methods`.
+
+    A leading underscore marks what is no method.
+    """
+    package = importlib.import_module("patchslim.methods")
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def find_reducer(name: str) -> type[Reducer]:
+    """The method called `name`: the one Reducer that its file defines."""
+    if name not in reducer_names():
+        raise UnknownName.of("method", name, reducer_names(), "`patchslim methods` describes them.")
+    module = importlib.import_module(f"patchslim.methods.{name}")
+    own = [
+        found
+        for found in vars(module).values()
+        if isinstance(found, type)
+        and issubclass(found, Reducer)
+        and not inspect.isabstract(found)
+        and found.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        raise UnknownName(f"{module.__file__} defines {len(own)} methods; a file is one method.")
+    return own[0]
+
+
+def make_reducer(method: str | Reducer, settings: Mapping[str, Setting]) -> Reducer:
+    """The method called `method` with these settings, or the Reducer itself."""
+    if isinstance(method, Reducer):
+        if settings:
+            kind = type(method).__name__
+            raise UnknownName(f"{sorted(settings)}: give settings to {kind}(...), which you made.")
+        return method
+    if not isinstance(method, str):
+        raise UnknownName(f"A method is a name or a Reducer instance, not {method!r}.")
+    found = find_reducer(method)
+    parameters = inspect.signature(found).parameters
+    for name, value in settings.items():
+        if name not in parameters:
+            known = [*parameters, "macs", "keep", "r", "keep_rate", "at"]
+            raise UnknownName.of(f"setting of {method} or budget", name, known)
+        wanted = type(parameters[name].default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise BadSetting(f"{name}={value!r}: {method} takes a {wanted.__name__} here.")
+    return found(**settings)
+
+
+def reducer_name(reducer: Reducer) -> str | None:
+    """The name under which `reducer` ships with the package, or None for a third party's."""
+    package, _, name = type(reducer).__module__.rpartition(".")
+    return name if package == "patchslim.methods" else None

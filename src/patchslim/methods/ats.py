@@ -1,0 +1,89 @@
+"""`ats`: samples patches by the class token's attention; peaked attention leaves few of them.
+
+Fayyaz et al., "Adaptive Token Sampling For Efficient Vision Transformers" (ECCV 2022). Scores are
+a distribution over patches; evenly spaced points on its cumulated form hit patches, some of them
+more than once. What was hit asks in this block and stays; nobody is asked how many there should be.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchslim.errors import BadSetting
+from patchslim.methods._method import Place, Reducer, Signals
+from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.tokens import Tokens
+
+TINY = 1e-12
+
+
+class ATS(Reducer):
+    """Keeps the patches that inverse-transform sampling hits: at most as scheduled, and `floor`.
+
+    The schedule is the number of samples, and so the most that an image keeps.
+    """
+
+    place = Place.ON_QUERIES
+    needs_class_token: bool = True
+    looks = "kv"
+    adaptive = True
+
+    def __init__(self, *, floor: int = 8) -> None:
+        super().__init__()
+        if floor < 1:
+            raise BadSetting(f"floor={floor}: at least one patch has to stay.")
+        self.floor = floor
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The patches nearest to evenly spaced points of the cumulated score."""
+        score = self._score(tokens, signals)
+        hit = _hit(score, tokens.alive, keep)
+        # Those hit first, in the order of their scores; then, for the floor, the best of the rest.
+        worth = torch.where(hit, 1 + score, score)
+        if tokens.alive is not None:
+            worth = worth.masked_fill(~tokens.alive, -torch.inf)
+        most = min(keep, tokens.patches)
+        kept = worth.topk(most, dim=1)
+        count = hit.sum(dim=1, keepdim=True).clamp(min(self.floor, most), most)
+        real = (kept.values > -torch.inf).sum(dim=1, keepdim=True)
+        number = torch.arange(most, device=score.device)
+        return Keep(kept.indices, padding=number < torch.minimum(count, real))
+
+    def _score(self, tokens: Tokens, signals: Signals) -> Tensor:
+        """Class attention times the length of the value, as shares of the image (B, n)."""
+        attention = signals.class_attention()
+        attention = attention.to(torch.promote_types(attention.dtype, torch.float32))
+        if signals.v is not None:
+            values = signals.v[:, :, tokens.prefix :].transpose(1, 2).flatten(2)
+            attention = attention * values.to(attention.dtype).norm(dim=2)
+        if tokens.alive is not None:
+            attention = attention * tokens.alive
+        return attention / attention.sum(dim=1, keepdim=True).clamp(min=TINY)
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """One row of the attention map, and the queries of the prefix once more."""
+        return block.map_row(rows) + prefix * block.q
+
+
+def _hit(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
+    """Which patches are nearest to one of the points (2k - 1) / (2 samples) (B, n)."""
+    # Dead rows come last, where the cumulated score has reached its end and no point is nearest.
+    key = score if alive is None else score.masked_fill(~alive, torch.inf)
+    order = key.argsort(dim=1, stable=True)
+    reached = score.gather(1, order).cumsum(dim=1)
+    first, last = reached[:, :1], reached.amax(dim=1, keepdim=True)
+    reached = (reached - first) / (last - first).clamp(min=TINY)
+    if alive is not None:
+        reached = reached.masked_fill(~alive.gather(1, order), 4.0)
+    number = torch.arange(samples, device=score.device, dtype=score.dtype)
+    points = ((2 * number + 1) / (2 * samples)).expand(score.shape[0], -1).contiguous()
+    after = torch.searchsorted(reached.contiguous(), points).clamp(max=score.shape[1] - 1)
+    before = (after - 1).clamp(min=0)
+    nearer = points - reached.gather(1, before) <= (reached.gather(1, after) - points).abs()
+    place = torch.where(nearer, before, after)
+    rows = order.gather(1, place)
+    return torch.zeros_like(score, dtype=torch.bool).scatter(
+        1, rows, torch.ones_like(rows, dtype=torch.bool)
+    )

@@ -1,0 +1,126 @@
+"""`dynamicvit`: small predictors, trained with the host, say which patches each later stage needs.
+
+Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification" (NeurIPS
+2021). In training nothing is removed: a patch that is dropped is masked in attention, by a drawn
+0 or 1 through which gradients reach the predictor. At inference the best patches are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchslim.methods._method import Decision, OfEachBlock, Place, Reducer, Signals
+from patchslim.tokens.reduction import Keep, Mask, Reduction
+from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.tokens import Tokens
+
+CONFIDENT = 2.0  # at first each patch is kept with 0.88: training begins near the dense model
+KEEP = 0  # the entry of the prediction that means "keep", as in the authors' code and checkpoints
+
+
+class DynamicViT(Reducer):
+    """Keeps the patches that its trained predictors want most; train it before you use it.
+
+    `ratio` weighs, in training, how far the share that is kept may stray from the schedule's.
+    """
+
+    place = Place.BEFORE_BLOCK
+    course: ClassVar[Mapping[str, Any]] = {"tokens": 0.5, "distil_weight": 0.5, "host_lr": 0.01}
+
+    def __init__(self, *, ratio: float = 2.0) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.predictors = OfEachBlock(Predictor)
+
+    def prepare(self, width: int, blocks: Sequence[int]) -> None:
+        """One predictor for each block that decides; those that there are must fit the host."""
+        self.predictors.prepare(width, blocks)
+
+    @property
+    def lacks(self) -> str | None:
+        """Training, where it has no predictors yet."""
+        if self.predictors:
+            return None
+        return (
+            "DynamicViT learns what to keep, and has not been trained yet: now it keeps patches at "
+            "random. Train it: patchslim.train, `patchslim train`."
+        )
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """A drawn mask in training; at inference the `keep` rows most likely to be wanted."""
+        predictor = self.predictors.at(signals.block, tokens.x.shape[2])
+        wanted = predictor(tokens.x[:, tokens.prefix :], tokens.alive)
+        if self.training:
+            # In half precision the shares that the loss looks at would be off by half a percent.
+            exact = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
+            return Mask(F.gumbel_softmax(exact, hard=True)[..., KEEP])
+        return Keep(wanted[..., KEEP].topk(keep, dim=1).indices)
+
+    def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
+        """The squared distance of the share each image keeps from the scheduled one (eq. 17)."""
+        off = [
+            (each.share - each.alive.mean(dim=1)).square().mean()
+            for each in decisions
+            if each.alive is not None
+        ]
+        return self.ratio * torch.stack(off).mean() if off else None
+
+    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+        """The whole part of the geometric share of all patches, as published."""
+        return min(rows, max(1, int(patches * rate**stage + 1e-9)))
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """One predictor over all patches."""
+        width = block.width
+        layers = (
+            width * width,
+            width * (width // 2),
+            (width // 2) * (width // 4),
+            (width // 4) * 2,
+        )
+        return (rows - prefix) * sum(layers)
+
+
+class Predictor(nn.Module):
+    """For each patch the log-probabilities of keeping and of dropping it.
+
+    Half of the channels describe the patch, the other half are averaged over all that are left.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half, quarter = width // 2, width // 4
+        self.norm = nn.LayerNorm(width)
+        self.features = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.verdict = nn.Sequential(
+            nn.Linear(width, half),
+            nn.GELU(),
+            nn.Linear(half, quarter),
+            nn.GELU(),
+            nn.Linear(quarter, 2),
+            nn.LogSoftmax(dim=-1),
+        )
+        layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(layers[-1].bias[KEEP], CONFIDENT)
+
+    def forward(self, x: Tensor, alive: Tensor | None) -> Tensor:
+        """Log-probabilities (B, n, 2) for patches x (B, n, C), of which `alive` (B, n) are left."""
+        local, shared = self.features(self.norm(x)).chunk(2, dim=-1)
+        if alive is None:
+            whole = shared.mean(dim=1, keepdim=True)
+        else:
+            weight = alive.to(shared.dtype).unsqueeze(-1)
+            # Where all are gone, the mean of nothing is nothing.
+            whole = (shared * weight).sum(dim=1, keepdim=True) / weight.sum(
+                dim=1, keepdim=True
+            ).clamp(min=1)
+        verdict: Tensor = self.verdict(torch.cat([local, whole.expand_as(shared)], dim=-1))
+        return verdict

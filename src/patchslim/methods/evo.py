@@ -1,0 +1,118 @@
+"""`evo`: the attended half of the patches goes on slowly, one row stands in for the others.
+
+Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (AAAI 2022). No patch
+is ever thrown away: those that wait are moved by what their representative token has gained, and
+all are there again at the next selection, so the grid survives at every depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.errors import BadSchedule, BadSetting
+from patchslim.methods._method import Place, Reducer, Signals, Spread
+from patchslim.tokens.reduction import Fixed, Fuse, Keep, Park, Reduction
+from patchslim.tokens.rows import strided_cells
+from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.tokens import Tokens
+
+
+class Evo(Reducer):
+    """Keeps a share of all patches, by global class attention, in the slow path.
+
+    The global class attention is a moving average over blocks: `tradeoff` is the weight of the
+    newest, and `early` that while no patch waits. A patch that waits keeps the
+    value that it had. With `learned`, each block has a trade-off of its own, trained with the model
+    (LeViT). Without `representative` the patches that wait are left as they are: that is the
+    simplified form of the official DeiT code.
+    """
+
+    place = Place.BEFORE_BLOCK
+    spread = Spread.UNITS
+    needs_class_token: bool = True
+    looks = "k"
+    parks = True
+    remembers = True
+    course: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
+
+    def __init__(
+        self,
+        *,
+        representative: bool = True,
+        tradeoff: float = 0.5,
+        early: float = 1.0,
+        learned: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("tradeoff", tradeoff), ("early", early)):
+            if not 0 < value <= 1:
+                raise BadSetting(f"{name}={value:g}: the weight of the newest, above 0 up to 1.")
+        if learned and not representative:
+            raise BadSetting(
+                "learned=True needs representative=True: the trade-off is learned through the "
+                "weights of the representative token, and there would be none."
+            )
+        self.representative = representative
+        self.tradeoff = tradeoff
+        self.early = early
+        self.learned = learned
+        self.adds = int(representative)
+        self.mixing = nn.ParameterDict()
+
+    def prepare(self, width: int, blocks: Sequence[int]) -> None:
+        """One trade-off for each block before the last selection, if they are learned."""
+        if self.learned and not self.mixing:
+            for block in range(1, max(blocks, default=0)):
+                self.mixing[str(block)] = nn.Parameter(torch.zeros(()))
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The patches with the most global class attention go on, and the others wait."""
+        attention = tokens.memory
+        if attention is None:
+            raise BadSchedule(f"Evo cannot select in block {signals.block}: nothing was attended.")
+        if keep >= tokens.patches:
+            return Fixed(tokens.patches)
+        kept = attention.topk(keep - self.adds, dim=1).indices
+        if not self.representative:
+            return Park(Keep(kept))
+        waiting = attention.scatter(1, kept, 0.0)
+        # Where attention to all of them has underflowed, their stand-in is nothing, and no NaN.
+        total = waiting.sum(dim=1, keepdim=True).clamp(min=torch.finfo(waiting.dtype).tiny)
+        return Park(Fuse(kept, share=waiting / total))
+
+    def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
+        """The global class attention of each patch.
+
+        Where the grid is subsampled, what is left has the sum that all had.
+        """
+        newest, known = signals.class_attention(), tokens.memory
+        if known is None:
+            return newest
+        newest = known + self._tradeoff(tokens, signals) * (newest - known)
+        if signals.stride > 1:
+            left = newest.index_select(1, strided_cells(tokens.grid, signals.stride, newest.device))
+            scale = left.sum(dim=1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
+            newest = newest * (known.sum(dim=1, keepdim=True) / scale)
+        return newest
+
+    def _tradeoff(self, tokens: Tokens, signals: Signals) -> float | Tensor:
+        """The weight of the newest attention in a block."""
+        block = str(signals.block)
+        if block in self.mixing:
+            learned: Tensor = self.mixing[block].sigmoid()
+            return learned
+        # All are back where the grid is subsampled, and that is part of the way all the same.
+        return self.tradeoff if tokens.parked or signals.stride > 1 else self.early
+
+    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+        """The share of all patches, rounded down, and the representative token."""
+        slow = int(rate * patches + 1e-9)
+        return min(patches, slow + self.adds)
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """The weighted sum of the patches that wait."""
+        return self.adds * (rows - prefix) * block.width

@@ -1,0 +1,22 @@
+"""`identity`: removes nothing. It shows what the loop itself costs, and anchors the laws."""
+
+from __future__ import annotations
+
+from patchslim.errors import BadSchedule
+from patchslim.methods._method import Reducer, Signals
+from patchslim.tokens.reduction import Reduction
+from patchslim.tokens.tokens import Tokens
+
+
+class Identity(Reducer):
+    """Keeps every token."""
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """Never asked: a schedule that removes anything is refused beforehand."""
+        raise BadSchedule(
+            f"identity removes nothing, but the schedule keeps {keep} of {tokens.patches}."
+        )
+
+    def fewest(self, patches: int) -> int:
+        """All of them."""
+        return patches

@@ -1,0 +1,59 @@
+"""`patch_slimming`: a pyramid of positions that were chosen once, on images, for all images.
+
+Tang et al., "Patch Slimming for Efficient Vision Transformers" (CVPR 2022), PS-ViT. Which positions
+each block must still give out is found from the last block down (`patchslim calibrate`), each set
+inside of the one before: so it is one order of the grid's cells, and a number a block, which is the
+schedule's. Nothing is scored or sorted when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from patchslim.methods._method import Place, Reducer, Signals, Spread
+from patchslim.methods._ranking import check_grid, from_the_centre, parsed
+from patchslim.tokens.reduction import Fixed, Reduction
+from patchslim.tokens.tokens import Tokens
+
+
+class PatchSlimming(Reducer):
+    """Keeps the positions that its calibration found to matter most; calibrate it before use.
+
+    `order` is the grid and its cells, the last to go first: "2x2 3 0 1 2". Without one, cells near
+    the centre stay longest.
+    """
+
+    place = Place.ON_QUERIES
+    spread: ClassVar[Spread] = Spread.EVERY_BLOCK
+
+    def __init__(self, *, order: str = "") -> None:
+        super().__init__()
+        self.order = order
+        self.grid, cells = parsed(order) if order else ((0, 0), [])
+        self.register_buffer("cells", torch.tensor(cells, dtype=torch.int64), persistent=False)
+
+    @property
+    def lacks(self) -> str | None:
+        """Calibration, where it has no order."""
+        if self.order:
+            return None
+        return (
+            "PatchSlimming has not been calibrated: now it keeps the patches nearest to the "
+            "centre, whatever the model reads. Use patchslim.calibrate, `patchslim calibrate`."
+        )
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The first `keep` cells of the order."""
+        if tokens.position is not None:
+            return Fixed(keep)  # an earlier block has put the rows in order
+        return Fixed(keep, self._cells(tokens))
+
+    def _cells(self, tokens: Tokens) -> Tensor:
+        """The order of the cells, which must be of the images' grid."""
+        if not self.order:
+            return torch.tensor(from_the_centre(tokens.grid), device=tokens.x.device)
+        check_grid(self.grid, tokens.grid)
+        return self.get_buffer("cells")

@@ -1,0 +1,85 @@
+"""`patch_slimming_dynamic`: Patch Slimming with positions chosen for each image, by a small gate.
+
+In the style of DPS-ViT (Tang et al., CVPR 2022), whose mechanism is not published. How many patches
+each block gives out comes from the static search; which ones, for each image, from a linear gate
+on the tokens that enter the block. The gates are fitted by `patchslim calibrate` to the exact
+score of Patch Slimming. Of the rows that are left each block chooses its own, so sets are nested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchslim.methods._method import OfEachBlock, Place, Reducer, Signals, Spread
+from patchslim.methods._ranking import check_grid, parsed, worth
+from patchslim.tokens.reduction import Keep, Mask, Reduction
+from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.tokens import Tokens
+
+
+class PatchSlimmingDynamic(Reducer):
+    """Keeps, in each image, the patches that its calibrated gates expect to matter most.
+
+    `order` is that of the static form, which spreads patches over the image; `prior` its weight.
+    """
+
+    place = Place.ON_QUERIES
+    spread: ClassVar[Spread] = Spread.EVERY_BLOCK
+
+    def __init__(self, *, order: str = "", prior: float = 0.0) -> None:
+        super().__init__()
+        self.order = order
+        self.prior = prior
+        self.grid, cells = parsed(order) if order else ((0, 0), [])
+        self.register_buffer("worth", worth(cells), persistent=False)
+        self.gates = OfEachBlock(Gate)
+
+    def prepare(self, width: int, blocks: Sequence[int]) -> None:
+        """One gate for each block that decides; those that there are must fit the host."""
+        self.gates.prepare(width, blocks)
+
+    @property
+    def lacks(self) -> str | None:
+        """Calibration, where it has no gates yet."""
+        if self.gates:
+            return None
+        return (
+            "PatchSlimmingDynamic has not been calibrated: now it keeps patches by lot. Use "
+            "patchslim.calibrate, `patchslim calibrate`."
+        )
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """The `keep` rows with the highest scores; in training a mask that gradients pass."""
+        score = self.gates.at(signals.block, tokens.x.shape[2])(tokens.x[:, tokens.prefix :])
+        if self.order:
+            check_grid(self.grid, tokens.grid)
+            score = score + self.prior * self.get_buffer("worth")[tokens.cells()].to(score.dtype)
+        if not self.training:
+            return Keep(score.topk(keep, dim=1).indices)
+        if tokens.alive is not None:
+            score = score.masked_fill(tokens.alive == 0, -torch.inf)
+        best = score.topk(keep, dim=1)
+        hard = torch.zeros_like(score).scatter(1, best.indices, 1.0)
+        soft = torch.sigmoid(score - best.values[:, -1:].detach())
+        return Mask(hard + (soft - soft.detach()))
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """One number a patch."""
+        return (rows - prefix) * block.width
+
+
+class Gate(nn.Module):
+    """What each patch is expected to be worth (B, n): a linear form of its normalised channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.worth = nn.Linear(width, 1, bias=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """The score of each patch."""
+        return self.worth(F.layer_norm(patches, patches.shape[-1:])).squeeze(-1)  # type: ignore[no-any-return]

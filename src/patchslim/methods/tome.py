@@ -1,0 +1,108 @@
+"""`tome`: merges the most similar pairs of tokens, matched bipartitely by their keys.
+
+Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023), written from the paper.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchslim.errors import BadSetting
+from patchslim.methods._method import Knob, Reducer, Signals, Spread
+from patchslim.tokens.reduction import Merge, Reduction
+from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.tokens import Tokens
+
+Matches: TypeAlias = torch.return_types.max
+
+
+class ToMe(Reducer):
+    """Merges pairs by key similarity; `proportional` attention weighs a token by its size.
+
+    The paper turns proportional attention off for masked-autoencoder weights used off the shelf.
+    With a `threshold`, all pairs merge whose similarity exceeds it, more in some images than in
+    others; the schedule is then the most that is kept.
+    """
+
+    spread: ClassVar[Spread] = Spread.EVERY_BLOCK
+    looks = "k"
+
+    def __init__(self, *, proportional: bool = True, threshold: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= threshold < 1:
+            raise BadSetting(f"threshold={threshold}: a cosine between 0 (none) and 1.")
+        self.proportional = proportional
+        self.threshold = threshold
+        self.adaptive = threshold > 0
+
+    @property
+    def knob(self) -> Knob:
+        """The threshold."""
+        return Knob("threshold", first=0.1, cosine=True, top=0.99)
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+        """Tokens are dealt alternately to A and B; the best pairs merge, A into B.
+
+        Order of the rows that stay: those of A, then those of B. The next deal depends on it.
+        """
+        a, b = _deal(tokens.prefix)
+        keys = F.normalize(signals.keys(), dim=-1)
+        alike = keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)
+        if tokens.alive is not None:
+            real = tokens.alive
+            alike = alike.masked_fill(~(real[:, a::2, None] & real[:, None, b::2]), -torch.inf)
+        best = alike.max(dim=-1)
+        every_b = torch.arange(b, tokens.patches, 2, device=keys.device).expand(keys.shape[0], -1)
+        if self.adaptive:
+            return self._above(tokens, best, every_b, keep)
+        order = best.values.topk(best.values.shape[1], dim=1).indices
+        gone, stay = order.split(
+            [tokens.patches - keep, order.shape[1] - tokens.patches + keep], dim=1
+        )
+        stay = stay.topk(stay.shape[1], dim=1, largest=False).values
+        into = best.indices.gather(1, gone) + stay.shape[1]
+        return Merge(torch.cat([stay * 2 + a, every_b], dim=1), gone=gone * 2 + a, into=into)
+
+    def _above(self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int) -> Merge:
+        """All pairs merge whose similarity exceeds the threshold, and as many as the cap asks."""
+        a, _ = _deal(tokens.prefix)
+        rows = tokens.rows()
+        real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
+        number = real.sum(dim=1, keepdim=True)
+        merging = (best.values > self.threshold).sum(dim=1, keepdim=True)
+        merging = torch.maximum(merging, number - keep)
+        rank = best.values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        goes = torch.zeros_like(real)
+        goes[:, a::2] = (rank < merging) & real[:, a::2]
+        to = rows.clone()
+        to[:, a::2] = torch.where(goes[:, a::2], every_b.gather(1, best.indices), rows[:, a::2])
+        # The order of the fixed form, A and then B, and then the padding: the next deal needs it.
+        side = torch.ones_like(rows)
+        side[:, a::2] = 0
+        key = (side + (goes | ~real) * 2) * tokens.patches + rows
+        kept = key.topk(min(keep, tokens.patches), dim=1, largest=False).indices
+        stays = real & ~goes
+        padding = stays.gather(1, kept)
+        place = torch.zeros_like(rows).scatter(
+            1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+        )
+        return Merge(kept, gone=rows, into=place.gather(1, to), padding=padding, joins=goes)
+
+    def fewest(self, patches: int) -> int:
+        """Half: each merge takes one token of A, and A is half of all."""
+        return patches - patches // 2
+
+    def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
+        """The similarities between A and B."""
+        a, b = _deal(prefix)
+        count = rows - prefix
+        return len(range(a, count, 2)) * len(range(b, count, 2)) * block.key_width
+
+
+def _deal(prefix: int) -> tuple[int, int]:
+    """The first patch of A and of B: rows of the whole sequence alternate, and row 0 is of A."""
+    return prefix % 2, 1 - prefix % 2

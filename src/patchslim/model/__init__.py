@@ -1,0 +1,1 @@
+"""The slimmed model: the loop over the blocks, the check against the host, and `slim`."""

@@ -1,0 +1,158 @@
+"""`load`: a saved model, from a folder or from the Hugging Face Hub.
+
+A loaded model passed the same identity check as a new one, and its host gives the answers that it
+gave when it was saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.errors import BadFile, PatchslimError, UnknownName
+from patchslim.hosts._adapter import Adapter
+from patchslim.hosts._answers import answers_of, difference
+from patchslim.hosts._registry import adapter_names, find_adapter, load_adapter
+from patchslim.methods._method import Reducer
+from patchslim.methods._registry import find_reducer
+from patchslim.model.check import check_identity
+from patchslim.model.model import SlimModel
+from patchslim.model.recipe import plain
+from patchslim.saving.folder import RECIPE, WEIGHTS, Recipe, place_of, read_recipe, read_weights
+from patchslim.saving.hub import PREFIX, download
+from patchslim.schedules.schedule import Schedule
+from patchslim.versions import check_version
+
+# How far a host's answers may move between machines and versions of kernels.
+SLACK = {"float64": 1e-6, "float32": 1e-3}
+
+
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    method: Reducer | None = None,
+    *,
+    adapter: Adapter | None = None,
+) -> SlimModel:
+    """The model saved in a folder or in a Hub repository, in evaluation mode, on the CPU.
+
+    Args:
+        path: the folder that `save` wrote, or `hf-hub:owner/name` for a repository on the Hub.
+        model: a host of the same architecture, which takes over the saved weights. Needed only
+            where the recipe cannot tell how the host was built.
+        method: the Reducer, where it is one of your own.
+        adapter: the Adapter, where it is one of your own.
+
+    Raises:
+        BadFile: for a folder that is truncated, edited, foreign, or of a newer format.
+    """
+    text = str(path)
+    path = download(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else place_of(path)
+    recipe = read_recipe(path)
+    with following(path, recipe):
+        state = read_weights(path, recipe)
+        reducer = _reducer(recipe, method)
+        adapter, host = _host(recipe, model, adapter)
+        schedule = Schedule.from_json(recipe["schedule"])
+        slimmed = SlimModel(host, adapter, reducer, schedule, recipe["tail"])
+        slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]
+        _fill(slimmed, state, recipe["buffers"])
+        check_identity(slimmed)
+        check_answers(recipe, answers_of(adapter, host))
+    return slimmed.eval()
+
+
+@contextlib.contextmanager
+def following(path: Path, recipe: Recipe) -> Iterator[None]:
+    """Turns whatever a host library says to a recipe that it cannot follow into one clear error."""
+    try:
+        yield
+    except PatchslimError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
+        raise BadFile(
+            f"{path / RECIPE} cannot be followed: {error}. It was edited, or needs the versions "
+            f"that it was written with: {versions}."
+        ) from error
+
+
+def check_answers(recipe: Recipe, found: list[float]) -> None:
+    """Refuses a host that took the weights and is another one: no shape of a weight tells that."""
+    saved = torch.tensor(recipe["answers"], dtype=torch.float64)
+    off = difference(torch.tensor(found, dtype=torch.float64), saved)
+    if not off <= SLACK.get(recipe["dtype"], 0.1):
+        versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
+        raise BadFile(
+            f"The host takes the saved weights and answers otherwise, by {off:.2g}. Its recipe was "
+            f"edited, or its library has changed since: {versions}. Install these, or build the "
+            "host as it was and pass it: load(path, model=...)."
+        )
+
+
+def _reducer(recipe: Recipe, method: Reducer | None) -> Reducer:
+    """The saved method, or the one that was given if it is the same."""
+    if method is None and recipe["method"] is not None:
+        return find_reducer(recipe["method"])(**recipe["settings"])
+    saved = f"{recipe['method_class']} with {recipe['settings']}"
+    if method is None:
+        raise BadFile(f"The method is not one of ours: {saved}. Pass it: load(path, method=...).")
+    given = f"{type(method).__module__}.{type(method).__qualname__}"
+    if (
+        given.rpartition(".")[2] != recipe["method_class"].rpartition(".")[2]
+        or plain(method.settings()) != recipe["settings"]
+    ):
+        raise BadFile(f"Saved was {saved}; method= is {given} with {plain(method.settings())}.")
+    return method
+
+
+def _host(
+    recipe: Recipe, model: nn.Module | None, adapter: Adapter | None
+) -> tuple[Adapter, nn.Module]:
+    """The family and a host of the saved architecture: the given one, or one that is built."""
+    family = recipe["library"]
+    if adapter is None:
+        if family is None:
+            raise BadFile("The adapter is not one of ours. Pass it: load(path, adapter=...).")
+        if family not in adapter_names():
+            raise UnknownName.of("family", family, adapter_names())
+        check_version(family.partition("_")[0])
+        adapter = load_adapter(family)
+    if model is None:
+        if recipe["host"] is None:
+            raise BadFile(
+                "The recipe does not tell how the host was built (it was not made by its "
+                "library's own factory). Build one and pass it: load(path, model=...)."
+            )
+        model = adapter.rebuild(recipe["host"])
+    if family is not None and type(find_adapter(model)) is not type(adapter):
+        raise BadFile(f"Saved was a model of {adapter.family}; model= is a {type(model).__name__}.")
+    return adapter, model
+
+
+def _fill(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping[str, str]) -> None:
+    """Puts the saved weights in place, each with the type that it was saved with."""
+    own: dict[str, Tensor] = slimmed.state_dict(keep_vars=True)
+    for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
+        if names:
+            raise BadFile(f"The weights do not fit the model: {WEIGHTS} {verb} {_some(names)}.")
+    unlike = {name for name, t in own.items() if t.shape != state[name].shape}
+    if unlike:
+        raise BadFile(f"The weights do not fit the model: other shapes for {_some(unlike)}.")
+    for name, t in own.items():
+        t.data = t.data.to(state[name].dtype)
+    for name, buffer in slimmed.host.named_buffers():
+        if name in buffers:
+            buffer.data = buffer.data.to(getattr(torch, buffers[name]))
+    slimmed.load_state_dict(state, strict=True)
+
+
+def _some(names: set[str]) -> str:
+    """The first names of a set, and how many more there are."""
+    first = sorted(names)[:3]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name.removeprefix("host.") for name in first) + more

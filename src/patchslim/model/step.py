@@ -1,0 +1,54 @@
+"""The values that one forward pass hands on, from block to block and to the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from patchslim.methods._method import Decision, Signals
+from patchslim.tokens.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to happen in one block: rows that go in and come out, leading rows that are read.
+
+    `named` is whether the schedule names the block at all: a method that may leave fewer rows than
+    scheduled decides there even where the schedule would leave all. `noted` is whether the method
+    takes note of the rows, for a later decision. After a block with a `stride` only every
+    `stride`-th row and column of the grid is left.
+    """
+
+    index: int
+    entering: int
+    left: int
+    read: int | None = None
+    named: bool = False
+    noted: bool = False
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One forward pass with all that a loss may look at.
+
+    Attributes:
+        output: what the host returns.
+        tokens: the rows after the last block and the host's norm.
+        decisions: what the method decided, in the order of the blocks.
+    """
+
+    output: Any
+    tokens: Tokens
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention gave: the rows that asked, their values, and what a reducer may look at."""
+
+    queries: Tokens
+    values: Tensor
+    signals: Signals | None

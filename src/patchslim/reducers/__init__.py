@@ -1,1 +1,0 @@
-"""One method a file; the file's name is the method's name."""

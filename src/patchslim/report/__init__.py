@@ -1,0 +1,1 @@
+"""Measured results, and how they are shown."""

@@ -1,0 +1,174 @@
+"""A file with the state of a training, written whole or not at all, and checked when it is read.
+
+It knows neither models nor optimisers: a state is tensors, numbers and text in dictionaries, lists
+and tuples. The file is what torch.save writes, and after it one line with the number of the format
+and the SHA-256 of all before, because torch itself does not notice a changed bit. Nothing in it is
+run when it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+from torch import Tensor
+
+from patchslim.errors import BadFile
+from patchslim.files import replaced_file
+
+FORMAT = 1
+SEAL = re.compile(rb"\npatchslim checkpoint (\d{4}) ([0-9a-f]{64})\n")
+SEAL_LENGTH = len("\npatchslim checkpoint 0000 \n") + 64
+CURE = "Give another checkpoint, or train from the start."
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Makes `path` a checkpoint with this state; an older one is there until the new one is whole.
+
+    Raises:
+        BadFile: where the disk is full or cannot be written; what was there is as it was.
+    """
+    state = _plain(state, "state")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path) as fresh, fresh.open("wb") as file:
+            stream = _Stream(file)
+            _save(state, stream)
+            file.write(
+                f"\npatchslim checkpoint {FORMAT:04d} {stream.sha256.hexdigest()}\n".encode()
+            )
+    except OSError as error:
+        raise BadFile(
+            f"Could not write the checkpoint {path}: {_reason(error, path, state)}. "
+            "What was there before is as it was."
+        ) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state that `write` wrote, its tensors on the CPU.
+
+    Raises:
+        BadFile: for a file that is missing, truncated, changed, foreign, or of a newer format.
+    """
+    try:
+        _check(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BadFile(
+            f"The checkpoint {path} cannot be read: {error.strerror or error}. {CURE}"
+        ) from error
+    except Exception as error:  # unpickling what somebody else made can raise anything
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(
+            f"{path} holds other things than tensors and plain values, and none of it was run. "
+            f"It is no checkpoint of patchslim. {CURE}"
+        ) from error
+    if not isinstance(state, dict):
+        raise BadFile(f"{path} holds a {type(state).__name__}, not a state of training. {CURE}")
+    return state
+
+
+class _Stream:
+    """A file for torch.save that counts the sum of what passes and remembers why it failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self.failed: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            self.failed = error
+            raise
+        self.sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save(state: Mapping[str, Any], stream: _Stream) -> None:
+    """Has torch write the state, and an error of the disk be what it is."""
+    try:
+        torch.save(state, cast("IO[bytes]", stream))
+    except RuntimeError:
+        # torch answers a failed write with a word about positions in the file.
+        if stream.failed is None:
+            raise
+        raise stream.failed from None
+
+
+def _check(path: Path) -> None:
+    """Refuses a file that is not, to the last bit, what `write` wrote."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size == 0:
+            raise BadFile(f"The checkpoint {path} is empty. {CURE}")
+        file.seek(max(0, size - SEAL_LENGTH))
+        seal = SEAL.fullmatch(file.read())
+        if seal is None:
+            raise BadFile(f"{path} is truncated, or is no checkpoint of patchslim. {CURE}")
+        if int(seal[1]) > FORMAT:
+            raise BadFile(
+                f"The checkpoint {path} is of format {int(seal[1])}, and this version reads up to "
+                f"{FORMAT}. Go on with the version that wrote it: pip install -U patchslim"
+            )
+        sha256 = _digest(file, size - SEAL_LENGTH)
+    if sha256 != seal[2].decode():
+        raise BadFile(f"The checkpoint {path} was changed or damaged: its SHA-256 differs. {CURE}")
+
+
+def _digest(file: BinaryIO, size: int) -> str:
+    """The SHA-256 of the first `size` bytes."""
+    sha256 = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (part := file.read(min(size, 1 << 20))):
+        sha256.update(part)
+        size -= len(part)
+    return sha256.hexdigest()
+
+
+def _plain(value: Any, name: str) -> Any:
+    """The value in plain containers, so that what is written can be read without running code."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {key: _plain(each, f"{name}[{key!r}]") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_plain(each, f"{name}[{place}]") for place, each in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    raise TypeError(
+        f"{name} is a {type(value).__name__}. A checkpoint holds tensors, numbers and text."
+    )
+
+
+def _bytes(value: Any) -> int:
+    """The memory of all tensors in a state."""
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes()
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _reason(error: OSError, path: Path, state: Mapping[str, Any]) -> str:
+    """What went wrong, and where the disk is full how much it takes."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error.strerror or str(error)
+    free = shutil.disk_usage(path.parent).free / 1e6
+    return (
+        f"the disk is full. {_bytes(state) / 1e6:,.1f} MB are needed beside the old one, and "
+        f"{free:,.1f} MB are free. Make room, then go on from the old one"
+    )

@@ -1,0 +1,1 @@
+"""Slimmed models on disk and on the Hugging Face Hub."""

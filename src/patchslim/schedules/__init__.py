@@ -1,0 +1,1 @@
+"""How many tokens each block leaves, from budgets and operation counts."""

@@ -1,0 +1,231 @@
+"""Budgets: from what a user asks for (macs, keep, r, keep_rate, a saved file) to a schedule.
+
+Works on shapes and counts alone; knows no tensors and no host library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
+from patchslim.methods._method import Reducer, Spread
+from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.schedule import (
+    Constant,
+    Counts,
+    Rate,
+    Removed,
+    Schedule,
+    Tail,
+    later,
+    stages,
+    units,
+)
+from patchslim.tokens.shapes import HostShape, dense_macs
+
+STEEP = 0.7  # a rate in block after block below which it is better to begin earlier
+
+
+class Budget(TypedDict, total=False):
+    """How much to keep. Give one of macs, keep, r, keep_rate; `at` goes with the last and keep."""
+
+    macs: float | None
+    keep: float | Sequence[int] | None
+    r: float | Sequence[int] | tuple[int, float] | None
+    keep_rate: float | None
+    at: Sequence[int] | None
+
+
+def plan(  # noqa: PLR0911 (one return for each way to say a budget)
+    shape: HostShape,
+    reducer: Reducer,
+    schedule: Schedule | str | Path | None = None,
+    *,
+    tail: Tail = "full",
+    **budget: Unpack[Budget],
+) -> Schedule:
+    """The schedule that a budget, a saved file or nothing at all means for this host and method."""
+    _one_of(budget, schedule)
+    if schedule is not None:
+        return schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+    macs, keep, r = budget.get("macs"), budget.get("keep"), budget.get("r")
+    rate, named = budget.get("keep_rate"), budget.get("at")
+    at = None if named is None else tuple(named)
+    if at is not None and (r is not None or isinstance(keep, Sequence)):
+        raise BadSchedule(
+            f"at={at} goes with keep_rate, macs or a share to keep; r and a list of counts name "
+            "every block."
+        )
+    if macs is not None:
+        return solve(shape, reducer, macs, tail=tail, at=at)
+    if keep is not None:
+        return _keep(shape, reducer, keep, at)
+    if r is not None:
+        return _removed(shape, r)
+    if rate is not None:
+        return Rate(rate, _places(reducer, shape, at))
+    if reducer.adaptive:  # it knows by itself, and nothing bounds it
+        if at is None and reducer.spread is Spread.EVERY_BLOCK:
+            return Constant(0)
+        return Rate(1.0, _places(reducer, shape, at))
+    if reducer.fewest(2) == 2:
+        return Constant(0)
+    raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
+
+
+def solve(
+    shape: HostShape,
+    reducer: Reducer,
+    macs: float,
+    *,
+    tail: Tail,
+    at: tuple[int, ...] | None = None,
+) -> Schedule:
+    """The schedule, of the kind natural to the method, of the largest cost not above `macs`.
+
+    The cost falls in steps as the rule's one number moves, so bisection finds the step.
+    """
+    if at is None and reducer.spread is Spread.LATER:
+        found = _begun_in_time(shape, reducer, macs, tail=tail)
+    else:
+        found = _largest(shape, reducer, macs, tail=tail, at=at)
+    counts = counts_of(found, shape, reducer)
+    spelled = Counts(counts, shape.entering, shape.prefix)
+    if reducer.parks:
+        return found  # a rate of all patches, in whatever blocks
+    if reducer.by_place and spelled.places(shape.depth) != found.places(shape.depth):
+        return found  # where the count stays as it is, the method may still decide
+    return spelled
+
+
+def _begun_in_time(shape: HostShape, reducer: Reducer, macs: float, *, tail: Tail) -> Schedule:
+    """A rate in every block from a quarter of the depth on, or earlier where it would be steep."""
+    for begin in range(shape.depth // 4, 1, -1):
+        places = _beside_strides(shape, later(shape.depth, begin))
+        with contextlib.suppress(ImpossibleBudget):
+            found = _largest(shape, reducer, macs, tail=tail, at=places)
+            if isinstance(found, Rate) and found.rate >= STEEP:
+                return found
+    places = _beside_strides(shape, later(shape.depth, 1))
+    return _largest(shape, reducer, macs, tail=tail, at=places)
+
+
+def _largest(
+    shape: HostShape,
+    reducer: Reducer,
+    macs: float,
+    *,
+    tail: Tail,
+    at: tuple[int, ...] | None,
+) -> Schedule:
+    """The rule of the largest cost not above `macs`, in the blocks `at` or where it is natural."""
+    dense = dense_macs(shape).total
+    target = macs_target(macs, dense)
+    spread = Spread.STAGES if at is not None else reducer.spread
+    places = _places(reducer, shape, at)
+    most = float(shape.entering - shape.prefix)
+
+    def rule(cut: float) -> Schedule:
+        if spread is Spread.EVERY_BLOCK:
+            return Constant(cut * most)
+        return Rate(max(1.0 - cut, 1e-9), places)
+
+    def cost(cut: float) -> int:
+        counts = counts_of(rule(cut), shape, reducer)
+        return slim_macs(shape, reducer, counts, tail=tail == "exact").total
+
+    if cost(0.0) <= target:
+        return rule(0.0)
+    low, high = 0.0, 1.0
+    if cost(high) > target:
+        least = math.ceil(cost(high) / dense * 1000) / 1000
+        raise ImpossibleBudget(
+            f"macs={macs:g} is {target / dense:.3f} of this model; {type(reducer).__name__} cannot "
+            f"go below {least:.3f} here. Nearest possible: macs={least:.3f}."
+        )
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+    return rule(high)
+
+
+def counts_of(rule: Schedule, shape: HostShape, reducer: Reducer) -> tuple[int, ...]:
+    """Rows that a schedule leaves after each block of a host, prefix included."""
+    return rule.counts(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
+
+
+def macs_target(macs: float, dense: int) -> float:
+    """The budget in multiply-adds, of a share or of a number."""
+    if isinstance(macs, bool) or not math.isfinite(macs) or macs <= 0 or 1 < macs < 1e4:
+        raise ImpossibleBudget(
+            f"macs={macs}: give a share of the model's own above 0 and at most 1 (0.6), or "
+            f"multiply-adds an image (this model has {dense:.3g}; 1 GMAC is 1e9)."
+        )
+    if macs > dense:
+        raise ImpossibleBudget(f"macs={macs:g} is more than the model itself has: {dense:.4g}.")
+    return macs * dense if macs <= 1 else macs
+
+
+def _one_of(budget: Budget, schedule: Schedule | str | Path | None) -> None:
+    """Refuses unknown budgets, and several at once."""
+    for name in budget:
+        if name not in Budget.__annotations__:
+            raise UnknownName.of("budget", name, Budget.__annotations__)
+    asked = [name for name in ("macs", "keep", "r", "keep_rate") if budget.get(name) is not None]
+    if len(asked) + (schedule is not None) > 1:
+        given = [*asked, *(["schedule"] if schedule is not None else [])]
+        raise BadSchedule(f"Give one of them, not several: {', '.join(given)}.")
+
+
+def _keep(
+    shape: HostShape, reducer: Reducer, keep: float | Sequence[int], at: tuple[int, ...] | None
+) -> Schedule:
+    """Explicit counts, or the share of patches left at the end in the method's natural spread."""
+    if isinstance(keep, Sequence):
+        return Counts(tuple(keep), shape.entering, shape.prefix)
+    if not 0 < keep <= 1:
+        raise BadSchedule(
+            f"keep={keep}: the share of patches left at the end, above 0 and at most 1."
+        )
+    if reducer.spread is Spread.EVERY_BLOCK and at is None:
+        return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
+    places = _places(reducer, shape, at)
+    if reducer.parks:  # a rate is of all patches
+        return Rate(keep, places)
+    return Rate(keep ** (1 / max(len(places), 1)), places)
+
+
+def _places(reducer: Reducer, shape: HostShape, at: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The blocks asked for, or those that are natural to the method and do not subsample."""
+    if at is not None:
+        return at
+    match reducer.spread:
+        case Spread.FIRST:
+            places: tuple[int, ...] = (0,)
+        case Spread.LATER:
+            places = later(shape.depth)
+        case Spread.UNITS:
+            places = units(shape.depth, shape.resets)
+        case _:
+            places = stages(shape.depth)
+    return _beside_strides(shape, places)
+
+
+def _beside_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]:
+    """Places of which those that subsample the grid give way to the block after them."""
+    return tuple(sorted({place + (place in shape.strided) for place in places}))
+
+
+def _removed(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
+    """A constant number removed in every block, a tilted one, or one number a block."""
+    if isinstance(r, int | float):
+        return Constant(r)
+    if isinstance(r, tuple) and len(r) == 2:
+        return Constant(r[0], inflect=float(r[1]))
+    rule = Removed(tuple(r))
+    rule.check(shape.entering, shape.prefix, shape.depth)
+    return rule

@@ -1,0 +1,389 @@
+"""`Schedule`: how many tokens are left after each block. Plain numbers, no tensors.
+
+One direction is stored: what is *kept*, prefix rows included. A schedule is a rule that gives these
+counts for any number of tokens, so that hosts with a free image size keep it; `Counts` is the rule
+that spells them out. Known vocabulary (r, keep_rate, reduction_loc) becomes one of four rules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
+
+if TYPE_CHECKING:
+    from patchslim.methods._method import Reducer
+
+# What the last block computes: only the rows that the head reads, or all of them.
+Tail = Literal["exact", "full"]
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A rule that says how many rows are left after each block."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter, before the method's own limits.
+
+        `entered` is how many patch rows entered the first block.
+        """
+
+    @abstractmethod
+    def places(self, depth: int) -> tuple[int, ...]:
+        """The blocks that the rule names, where a method that may leave fewer rows decides."""
+
+    @abstractmethod
+    def eased(self, share: float) -> Schedule:
+        """A schedule that removes only this share in [0, 1] of what this one removes."""
+
+    @abstractmethod
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses a host for which this rule has no meaning."""
+
+    def counts(
+        self,
+        entering: int,
+        prefix: int,
+        depth: int,
+        reducer: Reducer,
+        resets: Mapping[int, int] | None = None,
+    ) -> tuple[int, ...]:
+        """Rows left after each block, prefix included, within what the method can do.
+
+        Args:
+            entering: rows that enter the first block.
+            prefix: how many of them are not patches.
+            depth: the number of blocks.
+            reducer: the method that will have to leave these counts.
+            resets: patch rows after each block in which the host itself leaves fewer (a pyramid's
+                subsampling), where the grid is whole again.
+        """
+        return tuple([left for _, left in self._walk(entering, prefix, depth, reducer, resets)])
+
+    def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
+        """The same share kept, chosen anew in every block from the first place on."""
+        raise BadSchedule(
+            f"A schedule of kind {self.kind!r} has no rate that could hold in every block. Give "
+            "keep_rate= and at= (--keep-rate, --at)."
+        )
+
+    def _walk(
+        self,
+        entering: int,
+        prefix: int,
+        depth: int,
+        reducer: Reducer,
+        resets: Mapping[int, int] | None = None,
+    ) -> list[tuple[int, int]]:
+        """Rows wanted and rows left after each block, prefix included."""
+        self.check(entering, prefix, depth)
+        self._check_first(entering - prefix, depth, reducer, resets or {})
+        rows = entered = entering - prefix
+        walk: list[tuple[int, int]] = []
+        for block in range(depth):
+            if resets and block in resets:
+                rows = entered = resets[block]
+                reason = self.misfit(block, rows + prefix)
+                if reason is not None:
+                    raise BadSchedule(reason)
+                walk.append((rows + prefix, rows + prefix))
+                continue
+            wanted = self.after(block, rows, depth, entered, reducer)
+            if wanted > rows:
+                raise BadSchedule(
+                    f"The schedule asks for {wanted + prefix} tokens after block {block}, but only "
+                    f"{rows + prefix} enter it. Counts only fall (they include {prefix} prefix)."
+                )
+            rows = max(wanted, reducer.fewest(rows))
+            walk.append((wanted + prefix, rows + prefix))
+        return walk
+
+    def _check_first(
+        self, rows: int, depth: int, reducer: Reducer, resets: Mapping[int, int]
+    ) -> None:
+        """Refuses a decision in the first block by what was noted in the blocks before it."""
+        if not reducer.remembers:
+            return
+        if self.after(0, rows, depth, rows, reducer) < rows or 0 in self.places(depth):
+            raise BadSchedule(
+                f"{type(reducer).__name__} decides by what it noted in earlier blocks, and is to "
+                f"decide in block 0. Give keep_rate=0.5, at={units(depth, resets)} "
+                "(--keep-rate, --at) or other blocks."
+            )
+
+    def misfit(self, block: int, rows: int) -> str | None:
+        """Why the rule does not fit a host that itself leaves `rows` after a block, or None."""
+        return None
+
+    def warn_if_short(
+        self,
+        entering: int,
+        prefix: int,
+        depth: int,
+        reducer: Reducer,
+        resets: Mapping[int, int] | None = None,
+    ) -> None:
+        """Says so where the method cannot remove as much as this schedule asks."""
+        walk = self._walk(entering, prefix, depth, reducer, resets)
+        left = tuple(each for _, each in walk)
+        short = [block for block, (wanted, each) in enumerate(walk) if each > wanted]
+        if short:
+            name = type(reducer).__name__
+            warnings.warn(
+                f"{name} cannot remove all that the schedule asks at block {short[0]}: one step "
+                f"leaves at least {left[short[0]]} tokens there. Tokens after each block: {left}.",
+                ShortSchedule,
+                stacklevel=3,
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` turns back into an equal schedule."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Schedule:
+        """The schedule that `to_json` wrote."""
+        rules: tuple[type[Schedule], ...] = (Constant, Removed, Rate, Counts)
+        kinds = {rule.kind: rule for rule in rules}
+        if not isinstance(data, dict):
+            raise BadFile(f"A saved schedule is a JSON object, not {type(data).__name__}.")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        kind = fields.pop("kind", None)
+        if kind not in kinds:
+            raise UnknownName.of("kind of schedule", str(kind), kinds)
+        try:
+            return kinds[kind](**fields)
+        except TypeError as error:
+            raise BadFile(f"A schedule of kind {kind!r} does not take {sorted(fields)}.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the schedule as JSON."""
+        Path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Schedule:
+        """The schedule that `save` wrote."""
+        try:
+            return Schedule.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise BadFile(f"{path} is not a saved schedule: {error}") from error
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """About r patches fewer after every block (ToMe); r may be a fraction: the sum is rounded.
+
+    `inflect` tilts it: -1 removes twice r at first and nothing at the end, 1 the reverse.
+    """
+
+    r: float
+    inflect: float = 0.0
+    kind: ClassVar[str] = "constant"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.r) and self.r >= 0 and -1 <= self.inflect <= 1):
+            raise BadSchedule(
+                f"r={self.r}, inflect={self.inflect}: r must be 0 or more (tokens removed a block) "
+                "and inflect between -1 (early) and 1 (late)."
+            )
+
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Any host will do."""
+
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        if not self.inflect:
+            return rows - round_half_up(self.r * (block + 1)) + round_half_up(self.r * block)
+        first = int(self.r * (1 - self.inflect))
+        step = (2 * self.r - 2 * first) / max(depth - 1, 1)
+        return rows - int(first + step * block)
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """All blocks."""
+        return tuple(range(depth))
+
+    def eased(self, share: float) -> Schedule:
+        """The same tilt with a smaller r."""
+        return Constant(share * self.r, self.inflect)
+
+
+@dataclass(frozen=True)
+class Removed(Schedule):
+    """`r[i]` patches fewer after block i."""
+
+    r: tuple[int, ...]
+    kind: ClassVar[str] = "removed"
+
+    def __post_init__(self) -> None:
+        if any(not _whole(each) or each < 0 for each in self.r):
+            raise BadSchedule(f"r={list(self.r)}: tokens removed a block are whole numbers from 0.")
+
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses a host of another depth."""
+        if len(self.r) != depth:
+            raise BadSchedule(
+                f"r={list(self.r)} has {len(self.r)} numbers, and the host has {depth} blocks."
+            )
+
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        return rows - self.r[block]
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """All blocks, of which each has its number."""
+        return tuple(range(depth))
+
+    def eased(self, share: float) -> Schedule:
+        """A share of each number."""
+        return Removed(tuple(round_half_up(share * each) for each in self.r))
+
+
+@dataclass(frozen=True)
+class Rate(Schedule):
+    """The share `rate` of the current patches is kept at each of the blocks `at` (EViT).
+
+    The count is rounded up, and rows that the method adds (a fused one) come on top; they are
+    counted as patches from then on.
+    """
+
+    rate: float
+    at: tuple[int, ...]
+    kind: ClassVar[str] = "rate"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise BadSchedule(
+                f"keep_rate={self.rate}: it is the share of patches *kept* at each place, above 0 "
+                "and at most 1 (to remove 30 % say keep_rate=0.7)."
+            )
+        whole = all(map(_whole, self.at))
+        if not self.at or not whole or list(self.at) != sorted(set(self.at)) or self.at[0] < 0:
+            raise BadSchedule(f"at={self.at}: give block numbers from 0, ascending, such as 3,6,9.")
+
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses a host without one of the blocks."""
+        if self.at[-1] >= depth:
+            raise BadSchedule(f"at={self.at}: this host has blocks 0 to {depth - 1}.")
+
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        if block not in self.at:
+            return rows
+        return reducer.left(self.rate, self.at.index(block) + 1, entered, rows)
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """The blocks `at`."""
+        return self.at
+
+    def eased(self, share: float) -> Schedule:
+        """The same blocks with a milder rate (EViT's shrinking keep rate)."""
+        return Rate(1 - share * (1 - self.rate), self.at)
+
+    def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
+        """The same rate in every block from the first place on."""
+        return Rate(self.rate, tuple(b for b in range(self.at[0], depth) if b not in resets))
+
+    def misfit(self, block: int, rows: int) -> str | None:
+        """A block that subsamples the grid cannot be one of `at`."""
+        if block not in self.at:
+            return None
+        return (
+            f"at={self.at}: block {block} subsamples the grid of this host, and a method cannot "
+            f"decide in it. Take the block after it, {block + 1}."
+        )
+
+
+@dataclass(frozen=True)
+class Counts(Schedule):
+    """Exactly `kept` rows after each block, prefix included, for images of one size."""
+
+    kept: tuple[int, ...]
+    entering: int
+    prefix: int
+    kind: ClassVar[str] = "counts"
+
+    def __post_init__(self) -> None:
+        if any(not _whole(rows) or rows <= self.prefix for rows in self.kept):
+            raise BadSchedule(
+                f"keep={list(self.kept)}: counts are whole numbers above the host's {self.prefix} "
+                "prefix tokens (they include the prefix)."
+            )
+
+    def check(self, entering: int, prefix: int, depth: int) -> None:
+        """Refuses images of another size and hosts of another depth."""
+        if (entering, prefix) != (self.entering, self.prefix):
+            raise BadSchedule(
+                f"This schedule is made for {self.entering} tokens ({self.prefix} of them prefix), "
+                f"and the images give {entering} ({prefix}). Slim the model again for them."
+            )
+        if len(self.kept) != depth:
+            raise BadSchedule(
+                f"The schedule has {len(self.kept)} counts, and the host has {depth} blocks."
+            )
+
+    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+        """Patch rows wanted after a block that `rows` enter."""
+        return self.kept[block] - self.prefix
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """The blocks that leave fewer rows than enter."""
+        entering = (self.entering, *self.kept)
+        return tuple(block for block in range(depth) if self.kept[block] < entering[block])
+
+    def eased(self, share: float) -> Schedule:
+        """Counts between all rows and these."""
+        kept = (self.entering - round_half_up(share * (self.entering - rows)) for rows in self.kept)
+        return Counts(tuple(kept), self.entering, self.prefix)
+
+    def misfit(self, block: int, rows: int) -> str | None:
+        """The count after a block that subsamples the grid is the host's own."""
+        if self.kept[block] == rows:
+            return None
+        return (
+            f"The schedule leaves {self.kept[block]} tokens after block {block}, which subsamples "
+            f"the grid of this host to {rows}. Say {rows} there."
+        )
+
+
+def round_half_up(value: float) -> int:
+    """The nearest integer, halves upwards, so that equal steps give equal schedules."""
+    return math.floor(value + 0.5)
+
+
+def stages(depth: int) -> tuple[int, ...]:
+    """Blocks at a quarter, a half and three quarters of the depth: 3, 6, 9 of 12."""
+    return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
+
+
+def later(depth: int, begin: int | None = None) -> tuple[int, ...]:
+    """Every block from `begin`, or a quarter of the depth, to the last but one: 3 to 10 of 12."""
+    begin = depth // 4 if begin is None else begin
+    return tuple(range(min(begin, depth - 1), max(depth - 1, 1)))
+
+
+def units(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
+    """The first blocks of stages: a third and two thirds of the depth; or those of a pyramid.
+
+    The first two blocks of a pyramid come before its first stage (Evo-ViT).
+    """
+    if not resets:
+        return tuple(sorted({min(max(1, depth * part // 3), depth - 1) for part in (1, 2)}))
+    first = (2, *(block + 1 for block in resets))
+    return tuple(sorted({block for block in first if block < depth and block not in resets}))
+
+
+def _whole(value: object) -> bool:
+    """Whether `value` is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)

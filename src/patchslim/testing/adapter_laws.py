@@ -1,0 +1,240 @@
+"""The laws of families: what the loop relies on when it takes a host apart with an adapter.
+
+They are run on a host of yours with weights that matter: where all weights are zero, all laws hold.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.errors import UnsupportedModel
+from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._answers import TOLERANCE, evaluating
+from patchslim.hosts._registry import find_adapter
+from patchslim.methods._registry import find_reducer
+from patchslim.model.model import SlimModel
+from patchslim.model.slim import slim
+from patchslim.schedules.schedule import Constant, Rate, Schedule, Tail
+from patchslim.testing.counting import counted_macs
+from patchslim.testing.law import Law, Observed, insist, insist_close, uphold
+from patchslim.tokens.reduction import Keep
+from patchslim.tokens.shapes import dense_macs
+from patchslim.tokens.tokens import Tokens
+
+
+def check_adapter(host: nn.Module, adapter: Adapter | None = None) -> None:
+    """Raises `BrokenLaw` for the first law that an adapter does not keep on `host`.
+
+    Args:
+        host: a small model of the family, in evaluation mode; it is left as it is found.
+        adapter: an adapter of your own; by default the one that ships for this host.
+    """
+    subject = Family(host, adapter or find_adapter(host))
+    with evaluating(host):
+        for law in FAMILY_LAWS:
+            uphold(law, subject, type(subject.adapter).__name__)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A host in evaluation mode, and the adapter on trial."""
+
+    host: nn.Module
+    adapter: Adapter
+
+    @property
+    def within(self) -> float:
+        """The difference that rounding explains."""
+        return TOLERANCE[next(self.host.parameters()).dtype]
+
+    def images(self, batch: int = 2) -> Tensor:
+        """Random images that fit the host."""
+        noise = torch.Generator().manual_seed(1)
+        shape = (batch, *self.adapter.image_shape(self.host))
+        return torch.randn(shape, generator=noise).to(next(self.host.parameters()))
+
+    def model(
+        self, method: str, schedule: Schedule, *, tail: Tail = "full", adapter: Any = None
+    ) -> SlimModel:
+        """The host slimmed without the checks of `slim`."""
+        return SlimModel(self.host, adapter or self.adapter, find_reducer(method)(), schedule, tail)
+
+    def halved(self, *, tail: Tail = "full") -> SlimModel:
+        """The host with half of the patches dropped by lot after the first block."""
+        return self.model("random", Rate(0.5, (0,)), tail=tail)
+
+    def answer(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The tensor to compare in what a model answers."""
+        with torch.no_grad():
+            return self.adapter.logits(model(images))
+
+
+def keeping_everything_equals_the_host(family: Family) -> None:
+    """With nothing removed the answer is the host's own, with the full and the exact tail."""
+    images = family.images()
+    wanted = family.answer(family.host, images)
+    tails: tuple[Tail, ...] = ("full", "exact")
+    for tail in tails:
+        got = family.answer(family.model("identity", Constant(0), tail=tail), images)
+        insist_close(got, wanted, family.within, f"tail={tail!r}")
+
+
+def parts_are_columns_of_the_whole(family: Family) -> None:
+    """Queries, keys and values are the same whether projected together or apart, in any order."""
+    host, adapter = family.host, family.adapter
+    parts: tuple[Part, ...] = ("qk", "kv", "q", "v")
+    with torch.no_grad():
+        tokens = _shuffled(adapter.embed(host, family.images(), {}))
+        whole = dict(zip("qkv", adapter.project(host, 0, tokens, "qkv"), strict=True))
+        for part in parts:
+            for name, t in zip(part, adapter.project(host, 0, tokens, part), strict=True):
+                insist_close(t, whole[name], family.within, f"{name} of {part!r}")
+
+
+def rows_may_stand_in_any_order(family: Family) -> None:
+    """Positions travel with the tokens: the answer does not depend on the order of the rows."""
+    images = family.images()
+    shuffling = cast("Adapter", Shuffling(family.adapter))
+    got = family.answer(family.model("identity", Constant(0), adapter=shuffling), images)
+    insist_close(got, family.answer(family.host, images), family.within, "another order of rows")
+
+
+def the_exact_tail_gives_the_same_answer(family: Family) -> None:
+    """The rows that the head is said to read are all that it reads."""
+    images = family.images()
+    full = family.answer(family.halved(tail="full"), images)
+    exact = family.answer(family.halved(tail="exact"), images)
+    insist_close(exact, full, family.within, "exact tail")
+
+
+def a_reduced_answer_has_the_shape_of_the_hosts(family: Family) -> None:
+    """With half of the patches the answer has the host's shape and type and is finite."""
+    images = family.images()
+    got, wanted = family.answer(family.halved(), images), family.answer(family.host, images)
+    insist(got.shape == wanted.shape, f"shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
+    insist(got.dtype == wanted.dtype, f"type {got.dtype}, wanted {wanted.dtype}")
+    insist(bool(got.isfinite().all()), "not finite")
+
+
+def rows_are_as_told(family: Family) -> None:
+    """`shape()` tells how many rows enter, how many are prefix, and the grid of the others."""
+    shape = family.adapter.shape(family.host)
+    with torch.no_grad():
+        tokens = family.adapter.embed(family.host, family.images(), {})
+    told, found = (shape.entering, shape.prefix), (tokens.x.shape[1], tokens.prefix)
+    insist(told == found, f"rows and prefix told {told}, found {found}")
+    insist(shape.grid == tokens.grid, f"grid told {shape.grid}, found {tokens.grid}")
+    blocks = len(family.adapter.blocks(family.host))
+    insist(shape.depth == blocks, f"blocks told {shape.depth}, found {blocks}")
+
+
+def macs_are_what_it_spends(family: Family) -> None:
+    """`shape()` gives, within 0.5 %, what torch counts in the host itself and in half of it."""
+    images = family.images(1)
+    told = dense_macs(family.adapter.shape(family.host)).total
+    counted = counted_macs(family.host, images)
+    insist(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted} in the host")
+    tails: tuple[Tail, ...] = ("full", "exact")
+    for tail in tails:
+        half = family.halved(tail=tail)
+        told, counted = half.macs().total, counted_macs(half, images)
+        insist(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
+
+
+def the_host_stays_as_found(family: Family) -> None:
+    """Slimming and running change no weight, mode, class, attribute or hook of the host."""
+    host = copy.deepcopy(family.host)
+    host.train()
+    next(iter(family.adapter.blocks(host))).eval()
+    before = _found(host)
+    slimmed = slim(host, "random", adapter=family.adapter, keep=0.6)
+    with evaluating(host), torch.no_grad():
+        slimmed(family.images())
+    after = _found(host)
+    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    insist(not changed, f"changed: {sorted(changed)[:5]}")
+    try:
+        slim(slimmed, "random", adapter=family.adapter, keep=0.6)
+    except UnsupportedModel:
+        return
+    raise Observed("a slimmed model was slimmed again")
+
+
+def two_threads_get_the_answers_of_one(family: Family) -> None:
+    """Nothing about a forward pass is kept in the model: threads may share it."""
+    model = family.halved()
+    batches = [family.images(1 + i % 3) + i for i in range(8)]
+    wanted = [family.answer(model, images) for images in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for got, want in zip(
+            pool.map(lambda x: family.answer(model, x), batches), wanted, strict=True
+        ):
+            insist_close(got, want, family.within, "another thread's answer")
+
+
+def a_recipe_rebuilds_the_architecture(family: Family) -> None:
+    """A host made from `recipe()`, after a trip through JSON, takes the same weights."""
+    recipe = family.adapter.recipe(family.host)
+    if recipe is None:
+        return
+    back: Mapping[str, Any] = json.loads(json.dumps(recipe))
+    rebuilt = family.adapter.rebuild(back).to(next(family.host.parameters()).dtype).eval()
+    rebuilt.load_state_dict(family.host.state_dict())
+    images = family.images()
+    wanted = family.answer(family.host, images)
+    insist_close(family.answer(rebuilt, images), wanted, family.within, "rebuilt")
+
+
+FAMILY_LAWS: tuple[Law[Family], ...] = (
+    keeping_everything_equals_the_host,
+    rows_are_as_told,
+    parts_are_columns_of_the_whole,
+    rows_may_stand_in_any_order,
+    a_reduced_answer_has_the_shape_of_the_hosts,
+    the_exact_tail_gives_the_same_answer,
+    macs_are_what_it_spends,
+    the_host_stays_as_found,
+    two_threads_get_the_answers_of_one,
+    a_recipe_rebuilds_the_architecture,
+)
+
+
+class Shuffling:
+    """An adapter that hands over its host's patch rows in another order."""
+
+    def __init__(self, inner: Adapter) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def embed(self, host: nn.Module, images: Tensor, options: Mapping[str, Any]) -> Tokens:
+        """The tokens that enter the first block, shuffled."""
+        return _shuffled(self._inner.embed(host, images, options))
+
+
+def _shuffled(tokens: Tokens) -> Tokens:
+    """The same tokens, the patch rows of each image in another order."""
+    noise = torch.Generator().manual_seed(2)
+    lots = torch.rand(tokens.x.shape[0], tokens.patches, generator=noise).to(tokens.x.device)
+    return Keep(lots.argsort(dim=1)).apply(tokens.tracked())
+
+
+def _found(host: nn.Module) -> dict[str, object]:
+    """All about a host that slimming could disturb."""
+    found: dict[str, object] = {}
+    for name, module in host.named_modules():
+        hooks = sum(len(value) for key, value in vars(module).items() if key.endswith("_hooks"))
+        found[f"module {name}"] = (type(module), module.training, sorted(vars(module)), hooks)
+    for name, tensor in host.state_dict(keep_vars=True).items():
+        checksum = tensor.detach().double().sum().item()
+        found[f"weight {name}"] = (id(tensor), tensor.dtype, tensor.requires_grad, checksum)
+    return found

@@ -1,0 +1,229 @@
+"""What a law puts a method on: made-up tokens with signals, and tiny hosts of three kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.hosts._registry import find_adapter
+from patchslim.methods._method import Place, Reducer, Signals
+from patchslim.model.model import SlimModel
+from patchslim.schedules.schedule import Constant, Counts, Schedule, Tail
+from patchslim.tokens.attention import attention_bias
+from patchslim.tokens.tokens import Tokens
+
+Readout = Literal["class", "average", "query"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
+GRIDS = ((1, 2), (2, 3), (4, 4), (7, 5))
+PREFIXES = (0, 1, 2, 5)
+PATCHES = 16  # of the tiny host
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Tokens, and what a reducer may look at: what its place has, and no more."""
+
+    tokens: Tokens
+    signals: Signals
+
+    def of(self, images: list[int]) -> Scene:
+        """The scene of some of the images, in this order."""
+
+        def some(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[images]
+
+        tokens, signals = self.tokens, self.signals
+        readout, shown = signals.readout, tokens.content
+        return Scene(
+            replace(
+                tokens,
+                x=tokens.x[images],
+                origin=some(tokens.origin),
+                content=None if shown is None else lambda: shown()[images],
+                memory=some(tokens.memory),
+            ),
+            replace(
+                signals,
+                q=some(signals.q),
+                k=some(signals.k),
+                v=some(signals.v),
+                readout=None if readout is None else lambda: readout()[images],
+            ),
+        )
+
+    def padded(self, rows: int) -> Scene:
+        """The same scene, each image followed by `rows` rows of padding that mean nothing."""
+        tokens, signals = self.tokens, self.signals
+        after = torch.arange(tokens.x.shape[1] + rows).clamp(max=tokens.x.shape[1] - 1)
+
+        def longer(t: Tensor | None) -> Tensor | None:
+            return t if t is None or t.shape[2] != tokens.x.shape[1] else t[:, :, after]
+
+        alive = torch.arange(tokens.patches + rows).expand(len(tokens.x), -1) < tokens.patches
+        cells = torch.arange(tokens.patches + rows).clamp(max=tokens.patches - 1)
+        more = replace(
+            tokens,
+            x=tokens.x[:, after],
+            position=tokens.cells()[:, cells],
+            alive=alive,
+        )
+        readout = signals.readout
+        return Scene(
+            more,
+            replace(
+                signals,
+                q=longer(signals.q),
+                k=longer(signals.k),
+                v=longer(signals.v),
+                bias=attention_bias(more, proportional=False),
+                readout=None if readout is None else lambda: readout()[:, cells] * alive,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method on trial, in evaluation mode, and the width of the tokens it is made for."""
+
+    reducer: Reducer
+    width: int
+
+    def __post_init__(self) -> None:
+        self.reducer.prepare(self.width, self.deciding)
+
+    @property
+    def deciding(self) -> tuple[int, int]:
+        """The blocks of the tiny host in which there is a decision."""
+        return (1, 2) if self.reducer.remembers else (0, 2)
+
+    def scene(
+        self,
+        grid: tuple[int, int] = (4, 4),
+        *,
+        prefix: int = 1,
+        batch: int = 3,
+        dtype: torch.dtype = torch.float32,
+    ) -> Scene:
+        """Random tokens and signals; without prefix rows a pooling query stands in."""
+        patches = grid[0] * grid[1]
+        rows = prefix + patches
+        noise = torch.Generator().manual_seed(patches + 100 * prefix)
+        draw = partial(torch.randn, generator=noise)
+        place, scored = self.reducer.place, self.reducer.needs_class_token
+        heads: tuple[Tensor | None, ...] = tuple(
+            draw(batch, 2, rows, self.width // 2).to(dtype) for _ in "qkv"
+        )
+        q, k, v = heads
+        if place is Place.ON_QUERIES:
+            q = q[:, :, :prefix] if q is not None and scored and prefix else None
+        if place is Place.BEFORE_BLOCK:
+            q = k = v = None
+        if place is Place.ON_MAP:
+            v = None
+        pooled = draw(batch, patches).softmax(dim=1).to(dtype)
+        content = None
+        if self.reducer.shows is not None:
+            content = draw(batch, patches, 12).to(dtype)
+        if self.reducer.shows == "pixels" and content is not None:  # some cells show the same
+            content = content[:, torch.arange(patches) * 2 // 3]
+        return Scene(
+            Tokens(
+                x=draw(batch, rows, self.width).to(dtype),
+                prefix=prefix,
+                grid=grid,
+                content=None if content is None else lambda: content,
+                memory=pooled if self.reducer.remembers else None,
+            ).tracked(),
+            Signals(
+                prefix,
+                scale=self.width**-0.5,
+                q=q,
+                k=k,
+                v=v,
+                readout=(lambda: pooled) if scored and not prefix else None,
+            ),
+        )
+
+    def decide(self, scene: Scene, keep: int) -> Tokens:
+        """The tokens after one decision."""
+        with torch.no_grad():
+            reduction = self.reducer.choose(scene.tokens, scene.signals, keep)
+            return reduction.apply(scene.tokens)
+
+    def keeps(self, patches: int) -> list[int]:
+        """Counts that one decision can leave of `patches`: the fewest, the most, some between."""
+        every = range(self.reducer.fewest(patches), patches)
+        return (
+            sorted({every[i] for i in (0, len(every) // 3, -2, -1)}) if len(every) > 1 else [*every]
+        )
+
+    def decisions(self) -> Iterator[tuple[Scene, int, Tokens]]:
+        """Decisions on grids and prefixes of every kind: before, the count asked for, after."""
+        for row, grid in enumerate(GRIDS):
+            for column, prefix in enumerate(PREFIXES):
+                batch = 1 if (row + column) % 2 else 3  # every grid and prefix meets both
+                scene = self.scene(grid, prefix=prefix, batch=batch)
+                for keep in self.keeps(scene.tokens.patches):
+                    yield scene, keep, self.decide(scene, keep)
+
+    def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
+        """A tiny timm host whose head reads a class token, the mean of the patches, or a query."""
+        return tiny_host(width=self.width, readout=readout, depth=depth)
+
+    def model(
+        self, readout: Readout = "class", *, tail: Tail = "full", depth: int = 3
+    ) -> SlimModel:
+        """A tiny host slimmed by the method, without the checks of `slim`."""
+        host, prefix = self.host(readout, depth=depth), int(readout == "class")
+        schedule = self.schedule(prefix, depth=depth)
+        return SlimModel(host, find_adapter(host), self.reducer, schedule, tail)
+
+    def schedule(self, prefix: int = 1, *, depth: int = 3) -> Schedule:
+        """Decisions in two of three blocks, of what the method can do, if anything."""
+        first = max(10, self.reducer.fewest(PATCHES))
+        if first == PATCHES:
+            return Constant(0)
+        last = max(6, self.reducer.fewest(first))
+        early = PATCHES if self.deciding[0] else first
+        left = (early, first, last, last)[:depth]
+        return Counts(tuple(rows + prefix for rows in left), PATCHES + prefix, prefix)
+
+
+def tiny_host(*, width: int = 16, readout: Readout = "class", **changes: Any) -> nn.Module:
+    """A timm vision transformer of three blocks, its weights large enough to matter."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    settings: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": width,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 5,
+        "class_token": readout == "class",
+        "global_pool": {"class": "token", "average": "avg", "query": "map"}[readout],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        host: nn.Module = VisionTransformer(**settings | changes)
+        with torch.no_grad():
+            for parameter in host.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return host.eval()
+
+
+def uneven_images(batch: int, *, size: int = 16) -> Tensor:
+    """Images from noise to nearly a plain slope, of which a method may keep different numbers."""
+    noise = torch.linspace(1, 0.05, batch).view(-1, 1, 1, 1)
+    slope = torch.linspace(-0.3, 0.3, size)
+    return noise_images(batch, size=size) * noise + slope * (1 - noise)
+
+
+def noise_images(batch: int = 3, *, size: int = 16) -> Tensor:
+    """Random images for the tiny host."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,1 @@
+"""The sequence of a vision transformer: rows, decisions about rows, attention."""

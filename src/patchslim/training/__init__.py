@@ -1,0 +1,1 @@
+"""Fine-tunes slimmed models, and trains them from scratch."""
