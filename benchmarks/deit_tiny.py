@@ -18,7 +18,7 @@ import torch
 import patchslim
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut, ShortSchedule
-from patchslim.hosts._preprocessing import find_preparation
+from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.measurement.measure import measure
 from patchslim.methods.evit import EViT
 from patchslim.methods.random import Random
@@ -64,7 +64,7 @@ def main() -> None:
     images = Images.for_host(
         host,
         data / "imagenet-sample-500.zip",
-        prepared=find_preparation(host, adapter),
+        prepared=find_preprocessing(host, adapter),
         classes=data / "imagenet-classes.txt",
         limit=options.limit,
         batch=50,

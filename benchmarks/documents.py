@@ -31,13 +31,13 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 import patchslim
-from patchslim.hosts._preprocessing import find_preparation
+from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.measurement.latency import latency
-from patchslim.measurement.score import divergence
+from patchslim.measurement.score import kl_divergence
 from patchslim.methods.duplicates import Duplicates
 from patchslim.model.model import SlimModel
-from patchslim.report.provenance import Birth
-from patchslim.report.row import Spread
+from patchslim.report.provenance import Provenance
+from patchslim.report.row import Quartiles
 
 RESULT = Path(__file__).parent / "results" / "documents.json"
 SIZES = (224, 448)
@@ -267,7 +267,7 @@ def drawn(size: int) -> dict[str, Image.Image]:
 
 def prepared(pictures: dict[str, Image.Image], host: nn.Module) -> Tensor:
     """The pixels as the host sees them, at the size at which they were drawn."""
-    recipe = find_preparation(host, patchslim.find_adapter(host))
+    recipe = find_preprocessing(host, patchslim.find_adapter(host))
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (recipe.mean, recipe.std))
     pixels = [torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures.values()]
     return (torch.stack(pixels).float() / 255 - mean) / std
@@ -300,7 +300,7 @@ def answers(model: SlimModel, images: Tensor) -> dict[str, Any]:
     return {
         "largest_difference": float((dense - got).abs().max()),
         "largest_logit": float(dense.abs().max()),
-        "kl": float(divergence(dense, got).mean()),
+        "kl": float(kl_divergence(dense, got).mean()),
         "same_top1": int((dense.argmax(dim=1) == got.argmax(dim=1)).sum()),
     }
 
@@ -329,7 +329,7 @@ def speeds(models: dict[str, SlimModel], images: Tensor, repeats: int) -> dict[s
     }
     return {
         name: {
-            how: vars(Spread.of([d / s for d, s in zip(each["dense"], each[name], strict=True)]))
+            how: vars(Quartiles.of([d / s for d, s in zip(each["dense"], each[name], strict=True)]))
             for how, each in taken.items()
         }
         for name in models
@@ -343,7 +343,7 @@ def _said(line: str) -> None:
 @torch.inference_mode()
 def rows_of(host: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any]]:
     """One row for each setting, and for `tome` at the cost of some of them."""
-    models = {name: patchslim.slim(host, reducer) for name, reducer in SETTINGS.items()}
+    models = {name: patchslim.slim(host, method) for name, method in SETTINGS.items()}
     spent = {name: costs(model, images) for name, model in models.items()}
     for name in BESIDE:
         beside = f"`tome` at the MACs of {name}"
@@ -354,7 +354,7 @@ def rows_of(host: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any
     speedup = speeds(models, images, repeats)
     rows = []
     for name, model in models.items():
-        twin = SlimModel(bare, model.adapter, model.reducer, model.schedule, model.tail)
+        twin = SlimModel(bare, model.adapter, model.method, model.schedule, model.tail)
         row = {
             "name": name,
             "size": images.shape[-1],
@@ -388,7 +388,7 @@ def main() -> None:
         images = prepared(drawn(size), host)
         rows += rows_of(host, images, options.repeats)
         count = len(images)
-        birth = Birth.now(host, batch=count, image_size=(size, size), images=count, seed=0)
+        birth = Provenance.now(host, batch=count, image_size=(size, size), images=count, seed=0)
         births.append(asdict(birth))
     names = [page.__name__ for page in PAGES]
     data = {"pages": names, "repeats": options.repeats, "rows": rows, "births": births}

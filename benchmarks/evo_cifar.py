@@ -33,22 +33,22 @@ from train_deit_tiny import said
 import patchslim
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
-from patchslim.hosts._preprocessing import Preparation
+from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
 from patchslim.model.load import load
 from patchslim.model.model import SlimModel
-from patchslim.report.provenance import Birth
-from patchslim.report.row import Spread
-from patchslim.runs.layout import REPORT
-from patchslim.training.config import Course
+from patchslim.report.provenance import Provenance
+from patchslim.report.row import Quartiles
+from patchslim.runs.layout import REPORT_FILE
+from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes
-from patchslim.training.loader import Feed
-from patchslim.training.train import MODEL, train
-from patchslim.training.trainer import Run
+from patchslim.training.loader import TrainingLoader
+from patchslim.training.train import MODEL_FOLDER, train
+from patchslim.training.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "evo_cifar.json"
-PREPARED = Preparation(
+PREPARED = Preprocessing(
     image_size=(32, 32),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
@@ -118,9 +118,9 @@ def slimmed(kind: str, seed: int, *, evo: bool) -> SlimModel:
     return patchslim.slim(host, "evo", **METHOD[kind])
 
 
-def course_for(seed: int, epochs: float, *, evo: bool) -> Course:
+def course_for(seed: int, epochs: float, *, evo: bool) -> TrainConfig:
     """The recipe of both twins; selection per block means nothing to the dense one."""
-    return Course(
+    return TrainConfig(
         epochs=epochs,
         batch=128,
         lr=1e-3,
@@ -143,8 +143,8 @@ def learned(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Slim
         images = Images.for_host(plain, data / "cifar10-train.zip", prepared=PREPARED)
         course = course_for(seed, options.epochs, evo=name == "evo")
         out = options.runs / f"{kind}-{name}-{seed}"
-        if (out / REPORT).exists():  # it came to its end
-            models[name] = done = load(out / MODEL, model=plain.host)
+        if (out / REPORT_FILE).exists():  # it came to its end
+            models[name] = done = load(out / MODEL_FOLDER, model=plain.host)
             same = (done.trained or {}).get("course") == course.to_json()
             if not same or done.schedule != plain.schedule:
                 raise SystemExit(f"{out} was trained otherwise; name another folder by --runs.")
@@ -159,14 +159,14 @@ def steps(kind: str, repeats: int) -> list[dict[str, Any]]:
     batches: list[Batch] = [(torch.randn(128, 3, 32, 32), torch.arange(128) % 10)]
     cases = {"dense": (False, 0.0), "evo, per block": (True, 1.0), "evo, per stage": (True, 0.0)}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with TemporaryDirectory() as folder, Processes.joined() as crew:
+    with TemporaryDirectory() as folder, Processes.connect() as crew:
         runs = {}
         for name, (evo, layered) in cases.items():
-            course = Course(
+            course = TrainConfig(
                 steps=1000, batch=128, distil="none", auxiliary=0.5, layered=layered, workers=0
             )
-            feed = Feed(batches, course)
-            runs[name] = Run(slimmed(kind, 0, evo=evo), None, feed, course, crew, Path(folder))
+            feed = TrainingLoader(batches, course)
+            runs[name] = Trainer(slimmed(kind, 0, evo=evo), None, feed, course, crew, Path(folder))
         micro = next(iter(feed.steps()))
         names = list(runs)
         for number in range(-WARMUP, repeats):
@@ -179,13 +179,13 @@ def steps(kind: str, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name, taken in seconds.items():
         ratios = [d / s for d, s in zip(seconds["dense"], taken, strict=True)]
-        spread = Spread.of(taken)
+        spread = Quartiles.of(taken)
         rows.append(
             {
                 "name": name,
                 "seconds": vars(spread),
                 "seconds_an_epoch": spread.median * 50_000 / 128,
-                "speedup": vars(Spread.of(ratios)),
+                "speedup": vars(Quartiles.of(ratios)),
             }
         )
     return rows
@@ -218,7 +218,7 @@ def main() -> None:
             both = [
                 measure(
                     {"evo": models["evo"]},
-                    list(images.some(count)),
+                    list(images.sample_batches(count)),
                     dense=host,
                     batch=batch,
                     repeats=options.repeats,
@@ -230,7 +230,7 @@ def main() -> None:
             reports.append([report.to_json() for report in both])
         if options.train_only:
             continue
-        birth = Birth.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
+        birth = Provenance.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
         found[kind] = {
             "course": course_for(0, options.epochs, evo=True).to_json(),
             "reports": reports,

@@ -160,7 +160,7 @@ def evo() -> dict[str, object]:
 
     def flows(shape: HostShape) -> list[Flow]:
         slow = shape.prefix + (shape.entering - shape.prefix) // 2
-        return [Flow.even(rows) for rows in [shape.entering] * 4 + [slow] * (shape.depth - 4)]
+        return [Flow.uniform(rows) for rows in [shape.entering] * 4 + [slow] * (shape.depth - 4)]
 
     return {name: total(deit(name), flows(deit(name))) for name in DEIT}
 
@@ -170,7 +170,7 @@ def mctf() -> dict[str, object]:
 
     def flows(shape: HostShape, r: int, floor: int = 10) -> list[Flow]:
         rows = shape.entering
-        made = [Flow.even(rows)]
+        made = [Flow.uniform(rows)]
         for _ in range(1, shape.depth):
             left = rows - max(0, min(r, rows - floor, (rows - shape.prefix) // 2))
             made.append(Flow(rows, rows, left, left, left))
@@ -185,7 +185,7 @@ def mctf() -> dict[str, object]:
 
 def before_feed(entering: int, left: Sequence[int]) -> list[Flow]:
     """P1: attention on the rows that enter a block, feed-forward on those that are left."""
-    return [Flow.even(rows, feed=after) for rows, after in pairwise((entering, *left))]
+    return [Flow.uniform(rows, feed=after) for rows, after in pairwise((entering, *left))]
 
 
 def pitome() -> dict[str, object]:
@@ -241,11 +241,11 @@ def lvvit() -> dict[str, object]:
         blocks=(BlockShape.standard(384, 6, ratio=3),) * 16,
         head=384 * 1000,
     )
-    reducer = DynamicViT()
+    method = DynamicViT()
 
     def macs(rate: str) -> float:
-        counts = Rate(float(rate), (4, 8, 12)).counts(shape.entering, 1, shape.depth, reducer)
-        return giga(slim_macs(shape, reducer, counts, tail=False).total)
+        counts = Rate(float(rate), (4, 8, 12)).counts(shape.entering, 1, shape.depth, method)
+        return giga(slim_macs(shape, method, counts, tail=False).total)
 
     return {rate: macs(rate) for rate in ("0.9", "0.8", "0.7", "0.5")}
 
@@ -306,7 +306,7 @@ def _levit_macs(shape: Levit, keep: float) -> int:
             patches + prefix if stage == 0 and i < 2 else slow for i in range(shape.depths[stage])
         ]
         blocks += [levit_block(width, width, shape.key * heads, shape.key, 2)] * len(rows)
-        flows += map(Flow.even, rows)
+        flows += map(Flow.uniform, rows)
         if stage + 1 < len(shape.widths):
             side = (side + 1) // 2
             inner = shape.key * (width // shape.key)

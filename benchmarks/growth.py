@@ -26,8 +26,8 @@ from patchslim.measurement.latency import latency
 from patchslim.measurement.memory import peak_memory
 from patchslim.methods._method import Signals
 from patchslim.model.model import SlimModel
-from patchslim.model.step import Step
-from patchslim.report.provenance import Birth
+from patchslim.model.step import BlockStep
+from patchslim.report.provenance import Provenance
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 
@@ -41,11 +41,11 @@ class Watched(SlimModel):
     """A SlimModel that times its own decisions and moves, and keeps one to measure its memory."""
 
     spent: float
-    largest: tuple[Step, Tokens, Signals] | None
+    largest: tuple[BlockStep, Tokens, Signals] | None
 
-    def _before_feed(self, step: Step, place: Any, tokens: Tokens) -> Tokens:
+    def _attend_and_reduce(self, step: BlockStep, place: Any, tokens: Tokens) -> Tokens:
         if place is None:
-            return super()._before_feed(step, None, tokens)
+            return super()._attend_and_reduce(step, None, tokens)
         attended = self._attend(step, place, tokens)
         mixed = self.adapter.mix(self.host, step.index, attended.queries, attended.values)
         tokens, signals = attended.queries.with_x(mixed), attended.signals
@@ -73,12 +73,12 @@ class Watched(SlimModel):
 
 def watch(model: SlimModel) -> Watched:
     """The same model, watched."""
-    watched = Watched(model.host, model.adapter, model.reducer, model.schedule, model.tail)
+    watched = Watched(model.host, model.adapter, model.method, model.schedule, model.tail)
     watched.spent, watched.largest = 0.0, None
     return watched
 
 
-def grow(size: int, repeats: int) -> tuple[list[dict[str, Any]], Birth]:
+def grow(size: int, repeats: int) -> tuple[list[dict[str, Any]], Provenance]:
     """One row a method for a host of this image size."""
     host = timm.create_model("deit_small_patch16_224", img_size=size, num_classes=1000).eval()
     images = torch.randn(1, 3, size, size)
@@ -110,7 +110,7 @@ def grow(size: int, repeats: int) -> tuple[list[dict[str, Any]], Birth]:
                     "speedup": statistics.median(ratios),
                 }
             )
-    birth = Birth.now(host, batch=1, image_size=(size, size), images=0, seed=0)
+    birth = Provenance.now(host, batch=1, image_size=(size, size), images=0, seed=0)
     return rows, birth
 
 

@@ -28,7 +28,7 @@ from train_deit_tiny import dense, held_images, said
 import patchslim
 from patchslim.errors import BadSetting
 from patchslim.measurement.memory import peak_memory
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.methods.ats import ATS
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.evit import EViT
@@ -36,9 +36,9 @@ from patchslim.methods.random import Random
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.model.model import SlimModel
-from patchslim.model.step import Step
-from patchslim.report.provenance import Birth
-from patchslim.schedules.budget import plan
+from patchslim.model.step import BlockStep
+from patchslim.report.provenance import Provenance
+from patchslim.schedules.budget import make_schedule
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.shapes import Cost
 from patchslim.tokens.tokens import Tokens
@@ -48,7 +48,7 @@ SIZE = 1024
 SHARE = 0.65  # of the operations: what fixed counts cost, and the most that others may
 PICTURE = 7  # of the sample: a picture with both plain and busy parts
 
-METHODS: dict[str, Reducer] = {
+METHODS: dict[str, Method] = {
     "random": Random(),
     "evit": EViT(),
     "tome": ToMe(),
@@ -90,7 +90,7 @@ class Clocked(SlimModel):
 
     spent: float = 0.0
 
-    def _choose(self, step: Step, tokens: Tokens, signals: Signals) -> Reduction:
+    def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
         begun = time.process_time()
         reduction = super()._choose(step, tokens, signals)
         reduction.apply(tokens)  # once more than needed, to be on the clock too
@@ -100,7 +100,7 @@ class Clocked(SlimModel):
 
 def clocked(model: SlimModel) -> Clocked:
     """The same model with a clock."""
-    return Clocked(model.host, model.adapter, model.reducer, model.schedule, model.tail).eval()
+    return Clocked(model.host, model.adapter, model.method, model.schedule, model.tail).eval()
 
 
 def large_host(data: Path) -> nn.Module:
@@ -125,7 +125,7 @@ def slimmed(host: nn.Module, names: list[str]) -> dict[str, SlimModel]:
     """
     adapter = patchslim.find_adapter(host)
     shape = adapter.shape(host)
-    rules = {name: plan(shape, METHODS[name], macs=SHARE, tail="exact") for name in names}
+    rules = {name: make_schedule(shape, METHODS[name], macs=SHARE, tail="exact") for name in names}
     return {
         name: SlimModel(host, adapter, METHODS[name], rule, "exact").eval()
         for name, rule in rules.items()
@@ -213,7 +213,7 @@ def main() -> None:
     models = slimmed(host, options.methods.split(";"))
     with torch.inference_mode():
         rows = measured(host, models, image, options.rounds)
-    birth = Birth.now(host, batch=1, image_size=(SIZE, SIZE), images=1, seed=0)
+    birth = Provenance.now(host, batch=1, image_size=(SIZE, SIZE), images=1, seed=0)
     result = {"share": SHARE, "rounds": options.rounds, "rows": rows, "birth": asdict(birth)}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

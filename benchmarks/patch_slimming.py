@@ -21,7 +21,7 @@ from torch import nn
 from train_deit_tiny import course_for, dense, held_images, said, slimmed, whole_images
 
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
 from patchslim.measurement.measure import measure
@@ -54,15 +54,19 @@ def main() -> None:
     models: dict[str, SlimModel] = {}
     for method in filter(None, options.others.split(",")):
         plain = slimmed(host, method, options.budget)
-        if not plain.reducer.learns:
+        if not plain.method.is_trainable:
             models[method] = plain
         if options.epochs:
             models[f"{method} trained"] = tuned(plain, host, images, options.epochs, runs / method)
     records: dict[str, Any] = {}
     for name, method, search in (
-        ("patch_slimming free", "patch_slimming", Search(mode="free", images=IMAGES)),
-        ("patch_slimming fast", "patch_slimming", Search(mode="fast", images=IMAGES)),
-        ("patch_slimming_dynamic", "patch_slimming_dynamic", Search(mode="free", images=IMAGES)),
+        ("patch_slimming free", "patch_slimming", PatchSlimmingConfig(mode="free", images=IMAGES)),
+        ("patch_slimming fast", "patch_slimming", PatchSlimmingConfig(mode="fast", images=IMAGES)),
+        (
+            "patch_slimming_dynamic",
+            "patch_slimming_dynamic",
+            PatchSlimmingConfig(mode="free", images=IMAGES),
+        ),
     ):
         said(name)
         first = records.get("patch_slimming free")

@@ -28,24 +28,24 @@ from train_deit_tiny import dense, held_images, said
 
 import patchslim
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut, ImpossibleBudget
 from patchslim.measurement.latency import latency
 from patchslim.measurement.measure import measure
-from patchslim.methods._method import Reducer
+from patchslim.methods._method import Method
 from patchslim.methods.ats import ATS
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.model.model import SlimModel
-from patchslim.report.provenance import Birth
-from patchslim.report.row import Spread
+from patchslim.report.provenance import Provenance
+from patchslim.report.row import Quartiles
 from patchslim.schedules.schedule import Rate, Schedule
 
 RESULT = Path(__file__).parent / "results" / "ragged_cpu.json"
 BUDGET = 0.65
 BATCHES = (8, 32)
-METHODS: dict[str, tuple[Reducer, Schedule | None]] = {
+METHODS: dict[str, tuple[Method, Schedule | None]] = {
     "similarity": (Similarity(threshold=1e-4), None),
     "similarity in 5 blocks": (Similarity(threshold=1e-4), Rate(1.0, at=(3, 4, 5, 7, 9))),
     "tome": (ToMe(threshold=0.9), None),
@@ -79,7 +79,9 @@ def main() -> None:
             said(f"{title}, batch {batch}")
             some = images[:: len(images) // batch][:batch].contiguous()
             rows += timed(title, host, models, some, options.repeats)
-    birth = Birth.now(tiny, batch=max(BATCHES), image_size=(224, 224), images=len(images), seed=0)
+    birth = Provenance.now(
+        tiny, batch=max(BATCHES), image_size=(224, 224), images=len(images), seed=0
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     found = {"birth": asdict(birth), "repeats": options.repeats, "rows": rows, "answers": answers}
     options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -93,12 +95,12 @@ def main() -> None:
 def adaptive(host: nn.Module, images: Tensor) -> dict[str, SlimModel]:
     """The adaptive methods at the budget on average, as near as they come to it."""
     made: dict[str, SlimModel] = {}
-    for name, (reducer, schedule) in METHODS.items():
+    for name, (method, schedule) in METHODS.items():
         goal: dict[str, Any] = {"macs": BUDGET, "schedule": schedule}
-        search = Search(images=len(images))
+        search = PatchSlimmingConfig(images=len(images))
         try:
             made[name] = calibrate(
-                host, [(images, None)], reducer, **goal, search=search, progress=said
+                host, [(images, None)], method, **goal, search=search, progress=said
             ).model
         except ImpossibleBudget as error:
             said(f"{name} is missing: {error}")
@@ -125,7 +127,7 @@ def timed(
     for name, model in models.items():
         whole = model.dense_macs().total
         share = sum(cost.total for cost in model.macs_of(images)) / len(images) / whole
-        padded = SlimModel(host, model.adapter, model.reducer, model.schedule, model.tail)
+        padded = SlimModel(host, model.adapter, model.method, model.schedule, model.tail)
         padded.packs = False
         padded.eval()
         forms: dict[str, nn.Module] = {f"{name}, packed": model, f"{name}, padded": padded}
@@ -136,9 +138,9 @@ def timed(
     seconds = latency(calls, images, repeats, WARMUP, progress=said)
     rows = []
     for name, each in seconds.items():
-        speedup = Spread.of([one / two for one, two in zip(seconds["dense"], each, strict=True)])
+        speedup = Quartiles.of([one / two for one, two in zip(seconds["dense"], each, strict=True)])
         row = {"host": title, "batch": len(images), "name": name, "share": shares[name]}
-        milliseconds = Spread.of([1000 * second / len(images) for second in each])
+        milliseconds = Quartiles.of([1000 * second / len(images) for second in each])
         row |= {"ms": asdict(milliseconds), "speedup": asdict(speedup)}
         rows.append(row | {"conversion": speedup.median * shares[name]})
     return rows

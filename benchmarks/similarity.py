@@ -25,17 +25,17 @@ from train_deit_tiny import dense, held_images, said, whole_images
 
 import patchslim
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.images import Images
 from patchslim.errors import BadSetting, DeepCut, ImpossibleBudget, ShortSchedule
 from patchslim.measurement.measure import measure
-from patchslim.methods._method import Reducer
+from patchslim.methods._method import Method
 from patchslim.methods.ats import ATS
 from patchslim.methods.random import Random
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.model.model import SlimModel
-from patchslim.schedules.schedule import later
+from patchslim.schedules.schedule import later_blocks
 
 RESULT = Path(__file__).parent / "results" / "similarity.json"
 DEEP = RESULT.with_name("similarity_deep.json")
@@ -63,7 +63,7 @@ FIRST: dict[str, dict[str, Any]] = {
     "preset paper, before block 0": {"preset": "paper"},
     "nearest, before block 0": {"group": "nearest", "measure": "cosine", "on": "embedding"},
 }
-THRESHOLDS: dict[str, Reducer] = {
+THRESHOLDS: dict[str, Method] = {
     "similarity, threshold": Similarity(threshold=1e-4),
     "leaders, threshold": Similarity(group="leader", threshold=0.9, floor=0.0, **COSINE),
     "components, threshold": Similarity(group="components", threshold=0.9, floor=0.0, **COSINE),
@@ -111,7 +111,7 @@ def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
     made = {name: patchslim.slim(host, name, macs=budget) for name in ("tome", "evit", "topk")}
     for name, settings in FIXED.items():
         made[name] = patchslim.slim(host, Similarity(**settings), macs=budget)
-    places = made["similarity (default: ward)"].deciding()
+    places = made["similarity (default: ward)"].deciding_blocks()
     for seed in range(SEEDS):
         lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
         made[f"random, seed {seed}"] = lots
@@ -126,11 +126,11 @@ def deep(host: nn.Module, budget: float) -> dict[str, SlimModel]:
         name: patchslim.slim(host, name, macs=budget)
         for name in ("tome", "evit", "topk", "similarity")
     }
-    late = later(made["tome"].shape().depth)
+    late = later_blocks(made["tome"].shape().depth)
     made["similarity, from a quarter of the depth"] = patchslim.slim(
         host, "similarity", macs=budget, at=late
     )
-    places = made["similarity"].deciding()
+    places = made["similarity"].deciding_blocks()
     for seed in range(SEEDS):
         lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
         made[f"random, seed {seed}"] = lots
@@ -140,12 +140,12 @@ def deep(host: nn.Module, budget: float) -> dict[str, SlimModel]:
 def adaptive(host: nn.Module, images: Images, budget: float) -> dict[str, SlimModel]:
     """All methods by which images keep different numbers, at the budget on average."""
     made: dict[str, SlimModel] = {}
-    for name, reducer in THRESHOLDS.items():
+    for name, method in THRESHOLDS.items():
         said(name)
         try:
-            search = Search(images=IMAGES)
+            search = PatchSlimmingConfig(images=IMAGES)
             made[name] = calibrate(
-                host, images, reducer, macs=budget, search=search, progress=said
+                host, images, method, macs=budget, search=search, progress=said
             ).model
         except (ImpossibleBudget, BadSetting) as error:
             said(f"{name} is missing: {error}")

@@ -23,13 +23,13 @@ from torch.nn import functional
 from train_deit_tiny import dense, held_images, said, whole_images
 
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import DeepCut, Untrained
-from patchslim.measurement.score import divergence
+from patchslim.measurement.score import kl_divergence
 from patchslim.methods._method import Signals
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.model.model import SlimModel
-from patchslim.report.provenance import Birth
+from patchslim.report.provenance import Provenance
 from patchslim.schedules.schedule import Schedule
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.tokens import Tokens
@@ -102,18 +102,22 @@ def main() -> None:
         goal: dict[str, Any] = {"macs": options.budget}
         if name in SAME:
             goal = {"schedule": schedule}
-        found = calibrate(host, images, method, search=Search(**settings), **goal, progress=said)
+        found = calibrate(
+            host, images, method, search=PatchSlimmingConfig(**settings), **goal, progress=said
+        )
         layers = {each["block"]: each for each in found.record["layers"]}
         errors = {block: each["error"] / each["scale"] for block, each in layers.items()}
         trial.add(name, found.model, {"errors": errors, "gates": found.record["gates"]})
         if name == DEFAULT:
             schedule = found.model.schedule
             for by in ("grid", "key"):
-                reducer = Leaving(order=found.record["order"], by=by)
+                leaving = Leaving(order=found.record["order"], by=by)
                 adapter = found.model.adapter
-                model = SlimModel(host, adapter, reducer, schedule, "exact").eval()
+                model = SlimModel(host, adapter, leaving, schedule, "exact").eval()
                 trial.add(f"content left with the nearest kept patch, by {by}", model, {})
-    birth = Birth.now(host, batch=50, image_size=(224, 224), images=sum(map(len, batches)), seed=0)
+    birth = Provenance.now(
+        host, batch=50, image_size=(224, 224), images=sum(map(len, batches)), seed=0
+    )
     data = {"birth": asdict(birth), "rows": trial.rows, "worst_images": trial.worst()}
     RESULT.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
@@ -131,7 +135,7 @@ class Trial:
         """One row."""
         got = [model(batch) for batch in self.batches]
         pairs = list(zip(self.wanted, got, strict=True))
-        kl = torch.cat([divergence(a, b) for a, b in pairs])
+        kl = torch.cat([kl_divergence(a, b) for a, b in pairs])
         same = torch.cat([a.argmax(1) == b.argmax(1) for a, b in pairs])
         worst = kl.sort(descending=True).values[: int(WORST * len(kl))]
         row = {

@@ -22,7 +22,7 @@ from torch import nn
 import patchslim
 from patchslim.errors import Untrained
 from patchslim.measurement.measure import measure
-from patchslim.methods._ranking import ordered
+from patchslim.methods._ranking import format_order
 from patchslim.model.model import SlimModel
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,7 +63,7 @@ def main() -> None:
     host = timm.create_model(options.model).eval()
     host = host.to(options.device, getattr(torch, options.dtype))
     grid = patchslim.find_adapter(host).shape(host).grid
-    order = ordered(grid, torch.randperm(grid[0] * grid[1]).tolist())
+    order = format_order(grid, torch.randperm(grid[0] * grid[1]).tolist())
     slimmed = {
         "identity": patchslim.slim(host, "identity"),
         "tome r=13": patchslim.slim(host, "tome", r=13),

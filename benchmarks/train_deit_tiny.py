@@ -26,8 +26,8 @@ from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
 from patchslim.measurement.measure import measure
 from patchslim.model.model import SlimModel
-from patchslim.runs.log import rows
-from patchslim.training.config import Course
+from patchslim.runs.log import read_log
+from patchslim.training.config import TrainConfig
 from patchslim.training.train import train
 
 RESULT = Path(__file__).parent / "results" / "trained.json"
@@ -38,17 +38,17 @@ METHODS = "evit,tome,topk,dynamicvit"
 class Mosaics(Images):
     """Small pictures: three in ten alone, the others as mosaics of 2x2 or 3x3 that are sharper."""
 
-    def picture_of(self, place: int) -> Image.Image:
+    def load_image(self, place: int) -> Image.Image:
         """The picture of a place, or a mosaic that begins with it."""
         side = (2, 3, 2, 3, 2, 3, 2, 1, 1, 1)[place % 10]
-        first: Image.Image = super().picture_of(place)
+        first: Image.Image = super().load_image(place)
         if side == 1:
             return first
         width, height = first.size
         whole = Image.new("RGB", (width * side, height * side))
         for number in range(side * side):
             # A prime apart, so that the pictures are of different classes.
-            each = super().picture_of((place + number * 7919) % self.count)
+            each = super().load_image((place + number * 7919) % self.count)
             at = (number % side * width, number // side * height)
             whole.paste(each.resize((width, height)), at)
         return whole
@@ -57,7 +57,7 @@ class Mosaics(Images):
 def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     """The host slimmed to the budget, in which what a method's own layers cost is counted."""
     model = patchslim.slim(host, method, macs=budget)
-    if model.reducer.learns:
+    if model.method.is_trainable:
         own = model.macs().choosing / model.dense_macs().total
         model = patchslim.slim(host, method, macs=budget - own)
     return model
@@ -65,9 +65,9 @@ def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
 
 def course_for(
     plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float, wise: float = 1.0
-) -> Course:
+) -> TrainConfig:
     """The dense model as the teacher, no labels, and one rate for every method's host."""
-    own = plain.reducer.course
+    own = plain.method.course
     given = {
         "epochs": epochs,
         "batch": batch,
@@ -82,7 +82,7 @@ def course_for(
     if "host_lr" in own:
         # The host learns at the same rate as everywhere, and the method's own layers at theirs.
         given |= {"lr": OWN_LR, "host_lr": lr / OWN_LR}
-    return Course.of(own, given)
+    return TrainConfig.of(own, given)
 
 
 def whole_images(host: nn.Module, data: Path) -> Images:
@@ -145,10 +145,10 @@ def main() -> None:
         out = options.runs / method
         print(method, flush=True)
         trained = train(plain, images, course, out=out, resume=True, progress=said)
-        if not plain.reducer.learns:
+        if not plain.method.is_trainable:
             models[method] = plain
         models[f"{method} trained"] = trained.model
-        rates = [row["images_per_second"] for row in rows(out / "log.csv")]
+        rates = [row["images_per_second"] for row in read_log(out / "log.csv")]
         courses[method] = {
             "course": course.to_json(),
             "images": images.count,

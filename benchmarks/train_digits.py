@@ -210,7 +210,7 @@ def draw_batch(pool: digits.Scenes, stage: Stage, size: int, rng: np.random.Gene
     order[:, NEAR:] = rng.permuted(order[:, NEAR:], axis=1)
     places = np.sort(order[:, : stage.patches], axis=1)
     names = np.where(inside, labels[:, None], NOTHING)
-    ink = digits.handwritten()[0][pool.sources[chosen]].reshape(size, INK) / 16.0
+    ink = digits.handwritten_digits()[0][pool.sources[chosen]].reshape(size, INK) / 16.0
     return Batch(
         images=digits.normalise(recoloured(pool.images[chosen], rng)),
         places=torch.from_numpy(places),

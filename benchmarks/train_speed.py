@@ -24,12 +24,12 @@ import torch
 import patchslim
 from patchslim.errors import Untrained
 from patchslim.measurement.score import Batch
-from patchslim.report.provenance import Birth
-from patchslim.report.row import Spread
-from patchslim.training.config import Course
+from patchslim.report.provenance import Provenance
+from patchslim.report.row import Quartiles
+from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes
-from patchslim.training.loader import Fed, Feed
-from patchslim.training.trainer import Run
+from patchslim.training.loader import MicroBatch, TrainingLoader
+from patchslim.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP = 2
@@ -57,15 +57,15 @@ def main() -> None:
             for name in ("tome", "evit", "topk", "dynamicvit")
         },
     }
-    course = Course(
+    course = TrainConfig(
         steps=1000, batch=options.batch, distil="none", precision=options.precision, ema=0.0
     )
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    with TemporaryDirectory() as folder, Processes.joined() as crew:
-        feed = Feed(batches, course)
+    with TemporaryDirectory() as folder, Processes.connect() as crew:
+        feed = TrainingLoader(batches, course)
         micro = next(iter(feed.steps()))
         runs = {
-            name: Run(model, None, feed, course, crew, Path(folder))
+            name: Trainer(model, None, feed, course, crew, Path(folder))
             for name, model in models.items()
         }
         names = list(runs)
@@ -80,25 +80,25 @@ def main() -> None:
     for name, model in models.items():
         ratios = [d / s for d, s in zip(seconds["dense"], seconds[name], strict=True)]
         share = model.macs().total / model.dense_macs().total
-        speedup = Spread.of(ratios)
+        speedup = Quartiles.of(ratios)
         rows.append(
             {
                 "name": name,
                 "macs_share": share,
-                "seconds": vars(Spread.of(seconds[name])),
+                "seconds": vars(Quartiles.of(seconds[name])),
                 "speedup": vars(speedup),
                 "conversion": speedup.median * share,
             }
         )
         print(f"{name:<12} {share:.3f} of the MACs, {speedup.median:.2f}x as fast")
-    birth = Birth.now(host, batch=options.batch, image_size=(224, 224), images=0, seed=0)
+    birth = Provenance.now(host, batch=options.batch, image_size=(224, 224), images=0, seed=0)
     out = RESULTS / f"train_speed_{crew.device.type}.json"
     data = {"model": options.model, "precision": options.precision, "repeats": options.repeats}
     data |= {"rows": rows, "birth": asdict(birth)}
     out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _timed(run: Run, number: int, micro: list[Fed]) -> float:
+def _timed(run: Trainer, number: int, micro: list[MicroBatch]) -> float:
     """Seconds of one step."""
     begun = time.perf_counter()
     run.step(number, micro)

@@ -28,13 +28,13 @@ from train_deit_tiny import dense, held_images, said
 import patchslim
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.methods.ats import ATS
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.model.model import SlimModel
-from patchslim.report.provenance import Birth
+from patchslim.report.provenance import Provenance
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
@@ -51,7 +51,7 @@ Goals = list[Tensor]
 Range = tuple[Tensor, Tensor]
 
 
-class Listener(Reducer):
+class Listener(Method):
     """Keeps every patch, and notes in `heard` how unlike each other the patches of a block are."""
 
     adaptive = True  # decides in every block that it is given, though it removes nothing
@@ -177,7 +177,7 @@ def told(spent: Sequence[float], cap: float) -> dict[str, float]:
 
 def models(host: nn.Module, cap: float | None) -> dict[str, SlimModel]:
     """Each method, at a threshold with which pictures cost about two thirds; ATS has none."""
-    methods: dict[str, Reducer] = {
+    methods: dict[str, Method] = {
         "similarity threshold=0.0004": Similarity(threshold=0.0004),
         "tome threshold=0.9": ToMe(threshold=0.9),
         "ats": ATS(),
@@ -243,7 +243,7 @@ def main() -> None:
                 row["max_without_cap"] = max(shares(free[name], shown[:BATCH]))
             rows.append(row)
             said(json.dumps(row))
-    birth = Birth.now(
+    birth = Provenance.now(
         host,
         batch=BATCH,
         image_size=images.image_size,

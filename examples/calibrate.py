@@ -24,7 +24,7 @@ count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
 unlabelled = [(digits.normalise(digits.scenes("train", count).images), None)]
 scenes = digits.scenes("test", 4 * count)
 test = (digits.normalise(scenes.images), torch.from_numpy(scenes.labels))
-search = patchslim.Search(mode="free", images=count, probe=min(8, count))
+search = patchslim.PatchSlimmingConfig(mode="free", images=count, probe=min(8, count))
 
 host = digits.host()
 with tempfile.TemporaryDirectory() as away:

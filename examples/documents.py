@@ -23,7 +23,7 @@ for top in range(64, 400, 48):
 transform = create_transform(448, crop_pct=1.0)
 pages = torch.stack([transform(page) for page in (letter, form)])
 with torch.inference_mode():
-    answers, costs = slimmed.answer(pages)
+    answers, costs = slimmed.forward_with_costs(pages)
 
 for name, cost in zip(("letter", "form"), costs, strict=True):
     share = cost.total / slimmed.dense_macs().total

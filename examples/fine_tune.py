@@ -29,7 +29,7 @@ def batches(split, count):
 
 images, validation = batches("train", min(2000, 8 * steps)), batches("test", min(600, 8 * steps))
 slimmed = patchslim.slim(digits.host(), "tome", macs=0.4)
-course = patchslim.Course(steps=steps, batch=32, lr=1e-4, mixup=0.8, labels=0, validate=steps)
+course = patchslim.TrainConfig(steps=steps, batch=32, lr=1e-4, mixup=0.8, labels=0, validate=steps)
 with tempfile.TemporaryDirectory() as folder:
     trained = patchslim.train(slimmed, images, course, out=folder, validation=validation)
 

@@ -8,12 +8,12 @@ import timm
 import torch
 
 import patchslim
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
 
-class EvenRows(Reducer):
+class EvenRows(Method):
     """Keeps patches of even grid rows first, in raster order."""
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:

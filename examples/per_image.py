@@ -20,7 +20,7 @@ noise = np.random.default_rng(0).integers(0, 256, empty.shape, np.uint8)
 images = digits.normalise(np.concatenate([empty, noise, scenes.images]))
 
 with torch.inference_mode():
-    answers, costs = slimmed.answer(images)
+    answers, costs = slimmed.forward_with_costs(images)
     alone = torch.cat([slimmed(image[None]) for image in images])
     slimmed.packs = False  # side by side, padded and masked, as an exported graph has them
     masked = slimmed(images)

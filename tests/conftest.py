@@ -58,7 +58,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 @pytest.fixture
 def vit() -> Any:
     """A tiny DeiT-like host with a class token, 21 rows."""
-    from variants import tiny_vit
+    from timm_variants import tiny_vit
 
     return tiny_vit()
 
@@ -66,6 +66,6 @@ def vit() -> Any:
 @pytest.fixture
 def hf_vit() -> Any:
     """A tiny Hugging Face classifier, 21 rows."""
-    from hugging import tiny_hf
+    from hf_hosts import tiny_hf
 
     return tiny_hf("ViTForImageClassification")

@@ -14,25 +14,33 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from comparing import (
+from comparison import (
     Shuffle,
     ShuffleMap,
     ShuffleQueries,
-    close,
-    found,
+    assert_same_gradients,
     gradients,
-    methods,
-    reduced,
-    same_gradients,
+    host_state,
+    is_close,
+    sample_methods,
+    slim_unchecked,
 )
-from options import OPTIONS
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.methods._method import Signals
 from patchslim.schedules.schedule import Rate
 from patchslim.tokens.rows import take
-from variants import HOSTS, PATCH, Variant, images, record, recording, registered
+from timm_options import OPTIONS
+from timm_variants import (
+    HOSTS,
+    PATCH,
+    Variant,
+    random_images,
+    record_arguments,
+    recording_arguments,
+    registered_variants,
+)
 
-EVERY = [*registered(), *OPTIONS]
+EVERY = [*registered_variants(), *OPTIONS]
 FREE = [variant for variant in EVERY if variant.args.get("dynamic_img_size")]
 PREFIXED = [variant for variant in EVERY if variant.prefix]
 SLOW = pytest.mark.slow
@@ -55,38 +63,40 @@ def built(variant: Variant) -> Any:
 
 
 def test_variants_of_the_registry() -> None:
-    every = [name for variant in registered() for name in variant.names]
-    sys.stdout.write(f"timm {timm.__version__}: {len(every)} names -> {len(registered())} variants")
+    every = [name for variant in registered_variants() for name in variant.names]
+    sys.stdout.write(
+        f"timm {timm.__version__}: {len(every)} names -> {len(registered_variants())} variants"
+    )
     assert len(every) == len(set(every)) >= 240
-    assert 50 <= len(registered()) <= 120
-    assert {variant.host for variant in registered()} == set(HOSTS)
+    assert 50 <= len(registered_variants()) <= 120
+    assert {variant.host for variant in registered_variants()} == set(HOSTS)
 
 
 @pytest.mark.slow
 def test_no_registered_host_is_overlooked() -> None:
-    names = {name for variant in registered() for name in variant.names}
-    with recording(), warnings.catch_warnings():
+    names = {name for variant in registered_variants() for name in variant.names}
+    with recording_arguments(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert {name for name in timm.list_models() if record(name)} == names
+        assert {name for name in timm.list_models() if record_arguments(name)} == names
 
 
 @every_variant
 def test_keeping_everything_equals_the_host(variant: Variant) -> None:
     host = built(variant)
-    slimmed, x = patchslim.slim(host, "identity"), images(host)
+    slimmed, x = patchslim.slim(host, "identity"), random_images(host)
     with torch.no_grad():
-        assert close(slimmed(x), host(x))
-        assert close(slimmed.forward_features(x), host.forward_features(x))
+        assert is_close(slimmed(x), host(x))
+        assert is_close(slimmed.forward_features(x), host.forward_features(x))
 
 
 @every_variant
 def test_training_equals_the_host(variant: Variant) -> None:
     """Same random draws, same gradients for every parameter; and no parameter goes unnoticed."""
     host = variant.build()
-    slimmed, x = patchslim.slim(host, "identity").train(), images(host)
+    slimmed, x = patchslim.slim(host, "identity").train(), random_images(host)
     got, wanted = gradients(slimmed, host, x), gradients(host, host, x)
     assert host.training
-    same_gradients(got, wanted)
+    assert_same_gradients(got, wanted)
 
 
 @each_option(EVERY)
@@ -94,29 +104,29 @@ def test_part_projections_are_columns_of_the_whole(variant: Variant) -> None:
     host = built(variant)
     adapter = patchslim.find_adapter(host)
     with torch.no_grad():
-        tokens = adapter.embed(host, images(host), {})
+        tokens = adapter.embed(host, random_images(host), {})
         tokens = Shuffle().choose(tokens, Signals(tokens.prefix), tokens.patches // 2).apply(tokens)
         whole = dict(zip("qkv", adapter.project(host, 1, tokens, "qkv"), strict=True))
         for part in ("qk", "kv", "q", "v"):
             for name, t in zip(part, adapter.project(host, 1, tokens, part), strict=True):
-                assert close(t, whole[name])
+                assert is_close(t, whole[name])
 
 
 @each_option(EVERY)
 def test_reduced_model_runs(variant: Variant) -> None:
     host = built(variant)
-    x = images(host)
+    x = random_images(host)
     with torch.no_grad():
         wanted, features = host(x), host.forward_features(x)
-        for reducer in [*methods(host), Shuffle(), ShuffleQueries(), ShuffleMap()]:
-            slimmed = reduced(host, reducer, Rate(0.7, (0, 1)))
+        for method in [*sample_methods(host), Shuffle(), ShuffleQueries(), ShuffleMap()]:
+            slimmed = slim_unchecked(host, method, Rate(0.7, (0, 1)))
             got, traced = slimmed(x), slimmed.trace(x)
-            assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype), reducer
-            assert torch.isfinite(got).all(), reducer
-            assert traced[-1].restored().shape == features.shape, reducer
+            assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype), method
+            assert torch.isfinite(got).all(), method
+            assert traced[-1].dense_features().shape == features.shape, method
             entering, prefix = traced[0].origin.shape[1] + traced[0].prefix, traced[0].prefix
-            counts = slimmed.schedule.counts(entering, prefix, len(traced), reducer)
-            assert tuple(each.x.shape[1] for each in traced) == counts, reducer
+            counts = slimmed.schedule.counts(entering, prefix, len(traced), method)
+            assert tuple(each.x.shape[1] for each in traced) == counts, method
 
 
 @each_option(EVERY)
@@ -125,8 +135,8 @@ def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
     host = built(variant)
     if "attn_mask" not in inspect.signature(host.forward_features).parameters:
         pytest.skip("this timm's hosts take no attention mask")
-    x = images(host)
-    slimmed = reduced(host, Shuffle(), Rate(0.5, (0,)))
+    x = random_images(host)
+    slimmed = slim_unchecked(host, Shuffle(), Rate(0.5, (0,)))
     with torch.no_grad():
         left = slimmed.trace(x)[-1]
         rows = left.cells() + left.prefix
@@ -135,8 +145,8 @@ def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
         mask[rows[0]] = True
         wanted = host.forward_features(x, attn_mask=mask.expand(len(mask), -1))
         got = host.norm(left.x)
-    assert close(got[:, : left.prefix], wanted[:, : left.prefix]) if left.prefix else True
-    assert close(got[:, left.prefix :], take(wanted, rows))
+    assert is_close(got[:, : left.prefix], wanted[:, : left.prefix]) if left.prefix else True
+    assert is_close(got[:, left.prefix :], take(wanted, rows))
 
 
 @each_option(PREFIXED)
@@ -146,23 +156,25 @@ def test_prefix_stays_first_and_untouched(variant: Variant) -> None:
     depth, prefix = len(host.blocks), host.num_prefix_tokens
     assert prefix == variant.prefix
     with torch.no_grad():
-        wanted = host.forward_features(images(host))[:, :prefix]
-        for reducer in [*methods(host), ShuffleQueries()]:
-            traced = reduced(host, reducer, Rate(0.5, (depth - 1,))).trace(images(host))
-            assert traced[-1].patches < traced[-2].patches, reducer
-            assert close(host.norm(traced[-1].x)[:, :prefix], wanted), reducer
+        wanted = host.forward_features(random_images(host))[:, :prefix]
+        for method in [*sample_methods(host), ShuffleQueries()]:
+            traced = slim_unchecked(host, method, Rate(0.5, (depth - 1,))).trace(
+                random_images(host)
+            )
+            assert traced[-1].patches < traced[-2].patches, method
+            assert is_close(host.norm(traced[-1].x)[:, :prefix], wanted), method
 
 
 @each_option(PREFIXED)
 def test_exact_tail_gives_the_same_answer(variant: Variant) -> None:
     host = built(variant)
-    x = images(host)
+    x = random_images(host)
     with torch.no_grad():
-        for reducer in [*methods(host), ShuffleQueries(), ShuffleMap()]:
+        for method in [*sample_methods(host), ShuffleQueries(), ShuffleMap()]:
             full, exact = (
-                reduced(host, reducer, Rate(0.6, (0, 2)), tail) for tail in ("full", "exact")
+                slim_unchecked(host, method, Rate(0.6, (0, 2)), tail) for tail in ("full", "exact")
             )
-            assert close(exact(x), full(x)), reducer
+            assert is_close(exact(x), full(x)), method
 
 
 @each_option(EVERY)
@@ -170,17 +182,17 @@ def test_host_stays_as_found(variant: Variant) -> None:
     host = variant.build().train()
     host.blocks[1].eval()
     weights = {name: value.clone() for name, value in host.state_dict().items()}
-    before = found(host)
+    before = host_state(host)
     slimmed = patchslim.slim(host, "tome", r=1)
     assert slimmed.training
-    assert found(host) == before
+    assert host_state(host) == before
     assert all(torch.equal(value, weights[name]) for name, value in host.state_dict().items())
     with pytest.raises(UnsupportedModel, match="slimmed already"):
         patchslim.slim(slimmed, "tome", r=1)
     with torch.no_grad():
-        slimmed(images(host))
+        slimmed(random_images(host))
     assert slimmed.unslim() is host
-    assert found(host) == before
+    assert host_state(host) == before
     assert list(host.state_dict()) == list(weights)
 
 
@@ -191,7 +203,7 @@ def test_other_image_sizes(variant: Variant) -> None:
     size = (PATCH * 6 + odd, PATCH * 3 - 2 * odd)
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(5)).to(variant.dtype)
     with torch.no_grad():
-        assert close(patchslim.slim(host, "identity")(x), host(x))
+        assert is_close(patchslim.slim(host, "identity")(x), host(x))
         slimmed = patchslim.slim(host, "tome", r=2)
         assert slimmed(x).shape == host(x).shape
         assert slimmed.forward_features(x).shape == host.forward_features(x).shape
@@ -206,7 +218,7 @@ def test_other_image_sizes_of_a_stem(pad: Any) -> None:
     model = patchslim.slim(host, "tome", r=1)
     x = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        assert close(patchslim.slim(host, "identity")(x), host(x))
+        assert is_close(patchslim.slim(host, "identity")(x), host(x))
         assert model.forward_features(x).shape == host.forward_features(x).shape
         with pytest.raises(WrongInput, match="multiples of the patch, 16x16"):
             model(x[..., :40])
@@ -225,24 +237,24 @@ def test_replaced_projections_are_called(label: str) -> None:
     host = next(each for each in EVERY if each.label == label).build()
     plain = patchslim.slim(host, ShuffleQueries(), keep_rate=0.7, at=(0,))
     with torch.no_grad():
-        before = plain(images(host))
+        before = plain(random_images(host))
         for block in host.blocks:
             block.attn.qkv.__class__ = Doubled
-        full = patchslim.slim(host, ShuffleQueries(), keep_rate=0.7, at=(0,))(images(host))
+        full = patchslim.slim(host, ShuffleQueries(), keep_rate=0.7, at=(0,))(random_images(host))
         for block in host.blocks:
             block.attn.qkv.__class__ = nn.Linear
             if label != "eva plain":
                 for p in block.attn.qkv.parameters():
                     p *= 2
-        assert close(full, plain(images(host)))
-        assert close(full, before) == (label == "eva plain")
+        assert is_close(full, plain(random_images(host)))
+        assert is_close(full, before) == (label == "eva plain")
 
 
 @pytest.mark.parametrize("label", ["deit_base_patch16_224", "eva plain"])
 def test_activations_can_be_recomputed(label: str) -> None:
     host = next(each for each in EVERY if each.label == label).build()
-    x = images(host)
+    x = random_images(host)
     model = patchslim.slim(host, "tome", r=2).train()
     wanted = gradients(model, host, x)
     model.set_grad_checkpointing()
-    same_gradients(gradients(model, host, x), wanted)
+    assert_same_gradients(gradients(model, host, x), wanted)

@@ -8,7 +8,7 @@ from patchslim.errors import BadSetting, NeedsClassToken
 from patchslim.methods._method import Place, Signals
 from patchslim.methods.ats import ATS
 from patchslim.tokens.tokens import Tokens
-from variants import images, tiny_vit
+from timm_variants import random_images, tiny_vit
 
 N = 20
 
@@ -51,9 +51,9 @@ def sampled(score, samples):
     return hits
 
 
-def kept(reducer, tokens, signals, keep):
+def kept(method, tokens, signals, keep):
     """The rows that each image keeps, in their order."""
-    reduction = reducer.choose(tokens, signals, keep)
+    reduction = method.choose(tokens, signals, keep)
     assert reduction.kept.shape == reduction.padding.shape == (len(tokens.x), min(keep, N))
     return [row[real].tolist() for row, real in zip(reduction.kept, reduction.padding, strict=True)]
 
@@ -142,8 +142,8 @@ def test_padding_is_never_hit(real):
 def test_only_the_sampled_ask_in_the_same_block():
     made = tiny_vit()
     model = patchslim.slim(made, "ats", keep_rate=0.6, at=(0, 1), floor=1)
-    assert model.reducer.place is Place.ON_QUERIES
-    x = images(made, 4)
+    assert model.method.place is Place.ON_QUERIES
+    x = random_images(made, 4)
     with torch.no_grad():
         traced = [tokens.lengths() for tokens in model.trace(x)]
     assert all(count <= model.counts()[0] for count in traced[0])

@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import patchslim
+from child_process import kill_when, needs_fork, run_in_process
+from child_process import run_patchslim as run
 from patchslim.data.images import Images
 from patchslim.errors import (
     BadData,
@@ -37,11 +39,9 @@ from patchslim.errors import (
 )
 from patchslim.measurement.measure import measure
 from patchslim.model.load import load
-from patchslim.saving.folder import RECIPE, WEIGHTS
+from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
 from patchslim.schedules.schedule import Counts
-from patchslim.versions import check_version, installed
-from process import killed, needs_fork, within
-from process import patchslim as run
+from patchslim.versions import check_version, installed_version
 
 TINY = "test_vit"
 TINY_GAP = "test_vit2"
@@ -62,8 +62,8 @@ def hf_vit():
 
 def edited(saved, to, **changes):
     path = Path(shutil.copytree(saved, to))
-    recipe = json.loads((path / RECIPE).read_text()) | changes
-    (path / RECIPE).write_text(json.dumps(recipe))
+    recipe = json.loads((path / RECIPE_FILE).read_text()) | changes
+    (path / RECIPE_FILE).write_text(json.dumps(recipe))
     return path
 
 
@@ -88,8 +88,8 @@ def desk(tmp_path_factory):
     edited(at / "saved", at / "future", patchslim=7, package="3.2.1")
     edited(at / "saved", at / "strange-method", method="tomme")
     shutil.copytree(at / "saved", at / "truncated")
-    whole = (at / "saved" / WEIGHTS).read_bytes()
-    (at / "truncated" / WEIGHTS).write_bytes(whole[: len(whole) // 3])
+    whole = (at / "saved" / WEIGHTS_FILE).read_bytes()
+    (at / "truncated" / WEIGHTS_FILE).write_bytes(whole[: len(whole) // 3])
     state = timm.create_model(TINY).state_dict()
     save_file(state, at / "vit.safetensors")
     (at / "cut.safetensors").write_bytes((at / "vit.safetensors").read_bytes()[:5000])
@@ -231,9 +231,9 @@ PYTHON = {
         lambda d: prepared(d.at / "photos", classes=d.at / "classes.txt"),
         BadData, "'cat' | classes.txt | Nearest: cats"),
     "no save there": (
-        lambda d: load(d.at / "nowhere"), BadFile, f"nowhere | {WEIGHTS} | {RECIPE}"),
+        lambda d: load(d.at / "nowhere"), BadFile, f"nowhere | {WEIGHTS_FILE} | {RECIPE_FILE}"),
     "folder that is no save": (
-        lambda d: load(d.at / "photos"), BadFile, f"not saved by patchslim | {RECIPE}"),
+        lambda d: load(d.at / "photos"), BadFile, f"not saved by patchslim | {RECIPE_FILE}"),
     "truncated weights": (
         lambda d: load(d.at / "truncated"), BadFile, "truncated | bytes | Copy it again"),
     "recipe of a future version": (
@@ -310,7 +310,7 @@ SHELL = {
 @pytest.mark.parametrize("name", SHELL)
 def test_on_the_command_line(name, desk, tmp_path):
     line, words = SHELL[name]
-    ended = within(*line.replace("{}", str(desk.at)).split())
+    ended = run_in_process(*line.replace("{}", str(desk.at)).split())
     assert ended.code == 2
     assert ended.out == ""
     assert "Traceback" not in ended.err
@@ -351,11 +351,11 @@ def test_an_unreadable_image_is_named_and_counted_and_the_run_goes_on(desk, tmp_
 def test_an_interrupted_save_leaves_the_old_one(desk, tmp_path):
     path = tmp_path / "saved"
     desk.slim.save(path)
-    before = hashlib.sha256((path / RECIPE).read_bytes()).hexdigest()
+    before = hashlib.sha256((path / RECIPE_FILE).read_bytes()).hexdigest()
     fresh = tmp_path / ".saved.new"
     other = patchslim.slim(vit(), "topk", keep=0.5)
-    killed(lambda: [other.save(path) for _ in range(1000)], when=fresh.exists)
-    if hashlib.sha256((path / RECIPE).read_bytes()).hexdigest() == before:
+    kill_when(lambda: [other.save(path) for _ in range(1000)], when=fresh.exists)
+    if hashlib.sha256((path / RECIPE_FILE).read_bytes()).hexdigest() == before:
         assert load(path).counts() == desk.slim.counts()
     else:
         assert load(path).counts() == other.counts()
@@ -369,9 +369,9 @@ def test_an_interrupted_save_leaves_the_old_one(desk, tmp_path):
 
 @pytest.fixture
 def reread_versions():
-    installed.cache_clear()
+    installed_version.cache_clear()
     yield
-    installed.cache_clear()
+    installed_version.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def lacking(library, farm):
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    installed.cache_clear()
+    installed_version.cache_clear()
 
 
 @needs_fork

@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 from timm.models.levit import Levit
 
 import patchslim
-from lessons import SIDE, batches, pictures, vit
+from child_process import run_in_process
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.calibration.state import CHECKPOINT
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.images import Images
 from patchslim.errors import (
     BadData,
@@ -32,11 +31,12 @@ from patchslim.errors import (
     WrongInput,
 )
 from patchslim.model.load import load
+from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.testing.trial import tiny_host
-from process import within
 from test_bad_input_training import content
+from tiny_training import SIDE, make_batches, trainable_vit, write_images
 
-FREE = Search(mode="free", images=4, probe=4, batch=4)
+FREE = PatchSlimmingConfig(mode="free", images=4, probe=4, batch=4)
 
 
 def pyramid():
@@ -67,23 +67,23 @@ def hugging(folder):
 def desk(tmp_path_factory):
     """Everything that is wrong, and what is right beside it."""
     at = tmp_path_factory.mktemp("desk")
-    made = SimpleNamespace(at=at, vit=vit())
+    made = SimpleNamespace(at=at, vit=trainable_vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
     made.slim.save(at / "slim")
     torch.manual_seed(0)
     hugging(at / "hf")
-    save_file(vit().state_dict(), at / "vit.safetensors")
-    pictures(at / "photos")
+    save_file(trainable_vit().state_dict(), at / "vit.safetensors")
+    write_images(at / "photos")
     (at / "empty").mkdir()
     for name in ("0.png", "1.png", "2.png"):
         (at / "broken").mkdir(exist_ok=True)
         (at / "broken" / name).write_bytes(b"no image")
-    calibrate(made.vit, batches(), tolerance=0.1, search=FREE, out=at / "run")
+    calibrate(made.vit, make_batches(), tolerance=0.1, search=FREE, out=at / "run")
     line = "calibrate {}/hf --data {}/photos --tolerance 0.1 --mode free --out {}/cli"
-    assert within(*line.replace("{}", str(at)).split()).code == 0
+    assert run_in_process(*line.replace("{}", str(at)).split()).code == 0
     shutil.copytree(at / "run", at / "cut")
-    whole = (at / "run" / CHECKPOINT).read_bytes()
-    (at / "cut" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    whole = (at / "run" / CHECKPOINT_FILE).read_bytes()
+    (at / "cut" / CHECKPOINT_FILE).write_bytes(whole[: len(whole) // 2])
     (at / "file").write_text("a file")
     return made
 
@@ -92,11 +92,11 @@ def fit(desk, out, *, host=None, data=None, search=FREE, **asked):
     """A short calibration in which one thing is wrong."""
     if not {"macs", "tolerance", "schedule"} & asked.keys():
         asked["tolerance"] = 0.1
-    return calibrate(host or desk.vit, data or batches(), out=out, search=search, **asked)
+    return calibrate(host or desk.vit, data or make_batches(), out=out, search=search, **asked)
 
 
 def tuned(**given):
-    return Search(**{"images": 4, "batch": 4, "epochs": 2, "lr": 1e-2} | given)
+    return PatchSlimmingConfig(**{"images": 4, "batch": 4, "epochs": 2, "lr": 1e-2} | given)
 
 
 # name: (what is done, the kind of error, words that the message must have)
@@ -117,9 +117,10 @@ PYTHON = {
         lambda d, out: fit(d, out, data=[torch.zeros(4, 3, SIDE, SIDE)]),
         WrongInput, "Batch 0 is a Tensor | pair"),
     "images with NaN": (
-        lambda d, out: fit(d, out, data=batches(bad=[2])), WrongInput, "Image 2 of batch 0 | NaN"),
+        lambda d, out: fit(d, out, data=make_batches(bad=[2])),
+        WrongInput, "Image 2 of batch 0 | NaN"),
     "images of several sizes": (
-        lambda d, out: fit(d, out, data=[*batches((0,)), *small(1, 16)]),
+        lambda d, out: fit(d, out, data=[*make_batches((0,)), *small(1, 16)]),
         BadData, "several sizes"),
     "images of another size": (
         lambda d, out: fit(d, out, data=small(4, 16)),
@@ -128,7 +129,7 @@ PYTHON = {
         lambda d, out: fit(d, out, host=tiny_host(dynamic_img_size=True), data=small(4, 32)),
         WrongInput, "32x32 | 16x16 | img_size="),
     "no budget": (
-        lambda d, out: calibrate(d.vit, batches(), out=out),
+        lambda d, out: calibrate(d.vit, make_batches(), out=out),
         BadSchedule, "Give one of macs | tolerance | not none"),
     "two budgets": (
         lambda d, out: fit(d, out, macs=0.6, tolerance=0.1),
@@ -144,7 +145,7 @@ PYTHON = {
         ImpossibleBudget, "macs=0.05 is 0.050 | 1 patches in each block | Give more"),
     "budget out of reach of a head that reads all": (
         lambda d, out: fit(d, out, host=averaging(), data=small(), macs=0.2,
-                           search=Search(mode="free", images=4, outputs=0.8)),
+                           search=PatchSlimmingConfig(mode="free", images=4, outputs=0.8)),
         ImpossibleBudget, "macs=0.2 | 13 patches in each block | smaller share of outputs"),
     "budget that is none": (
         lambda d, out: fit(d, out, macs=60), ImpossibleBudget, "macs=60 | 0.6"),
@@ -158,23 +159,26 @@ PYTHON = {
         lambda d, out: fit(d, out, macs=0.6, search=tuned(mode="paper")),
         BadSchedule, "mode='paper' | tolerance=0.01 | mode='fast'"),
     "unknown mode": (
-        lambda d, out: Search(mode="papre"), UnknownName, "mode 'papre' | Did you mean 'paper'"),
+        lambda d, out: PatchSlimmingConfig(mode="papre"),
+        UnknownName, "mode 'papre' | Did you mean 'paper'"),
     "unknown error": (
-        lambda d, out: Search(error="absolut"), UnknownName, "'absolut' | 'absolute'"),
+        lambda d, out: PatchSlimmingConfig(error="absolut"), UnknownName, "'absolut' | 'absolute'"),
     "unknown setting": (
-        lambda d, out: Search.of({"epoch": 3}), UnknownName, "'epoch' | Did you mean 'epochs'"),
+        lambda d, out: PatchSlimmingConfig.of({"epoch": 3}),
+        UnknownName, "'epoch' | Did you mean 'epochs'"),
     "setting of the wrong type": (
-        lambda d, out: Search(images=1.5), BadSetting, "images=1.5 | int"),
+        lambda d, out: PatchSlimmingConfig(images=1.5), BadSetting, "images=1.5 | int"),
     "setting that is no number": (
-        lambda d, out: Search(lr=float("nan")), BadSetting, "lr=nan | float"),
+        lambda d, out: PatchSlimmingConfig(lr=float("nan")), BadSetting, "lr=nan | float"),
     "setting out of its range": (
-        lambda d, out: Search(batch=0), BadSetting, "batch=0 | at least 1"),
+        lambda d, out: PatchSlimmingConfig(batch=0), BadSetting, "batch=0 | at least 1"),
     "share out of its range": (
-        lambda d, out: Search(outputs=1.0), BadSetting, "outputs=1.0 | below 1"),
+        lambda d, out: PatchSlimmingConfig(outputs=1.0), BadSetting, "outputs=1.0 | below 1"),
     "tuning without passes": (
-        lambda d, out: Search(mode="fast", epochs=0), BadSetting, "mode='fast' | epochs from 1"),
+        lambda d, out: PatchSlimmingConfig(mode="fast", epochs=0),
+        BadSetting, "mode='fast' | epochs from 1"),
     "passes without tuning": (
-        lambda d, out: Search(mode="free", epochs=2), BadSetting, "'free' | epochs=0"),
+        lambda d, out: PatchSlimmingConfig(mode="free", epochs=2), BadSetting, "'free' | epochs=0"),
     "learning rate that blows up": (
         lambda d, out: fit(d, out, search=tuned(lr=1e30)),
         Diverged, "Tuning block 1 | lr=1e+30"),
@@ -182,13 +186,13 @@ PYTHON = {
         lambda d, out: fit(d, out, host=averaging(), data=small()),
         BadSchedule, "reads all patches | outputs=0.5 | --outputs 0.5"),
     "outputs of a head that reads none": (
-        lambda d, out: fit(d, out, search=Search(mode="free", outputs=0.5)),
+        lambda d, out: fit(d, out, search=PatchSlimmingConfig(mode="free", outputs=0.5)),
         BadSchedule, "outputs=0.5 | reads no patches | Leave it out"),
     "a method that needs none": (
-        lambda d, out: calibrate(d.vit, batches(), "topk", macs=0.6, out=out),
+        lambda d, out: calibrate(d.vit, make_batches(), "topk", macs=0.6, out=out),
         UnknownName, "'topk' | patch_slimming, | tome | need no calibration"),
     "unknown method": (
-        lambda d, out: calibrate(d.vit, batches(), "patch_sliming", macs=0.6, out=out),
+        lambda d, out: calibrate(d.vit, make_batches(), "patch_sliming", macs=0.6, out=out),
         UnknownName, "'patch_sliming' | Did you mean 'patch_slimming'"),
     "a slimmed model": (
         lambda d, out: fit(d, out, host=d.slim), UnsupportedModel, "slimmed already | .host"),
@@ -206,7 +210,8 @@ PYTHON = {
         lambda d, out: fit(d, d.at / "run", tolerance=0.2, resume=True),
         BadFile, "another run | tolerance=0.1, now 0.2"),
     "truncated checkpoint": (
-        lambda d, out: fit(d, d.at / "cut", resume=True), BadFile, f"{CHECKPOINT} is truncated"),
+        lambda d, out: fit(d, d.at / "cut", resume=True),
+        BadFile, f"{CHECKPOINT_FILE} is truncated"),
     "a file for a folder": (lambda d, out: fit(d, d.at / "file"), BadFile, "file"),
 }  # fmt: skip
 
@@ -223,7 +228,7 @@ def test_in_python(name, desk, tmp_path):
     assert not missing, message
     assert content(desk.at) == before
     # Layers that were found before the mistake are in the checkpoint, and nothing else is there.
-    assert set(content(tmp_path)) <= {f"out/{CHECKPOINT}"}
+    assert set(content(tmp_path)) <= {f"out/{CHECKPOINT_FILE}"}
 
 
 # name: (arguments, words that stderr must have); {} is the desk's folder
@@ -300,7 +305,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, words = SHELL[name]
     before = content(desk.at)
-    ended = within(*line.replace("{}", str(desk.at)).split())
+    ended = run_in_process(*line.replace("{}", str(desk.at)).split())
     assert ended.code == 2, ended.err
     assert ended.out == ""
     assert "Traceback" not in ended.err
@@ -310,7 +315,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     missing = [word for word in words.split(" | ") if word not in ended.err]
     assert not missing, ended.err
     assert content(desk.at) == before
-    assert set(content(tmp_path)) <= {f"o/{CHECKPOINT}"}
+    assert set(content(tmp_path)) <= {f"o/{CHECKPOINT_FILE}"}
 
 
 # --- what cannot be put in a row

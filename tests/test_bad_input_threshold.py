@@ -11,9 +11,9 @@ import torch
 import transformers
 
 import patchslim
-from lessons import SIDE, batches, pictures, vit
+from child_process import run_in_process
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -31,8 +31,8 @@ from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.trial import tiny_host
-from process import within
 from test_bad_input_training import content
+from tiny_training import SIDE, make_batches, trainable_vit, write_images
 
 COUNTS = Counts((17, 12, 12), 17, 1)
 
@@ -46,7 +46,7 @@ def small(size=16, batch=4):
 def desk(tmp_path_factory):
     """A host in memory and one in a folder, and images."""
     at = tmp_path_factory.mktemp("desk")
-    made = SimpleNamespace(at=at, vit=vit())
+    made = SimpleNamespace(at=at, vit=trainable_vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
     torch.manual_seed(0)
     config = transformers.ViTConfig(
@@ -54,15 +54,15 @@ def desk(tmp_path_factory):
         image_size=SIDE, patch_size=8, num_labels=3,
     )  # fmt: skip
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(at / "hf")
-    pictures(at / "photos")
+    write_images(at / "photos")
     (at / "file").write_text("a file")
     return made
 
 
 def fit(desk, out, method="tome", *, host=None, data=None, **asked):
     """A short calibration in which one thing is wrong."""
-    asked = {"search": Search(images=4, batch=4)} | asked
-    data = batches() if data is None else data
+    asked = {"search": PatchSlimmingConfig(images=4, batch=4)} | asked
+    data = make_batches() if data is None else data
     return calibrate(host or desk.vit, data, method, out=out, **asked)
 
 
@@ -87,7 +87,7 @@ PYTHON = {
         lambda d, out: fit(d, out, agreement="0.9"), BadSchedule, "agreement='0.9' | number"),
     "agreement out of reach": (
         lambda d, out: fit(d, out, agreement=0.95, host=unsure(), data=small(batch=16), cap=0.5,
-                           search=Search(images=16)),
+                           search=PatchSlimmingConfig(images=16)),
         ImpossibleBudget, "agreement=0.95 | cap"),
     "a budget that is none": (
         lambda d, out: fit(d, out, macs=60), ImpossibleBudget, "macs=60 | 0.6 | multiply-adds"),
@@ -105,7 +105,7 @@ PYTHON = {
         lambda d, out: fit(d, out, "similarity", macs=0.5),
         ImpossibleBudget, "macs=0.5 | Similarity | floor"),
     "settings of another search": (
-        lambda d, out: fit(d, out, macs=0.8, search=Search(mode="free", lr=1e-4)),
+        lambda d, out: fit(d, out, macs=0.8, search=PatchSlimmingConfig(mode="free", lr=1e-4)),
         BadSetting, "mode, epochs, lr | Patch Slimming | images and batch alone"),
     "a budget above the cap": (
         lambda d, out: fit(d, out, macs=0.8, cap=0.6),
@@ -136,13 +136,13 @@ PYTHON = {
     "agreement of a method of fixed counts": (
         lambda d, out: fit(d, out, "topk", agreement=0.9),
         BadSchedule, "agreement | different numbers of patches"),
-    "a Reducer of fixed counts": (
+    "a Method of fixed counts": (
         lambda d, out: fit(d, out, EViT(), macs=0.6), PatchslimError, "EViT | similarity | tome"),
     "groups that are told how many stay": (
         lambda d, out: fit(d, out, Similarity(group="medoids"), macs=0.6),
         PatchslimError, "Similarity | medoids"),
-    "a class for a Reducer": (
-        lambda d, out: fit(d, out, ToMe, macs=0.6), UnknownName, "a name or a Reducer instance"),
+    "a class for a Method": (
+        lambda d, out: fit(d, out, ToMe, macs=0.6), UnknownName, "a name or a Method instance"),
     "an unknown method": (
         lambda d, out: fit(d, out, "similar", macs=0.6),
         UnknownName, "'similar' | Did you mean 'similarity'"),
@@ -151,13 +151,13 @@ PYTHON = {
     "an empty batch": (
         lambda d, out: fit(d, out, macs=0.6, data=small(batch=0)), BadData, "Batch 0 | no images"),
     "images with NaN": (
-        lambda d, out: fit(d, out, macs=0.6, data=batches(bad=[2])),
+        lambda d, out: fit(d, out, macs=0.6, data=make_batches(bad=[2])),
         WrongInput, "Image 2 of batch 0 | NaN"),
     "batches that are none": (
         lambda d, out: fit(d, out, macs=0.6, data=[small()[0][0]]),
         WrongInput, "Batch 0 is a Tensor | pair"),
     "images of several sizes": (
-        lambda d, out: fit(d, out, macs=0.6, data=[*batches((0,)), *small()]),
+        lambda d, out: fit(d, out, macs=0.6, data=[*make_batches((0,)), *small()]),
         BadData, "several sizes | one"),
     "images of another size": (
         lambda d, out: fit(d, out, macs=0.6, data=small()),
@@ -246,7 +246,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     line, words = SHELL[name]
     before = content(desk.at)
     command = ["calibrate", desk.at / "hf", *line.replace("{}", str(desk.at)).split()]
-    ended = within(*command, "--out", "o")
+    ended = run_in_process(*command, "--out", "o")
     assert ended.code == 2, ended.err
     assert (ended.out, "Traceback" in ended.err) == ("", False)
     lines = ended.err.splitlines()

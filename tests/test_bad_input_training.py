@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import patchslim
-from lessons import SIDE, batches, pictures, vit
+from child_process import needs_fork, run_in_process
+from child_process import run_patchslim as run
 from patchslim.data.images import Images
 from patchslim.errors import (
     BadData,
@@ -26,42 +27,41 @@ from patchslim.errors import (
     WrongInput,
 )
 from patchslim.model.load import load
-from patchslim.runs.layout import CHECKPOINT, REPORT
-from patchslim.training.config import Course
-from patchslim.training.train import MODEL, train
-from process import needs_fork, within
-from process import patchslim as run
+from patchslim.runs.layout import CHECKPOINT_FILE, REPORT_FILE
+from patchslim.training.config import TrainConfig
+from patchslim.training.train import MODEL_FOLDER, train
 from test_bad_input import lacking, without
+from tiny_training import SIDE, make_batches, trainable_vit, write_images
 
-SHORT = Course(steps=2, batch=4, workers=0)
-WHOLE = {CHECKPOINT, "log.csv", MODEL, REPORT}  # what a run leaves when it is done
+SHORT = TrainConfig(steps=2, batch=4, workers=0)
+WHOLE = {CHECKPOINT_FILE, "log.csv", MODEL_FOLDER, REPORT_FILE}  # what a run leaves when it is done
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """Everything that is wrong, and what is right beside it."""
     at = tmp_path_factory.mktemp("desk")
-    made = SimpleNamespace(at=at, vit=vit())
+    made = SimpleNamespace(at=at, vit=trainable_vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
     made.evit = patchslim.slim(made.vit, "evit", keep=0.7)
-    made.trained = train(made.slim, batches(), SHORT, out=at / "run").model
+    made.trained = train(made.slim, make_batches(), SHORT, out=at / "run").model
     made.slim.save(at / "slim")
-    patchslim.slim(vit(5), "tome", r=2).save(at / "of-five")
-    save_file(vit().state_dict(), at / "vit.safetensors")
-    save_file(vit(5).state_dict(), at / "five.safetensors")
-    pictures(at / "photos")
+    patchslim.slim(trainable_vit(5), "tome", r=2).save(at / "of-five")
+    save_file(trainable_vit().state_dict(), at / "vit.safetensors")
+    save_file(trainable_vit(5).state_dict(), at / "five.safetensors")
+    write_images(at / "photos")
     shutil.make_archive(str(at / "photos"), "gztar", at / "photos")
-    pictures(at / "ants", kinds=("ant",))
-    pictures(at / "flat" / "all", kinds=(".",))
-    pictures(at / "seven", kinds="abcdefg", count=1)
+    write_images(at / "ants", kinds=("ant",))
+    write_images(at / "flat" / "all", kinds=(".",))
+    write_images(at / "seven", kinds="abcdefg", count=1)
     (at / "empty").mkdir()
     for kind in ("ant", "bee", "cat"):
         (at / "broken" / kind).mkdir(parents=True)
         (at / "broken" / kind / "0.png").write_bytes(b"no image")
     (at / "classes.txt").write_text("ant\nbee\ncat\n")
     shutil.copytree(at / "run", at / "cut")
-    whole = (at / "run" / CHECKPOINT).read_bytes()
-    (at / "cut" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    whole = (at / "run" / CHECKPOINT_FILE).read_bytes()
+    (at / "cut" / CHECKPOINT_FILE).write_bytes(whole[: len(whole) // 2])
     (at / "file").write_text("a file")
     return made
 
@@ -72,11 +72,11 @@ def images(desk, name, **more):
 
 def learn(desk, out, *, slimmed=None, data=None, course=SHORT, **more):
     """A short run in which one thing is wrong."""
-    return train(slimmed or desk.slim, data or batches(), course, out=out, **more)
+    return train(slimmed or desk.slim, data or make_batches(), course, out=out, **more)
 
 
 def course(**given):
-    return Course.of({}, {"steps": 2, "batch": 4, "workers": 0, **given})
+    return TrainConfig.of({}, {"steps": 2, "batch": 4, "workers": 0, **given})
 
 
 # name: (what is done, the kind of error, words that the message must have)
@@ -92,31 +92,31 @@ PYTHON = {
         lambda d, out: learn(d, out, data=images(d, "photos.tar.gz")),
         BadData, "photos.tar.gz | compressed | Unpack it once"),
     "images that can be read once": (
-        lambda d, out: train(d.slim, iter(batches()), SHORT, out=out),
+        lambda d, out: train(d.slim, iter(make_batches()), SHORT, out=out),
         WrongInput, "several times | list(it)"),
     "batches that are none": (
         lambda d, out: train(d.slim, [torch.zeros(4, 3, SIDE, SIDE)], SHORT, out=out),
         WrongInput, "Batch 0 is a Tensor | pair"),
     "one class": (
-        lambda d, out: learn(d, out, data=batches((1, 1, 1, 1))),
+        lambda d, out: learn(d, out, data=make_batches((1, 1, 1, 1))),
         BadData, "label 1 | several classes | --labels 0"),
     "one class of a list": (
         lambda d, out: learn(d, out, data=images(d, "ants", classes=d.at / "classes.txt")),
         BadData, "label 0 | several classes | --labels 0"),
     "label outside the range": (
-        lambda d, out: learn(d, out, data=batches((0, 1, 2, 7))),
+        lambda d, out: learn(d, out, data=make_batches((0, 1, 2, 7))),
         WrongInput, "from 0 to 7 | classes 0 to 2 | --classes"),
     "label below the range": (
-        lambda d, out: learn(d, out, data=batches((0, 1, 2, -1))),
+        lambda d, out: learn(d, out, data=make_batches((0, 1, 2, -1))),
         WrongInput, "from -1 to 2 | classes 0 to 2"),
     "no labels": (
-        lambda d, out: learn(d, out, data=batches((None,) * 4)),
+        lambda d, out: learn(d, out, data=make_batches((None,) * 4)),
         BadData, "no labels | --labels 0 | --classes"),
     "nothing to learn from": (
         lambda d, out: learn(d, out, course=course(labels=0, distil="none")),
         BadSetting, "labels=0 and distil='none'"),
     "teacher of another label space": (
-        lambda d, out: learn(d, out, teacher=vit(5)),
+        lambda d, out: learn(d, out, teacher=trainable_vit(5)),
         UnsupportedModel, "5 classes | 3 | same classes"),
     "slimmed teacher of tokens": (
         lambda d, out: learn(d, out, teacher=d.slim, course=course(tokens=1.0)),
@@ -128,7 +128,7 @@ PYTHON = {
         lambda d, out: learn(d, out, course=course(distil="token")),
         BadSetting, "distillation token | VisionTransformer | 'soft'"),
     "a model that is not slimmed": (
-        lambda d, out: train(d.vit, batches(), SHORT, out=out),
+        lambda d, out: train(d.vit, make_batches(), SHORT, out=out),
         UnsupportedModel, "VisionTransformer | patchslim.slim"),
     "a batch that cannot be divided": (
         lambda d, out: learn(d, out, course=course(accumulate=3)),
@@ -161,16 +161,16 @@ PYTHON = {
         lambda d, out: learn(d, out, course=course(freeze=1.0)),
         BadSetting, "freeze=1 | host_lr=0"),
     "validation that can be read once": (
-        lambda d, out: learn(d, out, validation=iter(batches())),
+        lambda d, out: learn(d, out, validation=iter(make_batches())),
         WrongInput, "validation= | several times | list"),
     "validation with NaN": (
-        lambda d, out: learn(d, out, validation=batches(bad=[1])),
+        lambda d, out: learn(d, out, validation=make_batches(bad=[1])),
         WrongInput, "Image 1 of batch 0 | NaN"),
     "validation with labels outside the range": (
-        lambda d, out: learn(d, out, validation=batches((0, 1, 2, 9))),
+        lambda d, out: learn(d, out, validation=make_batches((0, 1, 2, 9))),
         WrongInput, "from 0 to 9 | classes 0 to 2"),
     "images with NaN": (
-        lambda d, out: learn(d, out, data=batches(bad=[2])),
+        lambda d, out: learn(d, out, data=make_batches(bad=[2])),
         Diverged, "step 1 | not a number | image 2 | Lower lr | look at these images"),
     "learning rate that blows up": (
         lambda d, out: learn(d, out, course=course(lr=1e30, steps=6)),
@@ -186,14 +186,14 @@ PYTHON = {
         lambda d, out: learn(d, d.at / "run", course=course(lr=1e-3), resume=True),
         BadFile, "another run | there lr=5e-05, now 0.001"),
     "checkpoint of other images": (
-        lambda d, out: learn(d, d.at / "run", data=batches((0, 1, 2, 0, 1)), resume=True),
+        lambda d, out: learn(d, d.at / "run", data=make_batches((0, 1, 2, 0, 1)), resume=True),
         BadFile, "another run | 4 named | 5 named"),
     "checkpoint of another teacher": (
-        lambda d, out: learn(d, d.at / "run", teacher=vit(init_values=2.0), resume=True),
+        lambda d, out: learn(d, d.at / "run", teacher=trainable_vit(init_values=2.0), resume=True),
         BadFile, "another run | the teacher answers otherwise"),
     "truncated checkpoint": (
         lambda d, out: learn(d, d.at / "cut", resume=True),
-        BadFile, f"{CHECKPOINT} is truncated | train from the start"),
+        BadFile, f"{CHECKPOINT_FILE} is truncated | train from the start"),
 }  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, words = SHELL[name]
     before = content(desk.at)
-    ended = within(*line.replace("{}", str(desk.at)).split())
+    ended = run_in_process(*line.replace("{}", str(desk.at)).split())
     assert ended.code == 2, ended.err
     assert ended.out == ""
     assert "Traceback" not in ended.err
@@ -341,12 +341,12 @@ def test_unreadable_images_are_counted_and_the_first_is_named(desk, tmp_path):
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(desk, small_disk):
     out = small_disk / "run"
     learn(desk, out, course=course(steps=2))
-    before = (out / CHECKPOINT).read_bytes()
+    before = (out / CHECKPOINT_FILE).read_bytes()
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
     with pytest.raises(BadFile, match=r"the disk is full|No space left"):
         learn(desk, out, course=course(steps=2), resume=True)
-    assert (out / CHECKPOINT).read_bytes() == before
+    assert (out / CHECKPOINT_FILE).read_bytes() == before
     (small_disk / "ballast").unlink()
     learn(desk, out, course=course(steps=2), resume=True)
     assert {entry.name for entry in out.iterdir()} == WHOLE
-    assert load(out / MODEL).trained["step"] == 2
+    assert load(out / MODEL_FOLDER).trained["step"] == 2

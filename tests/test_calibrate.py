@@ -7,16 +7,15 @@ import pytest
 import torch
 
 import patchslim
+from child_process import kill_when, needs_fork
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.calibration.state import CHECKPOINT
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import BadFile, PatchslimError
 from patchslim.runs.checkpoint import write
-from patchslim.runs.layout import MODEL, RECORD
+from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER, RECORD_FILE
 from patchslim.saving.folder import read_recipe
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.trial import noise_images, tiny_host
-from process import killed, needs_fork
 
 METHODS = ("patch_slimming", "patch_slimming_dynamic")
 
@@ -32,7 +31,9 @@ def images(seed=0):
 
 
 def search(**given):
-    return Search(**{"images": 12, "probe": 8, "batch": 4, "lr": 1e-3, "epochs": 2} | given)
+    return PatchSlimmingConfig(
+        **{"images": 12, "probe": 8, "batch": 4, "lr": 1e-3, "epochs": 2} | given
+    )
 
 
 def free(**given):
@@ -56,7 +57,7 @@ def same(one, other):
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert one.record == other.record
-    return one.found == other.found
+    return one.search_result == other.search_result
 
 
 # --- budgets and modes
@@ -73,7 +74,7 @@ def test_a_budget_is_met_and_used(macs):
 def test_a_budget_in_operations_is_the_same_as_a_share():
     whole, how = patchslim.macs(host()).total, free(images=4, probe=4)
     one, other = found(macs=0.7, search=how), found(macs=0.7 * whole, search=how)
-    assert one.found == other.found
+    assert one.search_result == other.search_result
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -90,14 +91,14 @@ def test_a_larger_tolerance_leaves_fewer_patches_and_each_layer_keeps_to_it():
     for tolerance in (0.01, 0.05, 0.2):
         told = found(tolerance=tolerance, search=free(slack=1.0))
         assert told.record["tolerance"] == tolerance
-        assert all(each.error <= tolerance * each.scale for each in told.found.layers)
+        assert all(each.error <= tolerance * each.scale for each in told.search_result.layers)
         costs.append(told.record["macs"])
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > costs[-1]
 
 
 def test_the_last_block_may_be_off_by_the_slack():
-    strict, slack = (found(tolerance=0.001, search=free(slack=s)).found for s in (1.0, 8.0))
+    strict, slack = (found(tolerance=0.001, search=free(slack=s)).search_result for s in (1.0, 8.0))
     assert slack.layers[0].kept < strict.layers[0].kept
 
 
@@ -106,7 +107,7 @@ def test_known_counts_are_taken_as_they_are():
     told = found(schedule=counts)
     assert told.model.schedule == counts
     assert told.record["tolerance"] is None
-    assert told.found.kept() == {2: 8, 1: 11, 0: 14}
+    assert told.search_result.kept() == {2: 8, 1: 11, 0: 14}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,8 +138,8 @@ def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
     counts = Counts((15, 12, 9, 9), 17, 1)
     plain = found(schedule=counts, search=free())
     tuned = found(schedule=counts, search=search(epochs=8))
-    assert tuned.found.kept() == plain.found.kept()
-    (first, *_), (fitted, *_) = plain.found.layers, tuned.found.layers
+    assert tuned.search_result.kept() == plain.search_result.kept()
+    (first, *_), (fitted, *_) = plain.search_result.layers, tuned.search_result.layers
     assert fitted.block == first.block == 2
     assert fitted.error < 0.9 * first.error
     assert dict(fitted.curve)[fitted.kept] == pytest.approx(first.error)
@@ -165,7 +166,7 @@ def test_images_are_taken_up_to_the_number_asked_for():
     told = found(search=free(images=9))
     assert told.record["images"] == 9
     fewer = [(torch.cat([batch for batch, _ in images()])[:9], None)]
-    assert told.found == found(data=fewer, search=free(images=9)).found
+    assert told.search_result == found(data=fewer, search=free(images=9)).search_result
 
 
 # --- what is written
@@ -175,21 +176,21 @@ def test_images_are_taken_up_to_the_number_asked_for():
 def test_record_and_recipe_hold_every_setting(method, tmp_path):
     how = search(seed=3)
     told = found(method=method, search=how, out=tmp_path)
-    record = json.loads((tmp_path / RECORD).read_text())
+    record = json.loads((tmp_path / RECORD_FILE).read_text())
     assert record == json.loads(json.dumps(told.record))
-    assert record["search"] == how.to_json() == Search(**record["search"]).to_json()
+    assert record["search"] == how.to_json() == PatchSlimmingConfig(**record["search"]).to_json()
     assert (record["method"], record["images"]) == (method, 12)
     assert record["schedule"]["kept"] == list(told.model.counts())
     assert [each["block"] for each in record["layers"]] == [2, 1, 0]
     assert all(each["curve"] for each in record["layers"])
-    recipe = read_recipe(tmp_path / MODEL)
+    recipe = read_recipe(tmp_path / MODEL_FOLDER)
     assert recipe["calibrated"]["search"] == how.to_json()
     assert recipe["calibrated"]["tolerance"] == record["tolerance"]
     assert recipe["trained"]["epochs"] == how.epochs
     if method == "patch_slimming":
         assert recipe["settings"] == {"order": record["order"]}
     else:
-        assert record["gates"].keys() == {str(block) for block in told.model.deciding()}
+        assert record["gates"].keys() == {str(block) for block in told.model.deciding_blocks()}
     assert (tmp_path / "pyramid.svg").read_text().lstrip().startswith("<")
 
 
@@ -197,7 +198,7 @@ def test_record_and_recipe_hold_every_setting(method, tmp_path):
 @pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
 def test_saved_and_loaded_it_answers_the_same(method, how, tmp_path):
     told = found(method=method, search=how, out=tmp_path)
-    again = patchslim.load(tmp_path / MODEL, model=host())
+    again = patchslim.load(tmp_path / MODEL_FOLDER, model=host())
     assert again.calibrated == json.loads(json.dumps(told.model.calibrated))
     assert (again.trained is None) == (how.mode == "free")
     shown = noise_images()
@@ -239,7 +240,7 @@ def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_p
         out = tmp_path / str(at)
         with pytest.raises(KeyboardInterrupt):
             found(**how, out=out, progress=Cut(at))
-        assert not (out / MODEL).exists()
+        assert not (out / MODEL_FOLDER).exists()
         assert same(found(**how, out=out, resume=True), whole)
 
 
@@ -261,16 +262,16 @@ def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(method, tmp_path):
     how = {"method": method, "search": search(epochs=10)}
-    killed(lambda: found(**how, out=tmp_path), (tmp_path / CHECKPOINT).exists)
-    assert not (tmp_path / MODEL).exists()
+    kill_when(lambda: found(**how, out=tmp_path), (tmp_path / CHECKPOINT_FILE).exists)
+    assert not (tmp_path / MODEL_FOLDER).exists()
     assert same(found(**how, out=tmp_path, resume=True), found(**how))
 
 
 def test_gone_on_with_when_it_is_done_it_writes_the_same_again(tmp_path):
     once = found(out=tmp_path)
-    before = (tmp_path / MODEL / "model.safetensors").read_bytes()
+    before = (tmp_path / MODEL_FOLDER / "model.safetensors").read_bytes()
     assert same(found(out=tmp_path, resume=True), once)
-    assert (tmp_path / MODEL / "model.safetensors").read_bytes() == before
+    assert (tmp_path / MODEL_FOLDER / "model.safetensors").read_bytes() == before
 
 
 def test_without_a_checkpoint_going_on_begins(tmp_path):
@@ -299,22 +300,22 @@ def begun(tmp_path_factory):
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_checkpoint_of_another_calibration_is_refused(name, begun):
     changes, words = OTHERS[name]
-    before = (begun / CHECKPOINT).read_bytes()
+    before = (begun / CHECKPOINT_FILE).read_bytes()
     with pytest.raises(BadFile, match="is of another run") as raised:
         found(out=begun, resume=True, **changes)
     assert words in str(raised.value)
-    assert (begun / CHECKPOINT).read_bytes() == before
+    assert (begun / CHECKPOINT_FILE).read_bytes() == before
 
 
 def test_a_truncated_checkpoint_is_refused(begun, tmp_path):
-    whole = (begun / CHECKPOINT).read_bytes()
-    (tmp_path / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    whole = (begun / CHECKPOINT_FILE).read_bytes()
+    (tmp_path / CHECKPOINT_FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadFile, match="truncated"):
         found(out=tmp_path, resume=True)
 
 
 def test_a_checkpoint_of_training_is_refused(tmp_path):
-    write(tmp_path / CHECKPOINT, {"step": 3})
+    write(tmp_path / CHECKPOINT_FILE, {"step": 3})
     with pytest.raises(BadFile, match="not a checkpoint of `calibrate`"):
         found(out=tmp_path, resume=True)
 
@@ -323,13 +324,13 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(small_dis
     out = small_disk / "out"
     with pytest.raises(KeyboardInterrupt):
         found(out=out, progress=Cut(10))
-    before = (out / CHECKPOINT).read_bytes()
+    before = (out / CHECKPOINT_FILE).read_bytes()
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space"), ballast.open("wb") as file:
         file.write(bytes(2**21))
     with pytest.raises(PatchslimError, match=r"the disk is full|No space left"):
         found(out=out, resume=True)
-    assert (out / CHECKPOINT).read_bytes() == before
+    assert (out / CHECKPOINT_FILE).read_bytes() == before
     Path(ballast).unlink()
     assert same(found(out=out, resume=True), found())
 
@@ -343,12 +344,12 @@ def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation(how):
 
 
 def test_a_record_that_cannot_be_written_says_how_to_go_on(tmp_path):
-    (tmp_path / RECORD).mkdir(parents=True)  # something is in its place
+    (tmp_path / RECORD_FILE).mkdir(parents=True)  # something is in its place
     with pytest.raises(BadFile, match=r"calibration\.json.*--resume"):
         calibrate(
             tiny_host(),
             [(noise_images(6), None)],
             tolerance=0.1,
-            search=Search(mode="free"),
+            search=PatchSlimmingConfig(mode="free"),
             out=tmp_path,
         )

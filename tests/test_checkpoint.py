@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from child_process import kill_when, needs_fork
 from patchslim.errors import BadFile
 from patchslim.runs.checkpoint import SEAL_LENGTH, read, write
-from process import killed, needs_fork
 
 STATE = {
     "step": 7,
@@ -80,7 +80,7 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(path):
             except FileNotFoundError:
                 return False
 
-        killed(lambda: [write(path, states[n % 2]) for n in range(300)], when=half_written)
+        kill_when(lambda: [write(path, states[n % 2]) for n in range(300)], when=half_written)
         state = read(path)
         assert same(state, states[state["step"]])
         assert {entry.name for entry in path.parent.iterdir()} <= {path.name, fresh.name}

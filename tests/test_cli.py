@@ -18,11 +18,11 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from patchslim.cli.main import main, parser
+from child_process import needs_fork, run_patchslim, start_patchslim
+from patchslim.cli.main import main, make_parser
 from patchslim.cli.terminal import Terminal
-from patchslim.methods._registry import reducer_names
+from patchslim.methods._registry import method_names
 from patchslim.model.load import load
-from process import needs_fork, patchslim, start
 
 pytestmark = needs_fork
 TINY = "test_vit"  # timm's own: 6 blocks, 101 tokens, random weights
@@ -63,7 +63,7 @@ def saved(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("saved")
     path = folder / "tiny"
     command = ["slim", TINY, "--weights", weights / "vit.safetensors", "--macs", "0.6"]
-    assert patchslim(folder, *command, "--out", path).code == 0
+    assert run_patchslim(folder, *command, "--out", path).code == 0
     return path
 
 
@@ -71,7 +71,7 @@ def saved(tmp_path_factory, weights):
 
 
 def test_macs_prints_the_object_that_is_promised(tmp_path):
-    ended = patchslim(
+    ended = run_patchslim(
         tmp_path, "macs", "deit_small_patch16_224", "--method", "evit", "--keep-rate", "0.7",
         "--at", "3,6,9", "--json",
     )  # fmt: skip
@@ -83,15 +83,15 @@ def test_macs_prints_the_object_that_is_promised(tmp_path):
 
 
 def test_macs_of_the_dense_model_and_of_another_size(tmp_path):
-    dense = json.loads(patchslim(tmp_path, "macs", "deit_small_patch16_224", "--json").out)
+    dense = json.loads(run_patchslim(tmp_path, "macs", "deit_small_patch16_224", "--json").out)
     assert (dense["method"], dense["share"]) == ("identity", 1.0)
-    large = patchslim(tmp_path, "macs", "deit_small_patch16_224", "--image-size", 384, "--json")
+    large = run_patchslim(tmp_path, "macs", "deit_small_patch16_224", "--image-size", 384, "--json")
     told = json.loads(large.out)
     assert (told["image_size"], told["tokens"][0]) == ([384, 384], 577)
 
 
 def test_macs_of_a_giant_takes_no_memory(tmp_path):
-    told = json.loads(patchslim(tmp_path, "macs", "vit_7b_patch16_dinov3", "--json").out)
+    told = json.loads(run_patchslim(tmp_path, "macs", "vit_7b_patch16_dinov3", "--json").out)
     assert told["dense_gmacs"] > 1000
 
 
@@ -109,14 +109,14 @@ def test_macs_of_a_giant_takes_no_memory(tmp_path):
     ],
 )  # fmt: skip
 def test_every_budget_can_be_spelled(tmp_path, budget, tokens):
-    ended = patchslim(tmp_path, "macs", TINY, *budget, "--json")
+    ended = run_patchslim(tmp_path, "macs", TINY, *budget, "--json")
     assert json.loads(ended.out)["tokens"] == tokens
 
 
 def test_slim_says_what_it_did_and_saves(tmp_path, weights):
     out = tmp_path / "runs" / "tiny"
     command = ["slim", TINY, "--weights", weights / "vit.safetensors", "--macs", "0.6"]
-    ended = patchslim(tmp_path, *command, "--out", out)
+    ended = run_patchslim(tmp_path, *command, "--out", out)
     assert (ended.code, ended.err) == (0, "")
     for part in (
         TINY,
@@ -126,7 +126,7 @@ def test_slim_says_what_it_did_and_saves(tmp_path, weights):
         str(out),
     ):
         assert part in ended.out
-    told = json.loads(patchslim(tmp_path, *command, "--out", out, "--json").out)
+    told = json.loads(run_patchslim(tmp_path, *command, "--out", out, "--json").out)
     loaded = load(out)
     assert told["tokens"] == list(loaded.counts())
     assert told["share"] == loaded.macs().total / loaded.dense_macs().total <= 0.6
@@ -136,7 +136,7 @@ def test_slim_says_what_it_did_and_saves(tmp_path, weights):
 def test_slim_takes_a_torch_file_and_the_number_of_classes_from_it(tmp_path, weights):
     for name in ("vit.pth", "vit.safetensors"):
         file = weights / name
-        assert patchslim(
+        assert run_patchslim(
             tmp_path, "slim", TINY, "--weights", file, "--r", 5, "--out", tmp_path / name
         ).code == 0  # fmt: skip
     one, other = load(tmp_path / "vit.pth"), load(tmp_path / "vit.safetensors")
@@ -149,7 +149,7 @@ def test_slim_takes_a_torch_file_and_the_number_of_classes_from_it(tmp_path, wei
 def test_slim_takes_a_schedule_file_and_settings(tmp_path, saved):
     schedule = tmp_path / "schedule.json"
     schedule.write_text(json.dumps({"kind": "rate", "rate": 0.5, "at": [2]}))
-    ended = patchslim(
+    ended = run_patchslim(
         tmp_path, "slim", TINY, "--method", "evit", "--set", "fuse=false", "--schedule", schedule,
         "--tail", "exact", "--json",
     )  # fmt: skip
@@ -158,15 +158,15 @@ def test_slim_takes_a_schedule_file_and_settings(tmp_path, saved):
 
 
 def test_random_weights_are_said_to_be_random_and_trained_ones_not(tmp_path, weights):
-    told = patchslim(tmp_path, "slim", TINY, "--macs", "0.6")
+    told = run_patchslim(tmp_path, "slim", TINY, "--macs", "0.6")
     assert "random weights" in told.err
     assert len(told.err.splitlines()) == 1
-    trained = patchslim(tmp_path, "slim", TINY, "--macs", 0.6, "--weights", weights / "vit.pth")
+    trained = run_patchslim(tmp_path, "slim", TINY, "--macs", 0.6, "--weights", weights / "vit.pth")
     assert trained.err == ""
 
 
 def test_warnings_are_single_lines_on_stderr(tmp_path):
-    ended = patchslim(tmp_path, "slim", TINY, "--macs", "0.4", "--json")
+    ended = run_patchslim(tmp_path, "slim", TINY, "--macs", "0.4", "--json")
     assert json.loads(ended.out)["share"] <= 0.4
     lines = ended.err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["note", "warning"]
@@ -182,9 +182,11 @@ def test_a_hugging_face_folder_is_a_model(tmp_path, picture):
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "hf")
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path / "hf")
-    ended = patchslim(tmp_path, "slim", tmp_path / "hf", "--macs", 0.7, "--out", tmp_path / "slim")
+    ended = run_patchslim(
+        tmp_path, "slim", tmp_path / "hf", "--macs", 0.7, "--out", tmp_path / "slim"
+    )
     assert (ended.code, ended.err) == (0, "")
-    measured = patchslim(
+    measured = run_patchslim(
         tmp_path, "measure", tmp_path / "slim", "--data", picture, "--repeats", 0, "--json"
     )
     assert (measured.code, "assumed" in measured.err) == (0, False)
@@ -194,7 +196,7 @@ def test_a_hugging_face_folder_is_a_model(tmp_path, picture):
 
 
 def test_measure_a_saved_model_on_a_folder(tmp_path, saved, photos):
-    ended = patchslim(
+    ended = run_patchslim(
         tmp_path, "measure", saved, "--data", photos, "--limit", 5, "--batch", 2, "--repeats", 1,
         "--out", tmp_path / "report.json",
     )  # fmt: skip
@@ -206,7 +208,7 @@ def test_measure_a_saved_model_on_a_folder(tmp_path, saved, photos):
 
 
 def test_measure_json_is_the_report_and_nothing_else(tmp_path, saved, photos):
-    ended = patchslim(
+    ended = run_patchslim(
         tmp_path, "measure", saved, "--data", photos, "--repeats", 0, "--batch", 4, "--json"
     )
     told = json.loads(ended.out)
@@ -216,7 +218,7 @@ def test_measure_json_is_the_report_and_nothing_else(tmp_path, saved, photos):
 
 
 def test_measure_without_images_measures_costs_and_says_so(tmp_path, saved):
-    ended = patchslim(tmp_path, "measure", saved, "--repeats", 1, "--batch", 1, "--json")
+    ended = run_patchslim(tmp_path, "measure", saved, "--repeats", 1, "--batch", 1, "--json")
     rows = json.loads(ended.out)["rows"]
     assert rows[1]["accuracy"] is None
     assert rows[1]["latency"]["repeats"] == 1
@@ -224,44 +226,44 @@ def test_measure_without_images_measures_costs_and_says_so(tmp_path, saved):
 
 
 def test_methods_lists_every_file(tmp_path):
-    told = json.loads(patchslim(tmp_path, "methods", "--json").out)
-    assert sorted(told) == reducer_names()
+    told = json.loads(run_patchslim(tmp_path, "methods", "--json").out)
+    assert sorted(told) == method_names()
     assert told["evit"]["settings"] == {"fuse": True}
     assert "class token" in told["topk"]["needs"][0]
     assert told["tome"]["needs"] == []
-    shown = patchslim(tmp_path, "methods").out
-    assert all(name in shown for name in reducer_names())
+    shown = run_patchslim(tmp_path, "methods").out
+    assert all(name in shown for name in method_names())
 
 
 def test_models_lists_what_timm_registers(tmp_path):
-    told = json.loads(patchslim(tmp_path, "models", "--json").out)
+    told = json.loads(run_patchslim(tmp_path, "models", "--json").out)
     assert "deit_small_patch16_224" in told["timm_vit"]["names"]
     assert "vit_small_patch16_dinov3" in told["timm_eva"]["names"]
     every = [name for family in told.values() for name in family["names"]]
     assert not {"resnet50", "swin_tiny_patch4_window7_224"} & set(every)
     assert len(every) == len(set(every)) > 250
-    few = patchslim(tmp_path, "models", "dinov3").out
+    few = run_patchslim(tmp_path, "models", "dinov3").out
     assert "vit_base_patch16_dinov3" in few
     assert "deit" not in few
 
 
 def test_show_draws_a_picture_and_counts(tmp_path, saved, picture):
     out = tmp_path / "new" / "patches.png"
-    ended = patchslim(tmp_path, "show", saved, picture, "--out", out, "--json")
+    ended = run_patchslim(tmp_path, "show", saved, picture, "--out", out, "--json")
     told = json.loads(ended.out)
     assert ended.code == 0
     assert len(told["left"]) == 3
     with Image.open(out) as drawn:
         assert drawn.width > 4 * 160
-    assert patchslim(tmp_path, "show", TINY, picture, "--macs", 0.6, "--out", out).code == 0
+    assert run_patchslim(tmp_path, "show", TINY, picture, "--macs", 0.6, "--out", out).code == 0
 
 
 # --- manners
 
 
 def test_every_command_has_help_with_an_example():
-    text = parser().format_help()
-    actions = next(a for a in parser()._actions if a.dest == "command").choices
+    text = make_parser().format_help()
+    actions = next(a for a in make_parser()._actions if a.dest == "command").choices
     assert list(actions) == COMMANDS
     for name, one in actions.items():
         assert name in text
@@ -274,7 +276,7 @@ def test_wrong_arguments_are_two_lines_and_exit_code_2(tmp_path):
     for argv in ([], ["slimm"], ["slim"], ["slim", TINY, "--keep", "much"],
                  ["macs", TINY, "--image-size", "0"], ["slim", TINY, "--r", "13;4"],
                  ["slim", TINY, "--at", "3;6"], ["slim", TINY, "--tail", "long"]):  # fmt: skip
-        ended = patchslim(tmp_path, *argv)
+        ended = run_patchslim(tmp_path, *argv)
         assert (ended.code, ended.out) == (2, "")
         first, second = ended.err.splitlines()
         assert first.startswith("error: ")
@@ -291,7 +293,7 @@ def test_version(capsys):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, weights):
     (tmp_path / "file").write_text("")
     command = ["slim", TINY, "--macs", 0.6, "--weights", weights / "vit.pth"]
-    ended = patchslim(tmp_path, *command, "--out", tmp_path / "file" / "runs")
+    ended = run_patchslim(tmp_path, *command, "--out", tmp_path / "file" / "runs")
     assert (ended.code, ended.out) == (2, "")
     assert len(ended.err.splitlines()) == 1
     assert "file" in ended.err
@@ -300,7 +302,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, weights):
 def test_ctrl_c_ends_in_one_line_with_code_130(tmp_path, saved):
     read, write = os.pipe()
     with (tmp_path / "out").open("w") as out:
-        child = start(["measure", str(saved), "--repeats", "1000000"], out.fileno(), write)
+        child = start_patchslim(
+            ["measure", str(saved), "--repeats", "1000000"], out.fileno(), write
+        )
     os.close(write)
     with os.fdopen(read) as stream:
         seen = stream.readline() + stream.readline()
@@ -315,7 +319,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     read, write = os.pipe()
     os.close(read)
     with (tmp_path / "err").open("w") as err:
-        child = start(["methods"], write, err.fileno())
+        child = start_patchslim(["methods"], write, err.fileno())
         os.close(write)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code == 141
@@ -364,7 +368,7 @@ def test_a_real_interpreter_runs_it_and_loads_nothing_heavy_for_help(tmp_path):
 
 
 def test_the_example_is_measured_on_its_own_scenes(tmp_path):
-    ended = patchslim(
+    ended = run_patchslim(
         tmp_path, "measure", "digits", "--macs", 0.6, "--limit", 16, "--repeats", 0, "--json"
     )
     assert (ended.code, ended.err.count("note")) == (0, 0)
@@ -374,8 +378,10 @@ def test_the_example_is_measured_on_its_own_scenes(tmp_path):
 
 
 def test_the_example_is_saved_and_measured_from_the_folder(tmp_path):
-    assert patchslim(tmp_path, "slim", "digits", "--macs", 0.6, "--out", tmp_path / "a").code == 0
-    ended = patchslim(
+    assert (
+        run_patchslim(tmp_path, "slim", "digits", "--macs", 0.6, "--out", tmp_path / "a").code == 0
+    )
+    ended = run_patchslim(
         tmp_path, "measure", tmp_path / "a", "--data", "digits", "--limit", 8, "--repeats", 0,
         "--json",
     )  # fmt: skip
@@ -384,7 +390,7 @@ def test_the_example_is_saved_and_measured_from_the_folder(tmp_path):
 
 @pytest.mark.slow
 def test_demo_ends_in_a_table_and_a_page(tmp_path):
-    ended = patchslim(tmp_path, "demo", "--out", tmp_path / "demo", "--scenes", 32)
+    ended = run_patchslim(tmp_path, "demo", "--out", tmp_path / "demo", "--scenes", 32)
     assert ended.code == 0
     assert "dense" in ended.out
     assert list((tmp_path / "demo").glob("*.html"))

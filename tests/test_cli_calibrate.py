@@ -15,15 +15,14 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from lessons import SIDE, pictures
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.calibration.state import CHECKPOINT
-from patchslim.cli.main import parser
+from child_process import needs_fork, start_patchslim
+from child_process import run_patchslim as run
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.cli.main import make_parser
 from patchslim.model.load import load
-from patchslim.runs.layout import FIGURE, MODEL, RECORD
+from patchslim.runs.layout import CHECKPOINT_FILE, FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 from patchslim.schedules.schedule import Counts
-from process import needs_fork, start
-from process import patchslim as run
+from tiny_training import SIDE, write_images
 
 pytestmark = needs_fork
 QUICK = ["--images", 6, "--probe", 4, "--batch", 3, "--epochs", 1]
@@ -43,8 +42,8 @@ def desk(tmp_path_factory):
     processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
     processor.save_pretrained(at / "hf")
     save_file(timm.create_model("test_vit", num_classes=3).state_dict(), at / "vit.safetensors")
-    pictures(at / "photos")
-    pictures(at / "flat", kinds=(".",), count=6)
+    write_images(at / "photos")
+    write_images(at / "flat", kinds=(".",), count=6)
     return at
 
 
@@ -59,20 +58,25 @@ def test_it_writes_all_and_tells_how_to_measure_and_train_it(desk, tmp_path):
     command = ["calibrate", desk / "hf", "--data", desk / "flat", *QUICK, "--macs", 0.6]
     ended = run(tmp_path, *command, "--out", out)
     assert ended.code == 0, ended.err
-    assert {entry.name for entry in out.iterdir()} == {CHECKPOINT, MODEL, RECORD, FIGURE}
-    record, model = json.loads((out / RECORD).read_text()), load(out / MODEL)
+    assert {entry.name for entry in out.iterdir()} == {
+        CHECKPOINT_FILE,
+        MODEL_FOLDER,
+        RECORD_FILE,
+        FIGURE_FILE,
+    }
+    record, model = json.loads((out / RECORD_FILE).read_text()), load(out / MODEL_FOLDER)
     assert told(ended.out, "method") == "patch_slimming, tail exact"
     assert told(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
     assert len(told(ended.out, "errors").partition(" (")[0].split()) == 2
     assert told(ended.out, "tolerance") == f"{record['tolerance']:.3g}, on 6 images"
     assert json.loads(told(ended.out, "schedule")) == record["schedule"]
-    for name, file in (("model", MODEL), ("record", RECORD), ("figure", FIGURE)):
+    for name, file in (("model", MODEL_FOLDER), ("record", RECORD_FILE), ("figure", FIGURE_FILE)):
         assert str(out / file) in ended.out
         assert name in ended.out
     measure, train = told(ended.out, "measure it"), told(ended.out, "train it")
-    assert measure == f"patchslim measure {out / MODEL} --dense {desk / 'hf'}"
+    assert measure == f"patchslim measure {out / MODEL_FOLDER} --dense {desk / 'hf'}"
     assert train == (
-        f"patchslim train {out / MODEL} --data {desk / 'flat'} --teacher {desk / 'hf'} "
+        f"patchslim train {out / MODEL_FOLDER} --data {desk / 'flat'} --teacher {desk / 'hf'} "
         f"--labels 0 --out {out / 'trained'}"
     )
     measured = run(tmp_path, *shlex.split(measure)[1:], "--repeats", 0)
@@ -91,25 +95,25 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
     )  # fmt: skip
     found = json.loads(ended.out)
     assert ended.code == 0
-    assert found["record"] == json.loads((out / RECORD).read_text())
+    assert found["record"] == json.loads((out / RECORD_FILE).read_text())
     assert (found["method"], found["unreadable"]) == ("patch_slimming_dynamic", [])
     assert found["tokens"] == found["record"]["schedule"]["kept"]
     assert found["share"] == found["record"]["macs"]
     assert all(Path(file).exists() for file in found["files"].values())
-    assert found["files"]["model"] == str(out / MODEL)
+    assert found["files"]["model"] == str(out / MODEL_FOLDER)
     # Nothing was tuned, so the model's own host is the dense model still.
-    assert found["measure"] == f"patchslim measure {out / MODEL}"
+    assert found["measure"] == f"patchslim measure {out / MODEL_FOLDER}"
     assert "--teacher" not in found["train"]
 
 
 def test_every_setting_is_an_option_with_its_usual_value():
-    (commands,) = [a.choices for a in parser()._actions if a.dest == "command"]
+    (commands,) = [a.choices for a in make_parser()._actions if a.dest == "command"]
     options = {action.dest: action for action in commands["calibrate"]._actions}
-    for each in fields(Search):
+    for each in fields(PatchSlimmingConfig):
         option = options[each.name]
         assert option.option_strings == [f"--{each.name}"]
         assert option.help.startswith(each.metadata["about"])
-        assert option.help.endswith(f" ({shown(getattr(Search(), each.name))})")
+        assert option.help.endswith(f" ({shown(getattr(PatchSlimmingConfig(), each.name))})")
     assert options["mode"].choices == ("paper", "fast", "free")
     assert options["error"].choices == ("relative", "absolute")
 
@@ -120,8 +124,8 @@ def test_options_become_the_search_beside_what_is_usual_for_the_mode(desk, tmp_p
         "--seed", 4, "--tolerance", 0.01, "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    wanted = Search(mode="paper", images=6, probe=4, batch=3, epochs=1, seed=4)
-    assert load(tmp_path / "o" / MODEL).calibrated["search"] == wanted.to_json()
+    wanted = PatchSlimmingConfig(mode="paper", images=6, probe=4, batch=3, epochs=1, seed=4)
+    assert load(tmp_path / "o" / MODEL_FOLDER).calibrated["search"] == wanted.to_json()
     assert (wanted.step, wanted.error) == (10, "absolute")
 
 
@@ -133,11 +137,11 @@ def test_a_saved_schedule_is_met(desk, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert told(ended.out, "tolerance") == "none, on 6 images"
-    assert load(tmp_path / "o" / MODEL).counts() == (15, 10, 10)
+    assert load(tmp_path / "o" / MODEL_FOLDER).counts() == (15, 10, 10)
 
 
 def test_a_timm_model_with_weights_on_classes_that_are_not_its_own(desk, tmp_path):
-    data = pictures(tmp_path / "photos", kinds="abcdefg", count=1)
+    data = write_images(tmp_path / "photos", kinds="abcdefg", count=1)
     weights = desk / "vit.safetensors"
     ended = run(
         tmp_path, "calibrate", "test_vit", "--weights", weights, "--data", data, *QUICK,
@@ -169,7 +173,7 @@ def test_progress_tells_layer_candidate_error_and_time_left(desk, tmp_path):
     out = tmp_path / "o"
     command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
     with (tmp_path / "stdout").open("w") as file:
-        child = start([str(e) for e in [*command, "--out", out]], file.fileno(), follower)
+        child = start_patchslim([str(e) for e in [*command, "--out", out]], file.fileno(), follower)
         os.close(follower)
         seen = b""
         while part := read(leader):
@@ -194,7 +198,7 @@ def test_gone_on_with_when_it_is_done_it_writes_the_same_again(desk, tmp_path):
     command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
     command += ["--out", tmp_path / "o"]
     first = run(tmp_path, *command)
-    weights = tmp_path / "o" / MODEL / "model.safetensors"
+    weights = tmp_path / "o" / MODEL_FOLDER / "model.safetensors"
     before = weights.read_bytes()
     again = run(tmp_path, *command, "--resume")
     assert (again.code, again.out) == (0, first.out)
@@ -207,9 +211,9 @@ def test_ctrl_c_says_how_to_go_on(desk, tmp_path):
     command += ["--epochs", 25, "--out", out]
     read_end, write_end = os.pipe()
     with (tmp_path / "stdout").open("w") as file:
-        child = start([str(each) for each in command], file.fileno(), write_end)
+        child = start_patchslim([str(each) for each in command], file.fileno(), write_end)
     os.close(write_end)
-    while not (out / CHECKPOINT).exists():
+    while not (out / CHECKPOINT_FILE).exists():
         time.sleep(0.001)
     os.kill(child, signal.SIGINT)
     with os.fdopen(read_end) as stream:
@@ -236,10 +240,10 @@ def test_the_example_has_images_of_its_own(tmp_path):
 def test_the_page_has_every_setting_with_its_usual_value():
     page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
     listed = page.partition("| option | usual | |\n|---|---|---|\n")[2].partition("\n\n")[0]
-    usual = Search()
+    usual = PatchSlimmingConfig()
     assert listed.splitlines() == [
         f"| `--{each.name}` | `{shown(getattr(usual, each.name))}` | {each.metadata['about']} |"
-        for each in fields(Search)
+        for each in fields(PatchSlimmingConfig)
     ]
 
 

@@ -11,12 +11,12 @@ import torch
 import transformers
 
 import patchslim
-from lessons import SIDE, pictures
+from child_process import needs_fork
+from child_process import run_patchslim as run
 from patchslim.model.load import load
-from patchslim.runs.layout import MODEL, RECORD
+from patchslim.runs.layout import MODEL_FOLDER, RECORD_FILE
 from patchslim.schedules.schedule import Counts
-from process import needs_fork
-from process import patchslim as run
+from tiny_training import SIDE, write_images
 
 pytestmark = needs_fork
 
@@ -33,7 +33,7 @@ def desk(tmp_path_factory):
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(at / "hf")
     processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
     processor.save_pretrained(at / "hf")
-    pictures(at / "photos", count=4)
+    write_images(at / "photos", count=4)
     return at
 
 
@@ -54,8 +54,8 @@ def calibrated(desk, folder, *more):
 def test_it_says_the_threshold_the_distribution_and_what_to_do_next(desk, tmp_path):
     out = tmp_path / "o"
     ended = calibrated(desk, tmp_path, "--method", "tome", "--macs", 0.7, "--cap", 0.72)
-    record, model = json.loads((out / RECORD).read_text()), load(out / MODEL)
-    assert {entry.name for entry in out.iterdir()} == {MODEL, RECORD}
+    record, model = json.loads((out / RECORD_FILE).read_text()), load(out / MODEL_FOLDER)
+    assert {entry.name for entry in out.iterdir()} == {MODEL_FOLDER, RECORD_FILE}
     assert told(ended.out, "method") == "tome, tail exact"
     assert told(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
     threshold = record["threshold"]
@@ -67,14 +67,14 @@ def test_it_says_the_threshold_the_distribution_and_what_to_do_next(desk, tmp_pa
     )
     assert told(ended.out, "tokens  ").endswith("(entering the last block)")
     assert told(ended.out, "same answers").startswith(f"{record['agreement']:.1%}, KL ")
-    assert told(ended.out, "record") == str(out / RECORD)
-    assert str(out / MODEL) in ended.out
+    assert told(ended.out, "record") == str(out / RECORD_FILE)
+    assert str(out / MODEL_FOLDER) in ended.out
     assert "figure" not in ended.out
     assert spent["mean"] <= 0.7
     assert spent["max"] <= record["cap"] <= 0.72
     assert model.calibrated["spent"] == spent
     measure = told(ended.out, "measure it")
-    assert measure == f"patchslim measure {out / MODEL}"  # the host is the dense model still
+    assert measure == f"patchslim measure {out / MODEL_FOLDER}"  # the host is the dense model still
     data = ["--data", desk / "photos", "--repeats", 1, "--out", tmp_path / "report.json"]
     measured = run(tmp_path, *shlex.split(measure)[1:], *data)
     assert measured.code == 0, measured.err
@@ -95,20 +95,23 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
         desk, tmp_path, "--method", "similarity", "--set", "floor=0.4", "--agreement", 0.8, "--json"
     )
     found = json.loads(ended.out)
-    assert found["record"] == json.loads((tmp_path / "o" / RECORD).read_text())
+    assert found["record"] == json.loads((tmp_path / "o" / RECORD_FILE).read_text())
     assert (found["method"], found["settings"]["floor"]) == ("similarity", 0.4)
     assert found["settings"] == found["record"]["settings"]
     assert found["settings"]["threshold"] == found["record"]["threshold"]["value"]
     assert found["record"]["agreement"] >= 0.8
     assert found["share"] == found["record"]["cap"]
     assert found["files"].keys() == {"model", "record"}
-    assert found["measure"] == f"patchslim measure {tmp_path / 'o' / MODEL}"
+    assert found["measure"] == f"patchslim measure {tmp_path / 'o' / MODEL_FOLDER}"
 
 
 def test_a_method_without_a_threshold_says_none(desk, tmp_path):
     ended = calibrated(desk, tmp_path, "--method", "ats", "--macs", 0.6)
     assert told(ended.out, "threshold") == "on 12 images"
-    assert load(tmp_path / "o" / MODEL).calibrated["threshold"] == {"setting": None, "value": None}
+    assert load(tmp_path / "o" / MODEL_FOLDER).calibrated["threshold"] == {
+        "setting": None,
+        "value": None,
+    }
 
 
 def test_a_saved_schedule_is_the_cap(desk, tmp_path):
@@ -116,15 +119,15 @@ def test_a_saved_schedule_is_the_cap(desk, tmp_path):
     calibrated(
         desk, tmp_path, "--method", "tome", "--macs", 0.72, "--schedule", tmp_path / "counts.json"
     )
-    assert load(tmp_path / "o" / MODEL).counts() == (65, 50, 40, 40)
+    assert load(tmp_path / "o" / MODEL_FOLDER).counts() == (65, 50, 40, 40)
 
 
 def test_two_runs_write_the_same(desk, tmp_path):
     first = calibrated(desk, tmp_path, "--method", "tome", "--macs", 0.7)
-    before = (tmp_path / "o" / RECORD).read_bytes()
+    before = (tmp_path / "o" / RECORD_FILE).read_bytes()
     again = calibrated(desk, tmp_path, "--method", "tome", "--macs", 0.7)
     assert again.out == first.out
-    assert (tmp_path / "o" / RECORD).read_bytes() == before
+    assert (tmp_path / "o" / RECORD_FILE).read_bytes() == before
 
 
 @pytest.mark.slow
@@ -133,11 +136,11 @@ def test_the_example_is_calibrated_and_measured(tmp_path):
     command = ["calibrate", "digits", "--method", "similarity", "--macs", 0.6, "--cap", 0.75]
     ended = run(tmp_path, *command, "--images", 64, "--out", out)
     assert (ended.code, "warning" in ended.err) == (0, False), ended.err
-    record = json.loads((out / RECORD).read_text())
+    record = json.loads((out / RECORD_FILE).read_text())
     assert 0.59 <= record["spent"]["mean"] <= 0.6
     assert record["spent"]["max"] <= record["cap"] <= 0.75
-    assert told(ended.out, "measure it") == f"patchslim measure {out / MODEL} --data digits"
-    command = ["measure", out / MODEL, "--data", "digits", "--limit", 50, "--repeats", 1]
+    assert told(ended.out, "measure it") == f"patchslim measure {out / MODEL_FOLDER} --data digits"
+    command = ["measure", out / MODEL_FOLDER, "--data", "digits", "--limit", 50, "--repeats", 1]
     measured = run(tmp_path, *command, "--json")
     assert measured.code == 0, measured.err
     report = patchslim.Report.from_json(json.loads(measured.out))

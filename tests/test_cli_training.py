@@ -16,16 +16,16 @@ import webdataset
 from safetensors.torch import save_file
 
 import patchslim
-from lessons import batches, pictures, vit
-from patchslim.cli.main import parser
+from child_process import needs_fork, start_patchslim
+from child_process import run_patchslim as run
+from patchslim.cli.main import make_parser
 from patchslim.errors import Untrained
 from patchslim.model.load import load
-from patchslim.runs.layout import CHECKPOINT, REPORT
-from patchslim.runs.log import rows
-from patchslim.training.config import Course
-from patchslim.training.train import MODEL, train
-from process import needs_fork, start
-from process import patchslim as run
+from patchslim.runs.layout import CHECKPOINT_FILE, REPORT_FILE
+from patchslim.runs.log import read_log
+from patchslim.training.config import TrainConfig
+from patchslim.training.train import MODEL_FOLDER, train
+from tiny_training import make_batches, trainable_vit, write_images
 
 pytestmark = needs_fork
 QUICK = ["--batch", 4, "--steps", 2, "--workers", 0]
@@ -35,9 +35,9 @@ QUICK = ["--batch", 4, "--steps", 2, "--workers", 0]
 def desk(tmp_path_factory):
     """A slimmed model, its dense weights, and images in class folders."""
     at = tmp_path_factory.mktemp("desk")
-    patchslim.slim(vit(), "tome", r=2).save(at / "slim")
-    save_file(vit().state_dict(), at / "vit.safetensors")
-    pictures(at / "photos")
+    patchslim.slim(trainable_vit(), "tome", r=2).save(at / "slim")
+    save_file(trainable_vit().state_dict(), at / "vit.safetensors")
+    write_images(at / "photos")
     return at
 
 
@@ -46,17 +46,26 @@ def test_it_writes_a_run_and_tells_how_to_measure_it(desk, tmp_path):
     command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]
     ended = run(tmp_path, *command, "--lr", 1e-4, "--out", out)
     assert ended.code == 0, ended.err
-    assert {entry.name for entry in out.iterdir()} == {CHECKPOINT, "log.csv", MODEL, REPORT}
-    for part in ("dense", "untrained", "trained", f"model          {out / MODEL}"):
+    assert {entry.name for entry in out.iterdir()} == {
+        CHECKPOINT_FILE,
+        "log.csv",
+        MODEL_FOLDER,
+        REPORT_FILE,
+    }
+    for part in ("dense", "untrained", "trained", f"model          {out / MODEL_FOLDER}"):
         assert part in ended.out
-    assert load(out / MODEL).trained["course"]["lr"] == 1e-4
+    assert load(out / MODEL_FOLDER).trained["course"]["lr"] == 1e-4
     measure = ended.out.splitlines()[-1].removeprefix("measure it     ")
-    assert measure == f"patchslim measure {out / MODEL} --data {data} --dense {desk / 'slim'}"
+    assert (
+        measure == f"patchslim measure {out / MODEL_FOLDER} --data {data} --dense {desk / 'slim'}"
+    )
     measured = run(tmp_path, *measure.split()[1:], "--repeats", 0, "--json")
     assert (measured.code, "note:" in measured.err) == (0, False)
     again = json.loads(measured.out)["rows"]
     (trained,) = [
-        row for row in json.loads((out / REPORT).read_text())["rows"] if row["name"] == "trained"
+        row
+        for row in json.loads((out / REPORT_FILE).read_text())["rows"]
+        if row["name"] == "trained"
     ]
     assert again[1]["kl"] == pytest.approx(trained["kl"])
 
@@ -68,16 +77,16 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
     )  # fmt: skip
     told = json.loads(ended.out)
     assert (told["step"], told["unreadable"]) == (2, [])
-    assert told["model"] == str(tmp_path / "o" / MODEL)
-    assert told["course"] == Course(batch=4, steps=2, workers=0).to_json()
+    assert told["model"] == str(tmp_path / "o" / MODEL_FOLDER)
+    assert told["course"] == TrainConfig(batch=4, steps=2, workers=0).to_json()
     assert told["measure"].startswith("patchslim measure")
     assert [row["name"] for row in told["report"]["rows"]][:2] == ["dense", "untrained"]
     assert "note: without --validation" in ended.err
 
 
 def test_without_dense_weights_measuring_says_with_what_it_compares(desk, tmp_path):
-    train(load(desk / "slim"), batches(), Course(steps=1, batch=4), out=tmp_path / "o")
-    model = tmp_path / "o" / MODEL
+    train(load(desk / "slim"), make_batches(), TrainConfig(steps=1, batch=4), out=tmp_path / "o")
+    model = tmp_path / "o" / MODEL_FOLDER
     alone = run(tmp_path, "measure", model, "--repeats", 0)
     assert "note: `dense` is the trained host" in alone.err
     for dense in ("slim", "vit.safetensors"):
@@ -86,9 +95,9 @@ def test_without_dense_weights_measuring_says_with_what_it_compares(desk, tmp_pa
 
 
 def test_every_setting_is_an_option_with_its_usual_value():
-    (commands,) = [a.choices for a in parser()._actions if a.dest == "command"]
+    (commands,) = [a.choices for a in make_parser()._actions if a.dest == "command"]
     options = {action.dest: action for action in commands["train"]._actions}
-    for each in fields(Course):
+    for each in fields(TrainConfig):
         option = options[each.name]
         assert option.option_strings == [f"--{each.name.replace('_', '-')}"]
         usual = f"{each.default:g}" if type(each.default) is float else each.default
@@ -100,13 +109,13 @@ def test_every_setting_is_an_option_with_its_usual_value():
 
 def test_options_become_the_course_beside_what_is_usual_for_the_method(desk, tmp_path):
     with pytest.warns(Untrained):
-        patchslim.slim(vit(), "dynamicvit", keep=0.7).save(tmp_path / "made")
+        patchslim.slim(trainable_vit(), "dynamicvit", keep=0.7).save(tmp_path / "made")
     ended = run(
         tmp_path, "train", tmp_path / "made", "--data", desk / "photos", *QUICK, "--host-lr", 0.5,
         "--recompute", "--out", tmp_path / "o", "--distil-weight", 0.25,
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    course = load(tmp_path / "o" / MODEL).trained["course"]
+    course = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
     assert (course["host_lr"], course["tokens"], course["distil_weight"]) == (0.5, 0.5, 0.25)
     assert course["recompute"]
 
@@ -122,7 +131,7 @@ def test_the_example_has_images_of_its_own_and_no_warning_that_training_is_neede
 
 
 def test_a_timm_model_with_weights_and_one_from_scratch(desk, tmp_path):
-    data = pictures(tmp_path / "photos", kinds="abcdefg", count=1)
+    data = write_images(tmp_path / "photos", kinds="abcdefg", count=1)
     command = ["train", "test_vit", "--macs", 0.7, "--data", data, *QUICK]
     scratch = run(
         tmp_path, *command, "--distil", "none", "--labels", 1, "--out", tmp_path / "scratch"
@@ -164,7 +173,7 @@ def test_every_kind_of_data(desk, tmp_path, kind):
         "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert load(tmp_path / "o" / MODEL).trained["images"] == 5
+    assert load(tmp_path / "o" / MODEL_FOLDER).trained["images"] == 5
     measured = run(tmp_path, "measure", desk / "slim", "--data", place, "--repeats", 0, "--json")
     assert json.loads(measured.out)["rows"][0]["accuracy"] is not None
 
@@ -172,11 +181,11 @@ def test_every_kind_of_data(desk, tmp_path, kind):
 def test_resuming_a_run_that_is_done_writes_the_same_again(desk, tmp_path):
     command = ["train", desk / "slim", "--data", desk / "photos", *QUICK, "--out", tmp_path / "o"]
     assert run(tmp_path, *command).code == 0
-    weights = tmp_path / "o" / MODEL / "model.safetensors"
-    before, log = weights.read_bytes(), rows(tmp_path / "o" / "log.csv")
+    weights = tmp_path / "o" / MODEL_FOLDER / "model.safetensors"
+    before, log = weights.read_bytes(), read_log(tmp_path / "o" / "log.csv")
     assert run(tmp_path, *command, "--resume").code == 0
     assert weights.read_bytes() == before
-    assert rows(tmp_path / "o" / "log.csv") == log
+    assert read_log(tmp_path / "o" / "log.csv") == log
 
 
 @pytest.mark.parametrize(
@@ -193,20 +202,20 @@ def test_a_run_that_is_stopped_says_how_to_go_on(desk, tmp_path, told, checkpoin
     command += ["--steps", 10_000_000, "--checkpoint", checkpoint]
     read, write = os.pipe()
     with (tmp_path / "out").open("w") as file:
-        child = start([str(each) for each in command], file.fileno(), write)
+        child = start_patchslim([str(each) for each in command], file.fileno(), write)
     os.close(write)
     with os.fdopen(read) as stream:
         seen = ""
         while "step" not in seen:
             seen = stream.readline()
-        while checkpoint == 1 and not (out / CHECKPOINT).exists():
+        while checkpoint == 1 and not (out / CHECKPOINT_FILE).exists():
             time.sleep(0.001)
         os.kill(child, told)
         seen = stream.read()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
     assert "Traceback" not in seen
     assert seen.splitlines()[-1].startswith(last.format(out))
-    assert (out / CHECKPOINT).exists() == (told == signal.SIGTERM or checkpoint == 1)
+    assert (out / CHECKPOINT_FILE).exists() == (told == signal.SIGTERM or checkpoint == 1)
 
 
 def together(tmp_path, *argv, second=()):
@@ -226,7 +235,7 @@ def together(tmp_path, *argv, second=()):
             (tmp_path / f"err-{rank}").open("w") as err,
         ):
             children.append(
-                start(
+                start_patchslim(
                     [str(each) for each in (*argv, *(second if rank else ()))],
                     out.fileno(), err.fileno(),
                     first=lambda place=place: os.environ.update(place),
@@ -264,5 +273,5 @@ def test_the_page_has_every_setting_with_its_usual_value():
     listed = page.partition("| setting | usual | |\n|---|---|---|\n")[2].splitlines()
     assert listed == [
         f"| `{each.name}` | `{each.default!r}` | {each.metadata['about']} |"
-        for each in fields(Course)
+        for each in fields(TrainConfig)
     ]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from comparing import close
-from hosts import every_host, slimmed
+from comparison import is_close
 from patchslim.model.model import SlimModel
-from variants import Variant, images
+from small_hosts import every_host, slim_host
+from timm_variants import Variant, random_images
 
 FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
 slow = pytest.mark.slow
@@ -32,30 +32,30 @@ def test_compiles_without_a_break(vit: Any, method: str, tail: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
-        assert close(compiled(images(vit)), model(images(vit)))
+        assert is_close(compiled(random_images(vit)), model(random_images(vit)))
 
 
 @slow
 @every_host
 def test_every_host_compiles_without_a_break(variant: Variant) -> None:
     host = variant.build()
-    model = slimmed(host)
+    model = slim_host(host)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
-        assert close(compiled(images(host)), model(images(host)))
+        assert is_close(compiled(random_images(host)), model(random_images(host)))
 
 
 @slow
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_with_inductor(vit: Any, method: str) -> None:
-    model = slimmed(vit, method)
+    model = slim_host(vit, method)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         for batch in (2, 5):
-            assert close(compiled(images(vit, batch)), model(images(vit, batch)))
+            assert is_close(compiled(random_images(vit, batch)), model(random_images(vit, batch)))
 
 
 def exported(model: SlimModel, x: Tensor) -> nn.Module:
@@ -69,19 +69,19 @@ def exported(model: SlimModel, x: Tensor) -> nn.Module:
 @pytest.mark.parametrize("tail", ["full", pytest.param("exact", marks=slow)])
 def test_exports_for_any_batch(vit: Any, method: str, tail: str) -> None:
     model = patchslim.slim(vit, method, keep_rate=0.7, at=(0, 1), tail=tail)
-    whole = exported(model, images(vit, 3))
+    whole = exported(model, random_images(vit, 3))
     with torch.no_grad():
         for batch in (1, 2, 5):
-            x = images(vit, batch, seed=batch)
-            assert close(whole(x), model(x))
+            x = random_images(vit, batch, seed=batch)
+            assert is_close(whole(x), model(x))
 
 
 @slow
 @every_host
 def test_every_host_exports_for_any_batch(variant: Variant) -> None:
     host = variant.build()
-    model = slimmed(host)
-    whole = exported(model, images(host, 3))
+    model = slim_host(host)
+    whole = exported(model, random_images(host, 3))
     with torch.no_grad():
         for batch in (1, 5):
-            assert close(whole(images(host, batch)), model(images(host, batch)))
+            assert is_close(whole(random_images(host, batch)), model(random_images(host, batch)))

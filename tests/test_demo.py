@@ -6,30 +6,30 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from patchslim.calibration.calibrate import CALIBRATED
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.calibrate import POSITION_METHODS
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.cli import demo as module
-from patchslim.cli.demo import demo, present, slimmed
+from patchslim.cli.demo import demo, slim_all, write_demo_report
 from patchslim.example import digits
-from patchslim.methods._method import Spread
-from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.methods._method import Placement
+from patchslim.methods._registry import find_method, method_names
 from patchslim.report.report import Report
 from patchslim.testing.trial import Trial
 
-CALIBRATE = {name for name in reducer_names() if find_reducer(name) in CALIBRATED}
+CALIBRATE = {name for name in method_names() if find_method(name) in POSITION_METHODS}
 LEARN = {
     name
-    for name in {*reducer_names()} - CALIBRATE
-    if [*Trial(find_reducer(name)(), 16).reducer.parameters()]
+    for name in {*method_names()} - CALIBRATE
+    if [*Trial(find_method(name)(), 16).method.parameters()]
 }
-SHOWN = {*reducer_names()} - {"identity"} - LEARN
-FREE = {name for name in SHOWN if find_reducer(name).spread is Spread.FIRST}  # of any budget
+SHOWN = {*method_names()} - {"identity"} - LEARN
+FREE = {name for name in SHOWN if find_method(name).placement is Placement.FIRST}  # of any budget
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Two scenes to calibrate on, where it does not matter which positions are found."""
-    monkeypatch.setattr(module, "SEARCH", Search(mode="free", images=2, probe=2))
+    monkeypatch.setattr(module, "SEARCH", PatchSlimmingConfig(mode="free", images=2, probe=2))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def host():
 
 def test_demo_writes_what_it_returns(host, few, tmp_path):
     out, lines = tmp_path / "new" / "folder", []
-    report = present(
+    report = write_demo_report(
         host, digits.scenes("test", 4), out, budgets=(0.7,), repeats=1, progress=lines.append
     )
     assert sorted(each.name for each in out.iterdir()) == ["report.html", "report.json"]
@@ -58,7 +58,7 @@ def test_demo_writes_what_it_returns(host, few, tmp_path):
 
 def test_budgets_out_of_reach_are_said_not_swallowed(host, few):
     lines = []
-    models, skipped = slimmed(host, (0.7, 0.001), lines.append)
+    models, skipped = slim_all(host, (0.7, 0.001), lines.append)
     assert {name.partition(" ")[0] for name in models} == SHOWN
     assert all(name.endswith(" 0.7") for name in {*models} - FREE)
     assert set(skipped) <= set(lines)
@@ -69,7 +69,7 @@ def test_budgets_out_of_reach_are_said_not_swallowed(host, few):
 
 def test_what_can_be_calibrated_is_calibrated_and_no_weight_is_changed(host, few):
     before = {name: weight.clone() for name, weight in host.state_dict().items()}
-    models, skipped = slimmed(host, (0.6,), lambda _: None)
+    models, skipped = slim_all(host, (0.6,), lambda _: None)
     fixed, dynamic = models["patch_slimming 0.6"], models["patch_slimming_dynamic 0.6"]
     assert fixed.calibrated
     assert dynamic.calibrated
@@ -82,7 +82,7 @@ def test_what_can_be_calibrated_is_calibrated_and_no_weight_is_changed(host, few
 @pytest.mark.parametrize("budgets", [(0.7,), (0.7, 0.6), (0.001, 0.7)])
 def test_a_method_that_was_never_trained_is_no_result(host, few, budgets):
     """Said once, whatever the number of budgets; and its warning stays inside."""
-    models, skipped = slimmed(host, budgets, lambda _: None)
+    models, skipped = slim_all(host, budgets, lambda _: None)
     told = "it learns what to keep, and has to be trained first (patchslim train)."
     assert "dynamicvit" in LEARN
     for name in LEARN:
@@ -95,7 +95,7 @@ def test_methods_that_need_a_class_token_are_said_to_be_missing():
         img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, class_token=False,
         global_pool="avg",
     )  # fmt: skip
-    models, skipped = slimmed(host, (0.8,), lambda _: None)
+    models, skipped = slim_all(host, (0.8,), lambda _: None)
     assert "tome 0.8" in models
     assert any(line.startswith("topk 0.8 is missing") for line in skipped)
     assert any(line.startswith("patch_slimming 0.8 is missing: The head") for line in skipped)

@@ -32,7 +32,7 @@ def test_train_and_test_are_made_from_different_digits() -> None:
     train, test = digits.digit_indices("train"), digits.digit_indices("test")
     assert (len(train), len(test)) == (1297, 500)
     assert not np.intersect1d(train, test).size
-    images, labels = digits.handwritten()
+    images, labels = digits.handwritten_digits()
     assert not {image.tobytes() for image in images[train]} & {
         image.tobytes() for image in images[test]
     }
@@ -48,7 +48,7 @@ def test_scenes_have_the_promised_shapes_and_every_class() -> None:
     assert (drawn.labels.shape, drawn.labels.dtype) == ((200,), np.int64)
     assert (drawn.boxes.shape, drawn.boxes.dtype) == ((200, 4), np.int64)
     assert set(drawn.labels.tolist()) == set(range(10))
-    assert np.array_equal(drawn.labels, digits.handwritten()[1][drawn.sources])
+    assert np.array_equal(drawn.labels, digits.handwritten_digits()[1][drawn.sources])
 
 
 def test_boxes_lie_in_the_image_and_vary() -> None:
@@ -108,6 +108,6 @@ def test_the_host_reads_test_scenes_and_needs_their_patches() -> None:
 def test_handwritten_digits_are_the_ones_scikit_learn_ships() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     shipped = datasets.load_digits()
-    images, labels = digits.handwritten()
+    images, labels = digits.handwritten_digits()
     assert np.array_equal(images, shipped.images)
     assert np.array_equal(labels, shipped.target)

@@ -22,11 +22,11 @@ from PIL import Image
 import patchslim
 import patchslim.methods
 from patchslim import errors
-from patchslim.cli.main import main, parser
+from patchslim.cli.main import main, make_parser
 from patchslim.example import digits
 from patchslim.report.report import COLUMNS
-from patchslim.testing import METHOD_LAWS, check_reducer
-from patchslim.testing.law import uphold
+from patchslim.testing import METHOD_LAWS, check_method
+from patchslim.testing.law import check_law
 from patchslim.testing.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +130,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("method", patchslim.reducer_names())
+@pytest.mark.parametrize("method", patchslim.method_names())
 def test_every_method_has_a_page(method):
     assert (ROOT / "docs" / "methods" / f"{method}.md").is_file()
 
@@ -161,7 +161,7 @@ def test_every_error_is_on_its_page(error):
 def test_every_command_is_on_its_page_and_answers_to_help(capsys):
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     written = set(re.findall(r"^## `(\w+)`", page, flags=re.MULTILINE))
-    (known,) = [action.choices for action in parser()._actions if action.dest == "command"]
+    (known,) = [action.choices for action in make_parser()._actions if action.dest == "command"]
     assert written == set(known)
     for command in written:
         with pytest.raises(SystemExit) as ended:
@@ -176,7 +176,7 @@ def keynorm(tmp_path, monkeypatch):
     code = blocks(ROOT / "docs" / "adding-a-method.md")[0]
     (tmp_path / "keynorm.py").write_text(code.text, encoding="utf-8")
     monkeypatch.setattr(patchslim.methods, "__path__", [*patchslim.methods.__path__, str(tmp_path)])
-    yield patchslim.find_reducer("keynorm")()
+    yield patchslim.find_method("keynorm")()
     sys.modules.pop("patchslim.methods.keynorm")
 
 
@@ -185,10 +185,10 @@ COMPILING = ("compiles_whole", "exports")
 
 @pytest.mark.parametrize("law", [each for each in METHOD_LAWS if each.__name__ not in COMPILING])
 def test_the_example_method_is_one_file_and_keeps_the_laws(keynorm, law):
-    assert "keynorm" in patchslim.reducer_names()
-    uphold(law, Trial(keynorm.eval(), 16), "KeyNorm")
+    assert "keynorm" in patchslim.method_names()
+    check_law(law, Trial(keynorm.eval(), 16), "KeyNorm")
 
 
 @pytest.mark.slow
 def test_the_example_method_keeps_all_laws(keynorm):
-    check_reducer(keynorm)
+    check_method(keynorm)

@@ -9,10 +9,10 @@ import timm
 import torch
 
 import patchslim
-from comparing import close
+from comparison import is_close
 from patchslim.errors import BadSetting, WrongInput
 from patchslim.methods._method import Signals
-from patchslim.methods.duplicates import Duplicates, first_alike
+from patchslim.methods.duplicates import Duplicates, first_identical
 from patchslim.tokens.rows import take
 from patchslim.tokens.tokens import Tokens
 
@@ -112,7 +112,7 @@ def test_equal_sums_do_not_join_what_is_different():
     values = bits.to(torch.int32).view(torch.float32)
     assert values.isfinite().all()
     square = torch.zeros(1, 3, dtype=torch.int64)
-    assert first_alike(values[None, [0, 1, 0]], square, square == 0).tolist() == [[0, 1, 0]]
+    assert first_identical(values[None, [0, 1, 0]], square, square == 0).tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -130,7 +130,7 @@ def test_equal_sums_do_not_join_what_is_different():
 def test_without_positions_nothing_is_lost(settings, dtype, most):
     host, images = bare_vit(dtype, **settings), pages(dtype)
     model = patchslim.slim(host, "duplicates")
-    got, spent = model.answer(images)
+    got, spent = model.forward_with_costs(images)
     off = float((got - host(images)).abs().max() / host(images).abs().max())
     assert off < most
     prefix = model.shape().prefix
@@ -142,7 +142,7 @@ def test_without_positions_nothing_is_lost(settings, dtype, most):
 def test_with_positions_the_answer_changes_and_the_patches_do_not(vit):
     images = torch.ones(1, *patchslim.find_adapter(vit).image_shape(vit))
     model = patchslim.slim(vit, "duplicates")
-    assert not close(model(images), vit(images), factor=100)
+    assert not is_close(model(images), vit(images), factor=100)
     first = model.trace(images, blocks=1)[0]
     assert int(first.lengths()[0]) == 1 + first.prefix
 
@@ -222,11 +222,11 @@ def test_a_cap_is_kept_in_a_batch_as_alone(settings):
 def test_no_page_costs_more_than_the_cap():
     host, images = bare_vit(), pages()
     model = patchslim.slim(host, "duplicates", macs=0.7)
-    together, spent = model.answer(images)
+    together, spent = model.forward_with_costs(images)
     assert max(cost.total for cost in spent) <= model.macs().total <= 0.7 * model.dense_macs().total
     assert spent[0].total < spent[3].total
     alone = torch.cat([model(image) for image in images.split(1)])
-    assert close(together, alone)
+    assert is_close(together, alone)
 
 
 def test_tolerances_and_windows_that_mean_nothing_are_refused():

@@ -17,12 +17,12 @@ import patchslim
 import patchslim.tokens.attention
 from patchslim.errors import BadSetting, Untrained
 from patchslim.methods._method import Decision
-from patchslim.methods.dynamicvit import KEEP, DynamicViT
+from patchslim.methods.dynamicvit import KEEP_INDEX, DynamicViT
 from patchslim.schedules.schedule import Constant, Counts, Rate
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.reduction import Keep, Mask
 from patchslim.training.losses import answer_loss
-from toys import slimmed
+from toy_methods import slim_unchecked
 
 AT = (1, 2, 3)
 STAGES = Rate(0.7, AT)
@@ -44,10 +44,10 @@ def images(dtype=torch.float32, batch=3):
 def taught(readout="class", *, tail="full", dtype=torch.float32, **changes):
     """A model whose predictors have an opinion of every patch, as if they had been trained."""
     host = tiny_host(img_size=32, depth=4, readout=readout, **changes)
-    model = slimmed(host, DynamicViT(), STAGES, tail)
+    model = slim_unchecked(host, DynamicViT(), STAGES, tail)
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in model.reducer.parameters():
+        for parameter in model.method.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=noise))
     return model.to(dtype).eval()
 
@@ -73,7 +73,7 @@ class Told(DynamicViT):
 
 
 def told(model, stays, kind, schedule=STAGES):
-    return slimmed(model.host, Told(model.reducer, stays, kind), schedule, model.tail)
+    return slim_unchecked(model.host, Told(model.method, stays, kind), schedule, model.tail)
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def heard(model):
     said = []
     hooks = [
         predictor.register_forward_hook(lambda _module, _given, got: said.append(got))
-        for predictor in model.reducer.predictors.values()
+        for predictor in model.method.predictors.values()
     ]
     yield said
     for hook in hooks:
@@ -103,7 +103,7 @@ def check_draws(model, x, off=None):
     """Draws masks in training, and removes of each image the same patches in evaluation."""
     torch.manual_seed(0)
     with heard(model) as masked:
-        lesson = model.train().learn(x, tail=model.tail)
+        lesson = model.train().forward_training(x, tail=model.tail)
     stays = {each.block: each.alive > 0.5 for each in lesson.decisions}
     counts = torch.stack([each.sum(dim=1) for each in stays.values()], dim=1)
     assert list(stays) == list(AT)
@@ -115,7 +115,7 @@ def check_draws(model, x, off=None):
         own = {block: each[i : i + 1] for block, each in stays.items()}
         removed = told(model, own, Keep, left).eval()
         with heard(removed) as said:
-            alone = removed.learn(x[i : i + 1], tail=model.tail)
+            alone = removed.forward_training(x[i : i + 1], tail=model.tail)
         close(lesson.output[i : i + 1], alone.output, off)
         before = torch.ones(1, 64, dtype=torch.bool)
         for block, wanted, got in zip(AT, said, masked, strict=True):
@@ -156,7 +156,7 @@ def test_removal_at_inference_is_a_mask_in_training(readout, tail, dtype):
 @torch.no_grad()
 @every_readout
 def test_all_that_differs_is_the_faint_weight_of_what_is_masked(readout, monkeypatch):
-    monkeypatch.setattr(patchslim.tokens.attention, "FAINT", 1e-13)
+    monkeypatch.setattr(patchslim.tokens.attention, "SOFT_MASK_EPS", 1e-13)
     check_draws(taught(readout, dtype=torch.float64), images(torch.float64), off=1e-11)
 
 
@@ -174,18 +174,18 @@ def missing(module, prefix=""):
 def test_the_answer_alone_teaches_every_predictor_and_the_whole_host(readout, tail):
     model, x = taught(readout, tail=tail), images()
     teacher = model.host(x).detach() + torch.randn(3, 5)
-    lesson = model.train().learn(x, tail=tail)
+    lesson = model.train().forward_training(x, tail=tail)
     answer_loss(lesson.output, teacher, "soft", 1.0).backward()
-    assert not missing(model.reducer)
+    assert not missing(model.method)
     assert not missing(model.host)
 
 
 @every_readout
 def test_the_share_alone_teaches_every_predictor_and_what_they_look_at(readout):
     model = taught(readout)
-    lesson = model.train().learn(images(), tail="full")
-    model.reducer.loss(lesson.decisions).backward()
-    assert not missing(model.reducer)
+    lesson = model.train().forward_training(images(), tail="full")
+    model.method.loss(lesson.decisions).backward()
+    assert not missing(model.method)
     unseen = {
         name
         for name, _ in model.host.named_parameters()
@@ -211,19 +211,19 @@ def test_the_loss_is_the_squared_distance_from_the_scheduled_share():
 
 
 def test_the_share_that_is_aimed_at_is_the_one_that_inference_leaves():
-    lesson = taught().train().learn(images(), tail="full")
+    lesson = taught().train().forward_training(images(), tail="full")
     assert [each.share for each in lesson.decisions] == [left / 64 for left in LEFT]
 
 
 def test_gradient_descent_on_the_share_reaches_it():
     model, x = taught(), images(batch=8)
-    optimiser = torch.optim.Adam(model.reducer.parameters(), lr=0.03)
+    optimiser = torch.optim.Adam(model.method.parameters(), lr=0.03)
     torch.manual_seed(0)
     shares = []
     for _ in range(60):
-        lesson = model.train().learn(x, tail="full")
+        lesson = model.train().forward_training(x, tail="full")
         optimiser.zero_grad()
-        model.reducer.loss(lesson.decisions).backward()
+        model.method.loss(lesson.decisions).backward()
         optimiser.step()
         shares.append([each.alive.mean().item() for each in lesson.decisions])
     for stage, left in enumerate(LEFT):
@@ -234,7 +234,7 @@ def test_gradient_descent_on_the_share_reaches_it():
 @torch.no_grad()
 def test_the_published_counts_come_out():
     host = tiny_host(img_size=56, depth=12)
-    model = slimmed(host, DynamicViT(), Rate(0.7, (3, 6, 9)))
+    model = slim_unchecked(host, DynamicViT(), Rate(0.7, (3, 6, 9)))
     left = [tokens.patches for tokens in model.trace(noise_images(2, size=56))]
     assert left == [196] * 3 + [137] * 3 + [96] * 3 + [67] * 3
 
@@ -244,7 +244,11 @@ def test_before_training_most_patches_are_kept():
     """Training begins near the dense model: sigmoid(2), 0.88, of those that are left."""
     host = tiny_host(img_size=32, depth=4)
     torch.manual_seed(0)
-    lesson = slimmed(host, DynamicViT(), STAGES).train().learn(images(batch=8), tail="full")
+    lesson = (
+        slim_unchecked(host, DynamicViT(), STAGES)
+        .train()
+        .forward_training(images(batch=8), tail="full")
+    )
     share = lesson.decisions[0].alive.mean().item()
     assert share == pytest.approx(torch.tensor(2.0).sigmoid().item(), abs=0.06)
 
@@ -255,13 +259,13 @@ POOLED = [{"global_pool": "max"}, {"global_pool": "avgmax"}]
 @pytest.mark.parametrize("changes", [*({"readout": each} for each in READOUTS), *POOLED], ids=str)
 def test_an_image_of_which_nothing_is_left_stays_finite(changes):
     model = taught(**changes)
-    for predictor in model.reducer.predictors.values():
+    for predictor in model.method.predictors.values():
         nn.init.zeros_(predictor.verdict[4].weight)
         predictor.verdict[4].bias.data = torch.tensor([-40.0, 40.0])
-    lesson = model.train().learn(images(), tail="full")
+    lesson = model.train().forward_training(images(), tail="full")
     assert not any(each.alive.any() for each in lesson.decisions)
     assert lesson.output.isfinite().all()
-    (lesson.output.square().sum() + model.reducer.loss(lesson.decisions)).backward()
+    (lesson.output.square().sum() + model.method.loss(lesson.decisions)).backward()
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
     assert gradients
     assert all(each.isfinite().all() for each in gradients)
@@ -269,18 +273,18 @@ def test_an_image_of_which_nothing_is_left_stays_finite(changes):
 
 def in_autocast(model, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return model, model.learn(x, tail="full")
+        return model, model.forward_training(x, tail="full")
 
 
 def in_bfloat16(model, x):
-    return model.bfloat16(), model.learn(x.bfloat16(), tail="full")
+    return model.bfloat16(), model.forward_training(x.bfloat16(), tail="full")
 
 
 @every_readout
 @pytest.mark.parametrize("how", [in_autocast, in_bfloat16])
 def test_training_in_half_precision_stays_finite_and_counts_exactly(readout, how):
     model, lesson = how(taught(readout).train(), images())
-    wanted = model.reducer.loss(lesson.decisions)
+    wanted = model.method.loss(lesson.decisions)
     counts = [each.alive.double().sum(dim=1) for each in lesson.decisions]
     by_hand = [
         (left / 64 - count / 64).square().mean() for left, count in zip(LEFT, counts, strict=True)
@@ -288,12 +292,12 @@ def test_training_in_half_precision_stays_finite_and_counts_exactly(readout, how
     assert wanted.item() == pytest.approx(2 * torch.stack(by_hand).mean().item(), rel=1e-4)
     (lesson.output.float().square().mean() + wanted.float()).backward()
     assert lesson.output.isfinite().all()
-    assert not missing(model.reducer)
+    assert not missing(model.method)
 
 
 def drawn(model, seed):
     torch.manual_seed(seed)
-    return [each.alive for each in model.train().learn(images(), tail="full").decisions]
+    return [each.alive for each in model.train().forward_training(images(), tail="full").decisions]
 
 
 @torch.no_grad()
@@ -317,8 +321,8 @@ def test_blocks_that_are_computed_again_draw_the_same():
         model = taught()
         model.host.set_grad_checkpointing(recompute)
         torch.manual_seed(0)
-        lesson = model.train().learn(images(), tail="full")
-        (lesson.output.square().sum() + model.reducer.loss(lesson.decisions)).backward()
+        lesson = model.train().forward_training(images(), tail="full")
+        (lesson.output.square().sum() + model.method.loss(lesson.decisions)).backward()
         gradients.append([each.grad for each in model.parameters()])
     for kept, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, kept)
@@ -333,7 +337,7 @@ def plain():
 def test_copies_and_saves_keep_the_predictors_and_only_slim_warns(tmp_path, recwarn):
     model = patchslim.slim(plain(), "dynamicvit", keep_rate=0.7, at=AT)
     assert [each.category for each in recwarn] == [Untrained]
-    for parameter in model.reducer.parameters():
+    for parameter in model.method.parameters():
         parameter.add_(torch.randn_like(parameter))
     wanted = model(images())
     model.save(tmp_path / "saved")
@@ -343,7 +347,7 @@ def test_copies_and_saves_keep_the_predictors_and_only_slim_warns(tmp_path, recw
         pickle.loads(pickle.dumps(model)),
     ):
         assert torch.equal(again(images()), wanted)
-        assert list(again.reducer.predictors) == ["1", "2", "3"]
+        assert list(again.method.predictors) == ["1", "2", "3"]
     assert len(recwarn) == 1
 
 
@@ -352,7 +356,7 @@ def test_copies_and_saves_keep_the_predictors_and_only_slim_warns(tmp_path, recw
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 def test_predictors_are_made_of_the_type_of_the_host(kind):
     model = patchslim.slim(plain().to(kind), "dynamicvit", keep_rate=0.7, at=AT)
-    assert {each.dtype for each in model.reducer.parameters()} == {kind}
+    assert {each.dtype for each in model.method.parameters()} == {kind}
     assert model(images(kind)).isfinite().all()
 
 
@@ -374,8 +378,8 @@ def test_a_made_method_serves_only_the_hosts_that_it_was_made_for():
 @torch.no_grad()
 def test_larger_images_that_need_more_decisions_are_refused_clearly():
     host = tiny_host(img_size=8, depth=3, dynamic_img_size=True)
-    model = slimmed(host, DynamicViT(), Constant(3))
-    assert model.deciding() == (0,)
+    model = slim_unchecked(host, DynamicViT(), Constant(3))
+    assert model.deciding_blocks() == (0,)
     with pytest.raises(BadSetting, match=r"in blocks \(0,\).*decisions in blocks \(1,\)"):
         model(images())
 
@@ -385,15 +389,15 @@ def test_the_entry_that_means_keep_is_the_first():
     model = taught()
     with heard(model) as said:
         cells = model.trace(images())[1].cells()
-    best = said[0][..., KEEP].topk(LEFT[0], dim=1).indices
-    assert KEEP == 0
+    best = said[0][..., KEEP_INDEX].topk(LEFT[0], dim=1).indices
+    assert KEEP_INDEX == 0
     assert torch.equal(cells, best)
     torch.testing.assert_close(said[0].exp().sum(dim=2), torch.ones(3, 64))
 
 
 def test_any_method_that_learns_is_told_of_once_untrained():
     class Own(DynamicViT):
-        lacks = None
+        missing = None
 
     with pytest.warns(Untrained, match="Own learns what to keep"):
         patchslim.slim(tiny_host(depth=4), Own(), keep=[17, 10, 10, 10])

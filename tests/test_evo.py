@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from hugging import pixels, tiny_hf
+from hf_hosts import random_pixels, tiny_hf
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken, Untrained
 from patchslim.methods._method import Signals
 from patchslim.methods.evo import Evo
@@ -19,10 +19,10 @@ from patchslim.model.load import load
 from patchslim.model.model import SlimModel
 from patchslim.schedules.schedule import Rate
 from patchslim.testing.trial import noise_images, tiny_host
-from patchslim.tokens.reduction import Fuse, Keep, Park
+from patchslim.tokens.reduction import Defer, Fuse, Keep
 from patchslim.tokens.tokens import Tokens
-from toys import slimmed
-from variants import Variant, images, tiny_vit
+from timm_variants import Variant, random_images, tiny_vit
+from toy_methods import slim_unchecked
 
 PATCHES = 16  # of the tiny host
 STAGES, BLOCKS = (2, 4), (2, 3, 4, 5)
@@ -58,11 +58,11 @@ def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative)
     slow = 1 + 8 + representative
     traced = model.trace(noise_images())
     assert [tokens.x.shape[1] for tokens in traced] == [17, *[slow] * 5] == list(model.counts())
-    assert {tokens.restored().shape[1] for tokens in traced} == {17}
-    assert model.learn(noise_images(), tail="full").tokens.x.shape[1] == 17
-    whole = [tokens.parked.whole for tokens in traced[1:]]
+    assert {tokens.dense_features().shape[1] for tokens in traced} == {17}
+    assert model.forward_training(noise_images(), tail="full").tokens.x.shape[1] == 17
+    whole = [tokens.deferred.whole for tokens in traced[1:]]
     assert {tokens.x.shape[1] for tokens in whole} == {17}
-    assert all(tokens.parked is None for tokens in whole)
+    assert all(tokens.deferred is None for tokens in whole)
     begun = [id(tokens) for tokens in whole]
     assert begun[0] == begun[1] != begun[2] == begun[3] != begun[4]
     assert torch.equal(whole[0].x, whole[1].x)  # the second block of a unit selects nothing
@@ -94,7 +94,7 @@ def test_every_row_comes_back_to_its_place(representative, at):
     model = evo(host, at, representative=representative)
     entered = model.embed(noise_images(), {}, track=False).x
     for tokens in model.trace(noise_images()):
-        torch.testing.assert_close(tokens.restored(), entered, rtol=0, atol=1e-6)
+        torch.testing.assert_close(tokens.dense_features(), entered, rtol=0, atol=1e-6)
     _, maps = model.forward_intermediates(noise_images())
     grid = entered[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     assert len(maps) == 6
@@ -108,15 +108,15 @@ def test_what_waits_moves_by_what_its_stand_in_has_gained(representative):
     model = evo(deep(), (2,), representative=representative)
     before, *after = model.trace(noise_images())[1:]
     for tokens in after:
-        kept = tokens.parked.kept
+        kept = tokens.deferred.kept
         waits = torch.ones(3, PATCHES, dtype=torch.bool).scatter(1, kept, value=False)
-        back = tokens.restored()[:, 1:]
+        back = tokens.dense_features()[:, 1:]
         if not representative:
             assert torch.equal(back[waits], before.x[:, 1:][waits])
             continue
         moved = (back - before.x[:, 1:])[waits].view(3, 8, -1)
         torch.testing.assert_close(moved, moved[:, :1].expand_as(moved), rtol=0, atol=1e-5)
-        gained = tokens.x[:, -1] - tokens.parked.stand_in[:, 0]
+        gained = tokens.x[:, -1] - tokens.deferred.stand_in[:, 0]
         torch.testing.assert_close(moved[:, 0], gained, rtol=0, atol=1e-5)
         assert moved.abs().max() > 0.1
 
@@ -235,43 +235,43 @@ def seen(logits: Tensor) -> Tensor:
     return nn.functional.pad(logits, (1, 0)).softmax(dim=1)[:, 1:]
 
 
-def remembered(reducer: Evo, known: Tensor | None, logits: Tensor, block: int) -> Tensor:
+def remembered(method: Evo, known: Tensor | None, logits: Tensor, block: int) -> Tensor:
     tokens = Tokens(x=torch.zeros(2, 5, 3), prefix=1, grid=(2, 2), memory=known)
-    return reducer.remember(tokens, signals(logits, block))
+    return method.remember(tokens, signals(logits, block))
 
 
 def test_the_newest_attention_weighs_as_much_as_told():
-    reducer = Evo(tradeoff=0.25, early=0.75)
+    method = Evo(tradeoff=0.25, early=0.75)
     logits = torch.randn(3, 2, 4)
-    first = remembered(reducer, None, logits[0], 0)
+    first = remembered(method, None, logits[0], 0)
     torch.testing.assert_close(first, seen(logits[0]))
-    second = remembered(reducer, first, logits[1], 1)
+    second = remembered(method, first, logits[1], 1)
     torch.testing.assert_close(second, 0.25 * first + 0.75 * seen(logits[1]))
     wholly = Tokens(x=torch.zeros(2, 5, 3), prefix=1, grid=(2, 2), memory=second)
-    waiting = Park(Keep(torch.arange(4).expand(2, -1))).apply(wholly)  # all go on, in their order
-    third = reducer.remember(waiting, signals(logits[2], 2))
+    waiting = Defer(Keep(torch.arange(4).expand(2, -1))).apply(wholly)  # all go on, in their order
+    third = method.remember(waiting, signals(logits[2], 2))
     torch.testing.assert_close(third, 0.75 * second + 0.25 * seen(logits[2]))
 
 
 def test_learned_tradeoffs_are_one_for_each_block_before_the_last_selection():
-    reducer = Evo(learned=True)
-    reducer.prepare(3, (2, 4))
-    assert sorted(reducer.mixing) == ["1", "2", "3"]
+    method = Evo(learned=True)
+    method.prepare(3, (2, 4))
+    assert sorted(method.mixing) == ["1", "2", "3"]
     with torch.no_grad():
-        reducer.mixing["3"].fill_(2.0)
+        method.mixing["3"].fill_(2.0)
     known, logits = torch.full((2, 4), 0.1), torch.randn(2, 4)
-    halves = remembered(reducer, known, logits, 1)
+    halves = remembered(method, known, logits, 1)
     torch.testing.assert_close(halves, (known + seen(logits)) / 2)
     share = torch.tensor(2.0).sigmoid()
-    mixed = remembered(reducer, known, logits, 3)
+    mixed = remembered(method, known, logits, 3)
     torch.testing.assert_close(mixed, (1 - share) * known + share * seen(logits))
 
 
 def test_a_subsampled_grid_keeps_the_sum_of_its_attention():
-    reducer = Evo()
-    reducer.prepare(3, (1,))
+    method = Evo()
+    method.prepare(3, (1,))
     tokens = Tokens(x=torch.zeros(2, 16, 3), prefix=1, grid=(3, 5), memory=torch.rand(2, 15))
-    noted = reducer.remember(tokens, signals(torch.randn(2, 15), 2, stride=2))
+    noted = method.remember(tokens, signals(torch.randn(2, 15), 2, stride=2))
     left = noted.unflatten(1, (3, 5))[:, ::2, ::2].flatten(1)
     assert left.shape == (2, 6)
     torch.testing.assert_close(left.sum(dim=1), tokens.memory.sum(dim=1))
@@ -282,12 +282,12 @@ def test_what_waits_keeps_its_attention_and_selection_is_sticky():
     model = evo(deep(), BLOCKS)
     traced = model.trace(noise_images())
     for before, after in itertools.pairwise(traced[1:5]):
-        kept = after.parked.kept
+        kept = after.deferred.kept
         waits = torch.ones(3, PATCHES, dtype=torch.bool).scatter(1, kept, value=False)
-        known, now = before.rejoined().memory, after.rejoined().memory
+        known, now = before.rejoin().memory, after.rejoin().memory
         assert torch.equal(now[waits], known[waits])
         assert (now.gather(1, kept) != known.gather(1, kept)).all()
-    kept = [set(tokens.parked.kept[0].tolist()) for tokens in traced[2:]]
+    kept = [set(tokens.deferred.kept[0].tolist()) for tokens in traced[2:]]
     again = [len(one & other) for one, other in itertools.pairwise(kept)]
     assert min(again) > 4  # chance alone would keep four of eight
 
@@ -297,12 +297,12 @@ def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for():
     memory = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
     tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
     reduction = Evo().choose(tokens, Signals(1, block=1), 3)
-    assert isinstance(reduction, Park)
+    assert isinstance(reduction, Defer)
     assert isinstance(reduction.slow, Fuse)
     assert reduction.slow.kept.tolist() == [[1, 2]]
     left = reduction.apply(tokens)
     torch.testing.assert_close(left.x[:, -1], (tokens.x[:, 1] + 2 * tokens.x[:, 4]) / 3)
-    assert torch.equal(left.rejoined().x, tokens.x)
+    assert torch.equal(left.rejoin().x, tokens.x)
 
 
 # ------------------------------------------------------------------------------------- other hosts
@@ -316,7 +316,7 @@ def served(host: Any, x: Tensor, **settings: Any) -> SlimModel:
         prefix, entered = traced[0].prefix, traced[0].x.shape[1]
         slow = (entered - prefix) // 2 + prefix + 1
         assert [tokens.x.shape[1] for tokens in traced] == [entered, slow, slow]
-        assert {tokens.restored().shape[1] for tokens in traced} == {entered}
+        assert {tokens.dense_features().shape[1] for tokens in traced} == {entered}
         logits = model.adapter.logits
         got, dense = logits(model(x)), logits(host(x))
         assert got.shape == dense.shape
@@ -335,9 +335,9 @@ def eva(**args: Any) -> Any:
 
 def test_a_pooling_query_stands_in_for_a_class_token():
     host = tiny_vit(global_pool="map", class_token=False)
-    model = served(host, images(host))
+    model = served(host, random_images(host))
     with torch.no_grad():
-        traced = model.trace(images(host))
+        traced = model.trace(random_images(host))
         torch.testing.assert_close(traced[0].memory.sum(dim=1), torch.ones(2))
 
 
@@ -345,14 +345,14 @@ def test_a_pooling_query_stands_in_for_a_class_token():
 def test_rotary_positions_go_with_their_rows(kind):
     """The kept rows have their own cells, and the stand-in that of the row it is most of."""
     host = eva(use_rot_pos_emb=True, global_pool="token", **kind)
-    model = served(host, images(host))
+    model = served(host, random_images(host))
     with torch.no_grad():
-        before, last = model.trace(images(host))[-2:]
-    parked = last.parked
+        before, last = model.trace(random_images(host))[-2:]
+    parked = last.deferred
     assert torch.equal(last.position[:, :-1], parked.kept)
     waiting = parked.whole.memory.scatter(1, parked.kept, 0.0)
     assert torch.equal(last.position[:, -1], waiting.argmax(dim=1))
-    assert torch.equal(before.rejoined().memory, parked.whole.memory)
+    assert torch.equal(before.rejoin().memory, parked.whole.memory)
 
 
 def test_registers_and_distillation_stay():
@@ -360,22 +360,22 @@ def test_registers_and_distillation_stay():
         (tiny_vit(reg_tokens=3), 4),
         (eva(use_rot_pos_emb=True, num_reg_tokens=2), 3),
     ):
-        model = served(host, images(host))
+        model = served(host, random_images(host))
         with torch.no_grad():
-            last = model.trace(images(host))[-1]
-        assert (last.prefix, last.parked.whole.prefix) == (prefix, prefix)
+            last = model.trace(random_images(host))[-1]
+        assert (last.prefix, last.deferred.whole.prefix) == (prefix, prefix)
 
 
 def test_a_distilled_host_is_served():
     from timm.models.deit import VisionTransformerDistilled
 
     host = Variant("distilled", VisionTransformerDistilled, {}).build()
-    served(host, images(host))
+    served(host, random_images(host))
 
 
 def test_transformers_is_served():
     host = tiny_hf("ViTForImageClassification")
-    served(host, pixels(host))
+    served(host, random_pixels(host))
 
 
 # -------------------------------------------------------------------------------------- refusals
@@ -411,14 +411,14 @@ def test_what_is_saved_gives_the_same_answer(tmp_path):
     host = deep()
     with pytest.warns(Untrained):
         model = evo(host, learned=True)
-    for place, each in enumerate(model.reducer.mixing.values()):
+    for place, each in enumerate(model.method.mixing.values()):
         each.fill_(2.0 - place)
     model.save(tmp_path / "made")
     again = load(tmp_path / "made", model=deep())
     assert torch.equal(again(noise_images()), model(noise_images()))
-    assert again.reducer.settings() == model.reducer.settings()
-    for name, each in model.reducer.mixing.items():
-        assert torch.equal(again.reducer.mixing[name], each)
+    assert again.method.settings() == model.method.settings()
+    for name, each in model.method.mixing.items():
+        assert torch.equal(again.method.mixing[name], each)
     plain = evo(host)
     assert not torch.equal(again(noise_images()), plain(noise_images()))
 
@@ -473,17 +473,17 @@ def test_an_image_does_not_depend_on_its_batch():
 
 
 def test_what_the_schedule_says_is_what_happens():
-    model = slimmed(deep(), Evo(), Rate(0.5, STAGES))
-    assert model.deciding() == STAGES
+    model = slim_unchecked(deep(), Evo(), Rate(0.5, STAGES))
+    assert model.deciding_blocks() == STAGES
     tokens = model.embed(noise_images(1), {}, track=False)
-    steps = model.steps(tokens, tail="full", layered=True)
+    steps = model.block_steps(tokens, tail="full", layered=True)
     assert [step.index for step in steps if model.place(step)] == [2, 3, 4, 5]
 
 
 @torch.no_grad()
 def test_one_method_may_serve_two_models():
     """What it does follows from the tokens, and not from the schedule that it was given last."""
-    mine, images = patchslim.find_reducer("evo")(), noise_images()
+    mine, images = patchslim.find_method("evo")(), noise_images()
     early = patchslim.slim(tiny_host(depth=6), mine, keep_rate=0.5, at=(3, 5))
     wanted = early(images)
     patchslim.slim(tiny_host(depth=6), mine, keep_rate=0.5, at=(1, 2))

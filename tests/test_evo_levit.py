@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models.levit import Attention
 
-from patchslim.architectures.evo_levit import EvoLevit, from_official
+from patchslim.architectures.evo_levit import EvoLevit, convert_official_weights
 from patchslim.errors import UnsupportedModel
 
 GOLDEN = Path(__file__).parent / "reference" / "evo_levit_golden.safetensors"
@@ -52,7 +52,7 @@ def host(**changes):
 
 def loaded():
     model = host()
-    model.load_state_dict(from_official(official()), strict=True)
+    model.load_state_dict(convert_official_weights(official()), strict=True)
     return model.double()
 
 
@@ -73,7 +73,7 @@ def test_what_only_training_or_the_method_uses_is_left_out():
     state = official()
     assert {"head_cls.l.weight", "blocks.0.m1.m.learn_tradeoff"} <= set(state)
     twice = {f"stage_{name}": value for name, value in state.items() if name.startswith("blocks.")}
-    assert from_official(state | twice).keys() == host().state_dict().keys()
+    assert convert_official_weights(state | twice).keys() == host().state_dict().keys()
 
 
 @torch.no_grad()

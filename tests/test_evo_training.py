@@ -8,21 +8,21 @@ import torch
 import torch.nn.functional as F
 
 import patchslim
-from lessons import pictures, vit
+from child_process import run_patchslim as run
 from patchslim.architectures.evo_levit import EvoLevit
 from patchslim.errors import BadSchedule, BadSetting, Diverged, UnsupportedModel, Untrained
 from patchslim.methods.evo import Evo
 from patchslim.model.load import load
 from patchslim.runs.checkpoint import read
-from patchslim.runs.layout import CHECKPOINT
-from patchslim.runs.log import rows
+from patchslim.runs.layout import CHECKPOINT_FILE
+from patchslim.runs.log import read_log
 from patchslim.testing.trial import tiny_host
-from patchslim.training.config import RECIPES, Course
-from patchslim.training.losses import Learner, Target, answer_loss
-from patchslim.training.train import MODEL, train
-from process import patchslim as run
-from toys import Longest
-from variants import randomise
+from patchslim.training.config import RECIPES, TrainConfig
+from patchslim.training.losses import LossModule, Target, answer_loss
+from patchslim.training.train import MODEL_FOLDER, train
+from timm_variants import randomise
+from tiny_training import trainable_vit, write_images
+from toy_methods import KeepLongest
 
 AT = (1, 3)
 
@@ -58,7 +58,7 @@ def batches(count=16, *, side=16, seed=0):
 
 def quick(**settings):
     """A course of a few steps."""
-    return Course(**{"steps": 4, "batch": 8, "lr": 1e-3, **settings})
+    return TrainConfig(**{"steps": 4, "batch": 8, "lr": 1e-3, **settings})
 
 
 def same(one, other):
@@ -73,13 +73,13 @@ def same(one, other):
 def test_the_loss_is_shared_with_a_second_head_on_the_class_token(distil):
     course = quick(auxiliary=0.3, distil=distil)
     model = slimmed().train()
-    learner = Learner(model, course)
+    learner = LossModule(model, course)
     for weight in learner.auxiliary.parameters():
         weight.data.add_(0.1)  # no longer a copy
     ((images, labels), *_) = batches()
     answers = torch.randn(8, 5) if distil == "soft" else None
     terms = learner(images, Target(labels, answers))
-    lesson = model.learn(images, tail="full")
+    lesson = model.forward_training(images, tail="full")
     second = learner.auxiliary[0](lesson.tokens.x[:, 0])
     assert not torch.allclose(second, lesson.output, atol=1e-2)
 
@@ -96,7 +96,7 @@ def test_the_loss_is_shared_with_a_second_head_on_the_class_token(distil):
 
 def test_it_begins_as_a_copy_of_the_hosts_own_and_learns_apart():
     model = slimmed().train()
-    learner = Learner(model, quick(auxiliary=0.5, distil="none"))
+    learner = LossModule(model, quick(auxiliary=0.5, distil="none"))
     (second,) = learner.auxiliary
     own = [model.host.fc_norm, model.host.head]
     for mine, its in zip(own, (second[0], second[2]), strict=True):
@@ -112,7 +112,7 @@ def test_nothing_of_it_is_in_the_model_that_is_left(tmp_path):
     given = slimmed()
     trained = train(given, batches(), quick(auxiliary=0.5), out=tmp_path)
     assert trained.model.state_dict().keys() == given.state_dict().keys()
-    again = load(tmp_path / MODEL, model=flat())
+    again = load(tmp_path / MODEL_FOLDER, model=flat())
     same(again.state_dict(), trained.model.state_dict())
     alone = train(given, batches(), quick(), out=tmp_path / "alone")
     token = "host.cls_token"
@@ -152,7 +152,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
 def test_hosts_with_nothing_to_read_are_refused(host):
     model = patchslim.slim(host(), "tome", r=1)
     with pytest.raises(UnsupportedModel, match=r'auxiliary.*global_pool="avg" beside class_token'):
-        Learner(model, quick(auxiliary=0.5))
+        LossModule(model, quick(auxiliary=0.5))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
@@ -186,12 +186,14 @@ def test_every_block_selects_at_first_and_every_stage_after_that(tmp_path):
     Watched.chosen.clear()
     train(model, batches(), quick(steps=6, layered=0.5), out=tmp_path, progress=told)
     assert found == [(1, 2, 3)] * 3 + [(1, 3)] * 3
-    assert model.learn(batches()[0][0], tail="full", layered=True).decisions[1].block == 2
+    assert (
+        model.forward_training(batches()[0][0], tail="full", layered=True).decisions[1].block == 2
+    )
 
 
 def test_its_authors_share_is_usual_for_the_method():
-    course = Course.of(Evo.course, {"steps": 300})
-    changed = [step for step in range(300) if course.anew(step, 300)]
+    course = TrainConfig.of(Evo.course, {"steps": 300})
+    changed = [step for step in range(300) if course.is_layered(step, 300)]
     assert changed == list(range(200))
 
 
@@ -200,12 +202,12 @@ def test_in_every_block_of_a_pyramid_but_its_strides():
     steps = model.schedule.in_every_block(5, model.resets)
     assert steps.at == (1, 3, 4)
     images = batches(side=64)[0][0]
-    decided = model.train().learn(images, tail="full", layered=True).decisions
+    decided = model.train().forward_training(images, tail="full", layered=True).decisions
     assert [each.block for each in decided] == [1, 3, 4]
 
 
 def test_methods_whose_patches_do_not_come_back_are_refused(tmp_path):
-    for method in ("tome", Longest().eval()):
+    for method in ("tome", KeepLongest().eval()):
         model = slimmed(method=method)
         with pytest.raises(BadSetting, match=r"layered=0.5 .*evo.*--layered 0"):
             train(model, batches(), quick(layered=0.5), out=tmp_path)
@@ -224,7 +226,7 @@ def test_schedules_without_a_rate_are_refused(tmp_path):
 def test_tradeoffs_learn(tmp_path):
     with pytest.warns(Untrained):
         model = slimmed(learned=True)
-    learned = train(model, batches(), quick(lr=1e-2), out=tmp_path).model.reducer.mixing
+    learned = train(model, batches(), quick(lr=1e-2), out=tmp_path).model.method.mixing
     assert sorted(learned) == ["1", "2"]
     assert all(each != 0 for each in learned.values())
 
@@ -233,7 +235,7 @@ def test_evo_levit_learns_from_a_teacher_by_heads_of_their_own(tmp_path):
     """Batch norm, two heads and two more for training, and a loss that falls."""
     model, teacher = slimmed(levit()), tiny_host(img_size=64, patch_size=16)
     course = quick(steps=30, lr=3e-3, auxiliary=0.5, distil="token", layered=0.5)
-    learner = Learner(copy.deepcopy(model).train(), course)
+    learner = LossModule(copy.deepcopy(model).train(), course)
     learner.slimmed.host.set_distilled_training()
     ((images, labels), *_) = batches(side=64)
     learner(images, Target(labels, teacher(images).detach()))[0].backward()
@@ -242,7 +244,7 @@ def test_evo_levit_learns_from_a_teacher_by_heads_of_their_own(tmp_path):
         assert all(weight.grad.abs().max() > 0 for weight in head.parameters())
     before = {name: t.clone() for name, t in model.state_dict().items()}
     trained = train(model, batches(side=64), course, out=tmp_path, teacher=teacher)
-    losses = [row["loss"] for row in rows(tmp_path / "log.csv")]
+    losses = [row["loss"] for row in read_log(tmp_path / "log.csv")]
     assert float(losses[-1]) < 0.7 * float(losses[0])
     after = trained.model.state_dict()
     assert after.keys() == before.keys()
@@ -258,9 +260,13 @@ def test_a_run_that_diverges_says_so_and_can_be_gone_on_with(tmp_path):
     for _ in range(2):
         with pytest.raises(Diverged, match=r"Lower lr \(now 1e"):
             train(
-                slimmed(), batches(), course, out=tmp_path, resume=(tmp_path / CHECKPOINT).exists()
+                slimmed(),
+                batches(),
+                course,
+                out=tmp_path,
+                resume=(tmp_path / CHECKPOINT_FILE).exists(),
             )
-        state = read(tmp_path / CHECKPOINT)
+        state = read(tmp_path / CHECKPOINT_FILE)
         assert state["step"] > 0
 
 
@@ -269,23 +275,25 @@ def test_a_run_that_diverges_says_so_and_can_be_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_make_courses(name):
-    course = Course.of(Evo.course, {**RECIPES[name], "auxiliary": 0.5})
+    course = TrainConfig.of(Evo.course, {**RECIPES[name], "auxiliary": 0.5})
     assert (course.epochs, course.lr, course.layered) == (300, 1e-3, pytest.approx(2 / 3))
-    assert Course(**course.to_json()) == course
-    assert course.distils == (name == "levit")
+    assert TrainConfig(**course.to_json()) == course
+    assert course.needs_teacher == (name == "levit")
 
 
 def test_a_recipe_of_the_command_line_gives_way_to_options(tmp_path):
-    patchslim.slim(vit(global_pool="avg"), "evo", keep_rate=0.5, at=(1,)).save(tmp_path / "slim")
+    patchslim.slim(trainable_vit(global_pool="avg"), "evo", keep_rate=0.5, at=(1,)).save(
+        tmp_path / "slim"
+    )
     ended = run(
-        tmp_path, "train", tmp_path / "slim", "--data", pictures(tmp_path / "photos"), "--recipe",
-        "deit", "--steps", 2, "--batch", 4, "--workers", 0, "--auxiliary", 0.5, "--lr", 2e-4,
-        "--out", tmp_path / "o",
+        tmp_path, "train", tmp_path / "slim", "--data", write_images(tmp_path / "photos"),
+        "--recipe", "deit", "--steps", 2, "--batch", 4, "--workers", 0, "--auxiliary", 0.5,
+        "--lr", 2e-4, "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    course = load(tmp_path / "o" / MODEL).trained["course"]
+    course = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
     own = {"steps": 2, "batch": 4, "workers": 0, "auxiliary": 0.5, "lr": 2e-4}
-    assert course == Course.of(Evo.course, {**RECIPES["deit"], **own}).to_json()
+    assert course == TrainConfig.of(Evo.course, {**RECIPES["deit"], **own}).to_json()
     ended = run(tmp_path, "train", tmp_path / "slim", "--recipe", "beit")
     assert ended.code != 0
     assert "deit" in ended.err

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import patchslim
-from patchslim.versions import installed
+from patchslim.versions import installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "patchslim"
@@ -206,11 +206,11 @@ def test_one_version_everywhere():
     version = project["project"]["version"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\S+)", changes, flags=re.MULTILINE)[0] == version
-    assert installed("patchslim") in (None, version)
+    assert installed_version("patchslim") in (None, version)
 
 
 def test_supported_versions_are_the_ones_that_the_project_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["hf"]]
-    for library, oldest in patchslim.versions.OLDEST.items():
+    for library, oldest in patchslim.versions.OLDEST_VERSIONS.items():
         assert f"{library}>={'.'.join(map(str, oldest))}" in asked

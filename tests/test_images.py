@@ -19,7 +19,7 @@ from PIL import Image
 import patchslim
 from patchslim.data.images import Images
 from patchslim.errors import BadData, BadFile
-from patchslim.hosts._preprocessing import Preparation, find_preparation
+from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
 
 PLAIN = {
     "image_size": (32, 32),
@@ -107,7 +107,7 @@ def test_a_flat_folder_has_no_labels(folder, tmp_path):
     for number in range(3):
         shutil.copy(folder / "ant" / "1.png", tmp_path / f"{number}.png")
     images = Images(tmp_path, **PLAIN)
-    assert not images.labelled
+    assert not images.has_labels
     pixels, labels = everything(images)
     assert (len(pixels), labels) == (3, None)
 
@@ -269,10 +269,10 @@ def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
     path = packed(folder, tmp_path / name) if name else folder
     images = Images(path, **PLAIN)
     assert images.count == 5
-    assert images.any_order == (name != "val.tar.gz")
+    assert images.has_random_access == (name != "val.tar.gz")
     for each in (images, pickle.loads(pickle.dumps(images)), copy.deepcopy(images)):
         for place in (4, 0, 2):
-            picture = each.picture_of(place)
+            picture = each.load_image(place)
             with Image.open(folder / NAMES[place]) as file:
                 assert picture.tobytes() == file.convert("RGB").tobytes()
             assert (each.name_of(place), each.label_of(place)) == (NAMES[place], place // 2)
@@ -280,14 +280,14 @@ def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
 
 def test_an_archive_that_is_open_is_opened_anew_in_a_forked_process(folder, tmp_path):
     images = Images(packed(folder, tmp_path / "val.zip"), **PLAIN)
-    before = images.picture_of(0).tobytes()
+    before = images.load_image(0).tobytes()
     child = os.fork()
     if child == 0:
         # Both read at once; with one position for both, neither would find its place.
-        whole = all(images.picture_of(0).tobytes() == before for _ in range(50))
+        whole = all(images.load_image(0).tobytes() == before for _ in range(50))
         os._exit(0 if whole else 1)
     for _ in range(50):
-        assert images.picture_of(0).tobytes() == before
+        assert images.load_image(0).tobytes() == before
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -339,8 +339,8 @@ def test_a_local_hugging_face_folder_says_how_images_are_prepared(folder, tmp_pa
     )
     processor.save_pretrained(tmp_path)
     model = hf(tmp_path)
-    found = find_preparation(model, patchslim.find_adapter(model))
-    assert found == Preparation(
+    found = find_preprocessing(model, patchslim.find_adapter(model))
+    assert found == Preprocessing(
         image_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), crop_pct=pct,
         interpolation="bilinear", crop_mode=mode,
     )  # fmt: skip
@@ -355,15 +355,15 @@ def test_a_host_that_does_not_say_is_given_imagenets_with_a_warning(folder):
     with pytest.warns(UserWarning, match="does not say how its images are prepared"):
         images = Images.for_host(hf(), folder)
     assert images.mean == (0.485, 0.456, 0.406)
-    said = Preparation(image_size=(32, 32), mean=(0.1, 0.1, 0.1))
+    said = Preprocessing(image_size=(32, 32), mean=(0.1, 0.1, 0.1))
     assert Images.for_host(hf(), folder, prepared=said).mean == (0.1, 0.1, 0.1)
 
 
 def test_preparation_survives_json():
-    said = Preparation(image_size=(32, 48), crop_mode="squash")
-    assert Preparation.from_json(said.to_json()) == said
+    said = Preprocessing(image_size=(32, 48), crop_mode="squash")
+    assert Preprocessing.from_json(said.to_json()) == said
     with pytest.raises(BadFile, match="prepared"):
-        Preparation.from_json({"speed": 1})
+        Preprocessing.from_json({"speed": 1})
 
 
 @pytest.mark.slow

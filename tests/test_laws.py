@@ -7,20 +7,20 @@ import pytest
 import torch
 
 import patchslim
-from options import OPTIONS
 from patchslim.errors import BrokenLaw, PatchslimError
 from patchslim.hosts.timm_vit import TimmVit
 from patchslim.methods.similarity import Similarity
-from patchslim.testing import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_reducer
-from patchslim.testing.adapter_laws import Family
-from patchslim.testing.law import uphold
+from patchslim.testing import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_method
+from patchslim.testing.adapter_laws import AdapterTrial
+from patchslim.testing.law import check_law
 from patchslim.testing.trial import Trial, tiny_host
 from patchslim.tokens.reduction import Fuse, Keep, Merge
-from toys import Longest, LongestOnQueries, Pairs, Predictor, norms
-from variants import registered
+from timm_options import OPTIONS
+from timm_variants import registered_variants
+from toy_methods import KeepLongest, KeepLongestOnQueries, MergeShortest, Predictor, row_norms
 
 
-class OneTooFew(Longest):
+class OneTooFew(KeepLongest):
     def choose(self, tokens, signals, keep):
         return super().choose(tokens, signals, max(keep - 1, 1))
 
@@ -30,10 +30,10 @@ class LooksInSecret(Similarity):
 
     def __init__(self):
         super().__init__(threshold=0.05, floor=0.1, weight="size")
-        self.looks = "k"
+        self.reads = "k"
 
 
-class TooModest(Longest):
+class TooModest(KeepLongest):
     def fewest(self, patches):
         return 0
 
@@ -44,18 +44,18 @@ class Moving(Keep):
         return moved.roll(1, dims=1) if prefix else moved
 
 
-class PrefixMoves(Longest):
+class PrefixMoves(KeepLongest):
     def choose(self, tokens, signals, keep):
         return Moving(super().choose(tokens, signals, keep).kept)
 
 
-class KeepsOneTwice(Longest):
+class KeepsOneTwice(KeepLongest):
     def choose(self, tokens, signals, keep):
         kept = super().choose(tokens, signals, keep).kept
         return Keep(torch.cat([kept[:, :-1], kept[:, :1]], dim=1))
 
 
-class CountsOneTwice(Pairs):
+class CountsOneTwice(MergeShortest):
     def choose(self, tokens, signals, keep):
         merge = super().choose(tokens, signals, keep)
         return Merge(merge.kept, gone=torch.cat([merge.gone] * 2, 1), into=merge.into.repeat(1, 2))
@@ -66,47 +66,47 @@ class Astray(Keep):
         return super().remap(rows).flip(1)
 
 
-class LosesTheMap(Longest):
+class LosesTheMap(KeepLongest):
     def choose(self, tokens, signals, keep):
         return Astray(super().choose(tokens, signals, keep).kept)
 
 
-class Fickle(Longest):
+class Fickle(KeepLongest):
     def choose(self, tokens, signals, keep):
-        return Keep(torch.rand_like(norms(tokens)).topk(keep, dim=1).indices)
+        return Keep(torch.rand_like(row_norms(tokens)).topk(keep, dim=1).indices)
 
 
-class Sociable(Longest):
+class Sociable(KeepLongest):
     def choose(self, tokens, signals, keep):
-        length = norms(tokens)
+        length = row_norms(tokens)
         return Keep((length - length.mean(dim=0)).abs().topk(keep, dim=1).indices)
 
 
-class Overflows(Longest):
+class Overflows(KeepLongest):
     def choose(self, tokens, signals, keep):
-        kept = norms(tokens).topk(keep, dim=1).indices
-        others = torch.ones_like(norms(tokens)).scatter(1, kept[:, :-1], 0.0)
+        kept = row_norms(tokens).topk(keep, dim=1).indices
+        others = torch.ones_like(row_norms(tokens)).scatter(1, kept[:, :-1], 0.0)
         return Fuse(kept[:, :-1], share=others * 60_000)
 
 
-class Secretive(Longest):
+class Secretive(KeepLongest):
     def __init__(self, *, power=2.0):
         super().__init__()
         self.exponent = power
 
 
-class Forgetful(Longest):
+class Forgetful(KeepLongest):
     def __init__(self, *, power=2.0):
         super().__init__()
         self.power = power + 1
 
 
-class Undeclared(Longest):
+class Undeclared(KeepLongest):
     def choose(self, tokens, signals, keep):
         return Keep(signals.class_attention().topk(keep, dim=1).indices)
 
 
-class Thrifty(LongestOnQueries):
+class Thrifty(KeepLongestOnQueries):
     def choose(self, tokens, signals, keep):
         keys = signals.k[:, :, signals.prefix :]
         return Keep((keys @ keys.transpose(2, 3)).sum(dim=(1, 3)).topk(keep, dim=1).indices)
@@ -117,29 +117,29 @@ class Deaf(Predictor):
         return Keep(super().choose(tokens, signals, keep).represent(tokens.rows())[:, :keep])
 
 
-class Closed(Longest):
+class Closed(KeepLongest):
     def __init__(self):
         super().__init__()
         self.rank = lambda t: t
 
     def choose(self, tokens, signals, keep):
-        return Keep(self.rank(norms(tokens)).topk(keep, dim=1).indices)
+        return Keep(self.rank(row_norms(tokens)).topk(keep, dim=1).indices)
 
 
-class Peeking(Longest):
+class Peeking(KeepLongest):
     def choose(self, tokens, signals, keep):
-        length = norms(tokens)
+        length = row_norms(tokens)
         return Keep((length if float(length.sum()) > 0 else -length).topk(keep, dim=1).indices)
 
 
-class FixedBatch(Longest):
+class FixedBatch(KeepLongest):
     def choose(self, tokens, signals, keep):
-        length = norms(tokens)
+        length = row_norms(tokens)
         ranked = torch.stack([each.topk(keep).indices for each in length.unbind(0)])
         return Keep(ranked)
 
 
-class Unfit(Longest):
+class Unfit(KeepLongest):
     """Takes no part of a host without a class token, yet says that it needs none."""
 
     def choose(self, tokens, signals, keep):
@@ -175,7 +175,7 @@ METHODS = [
 def test_a_method_that_breaks_a_law_is_caught(kind, name):
     law = {law.__name__: law for law in METHOD_LAWS}[name]
     with pytest.raises(BrokenLaw, match=name) as caught:
-        uphold(law, Trial(kind().eval(), 16), kind.__name__)
+        check_law(law, Trial(kind().eval(), 16), kind.__name__)
     assert caught.value.law == name
     assert isinstance(caught.value, PatchslimError)
     assert kind.__name__ in str(caught.value)
@@ -184,7 +184,7 @@ def test_a_method_that_breaks_a_law_is_caught(kind, name):
 
 def test_the_check_stops_at_the_first_broken_law():
     with pytest.raises(BrokenLaw, match="OneTooFew breaks the law leaves_exactly"):
-        check_reducer(OneTooFew())
+        check_method(OneTooFew())
 
 
 class Approximate(TimmVit):
@@ -218,7 +218,7 @@ class Pickier(TimmVit):
 class Narrow(TimmVit):
     """Says that the head reads one row, of a head that reads them all."""
 
-    def reads(self, host):
+    def rows_read(self, host):
         return 1
 
 
@@ -268,7 +268,7 @@ FAMILIES = [
 def test_a_family_that_breaks_a_law_is_caught(kind, name, readout):
     law = {law.__name__: law for law in FAMILY_LAWS}[name]
     with pytest.raises(BrokenLaw, match=name) as caught:
-        uphold(law, Family(tiny_host(readout=readout), kind()), kind.__name__)
+        check_law(law, AdapterTrial(tiny_host(readout=readout), kind()), kind.__name__)
     assert caught.value.law == name
 
 
@@ -277,7 +277,7 @@ def test_a_family_that_shares_state_between_threads_is_caught():
 
     def often():
         for _ in range(50):
-            uphold(law, Family(tiny_host(), Shared()), "Shared")
+            check_law(law, AdapterTrial(tiny_host(), Shared()), "Shared")
 
     with pytest.raises(BrokenLaw, match="two_threads"):
         often()
@@ -299,6 +299,6 @@ def test_the_check_of_a_family_takes_an_adapter_of_your_own():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [*registered(), *OPTIONS], ids=str)
+@pytest.mark.parametrize("variant", [*registered_variants(), *OPTIONS], ids=str)
 def test_every_variant_of_timm_keeps_every_law(variant):
     check_adapter(variant.build())

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from patchslim.errors import BadFile, MissingExtra
-from patchslim.runs.log import CSV, Log, rows
+from patchslim.runs.log import LOG_FILE, Log, read_log
 
 COLUMNS = ("loss", "lr", "val_loss")
 
@@ -26,14 +26,14 @@ def logged(folder, steps, *, after=0, tensorboard=False):
 
 def test_rows_come_back_as_they_were_given(tmp_path):
     logged(tmp_path / "new", range(1, 4))
-    found = rows(tmp_path / "new" / CSV)
+    found = read_log(tmp_path / "new" / LOG_FILE)
     assert found == [{"step": step, "val_loss": None, **numbers(step)} for step in (1, 2, 3)]
 
 
 def test_a_row_is_in_the_file_at_once_and_need_not_be_finite(tmp_path):
     log = Log(tmp_path, COLUMNS, tensorboard=False, after=0)
     log.write(1, {"loss": math.nan, "lr": math.inf})
-    (row,) = rows(tmp_path / CSV)
+    (row,) = read_log(tmp_path / LOG_FILE)
     log.close()
     assert math.isnan(row["loss"])
     assert row["lr"] == math.inf
@@ -43,25 +43,25 @@ def test_a_row_is_in_the_file_at_once_and_need_not_be_finite(tmp_path):
 @pytest.mark.parametrize("torn", [0, 1, 5, 17])
 def test_a_resumed_log_is_that_of_an_uninterrupted_run(tmp_path, after, torn):
     logged(tmp_path / "whole", range(1, 9))
-    whole = (tmp_path / "whole" / CSV).read_bytes()
+    whole = (tmp_path / "whole" / LOG_FILE).read_bytes()
     logged(tmp_path / "cut", range(1, 8))
-    cut = tmp_path / "cut" / CSV
+    cut = tmp_path / "cut" / LOG_FILE
     cut.write_bytes(cut.read_bytes()[: -torn or None])
     logged(tmp_path / "cut", range(after + 1, 9), after=after)
     assert cut.read_bytes() == whole
-    assert [entry.name for entry in (tmp_path / "cut").iterdir()] == [CSV]
+    assert [entry.name for entry in (tmp_path / "cut").iterdir()] == [LOG_FILE]
 
 
 def test_a_half_written_row_is_no_row(tmp_path):
     logged(tmp_path, range(1, 4))
-    path = tmp_path / CSV
+    path = tmp_path / LOG_FILE
     path.write_bytes(path.read_bytes()[:-1])
-    assert [row["step"] for row in rows(path)] == [1, 2]
+    assert [row["step"] for row in read_log(path)] == [1, 2]
 
 
 def test_resuming_where_there_is_no_log_begins_one(tmp_path):
     logged(tmp_path, [5], after=4)
-    assert [row["step"] for row in rows(tmp_path / CSV)] == [5]
+    assert [row["step"] for row in read_log(tmp_path / LOG_FILE)] == [5]
 
 
 def test_names_are_known_from_the_start(tmp_path):
@@ -71,17 +71,17 @@ def test_names_are_known_from_the_start(tmp_path):
         log.write(1, numbers(1))
     with pytest.raises(BadFile, match=r"columns step, loss, lr, val_loss; this run logs step, kl"):
         Log(tmp_path, ("kl",), tensorboard=False, after=1)
-    assert len(rows(tmp_path / CSV)) == 1
+    assert len(read_log(tmp_path / LOG_FILE)) == 1
 
 
 def test_files_that_are_no_log(tmp_path):
     path = tmp_path / "x.csv"
     with pytest.raises(BadFile, match="cannot be read"):
-        rows(path)
+        read_log(path)
     for text in ("step,loss\n1,2,3\n", "step,loss\none,2\n", "step\n\x00\n"):
         path.write_text(text)
         with pytest.raises(BadFile, match="not a log"):
-            rows(path)
+            read_log(path)
     with pytest.raises(BadFile, match="Could not write the log"):
         Log(path, COLUMNS, tensorboard=False, after=0)
 
@@ -90,7 +90,7 @@ def test_files_that_are_no_log(tmp_path):
 def test_a_full_disk_is_told_at_the_row_that_did_not_fit(small_disk):
     with pytest.raises(BadFile, match=r"(?i)no space left.*from the last checkpoint"):
         logged(small_disk, range(1, 10_000))
-    found = [row["step"] for row in rows(small_disk / CSV)]
+    found = [row["step"] for row in read_log(small_disk / LOG_FILE)]
     assert len(found) > 100
     assert found == list(range(1, len(found) + 1))
 

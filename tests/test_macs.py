@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import patchslim
-import toys
+import toy_methods
 from patchslim.hosts._registry import find_adapter
 from patchslim.model.model import SlimModel
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Constant, Counts
-from patchslim.testing.counting import counted_macs
+from patchslim.testing.counting import count_macs
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.shapes import BlockShape, Flow, block_macs, dense_macs, host_macs
 
@@ -69,8 +69,8 @@ def running():
 
     Other settings of a method are counted by the law `macs_are_what_it_spends`.
     """
-    plain = [each for each in toys.shipped() if each.id in patchslim.reducer_names()]
-    for subject in [*plain, *toys.all_toys()]:
+    plain = [each for each in toy_methods.shipped_methods() if each.id in patchslim.method_names()]
+    for subject in [*plain, *toy_methods.all_toys()]:
         for readout in ("class", "average", "query"):
             if readout != "average" or not subject.values[0].needs_class_token:
                 for tail in ("full", "exact"):
@@ -79,22 +79,20 @@ def running():
                     )
 
 
-@pytest.mark.parametrize(("reducer", "tail", "readout"), list(running()))
-def test_torch_counts_the_same(reducer, tail, readout):
+@pytest.mark.parametrize(("method", "tail", "readout"), list(running()))
+def test_torch_counts_the_same(method, tail, readout):
     """Decisions in the first block that the method can decide in, and the last; or none."""
     host, prefix = tiny_host(readout=readout, num_heads=4), int(readout == "class")
-    first = 16 if reducer.remembers else 12
-    left = [reducer.fewest(16)] * 3 if reducer.fewest(16) == 16 else [first, 12, 8]
+    first = 16 if method.remembers else 12
+    left = [method.fewest(16)] * 3 if method.fewest(16) == 16 else [first, 12, 8]
     schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
-    slimmed = SlimModel(host, find_adapter(host), reducer.eval(), schedule, tail)
+    slimmed = SlimModel(host, find_adapter(host), method.eval(), schedule, tail)
     with torch.no_grad():
         (cost,) = slimmed.macs_of(noise_images(1))
     told = cost.total + cost.choosing
-    assert told == pytest.approx(counted_macs(slimmed, noise_images(1)), rel=0.005)
-    assert cost == slimmed.macs() or (reducer.adaptive and cost.total <= slimmed.macs().total)
-    assert slimmed.dense_macs().total == pytest.approx(
-        counted_macs(host, noise_images(1)), rel=0.005
-    )
+    assert told == pytest.approx(count_macs(slimmed, noise_images(1)), rel=0.005)
+    assert cost == slimmed.macs() or (method.adaptive and cost.total <= slimmed.macs().total)
+    assert slimmed.dense_macs().total == pytest.approx(count_macs(host, noise_images(1)), rel=0.005)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (32, 24)])
@@ -103,10 +101,10 @@ def test_torch_counts_the_same_at_other_image_sizes(size):
     slimmed = patchslim.slim(host, "tome", r=2)
     images = torch.randn(1, 3, *size)
     cost = slimmed.macs(size)
-    assert cost.total + cost.choosing == pytest.approx(counted_macs(slimmed, images), rel=0.005)
+    assert cost.total + cost.choosing == pytest.approx(count_macs(slimmed, images), rel=0.005)
     assert slimmed.counts(size)[-1] == size[0] * size[1] // 16 + 1 - 6
     dense = slimmed.dense_macs(size).total
-    assert dense == pytest.approx(counted_macs(host, images), rel=0.005)
+    assert dense == pytest.approx(count_macs(host, images), rel=0.005)
 
 
 def test_the_exact_tail_is_seven_percent_of_deit():
@@ -115,7 +113,7 @@ def test_the_exact_tail_is_seven_percent_of_deit():
     with torch.device("meta"):
         host = timm.create_model("deit_small_patch16_224")
     shape = find_adapter(host).shape(host)
-    identity = patchslim.find_reducer("identity")()
+    identity = patchslim.find_method("identity")()
     counts = [shape.entering] * shape.depth
     full = slim_macs(shape, identity, counts, tail=False).total
     exact = slim_macs(shape, identity, counts, tail=True).total
@@ -135,7 +133,7 @@ def test_parts_add_up():
 def test_a_block_is_the_formula_of_the_literature():
     block = BlockShape.standard(384, 6)
     n, c = 197, 384
-    assert block_macs(block, Flow.even(n)) == 4 * n * c * c + 2 * n * n * c + 8 * n * c * c
+    assert block_macs(block, Flow.uniform(n)) == 4 * n * c * c + 2 * n * n * c + 8 * n * c * c
     rectangular = block_macs(block, Flow(27, n, n, 27, 27))
     assert rectangular == 2 * 27 * c * c + 2 * n * c * c + 2 * 27 * n * c + 8 * 27 * c * c
 
@@ -149,13 +147,13 @@ def test_costs_need_no_weights_and_no_forward_pass():
 
 def test_a_flow_costs_no_more_where_fewer_rows_pass():
     shape = find_adapter(tiny_host()).shape(tiny_host())
-    reducer = patchslim.find_reducer("tome")()
+    method = patchslim.find_method("tome")()
     costs = [
-        slim_macs(shape, reducer, Constant(r).counts(17, 1, 3, reducer), tail=False).total
+        slim_macs(shape, method, Constant(r).counts(17, 1, 3, method), tail=False).total
         for r in range(8)
     ]
     assert costs == sorted(costs, reverse=True)
-    assert costs[0] == host_macs(shape, [Flow.even(17)] * 3).total
+    assert costs[0] == host_macs(shape, [Flow.uniform(17)] * 3).total
 
 
 @functools.cache

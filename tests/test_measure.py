@@ -11,15 +11,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.errors import BadData, BadFile, UnknownName, UnsupportedModel, WrongInput
-from patchslim.hosts._preprocessing import Preparation
+from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.measurement.latency import latency
 from patchslim.measurement.measure import measure
 from patchslim.measurement.memory import peak_memory
-from patchslim.measurement.score import divergence, is_near, miscalibration
+from patchslim.measurement.score import expected_calibration_error, is_in_top5, kl_divergence
 from patchslim.methods.random import Random
-from patchslim.report.provenance import Birth
+from patchslim.report.provenance import Provenance
 from patchslim.report.report import COLUMNS, Report
-from patchslim.report.row import Estimate, Row, Spread
+from patchslim.report.row import Estimate, Quartiles, Row
 
 DEPTH, CLASSES = 4, 5
 
@@ -264,23 +264,23 @@ def test_divergence_by_hand():
     slim = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
     p = torch.tensor([1.0, -1.0], dtype=torch.float64).softmax(0)
     wanted = float((0.5 * (0.5 / p).log()).sum())
-    assert divergence(dense, slim).tolist() == pytest.approx([0.0, wanted])
+    assert kl_divergence(dense, slim).tolist() == pytest.approx([0.0, wanted])
 
 
 def test_miscalibration_by_hand():
     right = torch.tensor([True, False, True, True])
     sure = torch.tensor([0.9, 0.91, 0.5, 0.2], dtype=torch.float64)
     wanted = (abs(1 - 0.9 - 0.91) + abs(1 - 0.5) + abs(1 - 0.2)) / 4  # 0.9 and 0.91 share a bin
-    assert miscalibration(sure, right) == pytest.approx(wanted)
+    assert expected_calibration_error(sure, right) == pytest.approx(wanted)
     ends = torch.tensor([0.0, 1.0, 1.0 + 1e-12], dtype=torch.float64)
-    assert miscalibration(ends, ends > 0.5) == pytest.approx(0)
+    assert expected_calibration_error(ends, ends > 0.5) == pytest.approx(0)
     sure = torch.full((100,), 0.75, dtype=torch.float64)
-    assert miscalibration(sure, torch.arange(100) < 75) == pytest.approx(0)
+    assert expected_calibration_error(sure, torch.arange(100) < 75) == pytest.approx(0)
 
 
 def test_equal_logits_are_near_by_class():
     logits = torch.zeros(7, 7)
-    assert is_near(logits, torch.arange(7)).tolist() == [True] * 5 + [False] * 2
+    assert is_in_top5(logits, torch.arange(7)).tolist() == [True] * 5 + [False] * 2
 
 
 def test_timing_calls_each_model_once_a_round_in_turning_order():
@@ -313,7 +313,7 @@ def test_peak_memory_leaves_out_what_was_there():
 
 
 def test_spread_is_median_and_quartiles():
-    assert Spread.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0, 5)
+    assert Quartiles.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Quartiles(3.0, 2.0, 4.0, 5)
 
 
 def test_estimates_have_errors_even_at_the_ends():
@@ -348,7 +348,7 @@ def test_certificate_says_what_matters(report):
 
 def test_commit_is_none_without_git(host, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    birth = Birth.now(host, batch=1, image_size=(32, 32), images=0, seed=0)
+    birth = Provenance.now(host, batch=1, image_size=(32, 32), images=0, seed=0)
     assert birth.commit == "none"
 
 
@@ -383,12 +383,13 @@ OURS = "agreement,kl,ece,macs_share,speedup,conversion,peak_memory,tokens"
 
 
 def test_csv_has_timms_columns_and_units(report):
-    prepared = Preparation(image_size=(32, 32), crop_pct=0.9)
+    prepared = Preprocessing(image_size=(32, 32), crop_pct=0.9)
     row = replace(
         report.rows[1], name='tome, "0.7"', accuracy=Estimate(0.75, 0.1), top5=Estimate(0.9, 0.1),
-        latency=Spread(2.0, 1.0, 3.0, 5), throughput=Spread(500.0, 1.0, 3.0, 5), macs=4_599_123_456,
+        latency=Quartiles(2.0, 1.0, 3.0, 5), throughput=Quartiles(500.0, 1.0, 3.0, 5),
+        macs=4_599_123_456,
         parameters=22_050_664, kl=Estimate(0.0123456, 0.1), ece=0.04321, macs_share=0.7,
-        agreement=Estimate(0.5, None), speedup=Spread(1.25, 1, 2, 5), conversion=0.875,
+        agreement=Estimate(0.5, None), speedup=Quartiles(1.25, 1, 2, 5), conversion=0.875,
         memory=1234, tokens=(9, 5),
     )  # fmt: skip
     text = replace(report, rows=(report.dense, row), prepared=prepared).csv()
@@ -423,7 +424,7 @@ def test_csv_gives_both_sides_where_they_differ(report):
 
 def test_a_report_says_how_images_were_prepared(tome, data, tmp_path):
     class Prepared(list):
-        prepared = Preparation(image_size=(32, 32), crop_pct=0.95)
+        prepared = Preprocessing(image_size=(32, 32), crop_pct=0.95)
 
     report = measure(tome, Prepared(data), repeats=0, baseline=False)
     assert report.prepared == Prepared.prepared

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import patchslim
-from comparing import ShuffleMap, ShuffleQueries, methods, reduced
-from hugging import HUGGING, Hugging, pixels
-from options import OPTIONS
+from comparison import ShuffleMap, ShuffleQueries, sample_methods, slim_unchecked
+from hf_hosts import HF_HOSTS, HfHost, random_pixels
 from patchslim.schedules.schedule import Rate
 from patchslim.testing import check_adapter
-from patchslim.testing.counting import counted_macs
+from patchslim.testing.counting import count_macs
 from patchslim.tokens.shapes import dense_macs
-from variants import Variant, images, registered
+from timm_options import OPTIONS
+from timm_variants import Variant, random_images, registered_variants
 
-EVERY = [*registered(), *OPTIONS, *HUGGING]
+EVERY = [*registered_variants(), *OPTIONS, *HF_HOSTS]
 SOME = """deit_base_patch16_224 deit_base_distilled_patch16_224 vitamin_base_224
 vit_base_patch16_siglip_224 aimv2_1b_patch14_224 vit_base_patch16_18x2_224 vit_base_patch16_xp_224
 vit_dpwee_patch16_reg1_gap_256 vit_dlittle_patch16_reg1_gap_256 test_vit3 vit_5b_patch16_sapiens2
@@ -30,22 +30,22 @@ FEW = [
 
 
 @pytest.mark.parametrize("variant", FEW, ids=str)
-def test_counted_is_what_runs(variant: Variant | Hugging) -> None:
+def test_counted_is_what_runs(variant: Variant | HfHost) -> None:
     host = variant.build()
-    x = images(host, 1) if isinstance(variant, Variant) else pixels(host, 1)
+    x = random_images(host, 1) if isinstance(variant, Variant) else random_pixels(host, 1)
     shape = patchslim.find_adapter(host).shape(host)
-    assert dense_macs(shape).total == pytest.approx(counted_macs(host, x), rel=0.005)
-    for reducer in [*methods(host), ShuffleQueries(), ShuffleMap()]:
+    assert dense_macs(shape).total == pytest.approx(count_macs(host, x), rel=0.005)
+    for method in [*sample_methods(host), ShuffleQueries(), ShuffleMap()]:
         for tail in ("full", "exact"):
-            model = reduced(host, reducer, Rate(0.7, (0, 2)), tail)
+            model = slim_unchecked(host, method, Rate(0.7, (0, 2)), tail)
             cost = model.macs()
-            counted = counted_macs(model, x)
-            assert cost.total + cost.choosing == pytest.approx(counted, rel=0.005), (reducer, tail)
+            counted = count_macs(model, x)
+            assert cost.total + cost.choosing == pytest.approx(counted, rel=0.005), (method, tail)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", EVERY, ids=str)
-def test_public_contract_of_families(variant: Variant | Hugging) -> None:
+def test_public_contract_of_families(variant: Variant | HfHost) -> None:
     """The checks that a third party can run on an adapter of its own."""
     with torch.no_grad():
         check_adapter(variant.build())

@@ -16,28 +16,32 @@ import torch
 
 import patchslim
 import patchslim.tokens.attention
-from comparing import close
-from hosts import HOSTS
-from hugging import pixels, tiny_hf
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.calibration.patch_slimming.gates import RIDGE, fitted
-from patchslim.calibration.patch_slimming.importance import carried, influence, read
-from patchslim.calibration.patch_slimming.layer_search import Walk
+from comparison import is_close
+from hf_hosts import random_pixels, tiny_hf
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.calibration.patch_slimming.gates import RIDGE, fit_gate
+from patchslim.calibration.patch_slimming.importance import (
+    attended_energy,
+    importance_scores,
+    read_strength,
+)
+from patchslim.calibration.patch_slimming.layer_search import LayerSearch
 from patchslim.errors import BadSetting, Untrained, WrongInput
-from patchslim.methods._ranking import covering, from_the_centre, ordered, parsed
+from patchslim.methods._ranking import centre_order, covering_order, format_order, parse_order
 from patchslim.methods.identity import Identity
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.model.model import SlimModel
-from patchslim.model.step import Step
+from patchslim.model.step import BlockStep
 from patchslim.schedules.schedule import Constant, Counts
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.attention import attention_map
 from patchslim.tokens.reduction import Fixed
-from toys import slimmed
-from variants import images
+from small_hosts import HOSTS
+from timm_variants import random_images
+from toy_methods import slim_unchecked
 
-FREE = Search(mode="free", batch=4, probe=4, cover=0.0)
+FREE = PatchSlimmingConfig(mode="free", batch=4, probe=4, cover=0.0)
 DEPTH, PATCHES = 4, 16
 READOUTS = [("class", 0), ("average", 5), ("query", 5)]  # and patches that are left to the head
 every_readout = pytest.mark.parametrize(("readout", "outputs"), READOUTS)
@@ -80,16 +84,18 @@ def test_the_score_is_the_mean_over_all_paths_of_heads(given_out):
         for before, after in pairwise((4, *given_out))
     ]
     wanted = by_paths(weights, entered, later)
-    torch.testing.assert_close(influence(weights, entered, later), wanted, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        importance_scores(weights, entered, later), wanted, rtol=1e-12, atol=0
+    )
     alone = by_paths(torch.eye(4).double().expand(3, 2, 4, 4), torch.ones(3, 4, 1).double(), later)
-    torch.testing.assert_close(read(later, weights), alone, rtol=1e-12, atol=0)
+    torch.testing.assert_close(read_strength(later, weights), alone, rtol=1e-12, atol=0)
     kept = by_paths(weights, entered, [])
-    torch.testing.assert_close(carried(weights, entered), kept, rtol=1e-12, atol=0)
+    torch.testing.assert_close(attended_energy(weights, entered), kept, rtol=1e-12, atol=0)
 
 
 def test_the_maps_are_read_from_the_last_layer_down():
     weights, first, last = (draw(1, 2, 4, 4, seed=seed).softmax(dim=3) for seed in range(3))
-    right, wrong = read([first, last], weights), read([last, first], weights)
+    right, wrong = read_strength([first, last], weights), read_strength([last, first], weights)
     by_hand = torch.zeros(4).double()
     for i, j in product(range(2), range(2)):
         by_hand += (last[0, j] @ first[0, i]).square().sum(dim=0) / 4
@@ -99,7 +105,7 @@ def test_the_maps_are_read_from_the_last_layer_down():
 
 def test_scores_stay_finite_in_single_precision():
     later = [draw(1, 12, 20, 20).float().softmax(dim=3)] * 40  # a sum over 12 ** 40 paths is not
-    scores = influence(later[0], 1e3 * torch.ones(1, 20, 8), later)
+    scores = importance_scores(later[0], 1e3 * torch.ones(1, 20, 8), later)
     assert scores.isfinite().all()
     assert (scores > 0).all()
 
@@ -115,21 +121,21 @@ def shuffled(grid, seed=0):
 def check_blocks(host, x):
     """Every block gives out the dense block's own rows, in both forms of the gather."""
     adapter = patchslim.find_adapter(host)
-    dense = slimmed(host, Identity(), Constant(0))
+    dense = slim_unchecked(host, Identity(), Constant(0))
     tokens = dense.embed(x, {}, track=False)
     order, prefix, rows = shuffled(tokens.grid), tokens.prefix, tokens.x.shape[1]
-    model = slimmed(host, PatchSlimming(order=ordered(tokens.grid, order)), Constant(0))
+    model = slim_unchecked(host, PatchSlimming(order=format_order(tokens.grid, order)), Constant(0))
     cells = torch.tensor(order)
     for index in range(len(adapter.blocks(host))):
-        whole = dense.run(Step(index, rows, rows), tokens)
-        first = model.run(Step(index, rows, prefix + 7), tokens)
+        whole = dense.run_block(BlockStep(index, rows, rows), tokens)
+        first = model.run_block(BlockStep(index, rows, prefix + 7), tokens)
         assert first.cells().tolist() == [order[:7]] * len(x)
-        assert close(first.x, Fixed(7, cells).move(whole.x, prefix=prefix))
+        assert is_close(first.x, Fixed(7, cells).move(whole.x, prefix=prefix))
         fewer = Fixed(7, cells).apply(tokens)
-        rest = dense.run(Step(index, prefix + 7, prefix + 7), fewer)
-        second = model.run(Step(index, prefix + 7, prefix + 3), fewer)
+        rest = dense.run_block(BlockStep(index, prefix + 7, prefix + 7), fewer)
+        second = model.run_block(BlockStep(index, prefix + 7, prefix + 3), fewer)
         assert second.cells().tolist() == [order[:3]] * len(x)
-        assert close(second.x, rest.x[:, : prefix + 3])
+        assert is_close(second.x, rest.x[:, : prefix + 3])
         tokens = whole
 
 
@@ -138,26 +144,26 @@ def check_blocks(host, x):
 @pytest.mark.parametrize("variant", HOSTS.values(), ids=HOSTS)
 def test_a_slim_block_gives_out_rows_of_the_dense_one(variant, dtype):
     host = variant.build().to(dtype)
-    check_blocks(host, images(host))
+    check_blocks(host, random_images(host))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("label", HUGGING)
 def test_a_slim_block_of_transformers_gives_out_rows_of_the_dense_one(label):
     host = tiny_hf(label)
-    check_blocks(host, pixels(host))
+    check_blocks(host, random_pixels(host))
 
 
 @torch.no_grad()
 def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
     host = tiny_host().double()
     order = shuffled((4, 4))
-    model = slimmed(host, PatchSlimming(order=ordered((4, 4), order)), Constant(0))
+    model = slim_unchecked(host, PatchSlimming(order=format_order((4, 4), order)), Constant(0))
     tokens = model.embed(noise_images().double(), {}, track=False)
     at = [0, *(1 + cell for cell in order[:5])]
     for index, block in enumerate(host.blocks):
-        after = model.run(Step(index, 17, 6), tokens)
-        assert close(after.x, block(tokens.x)[:, at])
+        after = model.run_block(BlockStep(index, 17, 6), tokens)
+        assert is_close(after.x, block(tokens.x)[:, at])
         tokens = tokens.with_x(block(tokens.x))
 
 
@@ -169,14 +175,18 @@ def walk(readout="class", outputs=0, search=FREE):
     host = tiny_host(depth=DEPTH, readout=readout).double()
     batches = noise_images().double().split([2, 1])
     student = copy.deepcopy(host) if search.epochs else host
-    return Walk(slimmed(host, Identity(), Constant(0)), student, batches, search, outputs)
+    return LayerSearch(
+        slim_unchecked(host, Identity(), Constant(0)), student, batches, search, outputs
+    )
 
 
 def steps(searching, tolerance=0.02):
     """What is found before each block, the block, and what is found after it."""
     found = searching.begin()
     for block in searching.blocks(found):
-        after = searching.layer(found, block, tolerance=tolerance, kept=None, say=lambda _: None)
+        after = searching.search_layer(
+            found, block, tolerance=tolerance, kept=None, say=lambda _: None
+        )
         yield found, block, after
         found = after
 
@@ -245,7 +255,7 @@ def test_what_is_found_is_nested(readout, outputs):
 def test_a_class_token_is_all_that_the_search_begins_with():
     searching = walk()
     assert searching.begin().layers == ()
-    assert searching.reads == 1
+    assert searching.rows_read == 1
     assert list(searching.blocks(searching.begin())) == [2, 1, 0]
 
 
@@ -256,7 +266,7 @@ def test_with_a_head_that_reads_all_the_search_begins_with_the_outputs():
     assert found.kept() == {DEPTH - 1: 5}
     everything = [torch.ones(PATCHES, dtype=torch.bool)] * DEPTH
     *_, (entered, weights) = masked_maps(searching.student, everything)
-    mean = carried(weights, entered).mean(dim=0)
+    mean = attended_energy(weights, entered).mean(dim=0)
     assert list(found.cells) == mean.argsort(descending=True).tolist()
     assert list(searching.blocks(found)) == [2, 1, 0]
 
@@ -266,7 +276,7 @@ def error_by_hand(searching, after, block, count, above):
     host, prefix = searching.student, searching.features.prefix
     kept = [PATCHES] * block + [count] + [above or count] * (DEPTH - block - 1)
     rule = Counts(tuple(prefix + each for each in kept), prefix + PATCHES, prefix)
-    model = slimmed(host, PatchSlimming(order=ordered((4, 4), list(after.cells))), rule)
+    model = slim_unchecked(host, PatchSlimming(order=format_order((4, 4), list(after.cells))), rule)
     got = model.trace(noise_images().double())[block + 1]
     x = embedded(host)
     for each in host.blocks[: block + 2]:
@@ -297,7 +307,9 @@ def test_the_error_of_a_candidate_is_that_of_the_slim_model(readout, outputs, to
 
 @every_readout
 def test_tuning_lowers_the_error_and_changes_that_block_alone(readout, outputs):
-    searching = walk(readout, outputs, Search.of({"mode": "fast", "epochs": 10, "lr": 1e-4}))
+    searching = walk(
+        readout, outputs, PatchSlimmingConfig.of({"mode": "fast", "epochs": 10, "lr": 1e-4})
+    )
     before = copy.deepcopy(searching.student.state_dict())
     for _, block, after in steps(searching):
         layer = after.layers[-1]
@@ -316,7 +328,7 @@ def test_tuning_lowers_the_error_and_changes_that_block_alone(readout, outputs):
 
 @torch.no_grad()
 def test_every_beginning_of_a_covering_order_is_spread_evenly():
-    order = covering((14, 14))
+    order = covering_order((14, 14))
     assert sorted(order) == list(range(196))
     for count in (25, 49, 98):
         kept = torch.tensor(order[:count])
@@ -332,7 +344,7 @@ def test_coverage_counts_beside_the_score():
         *_, (_, _, found) = steps(walk(search=replace(FREE, cover=cover)), tolerance=0.1)
         return found.cells
 
-    assert first(1e6) == tuple(covering((4, 4)))
+    assert first(1e6) == tuple(covering_order((4, 4)))
     assert first(0.0) != first(1e6)
 
 
@@ -352,7 +364,7 @@ def test_the_static_order_is_the_prior_of_each_image():
 
 def test_features_that_do_not_fit_are_computed_again(monkeypatch):
     known = list(steps(walk()))
-    monkeypatch.setattr("patchslim.calibration.patch_slimming.layer_search.HELD", 0)
+    monkeypatch.setattr("patchslim.calibration.patch_slimming.layer_search.MAX_FEATURE_BYTES", 0)
     searching = walk()
     assert list(steps(searching)) == known
     assert len(searching.features._known) <= 4
@@ -375,7 +387,7 @@ def calibrated(method="patch_slimming", readout="class", outputs=0.0):
     """A model of four blocks at seven tenths of its operations."""
     host = tiny_host(depth=DEPTH, img_size=24, readout=readout)
     batches = [(noise_images(6, size=24), None)]
-    search = Search.of({**FREE.to_json(), "outputs": outputs})
+    search = PatchSlimmingConfig.of({**FREE.to_json(), "outputs": outputs})
     return patchslim.calibrate(host, batches, method, macs=0.7, search=search).model
 
 
@@ -409,8 +421,8 @@ def test_the_budget_is_met_and_the_tail_keeps_the_answer(method, readout, output
     model, x = calibrated(method, readout, outputs), noise_images(4, size=24)
     assert 0.6 < model.macs().total / model.dense_macs().total <= 0.7
     assert model.tail == ("full" if outputs else "exact")
-    whole = SlimModel(model.host, model.adapter, model.reducer, model.schedule, "full").eval()
-    assert close(model(x), whole(x))
+    whole = SlimModel(model.host, model.adapter, model.method, model.schedule, "full").eval()
+    assert is_close(model(x), whole(x))
 
 
 CHOOSING = ("topk", "sort", "argmax", "argmin", "gather", "scatter", "nonzero", "where", "softmax")
@@ -431,7 +443,7 @@ def test_nothing_is_chosen_in_an_exported_graph():
     program = torch.export.export(model, (x,), dynamic_shapes={"images": batch})
     for count in (1, 5):
         again = noise_images(count, size=24)
-        assert close(program.module()(again), model(again))
+        assert is_close(program.module()(again), model(again))
     graph = copy.deepcopy(program.graph)
     graph.eliminate_dead_code()  # the cell of each row, which nobody reads in this host
     calls = [node for node in graph.nodes if node.op == "call_function"]
@@ -442,7 +454,7 @@ def test_nothing_is_chosen_in_an_exported_graph():
     (buffer,) = [
         each.arg.name
         for each in program.graph_signature.input_specs
-        if each.target == "reducer.cells"
+        if each.target == "method.cells"
     ]
     gathers = [
         node for node, name in zip(calls, names, strict=True) if name.removeprefix("_") in INDEXING
@@ -463,11 +475,11 @@ def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs
     searching = walk(readout, outputs)
     *_, (_, _, found) = steps(searching, tolerance=0.2)
     for block in range(DEPTH - 1):
-        weights, told = fitted(searching, found, block)
+        weights, told = fit_gate(searching, found, block)
         layers = tuple(each for each in found.layers if each.block > block)
         known = type(found)(found.cells, layers)
         scores = torch.cat(searching.scores(known, block)).log()
-        tokens = torch.cat([each.x for each in searching.features.before(block)])
+        tokens = torch.cat([each.x for each in searching.features.tokens_before(block)])
         patches = tokens[:, searching.features.prefix :]
         normed = (patches - patches.mean(2, keepdim=True)) / (
             patches.var(2, correction=0, keepdim=True) + 1e-5
@@ -487,16 +499,16 @@ def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs
 def test_the_gates_of_the_model_are_the_fitted_ones():
     """Gates order patches that they were fitted to much as the exact score does."""
     model = calibrated("patch_slimming_dynamic")
-    assert set(model.reducer.gates) == {str(block) for block in model.deciding()}
-    dense = slimmed(model.host, Identity(), Constant(0))
-    walked = Walk(dense, model.host, [noise_images(6, size=24)], FREE, 0)
+    assert set(model.method.gates) == {str(block) for block in model.deciding_blocks()}
+    dense = slim_unchecked(model.host, Identity(), Constant(0))
+    walked = LayerSearch(dense, model.host, [noise_images(6, size=24)], FREE, 0)
     found = walked.begin()
     for block in walked.blocks(found):
         kept = model.counts()[block] - 1
-        found = walked.layer(found, block, tolerance=1.0, kept=kept, say=lambda _: None)
-    for block in model.deciding():
-        weights, told = fitted(walked, found, block)
-        assert close(model.reducer.gates[str(block)].worth.weight, weights.float())
+        found = walked.search_layer(found, block, tolerance=1.0, kept=kept, say=lambda _: None)
+    for block in model.deciding_blocks():
+        weights, told = fit_gate(walked, found, block)
+        assert is_close(model.method.gates[str(block)].worth.weight, weights.float())
         assert told > 0.1
 
 
@@ -511,16 +523,16 @@ def removed(model, x):
     """For each deciding block the cells that are left in evaluation, as a mask."""
     traced = model.eval().trace(x)
     nothing = torch.zeros(len(x), model.shape().grid[0] ** 2)
-    return {b: nothing.scatter(1, traced[b].cells(), 1.0) for b in model.deciding()}
+    return {b: nothing.scatter(1, traced[b].cells(), 1.0) for b in model.deciding_blocks()}
 
 
 @every_kind
 def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
     model, x = trained(readout, outputs), noise_images(4, size=24)
-    lesson = model.learn(x, tail=model.tail)
+    lesson = model.forward_training(x, tail=model.tail)
     counts = dict(enumerate(model.counts()))
     before = torch.ones(4, 36)
-    assert [each.block for each in lesson.decisions] == list(model.deciding())
+    assert [each.block for each in lesson.decisions] == list(model.deciding_blocks())
     for each in lesson.decisions:
         assert set(each.alive.unique().tolist()) == {0.0, 1.0}
         left = counts[each.block] - int(readout == "class")
@@ -536,9 +548,9 @@ def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
 def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypatch):
     """What silenced tokens still weigh is told apart by making it nothing in float64."""
     if dtype == torch.float64:
-        monkeypatch.setattr(patchslim.tokens.attention, "FAINT", 1e-15)
+        monkeypatch.setattr(patchslim.tokens.attention, "SOFT_MASK_EPS", 1e-15)
     model, x = trained(readout, outputs, tail, dtype), noise_images(4, size=24).to(dtype)
-    lesson = model.learn(x, tail=tail)
+    lesson = model.forward_training(x, tail=tail)
     stays = removed(model, x)
     for each in lesson.decisions:
         assert torch.equal(each.alive.float(), stays[each.block])
@@ -550,8 +562,8 @@ def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypat
 def test_gradients_reach_every_gate_and_the_whole_host(readout, outputs):
     model, x = trained(readout, outputs), noise_images(4, size=24)
     noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(3))
-    (model.learn(x, tail=model.tail).output * noise).sum().backward()
-    assert len(model.reducer.gates) >= 2
+    (model.forward_training(x, tail=model.tail).output * noise).sum().backward()
+    assert len(model.method.gates) >= 2
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -588,15 +600,15 @@ def test_an_order_must_name_every_cell_once(order):
 
 
 def test_an_order_is_written_as_it_is_read():
-    assert ordered((2, 3), [4, 0, 1, 2, 5, 3]) == "2x3 4 0 1 2 5 3"
-    assert parsed("2x3 4 0 1 2 5 3") == ((2, 3), [4, 0, 1, 2, 5, 3])
+    assert format_order((2, 3), [4, 0, 1, 2, 5, 3]) == "2x3 4 0 1 2 5 3"
+    assert parse_order("2x3 4 0 1 2 5 3") == ((2, 3), [4, 0, 1, 2, 5, 3])
 
 
 @torch.no_grad()
 def test_the_order_decides_what_stays():
     order = shuffled((4, 4))
     host = tiny_host()
-    model = patchslim.slim(host, "patch_slimming", r=4, order=ordered((4, 4), order))
+    model = patchslim.slim(host, "patch_slimming", r=4, order=format_order((4, 4), order))
     traced = model.trace(noise_images())
     assert [each.cells().tolist() for each in traced] == [[order[:n]] * 3 for n in (12, 8, 4)]
     for cell in order[:4]:
@@ -619,11 +631,11 @@ def plain(**changes):
 @every_method
 def test_saved_models_come_back_with_their_positions(method, tmp_path):
     x = noise_images(4, size=24)
-    search = Search.of(FREE.to_json())
+    search = PatchSlimmingConfig.of(FREE.to_json())
     model = patchslim.calibrate(plain(), [(x, None)], method, macs=0.6, search=search).model
     model.save(tmp_path / "saved")
     again = patchslim.load(tmp_path / "saved")
-    assert again.reducer.settings() == model.reducer.settings()
+    assert again.method.settings() == model.method.settings()
     assert again.schedule == model.schedule
     assert again.calibrated == model.calibrated
     assert torch.equal(again(x), model(x))
@@ -634,7 +646,9 @@ def test_saved_models_come_back_with_their_positions(method, tmp_path):
 @torch.no_grad()
 def test_positions_of_another_grid_are_refused():
     host = plain(dynamic_img_size=True)
-    model = patchslim.slim(host, "patch_slimming", r=2, order=ordered((6, 6), shuffled((6, 6))))
+    model = patchslim.slim(
+        host, "patch_slimming", r=2, order=format_order((6, 6), shuffled((6, 6)))
+    )
     assert model(noise_images(2, size=24)).isfinite().all()
     with pytest.raises(WrongInput, match=r"calibrated for a grid of 6x6 patches, .* give 4x4"):
         model(noise_images(2, size=16))
@@ -650,10 +664,10 @@ def test_without_calibration_the_centre_stays_and_that_is_told():
 
 
 def test_the_centre_is_the_middle_of_the_grid():
-    assert from_the_centre((3, 3))[0] == 4
-    assert set(from_the_centre((3, 3))[-4:]) == {0, 2, 6, 8}
-    assert from_the_centre((1, 4)) == [1, 2, 0, 3]
-    assert sorted(from_the_centre((5, 7))) == list(range(35))
+    assert centre_order((3, 3))[0] == 4
+    assert set(centre_order((3, 3))[-4:]) == {0, 2, 6, 8}
+    assert centre_order((1, 4)) == [1, 2, 0, 3]
+    assert sorted(centre_order((5, 7))) == list(range(35))
 
 
 @pytest.mark.filterwarnings("ignore::patchslim.errors.Untrained")

@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.trial import noise_images, tiny_host
-from toys import (
-    AttentiveOnQueries,
-    Enough,
+from toy_methods import (
     HardMask,
-    Longest,
-    LongestBefore,
-    LongestOnQueries,
-    Pairs,
-    PairsBefore,
-    PairsOnMap,
-    PairsOnQueries,
+    KeepAboveMean,
+    KeepAttendedOnQueries,
+    KeepLongest,
+    KeepLongestBefore,
+    KeepLongestOnQueries,
+    MergeShortest,
+    MergeShortestBefore,
+    MergeShortestOnMap,
+    MergeShortestOnQueries,
     Predictor,
-    norms,
-    slimmed,
+    row_norms,
+    slim_unchecked,
 )
 
 STEP = Counts((17, 10, 10), 17, 1)  # only the second block decides
@@ -81,9 +81,9 @@ def merged(x, every):
     )
 
 
-def after_second(host, reducer, x, schedule=STEP):
+def after_second(host, method, x, schedule=STEP):
     with torch.no_grad():
-        return slimmed(host, reducer, schedule).trace(x)[1]
+        return slim_unchecked(host, method, schedule).trace(x)[1]
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_p0_runs_the_whole_block_on_the_kept_rows(host, dtype):
     x = noise_images().to(dtype)
     before = entering(host, x)
     wanted = host.blocks[1](rows_of(before, longest(before, 9)))
-    close(after_second(host, LongestBefore(), x).x, wanted)
+    close(after_second(host, KeepLongestBefore(), x).x, wanted)
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def test_p0_merges_before_the_block_and_attention_knows_the_sizes(host, dtype):
     rows = merged(before, every)
     sizes = torch.tensor([[1, *map(len, each)] for each in every]).to(dtype)
     wanted = host.blocks[1](rows, attn_mask=sizes.log()[:, None, None, :])
-    close(after_second(host, PairsBefore(), x).x, wanted)
+    close(after_second(host, MergeShortestBefore(), x).x, wanted)
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def test_p1_attends_on_the_old_rows_and_feeds_the_merged_ones(host, dtype):
     before = entering(host, x)
     attended = before + block.attn(block.norm1(before))
     every = groups(attended, 9)
-    found = after_second(host, Pairs(), x)
+    found = after_second(host, MergeShortest(), x)
     close(found.x, fed(block, merged(attended, every)))
     assert found.sizes().tolist() == [[len(group) for group in each] for each in every]
     assert found.cells().tolist() == [[group[0] for group in each] for each in every]
@@ -124,7 +124,9 @@ def test_p1_keeps_after_attention(host, dtype):
     block = host.blocks[1]
     before = entering(host, x)
     attended = before + block.attn(block.norm1(before))
-    close(after_second(host, Longest(), x).x, fed(block, rows_of(attended, longest(attended, 9))))
+    close(
+        after_second(host, KeepLongest(), x).x, fed(block, rows_of(attended, longest(attended, 9)))
+    )
 
 
 @torch.no_grad()
@@ -132,7 +134,7 @@ def test_p2_gives_exactly_the_kept_rows_of_the_dense_block(host, dtype):
     x = noise_images().to(dtype)
     before = entering(host, x)
     wanted = rows_of(host.blocks[1](before), longest(before, 9))
-    close(after_second(host, LongestOnQueries(), x).x, wanted)
+    close(after_second(host, KeepLongestOnQueries(), x).x, wanted)
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ def test_p2_can_choose_by_class_attention(host, dtype):
     q, k, _ = attn.qkv(host.blocks[1].norm1(before)).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
     scores = (q[:, :, 0:1] @ k.transpose(2, 3) * attn.scale).softmax(dim=3)[:, :, 0, 1:].mean(dim=1)
     wanted = rows_of(host.blocks[1](before), scores.topk(9, dim=1).indices)
-    close(after_second(host, AttentiveOnQueries(), x).x, wanted)
+    close(after_second(host, KeepAttendedOnQueries(), x).x, wanted)
 
 
 @torch.no_grad()
@@ -157,7 +159,7 @@ def test_p2_merged_rows_ask_as_one(host, dtype):
     k, v = F.linear(block.norm1(before), attn.qkv.weight[16:], attn.qkv.bias[16:]).chunk(2, dim=2)
     q, k, v = (t.unflatten(2, heads).transpose(1, 2) for t in (q, k, v))
     attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    close(after_second(host, PairsOnQueries(), x).x, fed(block, rows + attn.proj(attended)))
+    close(after_second(host, MergeShortestOnQueries(), x).x, fed(block, rows + attn.proj(attended)))
 
 
 def folded(weights, each):
@@ -181,25 +183,33 @@ def test_p3_folds_the_map_of_the_old_rows_over_values_of_the_merged(host, dtype)
     v = F.linear(block.norm1(rows), attn.qkv.weight[32:], attn.qkv.bias[32:])
     v = v.unflatten(2, (2, 8)).transpose(1, 2)
     attended = rows + attn.proj((weights @ v).transpose(1, 2).flatten(2))
-    close(after_second(host, PairsOnMap(), x).x, fed(block, attended))
+    close(after_second(host, MergeShortestOnMap(), x).x, fed(block, attended))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "reducer",
-    [LongestBefore, Longest, LongestOnQueries, AttentiveOnQueries, Pairs, PairsBefore, PairsOnMap],
+    "method",
+    [
+        KeepLongestBefore,
+        KeepLongest,
+        KeepLongestOnQueries,
+        KeepAttendedOnQueries,
+        MergeShortest,
+        MergeShortestBefore,
+        MergeShortestOnMap,
+    ],
 )
-def test_the_exact_tail_gives_the_same_answer_at_every_place(host, dtype, reducer):
+def test_the_exact_tail_gives_the_same_answer_at_every_place(host, dtype, method):
     x = noise_images().to(dtype)
-    full, exact = (slimmed(host, reducer(), TWICE, tail) for tail in ("full", "exact"))
+    full, exact = (slim_unchecked(host, method(), TWICE, tail) for tail in ("full", "exact"))
     close(exact(x), full(x))
     assert exact.macs().total < full.macs().total
 
 
 def test_a_soft_mask_in_training_reaches_the_predictor():
-    model = slimmed(tiny_host(), Predictor(), TWICE).train()
+    model = slim_unchecked(tiny_host(), Predictor(), TWICE).train()
     model(noise_images()).square().sum().backward()
-    for name, parameter in model.reducer.named_parameters():
+    for name, parameter in model.method.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 1e-6, name
@@ -208,8 +218,8 @@ def test_a_soft_mask_in_training_reaches_the_predictor():
 @torch.no_grad()
 def test_a_mask_is_set_only_where_the_schedule_falls(host, dtype):
     x = noise_images().to(dtype)
-    reducer = Predictor().to(dtype)
-    alive = [tokens.alive for tokens in slimmed(host, reducer, TWICE).train().trace(x)]
+    method = Predictor().to(dtype)
+    alive = [tokens.alive for tokens in slim_unchecked(host, method, TWICE).train().trace(x)]
     assert torch.equal(alive[0], alive[1])
     assert (alive[2] < alive[1]).all()
     with pytest.raises(AssertionError):
@@ -218,7 +228,7 @@ def test_a_mask_is_set_only_where_the_schedule_falls(host, dtype):
 
 @torch.no_grad()
 def test_the_trained_predictor_removes_what_it_was_told_to(host, dtype):
-    model = slimmed(host, Predictor().to(dtype), TWICE).eval()
+    model = slim_unchecked(host, Predictor().to(dtype), TWICE).eval()
     assert [tokens.x.shape[1] for tokens in model.trace(noise_images().to(dtype))] == [12, 12, 8]
 
 
@@ -227,7 +237,9 @@ def test_the_trained_predictor_removes_what_it_was_told_to(host, dtype):
 def test_masked_rows_weigh_as_little_as_removed_ones(dtype, pool):
     host = tiny_host(global_pool=pool).to(dtype)
     x = noise_images().to(dtype)
-    masked, removed = (slimmed(host, kind, TWICE) for kind in (HardMask(), LongestBefore()))
+    masked, removed = (
+        slim_unchecked(host, kind, TWICE) for kind in (HardMask(), KeepLongestBefore())
+    )
     torch.testing.assert_close(masked(x), removed(x), rtol=1e-4, atol=1e-4)
     last, wanted = masked.trace(x)[-1], removed.trace(x)[-1]
     assert last.x.shape[1] == 17
@@ -253,22 +265,24 @@ def test_images_that_keep_different_numbers_are_padded_and_answered_alone(dtype,
     host = tiny_host(global_pool=pool, **changes).to(dtype)
     prefix = 0 if pool == "map" else 1
     x = noise_images(4).to(dtype)
-    padded = slimmed(host, Enough(), Counts((12, 12, 8), 16 + prefix, prefix))
+    padded = slim_unchecked(host, KeepAboveMean(), Counts((12, 12, 8), 16 + prefix, prefix))
     together, counts = padded(x), own_counts(padded, x)
     for i in range(len(x)):
         kept = tuple(int(count) + prefix for count in counts[:, i])
-        alone = slimmed(host, Enough(), Counts(kept, 16 + prefix, prefix))
+        alone = slim_unchecked(host, KeepAboveMean(), Counts(kept, 16 + prefix, prefix))
         close(alone(x[i : i + 1]), together[i : i + 1])
 
 
 @torch.no_grad()
 def test_padding_leaves_class_attention_at_zero():
     host = tiny_host()
-    tokens = slimmed(host, Enough(), Counts((14, 14, 14), 17, 1)).trace(noise_images())[0]
-    assert (norms(tokens)[~tokens.alive] > 0).any()
+    tokens = slim_unchecked(host, KeepAboveMean(), Counts((14, 14, 14), 17, 1)).trace(
+        noise_images()
+    )[0]
+    assert (row_norms(tokens)[~tokens.alive] > 0).any()
     seen = []
 
-    class Looking(Enough):
+    class Looking(KeepAboveMean):
         needs_class_token = True
 
         def choose(self, tokens, signals, keep):
@@ -276,7 +290,7 @@ def test_padding_leaves_class_attention_at_zero():
                 seen.append((signals.class_attention(), tokens.alive))
             return super().choose(tokens, signals, keep)
 
-    slimmed(host, Looking(), Counts((12, 10, 8), 17, 1))(noise_images())
+    slim_unchecked(host, Looking(), Counts((12, 10, 8), 17, 1))(noise_images())
     assert seen
     for attention, alive in seen:
         assert (attention[~alive] == 0).all()
@@ -284,10 +298,10 @@ def test_padding_leaves_class_attention_at_zero():
 
 
 def test_every_place_has_its_own_cost():
-    shape = slimmed(tiny_host(), Longest(), STEP).shape()
+    shape = slim_unchecked(tiny_host(), KeepLongest(), STEP).shape()
     cost = {
         kind.place.value: slim_macs(shape, kind(), (10, 10, 10), tail=False).total
-        for kind in (LongestBefore, Longest, LongestOnQueries, PairsOnMap)
+        for kind in (KeepLongestBefore, KeepLongest, KeepLongestOnQueries, MergeShortestOnMap)
     }
     assert cost["P0"] < cost["P2"] < cost["P1"]
     assert cost["P0"] < cost["P3"] < cost["P1"]

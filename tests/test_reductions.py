@@ -8,9 +8,15 @@ from hypothesis import strategies as st
 
 from patchslim.errors import BadSchedule, NeedsClassToken
 from patchslim.methods._method import Signals
-from patchslim.tokens.attention import FAINT, SHORT, attention, attention_bias, attention_map
-from patchslim.tokens.reduction import Fixed, Fuse, Keep, Mask, Merge, Park
-from patchslim.tokens.rows import take, with_leading
+from patchslim.tokens.attention import (
+    MAX_EXPLICIT_KEYS,
+    SOFT_MASK_EPS,
+    attention,
+    attention_bias,
+    attention_map,
+)
+from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask, Merge
+from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Tokens
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -140,7 +146,7 @@ def test_tokens_carry_all_that_belongs_to_a_row():
     kept = torch.tensor([[3, 1], [0, 2]])
     size = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
     alive = torch.tensor([[True, True, False, True], [True, False, True, True]])
-    start = tokens(4, grid=(2, 2), size=size, alive=alive).tracked()
+    start = tokens(4, grid=(2, 2), size=size, alive=alive).with_origin()
     after = Keep(kept).apply(start)
     assert after.size.tolist() == [[4, 2], [5, 7]]
     assert after.cells().tolist() == [[3, 1], [0, 2]]
@@ -165,26 +171,26 @@ def test_tokens_carry_all_that_belongs_to_a_row():
 def test_a_fixed_reduction_is_keeping_the_same_rows_of_every_image():
     order = shuffled(1, 16, seed=3)[0]
     parts = {"size": 1 + draw(2, 16).abs(), "alive": draw(2, 16, seed=1) > 0}
-    start = tokens(**parts).tracked()
+    start = tokens(**parts).with_origin()
     fixed, kept = Fixed(9, order).apply(start), Keep(order[:9].expand(2, -1)).apply(start)
     for _ in range(2):
         for part in ("x", "size", "position", "alive", "origin"):
             assert torch.equal(getattr(fixed, part), getattr(kept, part)), part
-        assert torch.equal(fixed.restored(), kept.restored())
+        assert torch.equal(fixed.dense_features(), kept.dense_features())
         fixed, kept = Fixed(4).apply(fixed), Keep(torch.arange(4).expand(2, -1)).apply(kept)
 
 
 def test_features_are_restored_to_the_grid():
-    start = tokens(16).tracked()
+    start = tokens(16).with_origin()
     merged = Merge(
         torch.arange(15).expand(2, -1), torch.tensor([[15], [15]]), torch.tensor([[2], [7]])
     ).apply(start)
-    restored = merged.restored()
+    restored = merged.dense_features()
     assert torch.equal(restored[:, 1:16], merged.x[:, 1:16])
     assert torch.equal(restored[0, 16], merged.x[0, 3])
     assert torch.equal(restored[1, 16], merged.x[1, 8])
     dropped = Keep(torch.tensor([[0, 15], [5, 6]])).apply(start)
-    rows = dropped.restored()[:, 1:].unflatten(1, (4, 4))
+    rows = dropped.dense_features()[:, 1:].unflatten(1, (4, 4))
     assert torch.equal(rows[0, 0, 1], dropped.x[0, 1])
     assert torch.equal(rows[0, 3, 2], dropped.x[0, 2])
     assert torch.equal(rows[1, 3, 0], dropped.x[1, 1])
@@ -192,10 +198,10 @@ def test_features_are_restored_to_the_grid():
 
 
 def test_padded_rows_never_stand_in_for_dropped_cells():
-    start = tokens(16).tracked()
+    start = tokens(16).with_origin()
     padding = torch.tensor([[True, False], [True, True]])
     after = Keep(torch.tensor([[0, 15], [0, 15]]), padding=padding).apply(start)
-    rows = after.restored()[:, 1:].unflatten(1, (4, 4))
+    rows = after.dense_features()[:, 1:].unflatten(1, (4, 4))
     assert torch.equal(rows[0, 3, 2], after.x[0, 1])
     assert torch.equal(rows[1, 3, 2], after.x[1, 2])
 
@@ -236,8 +242,8 @@ def test_take_counts_from_the_prefix():
     assert take(x, rows, 2).tolist() == [[3, 2], [11, 10]]
     wide = x[..., None].expand(-1, -1, 3)
     assert torch.equal(take(wide, rows, 2)[..., 0], take(x, rows, 2))
-    assert with_leading(rows, 2).tolist() == [[0, 1, 3, 2], [0, 1, 5, 4]]
-    assert with_leading(rows, 0) is rows
+    assert with_prefix(rows, 2).tolist() == [[0, 1, 3, 2], [0, 1, 5, 4]]
+    assert with_prefix(rows, 0) is rows
 
 
 def test_there_is_no_bias_where_nothing_is_known():
@@ -276,7 +282,7 @@ def test_a_soft_mask_spares_a_token_for_itself_but_keeps_its_size():
             column = bias[image, 0, :, key + 1]
             torch.testing.assert_close(column[key + 1], log_size)
             others = torch.cat([column[: key + 1], column[key + 2 :]])
-            wanted = log_size + (alive[image, key] + FAINT).log()
+            wanted = log_size + (alive[image, key] + SOFT_MASK_EPS).log()
             torch.testing.assert_close(others, wanted.expand(16))
     assert (bias[..., 0] == 0).all()
 
@@ -289,7 +295,7 @@ def test_attention_and_its_map_agree():
     torch.testing.assert_close(weights @ v, attention(q, k, v, scale=0.3, bias=bias))
 
 
-@pytest.mark.parametrize("keys", [7, SHORT + 1])
+@pytest.mark.parametrize("keys", [7, MAX_EXPLICIT_KEYS + 1])
 def test_training_in_bfloat16_agrees_with_the_kernel_whichever_way_it_is_computed(keys):
     exact = draw(2, 3, 5, 4, seed=1), draw(2, 3, keys, 4, seed=2), draw(2, 3, keys, 6, seed=3)
     bias, weights = draw(2, 1, 1, keys, seed=4), draw(2, 3, 5, 6, seed=5)
@@ -305,7 +311,7 @@ def test_training_in_bfloat16_agrees_with_the_kernel_whichever_way_it_is_compute
     q, k, v = half
     kernel = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.bfloat16(), scale=0.3)
     by_map = attention_map(q, k, scale=0.3, bias=bias.bfloat16()) @ v
-    assert torch.equal(got, kernel if keys > SHORT else by_map)
+    assert torch.equal(got, kernel if keys > MAX_EXPLICIT_KEYS else by_map)
     # Evaluation is the dense model's, whether or not somebody wants gradients of it.
     assert torch.equal(attention(q, k, v, scale=0.3, bias=bias.bfloat16()), kernel)
 
@@ -345,7 +351,7 @@ def parkings(draw_from):
     prefix = draw_from(st.integers(0, 3))
     x = draw(2, prefix + rows, 3, seed=seed)
     memory = draw(2, rows, seed=seed + 1) if draw_from(st.booleans()) else None
-    return Tokens(x=x, prefix=prefix, grid=grid, memory=memory).tracked(), Park(slow)
+    return Tokens(x=x, prefix=prefix, grid=grid, memory=memory).with_origin(), Defer(slow)
 
 
 @FEW
@@ -358,8 +364,8 @@ def test_to_park_moves_rows_as_what_is_inside_does(made):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)
     assert park.merges == park.slow.merges
-    assert inner.parked is None
-    assert outer.parked.whole is tokens
+    assert inner.deferred is None
+    assert outer.deferred.whole is tokens
 
 
 @FEW
@@ -369,9 +375,9 @@ def test_rows_that_waited_come_back_as_written(made):
     slow = park.apply(tokens)
     after = slow.with_x(slow.x + draw(*slow.x.shape, seed=7))
     if tokens.memory is not None:
-        after = after.remembering(slow.memory + 1)
-    back, first = after.rejoined(), tokens.prefix
-    assert (back.parked, back.position, back.size) == (None, None, None)
+        after = after.with_memory(slow.memory + 1)
+    back, first = after.rejoin(), tokens.prefix
+    assert (back.deferred, back.position, back.size) == (None, None, None)
     assert torch.equal(back.origin, tokens.origin)
     assert torch.equal(back.x[:, :first], after.x[:, :first])
     for image, kept in enumerate(park.slow.kept.tolist()):
@@ -386,9 +392,9 @@ def test_rows_that_waited_come_back_as_written(made):
                 torch.testing.assert_close(got, tokens.x[image, first + row] + gained)
             if tokens.memory is not None:
                 assert back.memory[image, row] == tokens.memory[image, row] + (row in kept)
-    assert torch.equal(after.restored(), back.x)
-    assert torch.equal(after.gridded().x, back.x)
-    assert back.rejoined() is back
+    assert torch.equal(after.dense_features(), back.x)
+    assert torch.equal(after.to_grid().x, back.x)
+    assert back.rejoin() is back
 
 
 @FEW
@@ -401,9 +407,9 @@ def test_the_grid_is_whole_again_before_a_stride(made, seed):
     into = torch.zeros_like(order[:, keep:])
     for reduction in (Keep(order[:, :keep]), Merge(order[:, :keep], order[:, keep:], into)):
         left = reduction.apply(tokens)
-        whole = left.gridded()
+        whole = left.to_grid()
         assert (whole.position, whole.size, whole.alive) == (None, None, None)
-        assert torch.equal(whole.x, left.restored())
+        assert torch.equal(whole.x, left.dense_features())
         for image in range(2):
             rows = whole.x[image, tokens.prefix :]
             for place, cell in enumerate(left.cells()[image].tolist()):
@@ -418,7 +424,7 @@ def test_a_stride_leaves_every_second_row_and_column(grid):
     cells = torch.arange(height * width).view(grid)
     x = torch.cat([torch.tensor([-1.0, -2.0]), cells.flatten()])[None, :, None]
     memory = cells.flatten()[None] / 10
-    left = Tokens(x=x, prefix=2, grid=grid, memory=memory).strided(2)
+    left = Tokens(x=x, prefix=2, grid=grid, memory=memory).subsample(2)
     wanted = [row * width + column for row in range(0, height, 2) for column in range(0, width, 2)]
     assert left.x.flatten().tolist() == [-1, -2, *wanted]
     assert left.grid == ((height + 1) // 2, (width + 1) // 2)
@@ -429,6 +435,6 @@ def test_a_stride_leaves_every_second_row_and_column(grid):
 
 def test_cells_that_nobody_tracked_cannot_be_put_back():
     tokens = Tokens(x=draw(1, 4, 3), prefix=0, grid=(2, 2))
-    assert tokens.gridded() is tokens
+    assert tokens.to_grid() is tokens
     with pytest.raises(ValueError, match="not tracked"):
-        Keep(torch.tensor([[2, 0]])).apply(tokens).gridded()
+        Keep(torch.tensor([[2, 0]])).apply(tokens).to_grid()

@@ -13,7 +13,11 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
-from patchslim.architectures.evo_levit import EvoLevit, from_official, official_tradeoffs
+from patchslim.architectures.evo_levit import (
+    EvoLevit,
+    convert_official_weights,
+    read_official_tradeoffs,
+)
 from patchslim.errors import DeepCut, ShortSchedule
 from patchslim.methods._method import Decision
 from patchslim.methods.dynamicvit import DynamicViT
@@ -24,7 +28,7 @@ from patchslim.tokens.attention import attention_bias, attention_map
 from patchslim.tokens.reduction import Mask
 from patchslim.tokens.tokens import Tokens
 from patchslim.training.losses import answer_loss, label_loss, token_loss
-from toys import slimmed
+from toy_methods import slim_unchecked
 
 FOLDER = Path(__file__).parent / "reference"
 TINY = {
@@ -126,16 +130,16 @@ def test_tome_says_where_the_official_code_silently_merges_fewer():
 def test_evit_gives_the_official_numbers(setting):
     wanted = numbers("evit_golden")
     rate, at = RATES[setting]
-    reducer = Recording(fuse=setting != "nofuse")
-    slimmed = patchslim.slim(host(""), reducer, keep_rate=rate, at=at)
+    method = Recording(fuse=setting != "nofuse")
+    slimmed = patchslim.slim(host(""), method, keep_rate=rate, at=at)
     with torch.no_grad():
         same(slimmed(images()), wanted[f"{setting}.logits"])
-        reducer.kept.clear()
+        method.kept.clear()
         traced = slimmed.trace(images())
     assert [tokens.x.shape[1] for tokens in traced] == wanted[f"{setting}.counts"].tolist()
     same(traced[-1].x, wanted[f"{setting}.features"])
-    assert len(reducer.kept) == len(at)
-    for block, kept in zip(at, reducer.kept, strict=True):
+    assert len(method.kept) == len(at)
+    for block, kept in zip(at, method.kept, strict=True):
         assert torch.equal(kept, wanted[f"{setting}.idx_block{block}"])
 
 
@@ -143,13 +147,13 @@ PARTS = {"in_conv.0": "norm", "in_conv.1": "features.0", "out_conv": "verdict"}
 STAGES = Rate(0.7, (1, 2, 3))
 
 
-def dynamicvit(reducer):
+def dynamicvit(method):
     """A host of 196 patches with the predictors that the numbers were made with."""
     golden = numbers("dynamicvit_golden")
     model = VisionTransformer(**TINY | {"img_size": 56}).double().eval()
     weights = host("").state_dict() | {"pos_embed": golden["pos_embed"].double()}
     model.load_state_dict(weights, strict=True)
-    made = slimmed(model, reducer, STAGES)
+    made = slim_unchecked(model, method, STAGES)
     own = {}
     for name, value in golden.items():
         kind, _, rest = name.partition(".")
@@ -157,7 +161,7 @@ def dynamicvit(reducer):
             stage, _, rest = rest.partition(".")
             part = next(each for each in PARTS if rest.startswith(each))
             own[f"{int(stage) + 1}.{PARTS[part]}{rest.removeprefix(part)}"] = value
-    reducer.predictors.load_state_dict(own, strict=True)
+    method.predictors.load_state_dict(own, strict=True)
     return made.double(), golden["images"].double()
 
 
@@ -184,7 +188,7 @@ def test_dynamicvit_predictors_give_the_official_scores():
     golden = numbers("dynamicvit_golden")
     model, _ = dynamicvit(DynamicViT())
     alive = golden["alone.alive"].double()
-    scores = model.reducer.predictors["1"](golden["alone.x"].double(), alive)
+    scores = model.method.predictors["1"](golden["alone.x"].double(), alive)
     same(scores, golden["alone.scores"])
 
 
@@ -222,7 +226,7 @@ def lesson_of_dynamicvit():
     for each in draws:
         each.retain_grad()
     model, x = dynamicvit(Drawn(draws))
-    return model, model.train().learn(x, tail="full"), draws
+    return model, model.train().forward_training(x, tail="full"), draws
 
 
 def terms_of_dynamicvit(model, lesson):
@@ -249,7 +253,7 @@ def test_dynamicvit_gives_the_official_numbers_in_training():
     golden = numbers("dynamicvit_golden")
     model, lesson, _ = lesson_of_dynamicvit()
     near(lesson.output, golden["train.logits"])
-    near(torch.stack(model.reducer.scores), golden["train.scores"])
+    near(torch.stack(model.method.scores), golden["train.scores"])
     near(lesson.tokens.x[:, 1:], golden["train.features"])
     for each, alive in zip(lesson.decisions, golden["train.alive"], strict=True):
         assert torch.equal(each.alive.to(torch.uint8), alive)
@@ -297,7 +301,7 @@ def evo_host(name, dtype):
     if name == "evo_levit_golden":
         shape = {"img_size": 128, "embed_dim": (16, 24, 32), "num_heads": (2, 3, 4)}
         model = EvoLevit(**shape, key_dim=8, depth=(4, 2, 3), num_classes=7)
-        weights = from_official(weights)
+        weights = convert_official_weights(weights)
     else:
         deit = {"embed_dim": 24, "depth": 12, "num_heads": 3, "mlp_ratio": 2, "num_classes": 7}
         model = VisionTransformer(**TINY | deit, global_pool="avg")
@@ -340,8 +344,8 @@ def test_evo_gives_the_official_numbers_on_levit(mode, learned, dtype):
     at = PYRAMID[mode]
     slimmed = patchslim.slim(model, "evo", keep_rate=0.5, at=at, early=0.5, learned=learned)
     if learned:
-        found = official_tradeoffs(official("evo_levit_golden"))
-        missing = slimmed.reducer.load_state_dict(found, strict=False).missing_keys
+        found = read_official_tradeoffs(official("evo_levit_golden"))
+        missing = slimmed.method.load_state_dict(found, strict=False).missing_keys
         assert not missing
         assert len(found) == 11
     wanted = numbers("evo_levit_golden")[f"logits.{mode}" + ".learned" * learned]

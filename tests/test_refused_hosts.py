@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import patchslim
 from patchslim.errors import UnsupportedModel
-from variants import HOSTS, Variant, tiny_vit
+from timm_variants import HOSTS, Variant, tiny_vit
 
 
 def strange_block(host: Any) -> None:

@@ -21,8 +21,8 @@ from patchslim.errors import (
     UnknownName,
 )
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Place, Spread
-from patchslim.schedules.budget import STEEP, plan, solve
+from patchslim.methods._method import Place, Placement
+from patchslim.schedules.budget import MIN_BLOCK_RATE, make_schedule, schedule_for_macs
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
     Constant,
@@ -30,20 +30,20 @@ from patchslim.schedules.schedule import (
     Rate,
     Removed,
     Schedule,
-    later,
+    later_blocks,
     round_half_up,
-    stages,
-    units,
+    stage_blocks,
+    unit_blocks,
 )
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.shapes import BlockShape, HostShape, dense_macs
-from toys import AttentiveOnQueries, LongestBefore, PairsOnMap
+from toy_methods import KeepAttendedOnQueries, KeepLongestBefore, MergeShortestOnMap
 
 CASES = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
 def method(name, **given_settings):
-    return patchslim.find_reducer(name)(**given_settings)
+    return patchslim.find_method(name)(**given_settings)
 
 
 def shape(side=14, depth=12, width=192, *, prefix=1, read=1):
@@ -121,7 +121,7 @@ def test_counts_are_given_as_they_are():
     [(12, (3, 6, 9)), (24, (6, 12, 18)), (4, (1, 2, 3)), (3, (1, 2)), (2, (1,)), (1, (0,))],
 )
 def test_stages_are_quarters_of_the_depth(depth, wanted):
-    assert stages(depth) == wanted
+    assert stage_blocks(depth) == wanted
 
 
 @pytest.mark.parametrize(
@@ -297,22 +297,26 @@ def test_half_of_the_work_is_no_deep_cut():
 
 def test_known_vocabulary_becomes_a_rule():
     host, random, tome = shape(), method("random"), method("tome")
-    assert plan(host, tome, r=13) == Constant(13)
-    assert plan(host, tome, r=(7, -1)) == Constant(7, -1.0)
-    assert plan(host, tome, r=[3] * 12) == Removed((3,) * 12)
-    assert plan(host, random, keep_rate=0.7) == Rate(0.7, (3, 6, 9))
-    assert plan(host, tome, keep_rate=0.7, at=[2, 4]) == Rate(0.7, (2, 4))
-    assert plan(host, random, keep=0.125) == Rate(0.5, (3, 6, 9))
-    assert plan(host, tome, keep=0.5) == Constant(196 * 0.5 / 12)
-    assert plan(host, tome, keep=0.25, at=(4, 8)) == Rate(0.5, (4, 8))
-    assert plan(host, random, keep=range(197, 185, -1)) == Counts((*range(197, 185, -1),), 197, 1)
-    assert plan(host, random, Constant(4)) == Constant(4)
+    assert make_schedule(host, tome, r=13) == Constant(13)
+    assert make_schedule(host, tome, r=(7, -1)) == Constant(7, -1.0)
+    assert make_schedule(host, tome, r=[3] * 12) == Removed((3,) * 12)
+    assert make_schedule(host, random, keep_rate=0.7) == Rate(0.7, (3, 6, 9))
+    assert make_schedule(host, tome, keep_rate=0.7, at=[2, 4]) == Rate(0.7, (2, 4))
+    assert make_schedule(host, random, keep=0.125) == Rate(0.5, (3, 6, 9))
+    assert make_schedule(host, tome, keep=0.5) == Constant(196 * 0.5 / 12)
+    assert make_schedule(host, tome, keep=0.25, at=(4, 8)) == Rate(0.5, (4, 8))
+    assert make_schedule(host, random, keep=range(197, 185, -1)) == Counts(
+        (*range(197, 185, -1),), 197, 1
+    )
+    assert make_schedule(host, random, Constant(4)) == Constant(4)
 
 
 def test_the_share_to_keep_is_what_is_left():
     for name in ("random", "tome"):
         for keep in (0.9, 0.5, 0.3):
-            counts = plan(shape(), method(name), keep=keep).counts(197, 1, 12, method(name))
+            counts = make_schedule(shape(), method(name), keep=keep).counts(
+                197, 1, 12, method(name)
+            )
             assert abs((counts[-1] - 1) / 196 - keep) < 0.02
 
 
@@ -344,19 +348,19 @@ HOSTS = {
     "average": shape(side=10, depth=7, prefix=0, read=None),
 }
 METHODS = [
-    *(method(name) for name in patchslim.reducer_names() if name != "identity"),
+    *(method(name) for name in patchslim.method_names() if name != "identity"),
     method("evit", fuse=False),
-    LongestBefore(),
-    AttentiveOnQueries(),
-    PairsOnMap(),
+    KeepLongestBefore(),
+    KeepAttendedOnQueries(),
+    MergeShortestOnMap(),
 ]
 TARGETS = (0.95, 0.8, 0.6, 0.45, 0.3)
 
 
-def family(host, reducer, at=None):
+def family(host, method, at=None):
     """Every schedule of the rule that is natural to the method, by its exact break points."""
     patches = host.entering - host.prefix
-    if reducer.spread is Spread.EVERY_BLOCK:
+    if method.placement is Placement.EVERY_BLOCK:
         steps = {
             (2 * removed - 1) / (2 * (block + 1))
             for block in range(host.depth)
@@ -367,36 +371,38 @@ def family(host, reducer, at=None):
     # A method may take its share of all patches, and a power of the rate for each stage.
     rates |= {(kept / patches) ** (1 / stage) for kept in range(1, patches + 1) for stage in (2, 3)}
     natural = {
-        Spread.FIRST: (0,),
-        Spread.STAGES: stages(host.depth),
-        Spread.UNITS: units(host.depth, {}),
+        Placement.FIRST: (0,),
+        Placement.STAGES: stage_blocks(host.depth),
+        Placement.UNITS: unit_blocks(host.depth, {}),
     }
-    at = at or natural[reducer.spread]
+    at = at or natural[method.placement]
     return [Rate(rate, at) for rate in sorted(rates, reverse=True)]
 
 
-def costs(host, reducer, at=None, *, tail):
+def costs(host, method, at=None, *, tail):
     """The different costs in a family, largest first, each with its mildest rule."""
     found = {}
-    for rule in family(host, reducer, at):
-        counts = rule.counts(host.entering, host.prefix, host.depth, reducer)
-        found.setdefault(slim_macs(host, reducer, counts, tail=tail).total, rule)
+    for rule in family(host, method, at):
+        counts = rule.counts(host.entering, host.prefix, host.depth, method)
+        found.setdefault(slim_macs(host, method, counts, tail=tail).total, rule)
     return dict(sorted(found.items(), reverse=True))
 
 
-def families(host, reducer, *, tail):
+def families(host, method, *, tail):
     """The costs of the one family, or of those that begin earlier and earlier."""
-    if reducer.spread is not Spread.LATER:
-        return [costs(host, reducer, tail=tail)]
+    if method.placement is not Placement.LATER:
+        return [costs(host, method, tail=tail)]
     begins = range(host.depth // 4, 0, -1)
-    return [costs(host, reducer, later(host.depth, begin), tail=tail) for begin in begins or (1,)]
+    return [
+        costs(host, method, later_blocks(host.depth, begin), tail=tail) for begin in begins or (1,)
+    ]
 
 
 def largest(every, most):
     """The largest cost that fits, of the first family whose rate is not steep; else of the last."""
     for each in every:
         fitting = [cost for cost in each if cost <= most]
-        if fitting and getattr(each[fitting[0]], "rate", 1) >= STEEP:
+        if fitting and getattr(each[fitting[0]], "rate", 1) >= MIN_BLOCK_RATE:
             break
     return fitting[0] if fitting else None
 
@@ -407,29 +413,29 @@ def tailed():
     On the map (P3) it does not: a decision in the last block needs the queries of all rows, which
     the exact tail otherwise spares. The budget holds there too, but need not be the largest.
     """
-    for reducer in METHODS:
+    for method in METHODS:
         for tail in ("full", "exact"):
-            if reducer.place is not Place.ON_MAP or tail == "full":
+            if method.place is not Place.ON_MAP or tail == "full":
                 yield pytest.param(
-                    reducer, tail, id=f"{type(reducer).__name__}({reducer.extra_repr()})-{tail}"
+                    method, tail, id=f"{type(method).__name__}({method.extra_repr()})-{tail}"
                 )
 
 
-@pytest.mark.parametrize(("reducer", "tail"), list(tailed()))
+@pytest.mark.parametrize(("method", "tail"), list(tailed()))
 @pytest.mark.parametrize("name", ["small images", "wide", "distilled", "average"])
-def test_the_solved_schedule_is_the_largest_below_the_target(reducer, name, tail):
+def test_the_solved_schedule_is_the_largest_below_the_target(method, name, tail):
     host = HOSTS[name]
     dense = dense_macs(host).total
-    every = families(host, reducer, tail=tail == "exact")
+    every = families(host, method, tail=tail == "exact")
     for target in TARGETS:
         wanted = largest(every, target * dense)
         if wanted is None:
             with pytest.raises(ImpossibleBudget):
-                solve(host, reducer, target, tail=tail)
+                schedule_for_macs(host, method, target, tail=tail)
             continue
-        rule = solve(host, reducer, target, tail=tail)
-        counts = rule.counts(host.entering, host.prefix, host.depth, reducer)
-        assert slim_macs(host, reducer, counts, tail=tail == "exact").total == wanted
+        rule = schedule_for_macs(host, method, target, tail=tail)
+        counts = rule.counts(host.entering, host.prefix, host.depth, method)
+        assert slim_macs(host, method, counts, tail=tail == "exact").total == wanted
 
 
 @CASES
@@ -439,14 +445,14 @@ def test_the_solved_schedule_is_the_largest_below_the_target(reducer, name, tail
     st.floats(0.05, 1.0),
     st.sampled_from(["full", "exact"]),
 )
-def test_a_solved_cost_never_exceeds_its_target(reducer, name, target, tail):
+def test_a_solved_cost_never_exceeds_its_target(method, name, target, tail):
     host = HOSTS[name]
     try:
-        rule = solve(host, reducer, target, tail=tail)
+        rule = schedule_for_macs(host, method, target, tail=tail)
     except ImpossibleBudget:
         return
-    counts = rule.counts(host.entering, host.prefix, host.depth, reducer)
-    cost = slim_macs(host, reducer, counts, tail=tail == "exact").total
+    counts = rule.counts(host.entering, host.prefix, host.depth, method)
+    cost = slim_macs(host, method, counts, tail=tail == "exact").total
     assert cost <= target * dense_macs(host).total
     assert Schedule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
 
@@ -457,43 +463,43 @@ def test_a_solved_cost_never_exceeds_its_target(reducer, name, target, tail):
     st.floats(0, 60),
     st.floats(0, 60),
 )
-def test_more_removed_never_costs_more(reducer, r, more):
+def test_more_removed_never_costs_more(method, r, more):
     host = HOSTS["deit"]
     few, many = sorted((r, more))
     costs_of = [
-        slim_macs(host, reducer, Constant(each).counts(197, 1, 12, reducer), tail=False).total
+        slim_macs(host, method, Constant(each).counts(197, 1, 12, method), tail=False).total
         for each in (few, many)
     ]
     assert costs_of[1] <= costs_of[0]
 
 
 @pytest.mark.parametrize("name", sorted(HOSTS))
-@pytest.mark.parametrize("reducer", METHODS, ids=str)
-def test_an_impossible_budget_names_the_nearest_and_that_one_works(reducer, name):
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_an_impossible_budget_names_the_nearest_and_that_one_works(method, name):
     host = HOSTS[name]
     with pytest.raises(ImpossibleBudget, match="Nearest possible: macs=") as caught:
-        solve(host, reducer, 0.001, tail="full")
+        schedule_for_macs(host, method, 0.001, tail="full")
     nearest = float(str(caught.value).rpartition("macs=")[2].rstrip("."))
-    rule = solve(host, reducer, nearest, tail="full")
-    counts = rule.counts(host.entering, host.prefix, host.depth, reducer)
-    cost = slim_macs(host, reducer, counts, tail=False).total
+    rule = schedule_for_macs(host, method, nearest, tail="full")
+    counts = rule.counts(host.entering, host.prefix, host.depth, method)
+    cost = slim_macs(host, method, counts, tail=False).total
     assert cost <= nearest * dense_macs(host).total
     with pytest.raises(ImpossibleBudget):
-        solve(host, reducer, nearest - 0.001, tail="full")
+        schedule_for_macs(host, method, nearest - 0.001, tail="full")
 
 
 def test_identity_has_no_cheaper_schedule():
     with pytest.raises(ImpossibleBudget, match=r"Identity cannot go below 1\.000"):
-        solve(shape(), method("identity"), 0.9, tail="full")
-    rule = solve(shape(), method("identity"), 0.95, tail="exact")
+        schedule_for_macs(shape(), method("identity"), 0.9, tail="full")
+    rule = schedule_for_macs(shape(), method("identity"), 0.95, tail="exact")
     assert rule.counts(197, 1, 12, method("identity")) == (197,) * 12
 
 
 def test_what_the_exact_tail_saves_is_spent_on_tokens():
     host, tome = shape(), method("tome")
-    full, exact = (solve(host, tome, 0.6, tail=tail) for tail in ("full", "exact"))
+    full, exact = (schedule_for_macs(host, tome, 0.6, tail=tail) for tail in ("full", "exact"))
     assert sum(exact.kept) > sum(full.kept)
-    assert solve(host, tome, 0.95, tail="exact").counts(197, 1, 12, tome) == (197,) * 12
+    assert schedule_for_macs(host, tome, 0.95, tail="exact").counts(197, 1, 12, tome) == (197,) * 12
 
 
 def test_a_budget_is_a_share_or_a_number():
@@ -550,7 +556,7 @@ PYRAMID = {2: 12, 4: 4}  # patches after the blocks that stride, of 35
     ],
 )
 def test_units_are_the_first_blocks_of_stages(depth, resets, places):
-    assert units(depth, resets) == places
+    assert unit_blocks(depth, resets) == places
 
 
 def test_counts_begin_anew_where_the_grid_is_subsampled():
@@ -596,4 +602,4 @@ def test_a_rate_is_of_all_patches_where_they_come_back():
     plain = method("evo", representative=False)
     assert rate.counts(197, 1, 12, plain) == (*[197] * 4, *[99] * 8)
     assert Rate(1.0, (4, 8)).counts(197, 1, 12, evo) == (197,) * 12
-    assert plan(HOSTS["deit"], evo, keep=0.5) == rate
+    assert make_schedule(HOSTS["deit"], evo, keep=0.5) == rate

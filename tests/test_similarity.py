@@ -11,15 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import patchslim
+from child_process import needs_fork
+from child_process import run_patchslim as run
 from patchslim.errors import BadSetting, UnknownName
 from patchslim.measurement.memory import peak_memory
 from patchslim.methods._method import Place, Signals
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.similarity import Similarity
 from patchslim.tokens.tokens import Tokens
-from process import needs_fork
-from process import patchslim as run
-from variants import randomise
+from timm_variants import randomise
 
 PATCH = 4
 
@@ -289,7 +289,7 @@ def test_equal_patches_become_one_to_the_last_digits_of_float64(method):
 
 
 def scene(seed=0, *, batch=2, grid=(4, 5), width=16, prefix=1):
-    """Random tokens whose rows stand for some patches each, and what a reducer may look at."""
+    """Random tokens whose rows stand for some patches each, and what a method may look at."""
     rows = prefix + grid[0] * grid[1]
     size = noise(batch, grid[0] * grid[1], seed=seed + 1).abs().ceil()
     tokens = Tokens(x=noise(batch, rows, width, seed=seed), prefix=prefix, grid=grid, size=size)
@@ -313,9 +313,9 @@ def led(cost, worth, limit):
     return leads
 
 
-def left(reducer, tokens, signals):
+def left(method, tokens, signals):
     """How many rows of each image stay, where all may."""
-    after = reducer.choose(tokens, signals, tokens.patches).apply(tokens)
+    after = method.choose(tokens, signals, tokens.patches).apply(tokens)
     return [length - tokens.prefix for length in after.lengths()]
 
 
@@ -323,29 +323,29 @@ def left(reducer, tokens, signals):
 def test_as_many_stay_as_lead(limit):
     tokens, signals = scene()
     weight, cost = signals.class_attention(), distances(tokens)
-    reducer = Similarity(group="leader", threshold=limit, floor=0.0)
+    method = Similarity(group="leader", threshold=limit, floor=0.0)
     wanted = [led(cost[image], weight[image], limit) for image in range(2)]
-    assert left(reducer, tokens, signals) == wanted
+    assert left(method, tokens, signals) == wanted
 
 
 @pytest.mark.parametrize("limit", [1.2, 1.6])
 def test_as_many_stay_as_lead_by_a_threshold_above_one(limit):
     tokens, signals = scene()
     weight, cost = signals.class_attention(), distances(tokens)
-    reducer = Similarity(group="leader", threshold=limit, floor=0.0)
+    method = Similarity(group="leader", threshold=limit, floor=0.0)
     wanted = [led(cost[image], weight[image], limit) for image in range(2)]
     assert min(wanted) > 1
-    assert left(reducer, tokens, signals) == wanted
+    assert left(method, tokens, signals) == wanted
 
 
 def test_as_many_stay_as_lead_by_a_cosine_below_zero():
     tokens, signals = scene()
     unit = F.normalize(tokens.x[:, 1:], dim=2)
     cost, weight = 1 - unit @ unit.transpose(1, 2), signals.class_attention()
-    reducer = Similarity(group="leader", measure="cosine", threshold=-0.2, floor=0.0)
+    method = Similarity(group="leader", measure="cosine", threshold=-0.2, floor=0.0)
     wanted = [led(cost[image], weight[image], 1.2) for image in range(2)]
     assert min(wanted) > 1
-    assert left(reducer, tokens, signals) == wanted
+    assert left(method, tokens, signals) == wanted
 
 
 @pytest.mark.parametrize("group", ["ward", "nearest", "components", "average", "bipartite"])
@@ -353,8 +353,8 @@ def test_a_higher_threshold_never_keeps_more(group):
     tokens, signals = scene()
     before = [20, 20]
     for threshold in (1e-4, 0.003, 0.01, 0.1, 0.3, 0.6, 0.9):
-        reducer = Similarity(group=group, measure="l2", threshold=threshold, floor=0.0)
-        now = left(reducer, tokens, signals)
+        method = Similarity(group=group, measure="l2", threshold=threshold, floor=0.0)
+        now = left(method, tokens, signals)
         assert all(1 <= some <= most for some, most in zip(now, before, strict=True))
         before = now
     assert min(before) < 20
@@ -363,9 +363,9 @@ def test_a_higher_threshold_never_keeps_more(group):
 @pytest.mark.parametrize(("floor", "wanted"), [(0.0, 1), (0.33, 7), (0.7, 14), (1.0, 20)])
 def test_the_floor_stays_whatever_the_threshold(floor, wanted):
     tokens, signals = scene()
-    reducer = Similarity(threshold=1e3, floor=floor)
-    assert left(reducer, tokens, signals) == [wanted, wanted]
-    assert max(reducer.choose(tokens, signals, 5).apply(tokens).lengths()) <= 6
+    method = Similarity(threshold=1e3, floor=floor)
+    assert left(method, tokens, signals) == [wanted, wanted]
+    assert max(method.choose(tokens, signals, 5).apply(tokens).lengths()) <= 6
 
 
 # --- who survives
@@ -402,9 +402,9 @@ def survivor(name, group, cost, weight):
 def test_one_decision_leaves_the_survivors_of_the_groups(name, threshold):
     tokens, signals = scene()
     weights, costs = signals.class_attention(), distances(tokens)
-    reducer = Similarity(group="nearest", survivor=name, threshold=threshold, floor=0.0)
+    method = Similarity(group="nearest", survivor=name, threshold=threshold, floor=0.0)
     with torch.no_grad():
-        after = reducer.choose(tokens, signals, 8).apply(tokens.tracked())
+        after = method.choose(tokens, signals, 8).apply(tokens.with_origin())
     for image, length in enumerate(after.lengths()):
         weight, cost, x = weights[image].tolist(), costs[image].tolist(), tokens.x[image, 1:]
         groups = grouped(cost, weight, length - 1)
@@ -431,7 +431,7 @@ def test_ward_joins_the_pairs_that_lose_least():
     """Joining two of weights a and b at squared distance d loses a b / (a + b) d."""
     tokens, signals = scene()
     weights, costs = signals.class_attention(), distances(tokens)
-    after = Similarity().choose(tokens, signals, 8).apply(tokens.tracked())
+    after = Similarity().choose(tokens, signals, 8).apply(tokens.with_origin())
     for image in range(2):
         weight, cost = weights[image].tolist(), costs[image].tolist()
         loss = [
@@ -604,11 +604,11 @@ def test_of_many_patches_those_of_a_square_are_compared(name):
         signals = Signals(tokens.prefix, 0.3, q, q, q)
         keep = model.counts()[0] - 1
         with Largest() as largest:
-            after = model.reducer.choose(tokens, signals, keep).apply(tokens)
+            after = model.method.choose(tokens, signals, keep).apply(tokens)
         # Runs of 256 rows, of which the last is filled up.
         assert 0 < largest.elements < 1089 * 1089
         assert after.x.shape[1] == keep + 1 == model.trace(x, 1)[0].x.shape[1]
-        if not model.reducer.adaptive:
+        if not model.method.adaptive:
             assert after.lengths() == [keep + 1]
 
 

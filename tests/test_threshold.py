@@ -12,7 +12,7 @@ import torch
 
 import patchslim
 from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import ImpossibleBudget
 from patchslim.example import digits
 from patchslim.measurement.measure import measure
@@ -21,7 +21,7 @@ from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.report.report import Report
-from patchslim.runs.layout import MODEL, RECORD
+from patchslim.runs.layout import MODEL_FOLDER, RECORD_FILE
 from patchslim.saving.folder import read_recipe
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.trial import tiny_host
@@ -78,7 +78,7 @@ def found(name="tome", *, of=None, data=None, **asked):
     method, macs = METHODS[name]
     if "agreement" not in asked:
         asked = {"macs": macs} | asked
-    asked = {"search": Search(images=COUNT, batch=COUNT)} | asked
+    asked = {"search": PatchSlimmingConfig(images=COUNT, batch=COUNT)} | asked
     return calibrate(of or host(), data or images(), method(), **asked)
 
 
@@ -120,7 +120,7 @@ def test_a_budget_is_met_on_average_and_used(name):
     assert budget - 0.01 <= shares.mean() <= budget
     assert shares.std() > 0  # images cost what they show
     assert shares.max() <= most(told.model) + 1e-9
-    assert told.found is None
+    assert told.search_result is None
 
 
 @each_method
@@ -139,10 +139,10 @@ def test_what_is_told_is_what_images_cost_in_the_model(name):
     assert record["cap"] == most(told.model)
     assert record["images"] == COUNT
     assert record["agreement"] == pytest.approx(agreed(told.model, host()))
-    entering = [rows[DEPTH - 2] for rows in told.model.counted(every())]
+    entering = [rows[DEPTH - 2] for rows in told.model.count_rows(every())]
     assert record["tokens"]["mean"] == pytest.approx(sum(entering) / COUNT)
     assert (record["tokens"]["max"], record["tokens"]["max"] % 1) == (max(entering), 0)
-    assert record["settings"] == told.model.reducer.settings()
+    assert record["settings"] == told.model.method.settings()
     setting = SETTING.get(name, "threshold")
     assert record["threshold"]["setting"] == setting
     if setting is not None:
@@ -187,9 +187,9 @@ def test_a_cap_that_is_the_budget_gives_a_threshold_too(name):
 def test_a_schedule_is_the_most_that_an_image_keeps(name):
     kept = (37, 31, 25, 25) if name != "duplicates" else (31, 31, 31, 31)
     model = found(name, macs=0.75, schedule=Counts(kept, 37, 1)).model
-    for rows in model.counted(every()):
+    for rows in model.count_rows(every()):
         assert all(left <= cap for left, cap in zip(rows, kept, strict=True))
-    if model.reducer.knob is not None:
+    if model.method.tuned_threshold is not None:
         assert model.counts() == kept
     assert spent(model).max() <= most(model) + 1e-9
 
@@ -198,7 +198,7 @@ def test_a_schedule_is_the_most_that_an_image_keeps(name):
 def test_a_budget_above_all_that_images_cost_is_met(name):
     told = found(name, macs=0.99)
     assert told.record["spent"]["mean"] <= 0.99
-    assert told.model.reducer.adaptive
+    assert told.model.method.adaptive
 
 
 def test_a_budget_that_cannot_be_met_says_how_near_it_comes():
@@ -263,7 +263,9 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
         "tome": ToMe(), "similarity": Similarity(weight="size"),
     }[name]  # fmt: skip
     given = tiny_host(readout=readout, depth=DEPTH, img_size=SIDE)
-    model = calibrate(given, images(), method, macs=0.85, search=Search(images=COUNT)).model
+    model = calibrate(
+        given, images(), method, macs=0.85, search=PatchSlimmingConfig(images=COUNT)
+    ).model
     assert model.tail == "full"
     assert 0.84 <= spent(model).mean() <= 0.85
 
@@ -271,13 +273,13 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
 @each_method
 def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
     told = found(name, out=tmp_path)
-    again = patchslim.load(tmp_path / MODEL, model=host())
-    assert json.loads((tmp_path / RECORD).read_text()) == plain(told.record)
-    assert {entry.name for entry in tmp_path.iterdir()} == {MODEL, RECORD}
+    again = patchslim.load(tmp_path / MODEL_FOLDER, model=host())
+    assert json.loads((tmp_path / RECORD_FILE).read_text()) == plain(told.record)
+    assert {entry.name for entry in tmp_path.iterdir()} == {MODEL_FOLDER, RECORD_FILE}
     assert again.calibrated == told.model.calibrated
     assert again.calibrated["spent"] == told.record["spent"]
-    assert read_recipe(tmp_path / MODEL)["calibrated"] == told.model.calibrated
-    assert again.reducer.settings() == told.model.reducer.settings()
+    assert read_recipe(tmp_path / MODEL_FOLDER)["calibrated"] == told.model.calibrated
+    assert again.method.settings() == told.model.method.settings()
     assert again.counts() == told.model.counts()
     with torch.no_grad():
         assert torch.equal(again(every()), told.model(every()))
@@ -287,7 +289,7 @@ def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
 @each_method
 def test_the_same_images_give_the_same_threshold_in_any_batches(name):
     one = usual(name).record
-    other = found(name, search=Search(images=COUNT, batch=5)).record
+    other = found(name, search=PatchSlimmingConfig(images=COUNT, batch=5)).record
     assert other["spent"] == pytest.approx(one["spent"])
     assert other["schedule"] == one["schedule"]
     if SETTING.get(name, "threshold"):
@@ -296,7 +298,7 @@ def test_the_same_images_give_the_same_threshold_in_any_batches(name):
 
 def test_a_host_that_takes_any_size_is_calibrated_for_the_images():
     given = tiny_host(depth=DEPTH, dynamic_img_size=True)  # made for 16x16
-    told = calibrate(given, images(), "tome", macs=0.65, search=Search(images=COUNT))
+    told = calibrate(given, images(), "tome", macs=0.65, search=PatchSlimmingConfig(images=COUNT))
     model, size = told.model, (SIDE, SIDE)
     costs = torch.tensor([each.total for each in model.macs_of(every())]).double()
     whole = model.dense_macs(size).total
@@ -306,7 +308,7 @@ def test_a_host_that_takes_any_size_is_calibrated_for_the_images():
 
 
 def test_images_are_taken_up_to_the_number_asked_for():
-    assert found(search=Search(images=9)).record["images"] == 9
+    assert found(search=PatchSlimmingConfig(images=9)).record["images"] == 9
 
 
 def test_progress_tells_the_candidate_and_what_it_costs():
@@ -320,9 +322,12 @@ def test_progress_tells_the_candidate_and_what_it_costs():
 
 def test_patch_slimming_is_calibrated_as_before():
     told = calibrate(
-        host(), images(), macs=0.7, search=Search(mode="free", images=12, probe=8, step=6)
+        host(),
+        images(),
+        macs=0.7,
+        search=PatchSlimmingConfig(mode="free", images=12, probe=8, step=6),
     )
-    assert told.found is not None
+    assert told.search_result is not None
     assert "threshold" not in told.record
 
 
@@ -385,7 +390,7 @@ def test_random_stands_beside_it_at_the_mean_of_its_counts(name, models):
     one, lots = row(report, name), row(report, f"random/{name}")
     assert report.baseline(one) == lots
     assert lots.spent is None
-    rows = models[name].counted(torch.cat([batch for batch, _ in images()]))
+    rows = models[name].count_rows(torch.cat([batch for batch, _ in images()]))
     means = [sum(each) / len(rows) for each in zip(*rows, strict=True)]
     assert lots.tokens == one.tokens == tuple(round(mean) for mean in means)
     assert report.gain(one) == pytest.approx(one.accuracy.value - lots.accuracy.value)
@@ -481,4 +486,4 @@ def test_a_mild_cap_takes_no_place_from_the_method(name, threshold):
     free = patchslim.slim(given, name, threshold=threshold)
     mild = patchslim.slim(given, name, threshold=threshold, macs=0.85)
     assert mild.counts() != free.counts()
-    assert mild.deciding()[:4] == free.deciding()[:4]
+    assert mild.deciding_blocks()[:4] == free.deciding_blocks()[:4]

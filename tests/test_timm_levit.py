@@ -15,23 +15,23 @@ from patchslim.hosts.timm_levit import TimmLevit
 from patchslim.model.load import load
 from patchslim.schedules.schedule import Constant, Rate
 from patchslim.testing import check_adapter
-from patchslim.testing.counting import counted_macs
+from patchslim.testing.counting import count_macs
 from patchslim.tokens.reduction import Keep, Merge
 from patchslim.tokens.tokens import Tokens
-from toys import (
-    Enough,
+from timm_variants import randomise
+from toy_methods import (
     HardMask,
-    Longest,
-    LongestBefore,
-    LongestOnQueries,
-    Pairs,
-    PairsBefore,
-    PairsOnMap,
-    PairsOnQueries,
+    KeepAboveMean,
+    KeepLongest,
+    KeepLongestBefore,
+    KeepLongestOnQueries,
+    MergeShortest,
+    MergeShortestBefore,
+    MergeShortestOnMap,
+    MergeShortestOnQueries,
     Predictor,
-    slimmed,
+    slim_unchecked,
 )
-from variants import randomise
 
 GRIDS = ((5, 7), (3, 4), (2, 2))  # neither square nor even
 TINY = {
@@ -47,14 +47,14 @@ AFTER = Rate(0.5, (1, 3, 5))
 HOSTS = (Levit, LevitDistilled, EvoLevit)
 every_host = pytest.mark.parametrize("kind", HOSTS, ids=lambda kind: kind.__name__)
 TOYS = (
-    Longest,
-    LongestBefore,
-    LongestOnQueries,
-    Pairs,
-    PairsBefore,
-    PairsOnMap,
-    PairsOnQueries,
-    Enough,
+    KeepLongest,
+    KeepLongestBefore,
+    KeepLongestOnQueries,
+    MergeShortest,
+    MergeShortestBefore,
+    MergeShortestOnMap,
+    MergeShortestOnQueries,
+    KeepAboveMean,
 )
 every_toy = pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.__name__)
 
@@ -115,7 +115,7 @@ def test_nothing_removed_is_the_host(kind):
     same(patchslim.slim(model, "identity")(images()), model(images()))
     one = images(dtype=torch.float32)
     torch.testing.assert_close(
-        slimmed(model.float(), patchslim.find_reducer("identity")(), Constant(0))(one),
+        slim_unchecked(model.float(), patchslim.find_method("identity")(), Constant(0))(one),
         model(one),
         rtol=1e-4,
         atol=1e-4,
@@ -125,7 +125,7 @@ def test_nothing_removed_is_the_host(kind):
 def test_in_training_it_is_the_host_with_its_batch_statistics():
     """The norms count the same rows, so that their running statistics move alike."""
     model, twin = host(EvoLevit).train(), host(EvoLevit).train()
-    dense = slimmed(model, patchslim.find_reducer("identity")(), Constant(0)).train()
+    dense = slim_unchecked(model, patchslim.find_method("identity")(), Constant(0)).train()
     same(dense(images(4)), twin(images(4)))
     moved = [name for name in twin.state_dict() if name.endswith(("running_mean", "running_var"))]
     assert moved
@@ -211,8 +211,8 @@ def test_a_stride_cannot_decide(place):
 
 
 def test_what_masks_in_training_is_refused_where_it_would_come_back():
-    for reducer in (HardMask(), Predictor()):
-        model = slimmed(host(), reducer, Rate(0.5, (1,))).double().train()
+    for method in (HardMask(), Predictor()):
+        model = slim_unchecked(host(), method, Rate(0.5, (1,))).double().train()
         with pytest.raises(UnsupportedModel, match=r"masks tokens in training.*flat host"):
             model(images())
 
@@ -223,7 +223,7 @@ def test_what_masks_in_training_is_refused_where_it_would_come_back():
 def rows(patches, batch=2):
     noise = torch.Generator().manual_seed(0)
     x = torch.randn(batch, patches, 16, generator=noise)
-    return Tokens(x=x, prefix=0, grid=GRIDS[0]).tracked()
+    return Tokens(x=x, prefix=0, grid=GRIDS[0]).with_origin()
 
 
 @torch.no_grad()
@@ -261,8 +261,8 @@ def test_evo_levit_has_none():
 @torch.no_grad()
 def test_the_bias_of_a_stride_is_from_every_second_row_and_column():
     model, adapter = host(), TimmLevit()
-    keys = Tokens(x=torch.zeros(1, 35, 16), prefix=0, grid=GRIDS[0]).tracked()
-    got = adapter.bias(model, 2, keys.strided(2), keys)[0]
+    keys = Tokens(x=torch.zeros(1, 35, 16), prefix=0, grid=GRIDS[0]).with_origin()
+    got = adapter.bias(model, 2, keys.subsample(2), keys)[0]
     weights = model.stages[1].downsample.attn_downsample.attention_biases
     assert got.shape == (16 // 4, 12, 35)
     for query, key in ((0, 34), (5, 16), (11, 0)):
@@ -277,12 +277,12 @@ def test_the_bias_of_a_stride_is_from_every_second_row_and_column():
 @every_host
 @torch.no_grad()
 def test_before_a_stride_the_grid_is_whole(kind, toy):
-    model = slimmed(host(kind), toy().eval(), AFTER)
+    model = slim_unchecked(host(kind), toy().eval(), AFTER)
     prefix = int(kind is EvoLevit)
     assert model.counts() == tuple(n + prefix for n in (35, 18, 12, 6, 4, 2, 2))
     x = images()
     traced = model.trace(x)
-    if toy is not Enough:
+    if toy is not KeepAboveMean:
         assert [tokens.x.shape[1] for tokens in traced] == list(model.counts())
     for block, grid in zip(STRIDES, GRIDS[1:], strict=True):
         after = traced[block]
@@ -297,14 +297,14 @@ def test_before_a_stride_the_grid_is_whole(kind, toy):
 @torch.no_grad()
 def test_what_is_gone_comes_back_as_its_neighbour():
     """Before a stride a cell shows the row that it joined, or the one that is nearest to it."""
-    for toy in (LongestBefore, PairsBefore):
-        model = slimmed(host(), toy().eval(), AFTER)
+    for toy in (KeepLongestBefore, MergeShortestBefore):
+        model = slim_unchecked(host(), toy().eval(), AFTER)
         before, after = model.trace(images(), 3)[1:]
-        whole = before.gridded()
-        assert torch.equal(whole.x, before.restored())
+        whole = before.to_grid()
+        assert torch.equal(whole.x, before.dense_features())
         assert whole.patches == 35
         assert len(whole.x[0].unique(dim=0)) == 18
-        again = model.run(model.steps(whole, tail="full")[2], whole.tracked())
+        again = model.run_block(model.block_steps(whole, tail="full")[2], whole.with_origin())
         assert torch.equal(again.x, after.x)
 
 
@@ -312,9 +312,9 @@ def test_what_is_gone_comes_back_as_its_neighbour():
 def test_a_stride_computes_what_the_hosts_own_does():
     """Of the rows that there are, merged or not, in the host's own downsampling."""
     for kind in (Levit, EvoLevit):
-        model = slimmed(host(kind), PairsBefore().eval(), AFTER)
+        model = slim_unchecked(host(kind), MergeShortestBefore().eval(), AFTER)
         before, after = model.trace(images(), 3)[1:]
-        same(after.x, model.host.stages[1].downsample(before.restored()))
+        same(after.x, model.host.stages[1].downsample(before.dense_features()))
 
 
 @every_host
@@ -328,11 +328,11 @@ def test_rates_are_of_the_grid_that_there_is(kind):
 @torch.no_grad()
 def test_evo_selects_in_each_stage_of_the_pyramid():
     model = patchslim.slim(host(EvoLevit, depth=(3, 2, 2)), "evo", keep_rate=0.5)
-    assert model.deciding() == (2, 4, 7)
+    assert model.deciding_blocks() == (2, 4, 7)
     counts = [1 + n for n in (35, 35, 17 + 1, 12, 6 + 1, 6 + 1, 4, 2 + 1, 2 + 1)]
     traced = model.trace(images())
     assert [tokens.x.shape[1] for tokens in traced] == counts == list(model.counts())
-    assert [tokens.restored().shape[1] for tokens in traced] == [36] * 3 + [13] * 3 + [5] * 3
+    assert [tokens.dense_features().shape[1] for tokens in traced] == [36] * 3 + [13] * 3 + [5] * 3
     assert {tokens.memory.shape[1] + 1 == tokens.x.shape[1] for tokens in traced} == {True}
 
 
@@ -340,7 +340,7 @@ def test_evo_selects_in_each_stage_of_the_pyramid():
     ("kind", "method", "budget"),
     [
         (Levit, "tome", {"r": 1}),
-        (Levit, LongestOnQueries().eval(), {"keep_rate": 0.5, "at": (1, 3, 5)}),
+        (Levit, KeepLongestOnQueries().eval(), {"keep_rate": 0.5, "at": (1, 3, 5)}),
         (EvoLevit, "evo", {"keep_rate": 0.5, "at": (1, 3, 5)}),
         (EvoLevit, "evit", {"keep_rate": 0.6, "at": (0, 3)}),
     ],
@@ -351,8 +351,8 @@ def test_torch_counts_the_same(kind, method, budget):
     cost, dense = model.macs(), model.dense_macs()
     assert cost.total < dense.total
     told = cost.total + cost.choosing
-    assert told == pytest.approx(counted_macs(model, images(1)), rel=0.005)
-    assert dense.total == pytest.approx(counted_macs(model.host, images(1)), rel=0.005)
+    assert told == pytest.approx(count_macs(model, images(1)), rel=0.005)
+    assert dense.total == pytest.approx(count_macs(model.host, images(1)), rel=0.005)
 
 
 # ------------------------------------------------------------------------------- the host's surface
@@ -365,7 +365,7 @@ def test_features_are_the_hosts_own():
         slim = patchslim.slim(model, "identity")
         same(slim.forward_features(images()), model.forward_features(images()))
         same(slim.forward_head(slim.forward_features(images())), model(images()))
-        reduced = slimmed(model, Longest().eval(), AFTER)
+        reduced = slim_unchecked(model, KeepLongest().eval(), AFTER)
         assert reduced.forward_features(images()).shape == model.forward_features(images()).shape
 
 
@@ -438,13 +438,13 @@ def test_it_exports_for_any_batch(kind, method):
 
 
 def test_gradients_reach_every_parameter():
-    model = slimmed(host(EvoLevit), patchslim.find_reducer("evo")(), AFTER).train()
+    model = slim_unchecked(host(EvoLevit), patchslim.find_method("evo")(), AFTER).train()
     model.host.set_distilled_training()
     both = model(images(4))
     sum(each.square().mean() for each in both).backward()
     lost = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert not lost
-    plain = slimmed(host(), patchslim.find_reducer("tome")(), Constant(2)).train()
+    plain = slim_unchecked(host(), patchslim.find_method("tome")(), Constant(2)).train()
     plain(images(4)).square().mean().backward()
     biases = [p for name, p in plain.named_parameters() if name.endswith("attention_biases")]
     assert all(each.grad.abs().max() > 0 for each in biases)
@@ -454,7 +454,9 @@ def test_gradients_reach_every_parameter():
 def test_half_precision_stays_finite():
     for dtype in (torch.float16, torch.bfloat16):
         for kind, method in ((Levit, "tome"), (EvoLevit, "evo")):
-            model = slimmed(host(kind).to(dtype), patchslim.find_reducer(method)().eval(), AFTER)
+            model = slim_unchecked(
+                host(kind).to(dtype), patchslim.find_method(method)().eval(), AFTER
+            )
             assert model(images(dtype=dtype)).isfinite().all()
 
 
@@ -462,7 +464,7 @@ def test_strides_are_told():
     model = patchslim.slim(host(), "tome", r=1)
     assert model.strides == (1, 1, 2, 1, 2, 1, 1)
     assert model.resets == {2: 12, 4: 4}
-    assert TimmLevit().levels(model.host) == (1, 3, 6)
+    assert TimmLevit().feature_blocks(model.host) == (1, 3, 6)
     shape = model.shape()
     assert shape.dense == (35, 35, 35, 12, 12, 4, 4, 4)
     assert all(one >= other for one, other in pairwise(shape.dense))

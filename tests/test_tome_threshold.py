@@ -12,8 +12,8 @@ from patchslim.methods._method import Signals
 from patchslim.methods.tome import ToMe
 from patchslim.schedules.schedule import Counts
 from patchslim.tokens.tokens import Tokens
-from toys import slimmed
-from variants import images, tiny_vit
+from timm_variants import random_images, tiny_vit
+from toy_methods import slim_unchecked
 
 HOSTS = {
     "class": {},
@@ -87,7 +87,7 @@ def test_images_of_a_batch_keep_different_numbers():
 @pytest.mark.parametrize("name", HOSTS)
 def test_just_below_one_nothing_merges(name):
     made = tiny_vit(**HOSTS[name])
-    model, x = patchslim.slim(made, "tome", r=0, threshold=0.999999), images(made, 3)
+    model, x = patchslim.slim(made, "tome", r=0, threshold=0.999999), random_images(made, 3)
     with torch.no_grad():
         for tokens in model.trace(x):
             assert tokens.lengths() == [model.shape().entering] * 3
@@ -100,11 +100,11 @@ def test_just_below_one_nothing_merges(name):
 def test_where_no_pair_exceeds_it_the_cap_is_the_fixed_form(name, tail):
     """Row for row and in the same order, since the next deal depends on it."""
     made = tiny_vit(**HOSTS[name])
-    shape, x = patchslim.find_adapter(made).shape(made), images(made, 3)
+    shape, x = patchslim.find_adapter(made).shape(made), random_images(made, 3)
     left = tuple(shape.prefix + patches for patches in (15, 9, 6))
     schedule = Counts(left, shape.entering, shape.prefix)
-    fixed = slimmed(made, ToMe(), schedule, tail).eval()
-    silent = slimmed(made, ToMe(threshold=1 - 1e-7), schedule, tail).eval()
+    fixed = slim_unchecked(made, ToMe(), schedule, tail).eval()
+    silent = slim_unchecked(made, ToMe(threshold=1 - 1e-7), schedule, tail).eval()
     with torch.no_grad():
         for mine, theirs in zip(silent.trace(x), fixed.trace(x), strict=True):
             for part in ("x", "size", "position", "origin"):
@@ -119,7 +119,7 @@ def test_where_no_pair_exceeds_it_the_cap_is_the_fixed_form(name, tail):
 def test_the_cap_holds_where_pairs_hardly_exceed_the_threshold():
     made = tiny_vit()
     model = patchslim.slim(made, "tome", r=3, threshold=0.7)
-    x = torch.cat([images(made, 6), torch.zeros_like(images(made, 1))])
+    x = torch.cat([random_images(made, 6), torch.zeros_like(random_images(made, 1))])
     with torch.no_grad():
         traced = [tokens.lengths() for tokens in model.trace(x)]
     for lengths, most in zip(traced, model.counts(), strict=True):
@@ -133,7 +133,7 @@ def test_so_low_that_every_pair_exceeds_it_half_go_in_each_block(name):
     made = tiny_vit(**HOSTS[name])
     torch.nn.init.zeros_(made.pos_embed)
     model = patchslim.slim(made, "tome", r=0, threshold=1e-6)
-    flat = torch.ones_like(images(made, 2))
+    flat = torch.ones_like(random_images(made, 2))
     with torch.no_grad():
         traced = [tokens.lengths()[0] - model.shape().prefix for tokens in model.trace(flat)]
         # A and B alternate from the first row of the sequence, so an odd number favours one side.
@@ -156,6 +156,6 @@ def test_without_a_threshold_the_method_is_the_fixed_one():
     assert not ToMe().adaptive
     assert ToMe(threshold=0.5).adaptive
     made = tiny_vit()
-    assert {cost.total for cost in patchslim.slim(made, "tome", r=3).macs_of(images(made, 3))} == {
-        patchslim.slim(made, "tome", r=3).macs().total
-    }
+    assert {
+        cost.total for cost in patchslim.slim(made, "tome", r=3).macs_of(random_images(made, 3))
+    } == {patchslim.slim(made, "tome", r=3).macs().total}

@@ -22,20 +22,27 @@ import patchslim
 from patchslim.errors import (
     BadFile,
     BadSetting,
-    BrokenRun,
     DeepCut,
     Diverged,
+    TrainingStopped,
     UnknownName,
     Untrained,
 )
 from patchslim.methods.topk import TopK
 from patchslim.model.model import SlimModel
 from patchslim.runs.checkpoint import read, write
-from patchslim.runs.log import rows
+from patchslim.runs.log import read_log
 from patchslim.testing.trial import tiny_host
-from patchslim.training.config import Course
-from patchslim.training.losses import Learner, Target, Teacher, answer_loss, label_loss, token_loss
-from patchslim.training.optim import grouped
+from patchslim.training.config import TrainConfig
+from patchslim.training.losses import (
+    LossModule,
+    Target,
+    Teacher,
+    answer_loss,
+    label_loss,
+    token_loss,
+)
+from patchslim.training.optim import group_parameters
 from patchslim.training.train import train
 
 Batches = list[tuple[Tensor, Tensor | None]]
@@ -68,7 +75,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_a_copy_learns_and_the_given_model_stays(method: str, tmp_path: Path) -> None:
     model = slimmed(method)
     before = weights(model)
-    course = Course.of(model.reducer.course, {"steps": 6, "batch": 8, "lr": 1e-3})
+    course = TrainConfig.of(model.method.course, {"steps": 6, "batch": 8, "lr": 1e-3})
     trained = train(model, images(), course, out=tmp_path / "run", validation=images(seed=1))
     assert same(weights(model), before)
     assert not same(weights(trained.model), before)
@@ -83,7 +90,7 @@ def test_a_copy_learns_and_the_given_model_stays(method: str, tmp_path: Path) ->
 
 
 def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None:
-    course = Course(steps=60, batch=24, lr=1e-3, labels=0.0)
+    course = TrainConfig(steps=60, batch=24, lr=1e-3, labels=0.0)
     with pytest.warns(DeepCut):
         model = patchslim.slim(tiny_host(), "topk", keep=[5, 3, 3])
     shown = images(48, labels=False)
@@ -95,8 +102,8 @@ def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("method", ["evit", "dynamicvit"])
 def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path: Path) -> None:
-    course = Course.of(
-        slimmed(method).reducer.course,
+    course = TrainConfig.of(
+        slimmed(method).method.course,
         {"steps": 6, "batch": 8, "lr": 1e-3, "checkpoint": 1, "ema": 0.9, "mixup": 0.2}
         | {"shrink": 0.5, "wise": 0.5},
     )
@@ -114,7 +121,7 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
         again = train(slimmed(method), images(), course, out=out, validation=held, resume=True)
         assert same(weights(again.model), weights(whole.model))
         assert again.step == whole.step
-        one, other = rows(tmp_path / "whole" / "log.csv"), rows(out / "log.csv")
+        one, other = read_log(tmp_path / "whole" / "log.csv"), read_log(out / "log.csv")
         for row in (*one, *other):
             row.pop("images_per_second")
         assert one == other
@@ -125,8 +132,8 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
     ema: float, tmp_path: Path
 ) -> None:
     model, held = slimmed("dynamicvit"), images(seed=1)
-    usual = Course.of(
-        model.reducer.course, {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema}
+    usual = TrainConfig.of(
+        model.method.course, {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema}
     )
     whole = train(model, images(), usual, out=tmp_path / "whole")
     part = train(model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=held)
@@ -136,13 +143,13 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
         wanted = given[name].lerp(learned[name], 0.25) if of_host else learned[name]
         torch.testing.assert_close(value, wanted)
         assert of_host or not torch.equal(value, given[name])
-    known = {row["step"]: row["kl"] for row in rows(tmp_path / "part" / "log.csv")}
+    known = {row["step"]: row["kl"] for row in read_log(tmp_path / "part" / "log.csv")}
     measured = {row.name: row.kl.value for row in part.report.rows if row.kl}
     assert known[part.step] == pytest.approx(measured["trained"], rel=1e-3)
 
 
 def test_a_finished_run_that_was_not_validated_may_leave_at_another_share(tmp_path: Path) -> None:
-    course, held = Course(steps=2, batch=8, lr=1e-3), images(seed=1)
+    course, held = TrainConfig(steps=2, batch=8, lr=1e-3), images(seed=1)
     train(slimmed("tome"), images(), course, out=tmp_path / "run")
     part = replace(course, wise=0.5)
     anew = train(slimmed("tome"), images(), part, out=tmp_path / "anew")
@@ -156,7 +163,7 @@ def test_a_finished_run_that_was_not_validated_may_leave_at_another_share(tmp_pa
 
 def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
     """Course and method knew fewer settings, and did without them what they do by default."""
-    course = Course(steps=2, batch=8)
+    course = TrainConfig(steps=2, batch=8)
     train(slimmed("tome"), images(), course, out=tmp_path)
     file = tmp_path / "checkpoint.pt"
 
@@ -187,7 +194,7 @@ from test_train import LONG, images, slimmed
 from patchslim.training.train import train
 train(slimmed(), images(), LONG, out={out!r}, progress=lambda line: print(line, flush=True))
 """
-LONG = Course(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
+LONG = TrainConfig(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> None:
@@ -220,8 +227,8 @@ def test_told_to_end_it_writes_a_checkpoint(tmp_path: Path) -> None:
         if line.startswith("step 3/"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    course = Course(steps=6, batch=8, lr=1e-3, checkpoint=100)
-    with pytest.raises(BrokenRun, match=r"after step [34] of 6; a checkpoint was written"):
+    course = TrainConfig(steps=6, batch=8, lr=1e-3, checkpoint=100)
+    with pytest.raises(TrainingStopped, match=r"after step [34] of 6; a checkpoint was written"):
         train(slimmed(), images(), course, out=tmp_path, progress=tell)
     again = train(slimmed(), images(), course, out=tmp_path, resume=True)
     whole = train(slimmed(), images(), course, out=tmp_path / "whole")
@@ -238,7 +245,7 @@ def test_groups_are_those_of_timm() -> None:
     after = set(map(id, host.norm.parameters()))  # timm counts the last norm with the last block
     ours = {
         id(parameter): (group["factor"], group["weight_decay"])
-        for group in grouped(model, Course(layer_decay=0.7, weight_decay=0.1))
+        for group in group_parameters(model, TrainConfig(layer_decay=0.7, weight_decay=0.1))
         for parameter in group["params"]
     }
     for group in param_groups_layer_decay(
@@ -254,18 +261,18 @@ def test_groups_are_those_of_timm() -> None:
 
 def test_a_methods_own_parts_learn_at_their_own_rate() -> None:
     model = slimmed("dynamicvit")
-    groups = grouped(model, Course(host_lr=0.01))
+    groups = group_parameters(model, TrainConfig(host_lr=0.01))
     assert {group["factor"] for group in groups if group["host"]} == {0.01}
     own = [p for group in groups if not group["host"] for p in group["params"]]
-    assert {id(p) for p in own} == {id(p) for p in model.reducer.parameters()}
+    assert {id(p) for p in own} == {id(p) for p in model.method.parameters()}
 
 
 def test_while_it_is_frozen_the_host_does_not_change(tmp_path: Path) -> None:
-    course = Course(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=0.99, warmup=0.0)
+    course = TrainConfig(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=0.99, warmup=0.0)
     model = slimmed("dynamicvit")
     trained = train(model, images(), course, out=tmp_path)
     assert same(weights(trained.model.host), weights(model.host))
-    assert not same(weights(trained.model.reducer), weights(model.reducer))
+    assert not same(weights(trained.model.method), weights(model.method))
 
 
 @pytest.mark.parametrize("method", ["tome", "dynamicvit"])
@@ -277,9 +284,9 @@ def test_parts_of_a_batch_add_up_and_recomputing_changes_nothing(
         ways["parts"] = {"accumulate": 2}
     found = {}
     for name, way in ways.items():
-        course = Course(steps=1, batch=8, lr=1e-3, **way)
+        course = TrainConfig(steps=1, batch=8, lr=1e-3, **way)
         train(slimmed(method), images(), course, out=tmp_path / name)
-        found[name] = rows(tmp_path / name / "log.csv")[0]
+        found[name] = read_log(tmp_path / name / "log.csv")[0]
     for row in found.values():
         for term in ("loss", "labels", "answers", "method", "gradient"):
             assert row[term] == pytest.approx(found["whole"][term], rel=1e-4, abs=1e-7)
@@ -287,7 +294,7 @@ def test_parts_of_a_batch_add_up_and_recomputing_changes_nothing(
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_learns_and_leaves_the_weights_whole(precision: str, tmp_path: Path) -> None:
-    course = Course(steps=3, batch=8, lr=1e-3, precision=precision)
+    course = TrainConfig(steps=3, batch=8, lr=1e-3, precision=precision)
     trained = train(slimmed(), images(), course, out=tmp_path)
     tensors = weights(trained.model).values()
     assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
@@ -295,7 +302,7 @@ def test_half_precision_learns_and_leaves_the_weights_whole(precision: str, tmp_
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
-    still = Course(steps=5, batch=8, lr=1e-2, ema=1 - 1e-6)
+    still = TrainConfig(steps=5, batch=8, lr=1e-2, ema=1 - 1e-6)
     model = slimmed()
     trained = train(model, images(), still, out=tmp_path)
     for name, tensor in weights(trained.model).items():
@@ -304,9 +311,11 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
 
 def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     """With a rate that only harms, the first validation is the best."""
-    course = Course(steps=8, batch=8, lr=0.05, warmup=0.0, labels=0.0, validate=2, clip=0.0)
+    course = TrainConfig(steps=8, batch=8, lr=0.05, warmup=0.0, labels=0.0, validate=2, clip=0.0)
     trained = train(slimmed(), images(), course, out=tmp_path, validation=images(seed=1))
-    seen = {row["step"]: row["kl"] for row in rows(tmp_path / "log.csv") if row["kl"] is not None}
+    seen = {
+        row["step"]: row["kl"] for row in read_log(tmp_path / "log.csv") if row["kl"] is not None
+    }
     assert list(seen) == [2, 4, 6, 8]
     assert trained.step == min(seen, key=seen.get)
     kept = {row.name: row.kl.value for row in trained.report.rows if row.kl}["trained"]
@@ -314,13 +323,13 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_kept_share_falls_as_scheduled() -> None:
-    course = Course(shrink=0.5)
+    course = TrainConfig(shrink=0.5)
     model = slimmed("tome")
     tokens = model.adapter.embed(model.host, torch.randn(1, 3, 16, 16), {})
 
     def left(step: int) -> list[int]:
-        eased = course.eased(step, 100)
-        return [each.left for each in model.steps(tokens, tail="full", eased=eased)]
+        eased = course.removal_share(step, 100)
+        return [each.left for each in model.block_steps(tokens, tail="full", eased=eased)]
 
     counts = [left(step) for step in range(100)]
     assert counts[0] == [17, 17, 17]
@@ -332,14 +341,14 @@ def test_the_kept_share_falls_as_scheduled() -> None:
 @pytest.mark.parametrize("method", ["tome", "evit", "topk", "dynamicvit"])
 def test_final_tokens_are_compared_in_their_own_places(method: str) -> None:
     """With nothing removed the student's rows are the teacher's, and the loss is zero."""
-    course = Course(tokens=1.0)
+    course = TrainConfig(tokens=1.0)
     model = slimmed(method)
     shown = images()[0][0]
-    target = Teacher(tiny_host(), course).teach(shown, None)
+    target = Teacher(tiny_host(), course).make_target(shown, None)
     with torch.no_grad():
-        dense = model.eval().learn(shown, tail="full", eased=1e-9)
+        dense = model.eval().forward_training(shown, tail="full", eased=1e-9)
         assert float(token_loss(dense.tokens, target.tokens)) == pytest.approx(0, abs=1e-6)
-        lesson = model.learn(shown, tail="full")
+        lesson = model.forward_training(shown, tail="full")
     rows_of = torch.cat(
         [torch.zeros(len(shown), 1, dtype=torch.long), lesson.tokens.cells() + 1], 1
     )
@@ -371,12 +380,12 @@ def test_a_distilled_host_answers_its_teacher_by_its_own_token(tmp_path: Path) -
     model = patchslim.slim(host, "topk", keep=0.5)
     shown = torch.randn(8, 3, 32, 32)
     batches = [(shown, torch.arange(8) % 5)]
-    course = Course(steps=2, batch=8, lr=1e-3, distil="token")
+    course = TrainConfig(steps=2, batch=8, lr=1e-3, distil="token")
     trained = train(model, batches, course, out=tmp_path)
     assert not trained.model.host.distilled_training
-    student = Learner(model.train(), course)
+    student = LossModule(model.train(), course)
     host.set_distilled_training(True)
-    own, taught = model.learn(shown, tail="full").output
+    own, taught = model.forward_training(shown, tail="full").output
     terms = student(shown, Target(batches[0][1], torch.zeros(8, 5)))
     torch.testing.assert_close(terms[1], label_loss(own, batches[0][1], 0.0))
     wanted = answer_loss(taught, torch.zeros(8, 5), "token", 1.0)
@@ -400,7 +409,7 @@ def test_settings_are_checked_where_they_are_made(
     given: dict[str, object], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        Course.of({}, given)
+        TrainConfig.of({}, given)
 
 
 def test_a_hugging_face_host_learns_too(tmp_path: Path) -> None:
@@ -410,7 +419,7 @@ def test_a_hugging_face_host_learns_too(tmp_path: Path) -> None:
         intermediate_size=32, num_labels=5,
     )  # fmt: skip
     model = patchslim.slim(transformers.ViTForImageClassification(config), "evit", keep=0.5)
-    course = Course(steps=2, batch=8, lr=1e-3, tokens=1.0)
+    course = TrainConfig(steps=2, batch=8, lr=1e-3, tokens=1.0)
     trained = train(model, images(), course, out=tmp_path / "run", validation=images(seed=1))
     assert same(weights(patchslim.load(tmp_path / "run" / "model")), weights(trained.model))
 
@@ -419,9 +428,9 @@ def test_a_hugging_face_host_learns_too(tmp_path: Path) -> None:
 def test_a_compiled_step_learns_what_an_eager_one_learns(tmp_path: Path) -> None:
     found = {}
     for name in ("eager", "compiled"):
-        course = Course(steps=2, batch=8, lr=1e-3, compile=name == "compiled", tokens=1.0)
+        course = TrainConfig(steps=2, batch=8, lr=1e-3, compile=name == "compiled", tokens=1.0)
         train(slimmed("evit"), images(), course, out=tmp_path / name)
-        found[name] = rows(tmp_path / name / "log.csv")[-1]
+        found[name] = read_log(tmp_path / name / "log.csv")[-1]
     for term in ("loss", "labels", "answers", "tokens", "gradient"):
         assert found["compiled"][term] == pytest.approx(found["eager"][term], rel=1e-3)
 
@@ -430,7 +439,7 @@ def test_the_callers_generators_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    train(slimmed("dynamicvit"), images(), Course(steps=1, batch=8), out=tmp_path)
+    train(slimmed("dynamicvit"), images(), TrainConfig(steps=1, batch=8), out=tmp_path)
     assert torch.equal(torch.rand(3), wanted)
 
 
@@ -447,14 +456,14 @@ def test_a_gradient_that_is_no_number_names_the_step_and_the_images(tmp_path: Pa
 
     model = patchslim.slim(tiny_host(), Steep(), keep=[17, 12, 8])
     with pytest.raises(Diverged, match=r"gradient of step 1 is (nan|inf); first images: image \d"):
-        train(model, images(), Course(steps=2, batch=8), out=tmp_path)
+        train(model, images(), TrainConfig(steps=2, batch=8), out=tmp_path)
     assert not (tmp_path / "model").exists()
 
 
 def test_a_file_that_is_no_checkpoint_of_a_training_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint.pt", {"step": 3})
     with pytest.raises(BadFile, match="not a checkpoint of `train`"):
-        train(slimmed(), images(), Course(steps=2, batch=8), out=tmp_path, resume=True)
+        train(slimmed(), images(), TrainConfig(steps=2, batch=8), out=tmp_path, resume=True)
 
 
 def test_what_a_recipe_says_of_the_training_is_checked(tmp_path: Path) -> None:

@@ -12,30 +12,39 @@ import transformers
 from torch import Tensor
 
 import patchslim
-from comparing import (
+from comparison import (
     Shuffle,
     ShuffleMap,
     ShuffleQueries,
-    close,
-    found,
+    assert_same_gradients,
     gradients,
-    methods,
-    reduced,
-    same_gradients,
+    host_state,
+    is_close,
+    sample_methods,
+    slim_unchecked,
 )
-from hugging import DINO, HUGGING, OBLONG, SMALL, WIDE, Hugging, pixels, tiny_hf
+from hf_hosts import (
+    DINO_CONFIG,
+    HF_HOSTS,
+    OBLONG_CONFIG,
+    SMALL_CONFIG,
+    VIT_CONFIG,
+    HfHost,
+    random_pixels,
+    tiny_hf,
+)
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.schedules.schedule import Rate
 from patchslim.tokens.rows import take
 
-every_kind = pytest.mark.parametrize("kind", HUGGING, ids=str)
-LABELLED = [kind for kind in HUGGING if "ForImageClassification" in kind.label]
+every_kind = pytest.mark.parametrize("kind", HF_HOSTS, ids=str)
+LABELLED = [kind for kind in HF_HOSTS if "ForImageClassification" in kind.label]
 LABELLED = [kind for kind in LABELLED if not kind.label.endswith("WithTeacher")]
 FREE = ["ViTModel", "DeiTForImageClassification", "Dinov2Model", "Dinov2WithRegistersModel"]
 
 
 @functools.cache
-def built(kind: Hugging) -> Any:
+def built(kind: HfHost) -> Any:
     """One host for all laws that leave it alone."""
     return kind.build()
 
@@ -49,7 +58,7 @@ def alike(got: Any, wanted: Any, factor: float = 1.0) -> None:
     """Asserts that two outputs are of one class and have equal tensors."""
     assert type(got) is type(wanted)
     if isinstance(wanted, Tensor):
-        assert close(got, wanted, factor)
+        assert is_close(got, wanted, factor)
         return
     pairs = got.items() if hasattr(got, "items") else enumerate(got)
     assert len(got) == len(wanted)
@@ -58,20 +67,20 @@ def alike(got: Any, wanted: Any, factor: float = 1.0) -> None:
 
 
 @every_kind
-def test_keeping_everything_equals_the_host(kind: Hugging) -> None:
+def test_keeping_everything_equals_the_host(kind: HfHost) -> None:
     host = built(kind)
-    slimmed, x = patchslim.slim(host, "identity"), pixels(host)
+    slimmed, x = patchslim.slim(host, "identity"), random_pixels(host)
     with torch.no_grad():
         alike(slimmed(x), host(x))
         alike(slimmed(pixel_values=x, return_dict=False), host(x, return_dict=False))
         features = base(host)(x).last_hidden_state
-        assert close(slimmed.forward_features(x), features)
+        assert is_close(slimmed.forward_features(x), features)
 
 
 @every_kind
-def test_training_equals_the_host(kind: Hugging) -> None:
+def test_training_equals_the_host(kind: HfHost) -> None:
     host = kind.build()
-    slimmed, x = patchslim.slim(host, "identity").train(), pixels(host)
+    slimmed, x = patchslim.slim(host, "identity").train(), random_pixels(host)
     logits = patchslim.find_adapter(host).logits
     bare = "Model" in kind.label
 
@@ -82,18 +91,18 @@ def test_training_equals_the_host(kind: Hugging) -> None:
         return out.mean() + pooled.mean() if pooled is not None else out
 
     got = gradients(functools.partial(answer, slimmed), host, x)
-    same_gradients(got, gradients(functools.partial(answer, host), host, x))
+    assert_same_gradients(got, gradients(functools.partial(answer, host), host, x))
 
 
 @every_kind
-def test_reduced_model_runs(kind: Hugging) -> None:
+def test_reduced_model_runs(kind: HfHost) -> None:
     host = built(kind)
-    x = pixels(host)
+    x = random_pixels(host)
     with torch.no_grad():
         wanted = host(x)
-        for reducer in [*methods(host), Shuffle(), ShuffleQueries(), ShuffleMap()]:
-            got = reduced(host, reducer, Rate(0.7, (0, 1)))(x)
-            assert (type(got), list(got)) == (type(wanted), list(wanted)), reducer
+        for method in [*sample_methods(host), Shuffle(), ShuffleQueries(), ShuffleMap()]:
+            got = slim_unchecked(host, method, Rate(0.7, (0, 1)))(x)
+            assert (type(got), list(got)) == (type(wanted), list(wanted)), method
             for key, value in wanted.items():
                 assert got[key].shape == value.shape
                 assert got[key].dtype == value.dtype
@@ -101,59 +110,59 @@ def test_reduced_model_runs(kind: Hugging) -> None:
 
 
 @every_kind
-def test_dropping_equals_masking_in_the_host(kind: Hugging) -> None:
+def test_dropping_equals_masking_in_the_host(kind: HfHost) -> None:
     host = built(kind)
     if "attention_mask" not in inspect.signature(type(host).forward).parameters:
         pytest.skip("this version's hosts take no attention mask")
-    x = pixels(host)
+    x = random_pixels(host)
     with torch.no_grad():
-        left = reduced(host, Shuffle(), Rate(0.5, (0,))).trace(x)[-1]
+        left = slim_unchecked(host, Shuffle(), Rate(0.5, (0,))).trace(x)[-1]
         rows = left.cells() + left.prefix
         mask = torch.zeros(len(x), left.prefix + left.grid[0] * left.grid[1], dtype=torch.long)
         mask[:, : left.prefix] = 1
         mask.scatter_(1, rows, 1)
         wanted = base(host)(x, attention_mask=mask).last_hidden_state
         got = base(host).layernorm(left.x)
-    assert close(got[:, : left.prefix], wanted[:, : left.prefix])
-    assert close(got[:, left.prefix :], take(wanted, rows))
+    assert is_close(got[:, : left.prefix], wanted[:, : left.prefix])
+    assert is_close(got[:, left.prefix :], take(wanted, rows))
 
 
 @every_kind
-def test_prefix_stays_first_and_untouched(kind: Hugging) -> None:
+def test_prefix_stays_first_and_untouched(kind: HfHost) -> None:
     host = built(kind)
     adapter = patchslim.find_adapter(host)
     prefix = adapter.prefix(host)
     with torch.no_grad():
-        wanted = base(host)(pixels(host)).last_hidden_state[:, :prefix]
-        for reducer in [*methods(host), ShuffleQueries()]:
-            traced = reduced(host, reducer, Rate(0.5, (2,))).trace(pixels(host))
+        wanted = base(host)(random_pixels(host)).last_hidden_state[:, :prefix]
+        for method in [*sample_methods(host), ShuffleQueries()]:
+            traced = slim_unchecked(host, method, Rate(0.5, (2,))).trace(random_pixels(host))
             assert traced[-1].patches < traced[-2].patches
-            assert close(adapter.norm(host, traced[-1].x)[:, :prefix], wanted), reducer
+            assert is_close(adapter.norm(host, traced[-1].x)[:, :prefix], wanted), method
 
 
 @every_kind
-def test_exact_tail_gives_the_same_answer(kind: Hugging) -> None:
+def test_exact_tail_gives_the_same_answer(kind: HfHost) -> None:
     host = built(kind)
-    x = pixels(host)
+    x = random_pixels(host)
     with torch.no_grad():
-        for reducer in [*methods(host), ShuffleQueries(), ShuffleMap()]:
+        for method in [*sample_methods(host), ShuffleQueries(), ShuffleMap()]:
             full, exact = (
-                reduced(host, reducer, Rate(0.6, (0, 2)), tail) for tail in ("full", "exact")
+                slim_unchecked(host, method, Rate(0.6, (0, 2)), tail) for tail in ("full", "exact")
             )
             alike(exact(x), full(x))
 
 
 @every_kind
-def test_host_stays_as_found(kind: Hugging) -> None:
+def test_host_stays_as_found(kind: HfHost) -> None:
     host = kind.build().train()
     patchslim.find_adapter(host).blocks(host)[1].eval()
     weights = {name: value.clone() for name, value in host.state_dict().items()}
-    before, config = found(host), host.config.to_dict()
+    before, config = host_state(host), host.config.to_dict()
     slimmed = patchslim.slim(host, "tome", r=2)
     with torch.no_grad():
-        slimmed(pixels(host))
+        slimmed(random_pixels(host))
     assert slimmed.unslim() is host
-    assert found(host) == before
+    assert host_state(host) == before
     assert host.config.to_dict() == config
     with pytest.raises(UnsupportedModel, match="slimmed already"):
         patchslim.slim(slimmed, "tome", r=2)
@@ -171,25 +180,25 @@ def test_activations_can_be_recomputed(label: str) -> None:
         logits: Tensor = model(x).logits
         return logits
 
-    wanted = gradients(answer, host, pixels(host))
+    wanted = gradients(answer, host, random_pixels(host))
     newest = "activation_checkpointing_enable"
     getattr(model, newest if hasattr(host, newest) else "gradient_checkpointing_enable")()
-    assert patchslim.find_adapter(host).checkpoints(host)
-    same_gradients(gradients(answer, host, pixels(host)), wanted)
+    assert patchslim.find_adapter(host).recomputes_activations(host)
+    assert_same_gradients(gradients(answer, host, random_pixels(host)), wanted)
 
 
 @pytest.mark.parametrize("kind", LABELLED, ids=str)
 @pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
-def test_labels_give_the_host_loss(kind: Hugging, problem: str | None) -> None:
+def test_labels_give_the_host_loss(kind: HfHost, problem: str | None) -> None:
     host = kind.build()
     host.config.problem_type = problem
-    x = pixels(host)
+    x = random_pixels(host)
     classes = torch.tensor([3, 0])
     labels = classes if problem is None else torch.eye(7, dtype=host.dtype)[classes]
     with torch.no_grad():
         got = patchslim.slim(host, "identity")(x, labels=labels)
         wanted = host(x, labels=labels)
-        assert close(got.loss, wanted.loss)
+        assert is_close(got.loss, wanted.loss)
         less = patchslim.slim(host, "tome", r=2)(x, labels=labels)
     assert torch.isfinite(less.loss)
     assert less.loss != wanted.loss
@@ -216,14 +225,14 @@ def test_other_image_sizes(label: str, size: tuple[int, int]) -> None:
 def test_configured_tuple_is_returned() -> None:
     host = tiny_hf("ViTModel", return_dict=False)
     with torch.no_grad():
-        alike(patchslim.slim(host, "identity")(pixels(host)), host(pixels(host)))
+        alike(patchslim.slim(host, "identity")(random_pixels(host)), host(random_pixels(host)))
 
 
 @pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states", "attention_mask"])
 def test_what_a_reduced_sequence_lacks_is_refused(hf_vit: Any, option: str) -> None:
     slimmed = patchslim.slim(hf_vit, "tome", r=2)
     with pytest.raises(WrongInput, match=option):
-        slimmed(pixels(hf_vit), **{option: True})
+        slimmed(random_pixels(hf_vit), **{option: True})
 
 
 @pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states"])
@@ -236,22 +245,24 @@ def test_what_the_configuration_asks_for_is_refused(option: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("ViTForMaskedImageModeling", OBLONG),
-        ("DeiTForMaskedImageModeling", OBLONG),
-        ("Dinov2Backbone", DINO),
-        ("Dinov2WithRegistersBackbone", DINO),
+        ("ViTForMaskedImageModeling", OBLONG_CONFIG),
+        ("DeiTForMaskedImageModeling", OBLONG_CONFIG),
+        ("Dinov2Backbone", DINO_CONFIG),
+        ("Dinov2WithRegistersBackbone", DINO_CONFIG),
     ],
 )
 def test_other_tasks_are_refused(name: str, settings: dict[str, Any]) -> None:
     cls = getattr(transformers, name)
-    host = cls(cls.config_class(**{**SMALL, **settings}))
+    host = cls(cls.config_class(**{**SMALL_CONFIG, **settings}))
     with pytest.raises(UnsupportedModel, match="not among the supported tasks"):
         patchslim.slim(host, "tome", r=2)
 
 
 @pytest.mark.parametrize("name", ["BeitModel", "SwinModel", "IJepaModel"])
 def test_other_families_are_refused(name: str) -> None:
-    small = {**SMALL, **WIDE} if name != "SwinModel" else {"embed_dim": 8, "depths": [1]}
+    small = (
+        {**SMALL_CONFIG, **VIT_CONFIG} if name != "SwinModel" else {"embed_dim": 8, "depths": [1]}
+    )
     more = {"num_heads": [1], "image_size": 16} if name == "SwinModel" else {}
     cls = getattr(transformers, name)
     with pytest.raises(UnsupportedModel, match="No adapter knows"):

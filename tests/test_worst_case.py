@@ -13,8 +13,8 @@ import patchslim
 from patchslim.errors import DeepCut, ImpossibleBudget, ShortSchedule
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
-from patchslim.testing.counting import counted_macs
-from variants import randomise
+from patchslim.testing.counting import count_macs
+from timm_variants import randomise
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIDE, PATCH, EACH = 6, 4, 8
@@ -70,16 +70,16 @@ def images(attack, host):
 
 def turned(name, tolerance):
     """The method called `name` with its knob at this tolerance; None where it has none."""
-    found = patchslim.find_reducer(name)
-    knob = found().knob
-    return None if knob is None else found(**{knob.setting: knob.at(tolerance)})
+    found = patchslim.find_method(name)
+    knob = found().tuned_threshold
+    return None if knob is None else found(**{knob.setting: knob.setting_at(tolerance)})
 
 
 def adaptive():
     """Every method that ships and lets images keep numbers of their own, as many ways as it can."""
     found = {}
-    for name in patchslim.reducer_names():
-        plain = patchslim.find_reducer(name)()
+    for name in patchslim.method_names():
+        plain = patchslim.find_method(name)()
         if plain.adaptive:
             found[name] = plain
         for tolerance in (KEEPING, JOINING):
@@ -113,8 +113,8 @@ def test_no_image_costs_more_than_the_cap(host, images, name, cap, packs):
     most = model.macs()
     assert most.total <= cap * model.dense_macs().total
     with torch.no_grad():
-        output, costs = model.answer(images)
-        every = model.counted(images)
+        output, costs = model.forward_with_costs(images)
+        every = model.count_rows(images)
     assert output.isfinite().all()
     assert max(cost.total for cost in costs) <= most.total
     assert max(cost.choosing for cost in costs) <= most.choosing
@@ -132,7 +132,7 @@ def test_what_runs_is_below_the_cap_too(host, images, name, packs):
     model.packs = packs
     most = model.macs()
     for image in (images[:1], images[-EACH : -EACH + 1], images[-1:]):
-        assert counted_macs(model, image) <= 1.005 * (most.total + most.choosing)
+        assert count_macs(model, image) <= 1.005 * (most.total + most.choosing)
 
 
 @pytest.mark.parametrize("name", ["similarity", "tome", "duplicates"])

@@ -1,7 +1,7 @@
 """Make a vision transformer faster by giving it fewer patches. Nothing is computed on import."""
 
-from patchslim.calibration.calibrate import Calibrated, calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.calibrate import CalibrationResult, calibrate
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.hf_dataset import Dataset
 from patchslim.data.images import Images
 from patchslim.data.webdataset import Shards
@@ -9,8 +9,8 @@ from patchslim.errors import PatchslimError
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._registry import adapter_names, find_adapter
 from patchslim.measurement.measure import measure
-from patchslim.methods._method import Reducer
-from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.methods._method import Method
+from patchslim.methods._registry import find_method, method_names
 from patchslim.model.load import load
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import macs, slim
@@ -19,34 +19,34 @@ from patchslim.schedules.schedule import Schedule
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.shapes import Cost
 from patchslim.tokens.tokens import Tokens
-from patchslim.training.config import Course
-from patchslim.training.train import Trained, train
+from patchslim.training.config import TrainConfig
+from patchslim.training.train import TrainingResult, train
 
 __all__ = [
     "Adapter",
-    "Calibrated",
+    "CalibrationResult",
     "Cost",
-    "Course",
     "Dataset",
     "Images",
+    "Method",
+    "PatchSlimmingConfig",
     "PatchslimError",
-    "Reducer",
     "Reduction",
     "Report",
     "Schedule",
-    "Search",
     "Shards",
     "SlimModel",
     "Tokens",
-    "Trained",
+    "TrainConfig",
+    "TrainingResult",
     "adapter_names",
     "calibrate",
     "find_adapter",
-    "find_reducer",
+    "find_method",
     "load",
     "macs",
     "measure",
-    "reducer_names",
+    "method_names",
     "slim",
     "train",
 ]

@@ -88,7 +88,7 @@ class BrokenLaw(PatchslimError):
         self.law = law
 
 
-class BrokenRun(PatchslimError):
+class TrainingStopped(PatchslimError):
     """Training was stopped: by a signal, or because another of its processes was lost."""
 
 

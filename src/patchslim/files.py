@@ -17,55 +17,55 @@ from patchslim.errors import BadFile
 
 
 @contextlib.contextmanager
-def replaced(path: Path, holds: Collection[str]) -> Iterator[Path]:
+def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
     """An empty folder to fill with the files `holds`; it becomes `path` when the block succeeds."""
-    fresh, old = _beside(path, "new"), _beside(path, "old")
+    fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.parent):
-        _clear_up(path)
-        _refuse_to_lose(path, holds)
+    with _lock_folder(path.parent):
+        _finish_interrupted(path)
+        _check_nothing_lost(path, holds)
         fresh.mkdir()
         try:
             yield fresh
             for written in [*fresh.iterdir(), fresh]:
-                _settle(written)
+                _sync_to_disk(written)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
         if path.exists():
             path.rename(old)
         fresh.rename(path)
-        _settle(path.parent)
+        _sync_to_disk(path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """The path of a file to write; it becomes `path` when the block succeeds."""
-    fresh = _beside(path, "new")
-    with _alone(path.parent):
+    fresh = _hidden_sibling(path, "new")
+    with _lock_folder(path.parent):
         try:
             yield fresh
-            _settle(fresh)
+            _sync_to_disk(fresh)
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
-        _settle(path.parent)
+        _sync_to_disk(path.parent)
 
 
-def whole(path: Path) -> Path:
+def find_complete(path: Path) -> Path:
     """Where the content of `path` is to be read: there, or aside if a replacement was cut short."""
-    old = _beside(path, "old")
+    old = _hidden_sibling(path, "old")
     return old if old.exists() and not path.exists() else path
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _hidden_sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
 
 
-def _clear_up(path: Path) -> None:
+def _finish_interrupted(path: Path) -> None:
     """Ends what an interrupted process began. Only safe while nobody else writes here."""
-    fresh, old = _beside(path, "new"), _beside(path, "old")
+    fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
     for leftover in (fresh, old):
@@ -73,7 +73,7 @@ def _clear_up(path: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def _refuse_to_lose(path: Path, holds: Collection[str]) -> None:
+def _check_nothing_lost(path: Path, holds: Collection[str]) -> None:
     """Replacing a folder deletes what is in it, so it may hold nothing but what is replaced."""
     if not path.exists():
         return
@@ -88,7 +88,7 @@ def _refuse_to_lose(path: Path, holds: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(parent: Path) -> Iterator[None]:
+def _lock_folder(parent: Path) -> Iterator[None]:
     """One writer at a time in `parent`, if the system can say so; the lock dies with its owner."""
     if os.name == "nt":
         yield
@@ -105,7 +105,7 @@ def _alone(parent: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _settle(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     """Has the disk hold what was written, so that a rename cannot come before it."""
     if os.name == "nt" and path.is_dir():
         return
@@ -116,7 +116,7 @@ def _settle(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: str | Path, text: str) -> None:
+def write_atomically(path: str | Path, text: str) -> None:
     """Writes `text` to `path` so that an interruption leaves the old file whole."""
-    with replaced_file(Path(path)) as fresh:
+    with replace_file(Path(path)) as fresh:
         fresh.write_text(text, encoding="utf-8")

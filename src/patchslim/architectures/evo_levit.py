@@ -79,7 +79,7 @@ default_cfgs = generate_default_cfgs(
 
 
 # Official names, in the order in which they are replaced by timm's.
-RENAMED = {
+OFFICIAL_NAMES = {
     "patch_embed.0.": "stem.conv1.",
     "patch_embed.2.": "stem.conv2.",
     "patch_embed.4.": "stem.conv3.",
@@ -98,7 +98,7 @@ RENAMED = {
 }
 
 
-class Unbiased(nn.Module):
+class NoAttentionBias(nn.Module):
     """What takes the biases out of timm's attentions, so that any number of rows may come."""
 
     def __init__(self, **settings: Any) -> None:
@@ -116,11 +116,11 @@ class Unbiased(nn.Module):
         """Nothing that is not saved."""
 
 
-class EvoAttention(Unbiased, Attention):  # type: ignore[misc]
+class EvoAttention(NoAttentionBias, Attention):  # type: ignore[misc]
     """timm's `Attention` without biases."""
 
 
-class EvoAttentionDownsample(Unbiased, AttentionDownsample):  # type: ignore[misc]
+class EvoAttentionDownsample(NoAttentionBias, AttentionDownsample):  # type: ignore[misc]
     """timm's `AttentionDownsample` without biases, whose queries keep the class row."""
 
     def __init__(self, **settings: Any) -> None:
@@ -144,12 +144,12 @@ class EvoDownsample(LevitDownsample):  # type: ignore[misc]
         nn.Module.__init__(self)
         old = like.attn_downsample
         width = old.kv.linear.in_features
-        self.pos_embed = nn.Parameter(torch.empty(1, _rows(old.resolution), width, **dd))
+        self.pos_embed = nn.Parameter(torch.empty(1, _row_count(old.resolution), width, **dd))
         self.attn_downsample = EvoAttentionDownsample(
             in_dim=width,
             out_dim=old.proj.ln.linear.out_features,
             stride=old.stride,
-            **_settings(old),
+            **_attention_settings(old),
             **dd,
         )
         self.mlp = like.mlp
@@ -180,7 +180,7 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
                 "Build it with use_conv=False."
             )
         dd = {name: settings.get(name) for name in ("device", "dtype")}
-        rows = _rows(self.stages[0].blocks[0].attn.resolution)
+        rows = _row_count(self.stages[0].blocks[0].attn.resolution)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim[0], **dd))
         self.pos_embed = nn.Parameter(torch.empty(1, rows, self.embed_dim[0], **dd))
         for stage in self.stages:
@@ -188,7 +188,7 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
                 stage.downsample = EvoDownsample(stage.downsample, **dd)
             for block in stage.blocks:
                 width = block.attn.qkv.linear.in_features
-                block.attn = EvoAttention(dim=width, **_settings(block.attn), **dd)
+                block.attn = EvoAttention(dim=width, **_attention_settings(block.attn), **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -228,13 +228,13 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
         return {**super().group_matcher(coarse), "stem": r"^stem|^cls_token|^pos_embed"}
 
 
-def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_official_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of an official Evo-LeViT checkpoint (its "model"), under our names.
 
     Left out: the second copy of each block (`stage_blocks`), the heads on the class token, which
     only training uses, and the learned trade-offs, which belong to the method.
     """
-    places = _places(state)
+    places = _block_paths(state)
     renamed = {}
     for name, value in state.items():
         top, _, rest = name.partition(".")
@@ -243,20 +243,20 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if top == "blocks":
             index, _, rest = rest.partition(".")
             name = f"{places[int(index)]}.{rest}"
-        for official, ours in RENAMED.items():
+        for official, ours in OFFICIAL_NAMES.items():
             name = name.replace(official, ours)
         renamed[name] = value
     return renamed
 
 
-def official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The learned trade-offs of an official checkpoint, by the names that `evo` gives them.
 
-    Load them into the reducer: `slimmed.reducer.load_state_dict(..., strict=False)`.
+    Load them into the method: `slimmed.method.load_state_dict(..., strict=False)`.
     """
     found: dict[str, Tensor] = {}
     block = 0
-    for index in range(len(_places(state))):
+    for index in range(len(_block_paths(state))):
         for inner in ("m1.m.learn_tradeoff", "learn_tradeoff"):
             if f"blocks.{index}.{inner}" in state:
                 found[f"mixing.{block}"] = state[f"blocks.{index}.{inner}"].reshape(())
@@ -264,7 +264,7 @@ def official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _places(state: Mapping[str, Tensor]) -> list[str]:
+def _block_paths(state: Mapping[str, Tensor]) -> list[str]:
     """Where each of the official `blocks` is: a block, or one of the parts of a downsampling."""
     places: list[str] = []
     stage, block = 0, 0
@@ -280,12 +280,12 @@ def _places(state: Mapping[str, Tensor]) -> list[str]:
     return places
 
 
-def _rows(resolution: tuple[int, int]) -> int:
+def _row_count(resolution: tuple[int, int]) -> int:
     """The class row and the patches of a grid."""
     return 1 + resolution[0] * resolution[1]
 
 
-def _settings(attn: Attention | AttentionDownsample) -> dict[str, Any]:
+def _attention_settings(attn: Attention | AttentionDownsample) -> dict[str, Any]:
     """What one of timm's attentions was built with, but for its widths."""
     return {
         "key_dim": attn.key_dim,

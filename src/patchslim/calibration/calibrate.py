@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from patchslim.calibration.patch_slimming.calibrator import Slimming
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.calibration.patch_slimming.result import Found
-from patchslim.calibration.state import Ledger, identity
-from patchslim.calibration.threshold import Goal, found
+from patchslim.calibration.patch_slimming.calibrator import PatchSlimmingCalibrator
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.calibration.patch_slimming.result import PatchSlimmingResult
+from patchslim.calibration.state import CalibrationState, calibration_fingerprint
+from patchslim.calibration.threshold import Goal, find_threshold
 from patchslim.data.source import Source
 from patchslim.errors import (
     BadData,
@@ -30,29 +30,29 @@ from patchslim.errors import (
     UnknownName,
     UnsupportedModel,
 )
-from patchslim.files import replaced_file
+from patchslim.files import replace_file
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._answers import evaluating
+from patchslim.hosts._answers import eval_mode
 from patchslim.hosts._registry import find_adapter
-from patchslim.measurement.score import Batch, usable
-from patchslim.methods._method import Reducer
-from patchslim.methods._ranking import ordered
-from patchslim.methods._registry import find_reducer, make_reducer, reducer_name, reducer_names
+from patchslim.measurement.score import Batch, check_batch
+from patchslim.methods._method import Method
+from patchslim.methods._ranking import format_order
+from patchslim.methods._registry import find_method, make_method, method_name, method_names
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import slim
-from patchslim.runs.layout import CHECKPOINT, FIGURE, MODEL, RECORD
+from patchslim.runs.layout import CHECKPOINT_FILE, FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 from patchslim.schedules.schedule import Schedule
 
-CALIBRATED: tuple[type[Reducer], ...] = (PatchSlimming, PatchSlimmingDynamic)
+POSITION_METHODS: tuple[type[Method], ...] = (PatchSlimming, PatchSlimmingDynamic)
 
-Say = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     """What a calibration found.
 
     Attributes:
@@ -64,26 +64,26 @@ class Calibrated:
     """
 
     model: SlimModel
-    found: Found | None
+    search_result: PatchSlimmingResult | None
     record: dict[str, Any]
 
 
 def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is made of)
     host: nn.Module,
     images: Source | Iterable[Batch],
-    method: str | Reducer = "patch_slimming",
+    method: str | Method = "patch_slimming",
     *,
     macs: float | None = None,
     tolerance: float | None = None,
     agreement: float | None = None,
     cap: float | None = None,
     schedule: Schedule | None = None,
-    search: Search | None = None,
+    search: PatchSlimmingConfig | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     adapter: Adapter | None = None,
-    progress: Say | None = None,
-) -> Calibrated:
+    progress: Progress | None = None,
+) -> CalibrationResult:
     """`host` slimmed by a method that was fitted to images. The host itself is not changed.
 
     Of Patch Slimming the positions that the host needs least are found; of a method that lets
@@ -93,7 +93,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         host: the dense model.
         images: unlabelled images to choose on: `Images` and the like, or batches.
         method: "patch_slimming", "patch_slimming_dynamic", or an adaptive method ("similarity",
-            "tome", "ats", "duplicates"), by name or as a Reducer with settings of your own.
+            "tome", "ats", "duplicates"), by name or as a Method with settings of your own.
         macs: a budget, as a share of the host's operations or as a number; of adaptive methods
             the mean over the images; or
         tolerance: the largest error of a block's features, by `search.error` (Patch Slimming); or
@@ -112,10 +112,10 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     """
     if isinstance(host, SlimModel):
         raise UnsupportedModel("This model is slimmed already; calibrate its .host instead.")
-    search = search or Search()
+    search = search or PatchSlimmingConfig()
     say = progress or (lambda _: None)
     _check_search(search)
-    adaptive = _adaptive(method)
+    adaptive = _find_adaptive(method)
     if adaptive is not None:
         if tolerance is not None or resume:
             raise BadSchedule(
@@ -123,38 +123,41 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
                 "agreement=, in one go."
             )
         goal = Goal(macs=macs, agreement=agreement, cap=cap, schedule=schedule)
-        return _threshold(host, adapter, adaptive, images, goal, search, out, say)
+        return _calibrate_threshold(host, adapter, adaptive, images, goal, search, out, say)
     if not isinstance(method, str):
         raise UnknownName(
-            f"{method!r} has nothing to calibrate. Methods that have: {', '.join(_calibrated())}; "
-            "Patch Slimming by name, others by name or as a Reducer with a threshold."
+            f"{method!r} has nothing to calibrate. Methods that have: "
+            f"{', '.join(_calibratable_names())}; "
+            "Patch Slimming by name, others by name or as a Method with a threshold."
         )
     if agreement is not None or cap is not None:
         raise BadSchedule(
             "agreement and cap are for methods that let images keep different numbers of patches; "
             f"{method} takes macs, tolerance or schedule."
         )
-    _check_asked(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
+    _check_goal(method, {"macs": macs, "tolerance": tolerance, "schedule": schedule}, search)
     adapter = adapter or find_adapter(host)
-    outputs = _outputs(host, adapter, search)
+    outputs = _output_share(host, adapter, search)
     if out is not None:
-        out = Path(out).expanduser().resolve() if resume else _free(out)
+        out = Path(out).expanduser().resolve() if resume else _new_folder(out)
     copied = bool(search.epochs) or any(module.training for module in host.modules())
-    with evaluating(host):
-        drawn = _drawn(host, images, search)
+    with eval_mode(host):
+        drawn = _load_batches(host, images, search)
         dense = slim(host, "identity", adapter=adapter)
         asked = {
             "macs": macs,
             "tolerance": tolerance,
             "schedule": None if schedule is None else schedule.to_json(),
         }
-        state = Ledger(out, identity(dense, drawn, method, asked, search), resume=resume)
+        state = CalibrationState(
+            out, calibration_fingerprint(dense, drawn, method, asked, search), resume=resume
+        )
         student = copy.deepcopy(host) if copied else host
-        run = Slimming(dense, student, drawn, search, outputs, state, say)
-        counts = None if schedule is None else run.scheduled(schedule)
+        run = PatchSlimmingCalibrator(dense, student, drawn, search, outputs, state, say)
+        counts = None if schedule is None else run.schedule_rows(schedule)
         if macs is not None:
-            tolerance, counts = run.budget(macs)
-        found = run.whole(math.inf if tolerance is None else tolerance, counts)
+            tolerance, counts = run.meet_budget(macs)
+        found = run.search_layers(math.inf if tolerance is None else tolerance, counts)
         model = run.model(found, method)
     record = {
         "method": method,
@@ -163,23 +166,23 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         "search": search.to_json(),
         "images": sum(map(len, drawn)),
         "schedule": model.schedule.to_json(),
-        "order": ordered(run.walk.features.grid, list(found.cells)),
+        "order": format_order(run.layer_search.features.grid, list(found.cells)),
         "layers": found.to_json()["layers"],
-        "gates": run.told,
+        "gates": run.gate_scores,
     }
     model.calibrated = {name: record[name] for name in ("tolerance", "search", "images")}
     if search.epochs:
         model.trained = {"by": "calibrate", "epochs": search.epochs, "teacher": type(host).__name__}
     check_identity(model)
     if out is not None:
-        write(out, model, record)
-    return Calibrated(model, found, record)
+        write_calibration(out, model, record)
+    return CalibrationResult(model, found, record)
 
 
-def _free(out: str | Path) -> Path:
+def _new_folder(out: str | Path) -> Path:
     """The folder, which must not hold a calibration that could be gone on with."""
     out = Path(out).expanduser().resolve()
-    if (out / CHECKPOINT).exists():
+    if (out / CHECKPOINT_FILE).exists():
         raise BadFile(
             f"{out} holds a calibration already. Go on with it (resume=True, --resume), or give "
             "another folder."
@@ -187,60 +190,60 @@ def _free(out: str | Path) -> Path:
     return out
 
 
-def _calibrated() -> list[str]:
+def _calibratable_names() -> list[str]:
     """The methods that can be calibrated."""
-    placed = [str(reducer_name(each())) for each in CALIBRATED]
-    return placed + [name for name in reducer_names() if _adaptive(name) is not None]
+    placed = [str(method_name(each())) for each in POSITION_METHODS]
+    return placed + [name for name in method_names() if _find_adaptive(name) is not None]
 
 
-def _adaptive(method: str | Reducer) -> Reducer | None:
+def _find_adaptive(method: str | Method) -> Method | None:
     """The method, where images may keep different numbers of patches by it."""
-    reducer = make_reducer(method, {})
-    return reducer if reducer.adaptive or reducer.knob is not None else None
+    made = make_method(method, {})
+    return made if made.adaptive or made.tuned_threshold is not None else None
 
 
-def _threshold(  # noqa: PLR0913 (the arguments of `calibrate`)
+def _calibrate_threshold(  # noqa: PLR0913 (the arguments of `calibrate`)
     host: nn.Module,
     adapter: Adapter | None,
-    reducer: Reducer,
+    method: Method,
     images: Source | Iterable[Batch],
     goal: Goal,
-    search: Search,
+    search: PatchSlimmingConfig,
     out: str | Path | None,
-    say: Say,
-) -> Calibrated:
+    say: Progress,
+) -> CalibrationResult:
     """The model whose threshold meets a goal, written down where that is asked for."""
-    _check_heeded(search)
+    _check_threshold_settings(search)
     adapter = adapter or find_adapter(host)
-    out = None if out is None else _free(out)
+    out = None if out is None else _new_folder(out)
     if any(module.training for module in host.modules()):
         host = copy.deepcopy(host).eval()
-    with evaluating(host):
-        drawn = _drawn(host, images, search)
-        model, record = found(host, adapter, reducer, drawn, goal, say)
-    record = {"method": reducer_name(reducer), "macs": record["spent"]["mean"], **record}
+    with eval_mode(host):
+        drawn = _load_batches(host, images, search)
+        model, record = find_threshold(host, adapter, method, drawn, goal, say)
+    record = {"method": method_name(method), "macs": record["spent"]["mean"], **record}
     known = ("threshold", "spent", "cap", "agreement", "images")
     model.calibrated = {name: record[name] for name in known}
     check_identity(model)
     if out is not None:
-        model.save(out / MODEL)
-        _write(out / RECORD, json.dumps(record, indent=1))
-    return Calibrated(model, None, record)
+        model.save(out / MODEL_FOLDER)
+        _write_text(out / RECORD_FILE, json.dumps(record, indent=1))
+    return CalibrationResult(model, None, record)
 
 
-def write(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
+def write_calibration(out: Path, model: SlimModel, record: dict[str, Any]) -> None:
     """The model, the record and the figure of a calibration, in its folder."""
-    from patchslim.calibration.patch_slimming.figure import figure
+    from patchslim.calibration.patch_slimming.figure import draw_figure
 
-    model.save(out / MODEL)
-    _write(out / RECORD, json.dumps(record, indent=1))
-    _write(out / FIGURE, figure(record))
+    model.save(out / MODEL_FOLDER)
+    _write_text(out / RECORD_FILE, json.dumps(record, indent=1))
+    _write_text(out / FIGURE_FILE, draw_figure(record))
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     try:
-        with replaced_file(path) as fresh:
+        with replace_file(path) as fresh:
             fresh.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise BadFile(
@@ -249,17 +252,17 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-def _check_search(search: Search) -> None:
+def _check_search(search: PatchSlimmingConfig) -> None:
     """Refuses what is no `Search`."""
-    if not isinstance(search, Search):
+    if not isinstance(search, PatchSlimmingConfig):
         raise BadSetting(
             f"search={search!r}: give a patchslim.Search, such as Search(mode='free')."
         )
 
 
-def _check_heeded(search: Search) -> None:
+def _check_threshold_settings(search: PatchSlimmingConfig) -> None:
     """Refuses settings of the search for positions where a threshold is found."""
-    usual = Search(images=search.images, batch=search.batch).to_json()
+    usual = PatchSlimmingConfig(images=search.images, batch=search.batch).to_json()
     odd = [name for name, value in search.to_json().items() if value != usual[name]]
     if odd:
         raise BadSetting(
@@ -268,13 +271,13 @@ def _check_heeded(search: Search) -> None:
         )
 
 
-def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
+def _check_goal(method: str, asked: Mapping[str, Any], search: PatchSlimmingConfig) -> None:
     """Refuses a method that has nothing to calibrate, and none or several of the three goals."""
-    names = [str(reducer_name(each())) for each in CALIBRATED]
+    names = [str(method_name(each())) for each in POSITION_METHODS]
     if method not in names:
-        find_reducer(method)
+        find_method(method)
         raise UnknownName.of(
-            "method to calibrate", method, _calibrated(), "Others need no calibration."
+            "method to calibrate", method, _calibratable_names(), "Others need no calibration."
         )
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
@@ -295,15 +298,15 @@ def _check_asked(method: str, asked: Mapping[str, Any], search: Search) -> None:
         )
 
 
-def _outputs(host: nn.Module, adapter: Adapter, search: Search) -> float:
+def _output_share(host: nn.Module, adapter: Adapter, search: PatchSlimmingConfig) -> float:
     """The share of patches that the head still reads; none where it reads the prefix alone."""
-    strides = tuple(adapter.strided(host))
+    strides = tuple(adapter.grids_after_stride(host))
     if strides:
         raise UnsupportedModel(
             f"Patch Slimming is calibrated on one grid, and {type(host).__name__} subsamples its "
             f"own in blocks {strides}. Methods that need no calibration serve it: tome."
         )
-    known = adapter.reads(host) is not None
+    known = adapter.rows_read(host) is not None
     if known and search.outputs:
         raise BadSchedule(
             f"outputs={search.outputs}: the head of this model reads no patches, so none has to be "
@@ -318,13 +321,15 @@ def _outputs(host: nn.Module, adapter: Adapter, search: Search) -> float:
     return search.outputs
 
 
-def _drawn(host: nn.Module, images: Source | Iterable[Batch], search: Search) -> list[Tensor]:
+def _load_batches(
+    host: nn.Module, images: Source | Iterable[Batch], search: PatchSlimmingConfig
+) -> list[Tensor]:
     """The images to calibrate on, as batches where the host is."""
     parameter = next(host.parameters())
-    batches = images.some(search.images) if isinstance(images, Source) else iter(images)
+    batches = images.sample_batches(search.images) if isinstance(images, Source) else iter(images)
     drawn: list[Tensor] = []
     for number, batch in enumerate(batches):
-        some = usable(batch, number)[0][: search.images - sum(map(len, drawn))]
+        some = check_batch(batch, number)[0][: search.images - sum(map(len, drawn))]
         drawn.extend(some.to(parameter.device, parameter.dtype).split(search.batch))
         if sum(map(len, drawn)) == search.images:
             break

@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import BadFile
-from patchslim.hosts._answers import answers_of
+from patchslim.hosts._answers import noise_logits
 from patchslim.model.model import SlimModel
 from patchslim.runs import checkpoint
-from patchslim.runs.fingerprint import refuse_other
-from patchslim.runs.layout import CHECKPOINT
+from patchslim.runs.fingerprint import check_same_run
+from patchslim.runs.layout import CHECKPOINT_FILE
 
 
-class Ledger:
+class CalibrationState:
     """What is known so far, written after every layer where there is a folder for it."""
 
     def __init__(self, out: Path | None, identity: dict[str, Any], *, resume: bool) -> None:
-        self.file = None if out is None else out / CHECKPOINT
-        self.identity = identity
+        self.file = None if out is None else out / CHECKPOINT_FILE
+        self.fingerprint = identity
         self.known: dict[str, Any] = {}
         if resume and self.file is not None and self.file.exists():
             read = checkpoint.read(self.file)
@@ -35,22 +35,22 @@ class Ledger:
                 raise BadFile(
                     f"{self.file} is not a checkpoint of `calibrate`. Give another folder."
                 )
-            refuse_other(self.file, read["calibration"], identity)
+            check_same_run(self.file, read["calibration"], identity)
             self.known = read["known"]
 
-    def keep(self, **known: Any) -> None:
+    def save(self, **known: Any) -> None:
         """Writes down what is known now."""
         self.known |= known
         if self.file is not None:
-            checkpoint.write(self.file, {"calibration": self.identity, "known": self.known})
+            checkpoint.write(self.file, {"calibration": self.fingerprint, "known": self.known})
 
 
-def identity(
+def calibration_fingerprint(
     dense: SlimModel,
     images: list[Tensor],
     method: str,
     asked: Mapping[str, Any],
-    search: Search,
+    search: PatchSlimmingConfig,
 ) -> dict[str, Any]:
     """What makes this calibration this one and no other, for its checkpoint."""
     pixels = hashlib.sha256()
@@ -61,5 +61,5 @@ def identity(
         "goal": dict(asked),
         "search": search.to_json(),
         "images": f"{sum(map(len, images))} with digest {pixels.hexdigest()[:12]}",
-        "model": answers_of(dense.adapter, dense.host),
+        "model": noise_logits(dense.adapter, dense.host),
     }

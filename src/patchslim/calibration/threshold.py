@@ -15,21 +15,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchslim.calibration.bisection import FIRST, Bisection
+from patchslim.calibration.bisection import FIRST_TOLERANCE, Bisection
 from patchslim.errors import BadSchedule, ImpossibleBudget, WrongInput
 from patchslim.hosts._adapter import Adapter
-from patchslim.measurement.score import divergence
-from patchslim.methods._method import Reducer
+from patchslim.measurement.score import kl_divergence
+from patchslim.methods._method import Method
 from patchslim.model.check import check_class_token
 from patchslim.model.model import SlimModel
-from patchslim.schedules.budget import macs_target, plan
+from patchslim.schedules.budget import macs_target, make_schedule
 from patchslim.schedules.schedule import Counts, Rate, Schedule, Tail
 from patchslim.tokens.shapes import dense_macs
 
-LOOSE = 1.0  # tried first where the schedule is turned: half of the patches at each place
-REACH = 1e6  # how far a tolerance may lie from what is usual
+DEFAULT_TOLERANCE = (
+    1.0  # tried first where the schedule is turned: half of the patches at each place
+)
+SEARCH_RANGE = 1e6  # how far a tolerance may lie from what is usual
 
-Say = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -70,30 +72,33 @@ class Goal:
             raise BadSchedule("Give cap (a budget) or schedule (its counts), not both.")
 
 
-def found(
+def find_threshold(
     host: nn.Module,
     adapter: Adapter,
-    reducer: Reducer,
+    method: Method,
     images: Sequence[Tensor],
     goal: Goal,
-    say: Say,
+    say: Progress,
 ) -> tuple[SlimModel, dict[str, Any]]:
     """The model whose threshold meets the goal on these images, and what they cost in it."""
-    check_class_token(host, adapter, reducer)
-    search = _Search(host, adapter, reducer, images, goal, say)
-    tolerance = search.widest()
+    check_class_token(host, adapter, method)
+    search = _ThresholdSearch(host, adapter, method, images, goal, say)
+    tolerance = search.find_tolerance()
     model = search.model(tolerance)
-    spent, told = search.run(model)
-    knob = reducer.knob
+    spent, told = search.measure(model)
+    knob = method.tuned_threshold
     setting = None if knob is None else knob.setting
     record = {
-        "threshold": {"setting": setting, "value": None if knob is None else knob.at(tolerance)},
-        "settings": model.reducer.settings(),
-        "spent": spread(spent),
+        "threshold": {
+            "setting": setting,
+            "value": None if knob is None else knob.setting_at(tolerance),
+        },
+        "settings": model.method.settings(),
+        "spent": summarize(spent),
         "cap": model.macs(search.size).total / search.dense,
         "agreement": told["agreement"],
         "kl": told["kl"],
-        "tokens": spread(told["tokens"]),
+        "tokens": summarize(told["tokens"]),
         "images": len(spent),
         "schedule": model.schedule.to_json(),
     }
@@ -101,7 +106,7 @@ def found(
     return model.eval(), plain
 
 
-def _cap(cap: float, dense: int) -> float:
+def _cap_share(cap: float, dense: int) -> float:
     """The cap as a share of the dense model's operations."""
     try:
         return macs_target(cap, dense) / dense
@@ -109,7 +114,7 @@ def _cap(cap: float, dense: int) -> float:
         raise ImpossibleBudget(str(error).replace("macs=", "cap=")) from error
 
 
-def spread(values: Tensor) -> dict[str, float]:
+def summarize(values: Tensor) -> dict[str, float]:
     """Mean, median, 99th percentile and maximum of one number an image."""
     values = values.double()
     return {
@@ -120,30 +125,30 @@ def spread(values: Tensor) -> dict[str, float]:
     }
 
 
-class Tried(NamedTuple):
+class Outcome(NamedTuple):
     """What a tolerance gives: the mean share of operations, and of answers that change."""
 
     mean: float
     wrong: float
 
 
-class _Search:
+class _ThresholdSearch:
     """Candidates of one method on some images, until one meets the goal."""
 
     def __init__(
         self,
         host: nn.Module,
         adapter: Adapter,
-        reducer: Reducer,
+        method: Method,
         images: Sequence[Tensor],
         goal: Goal,
-        say: Say,
+        say: Progress,
     ) -> None:
-        self.host, self.adapter, self.reducer = host, adapter, reducer
+        self.host, self.adapter, self.method = host, adapter, method
         self.images, self.goal, self.say = images, goal, say
-        self.seen: dict[float, Tried] = {}
+        self.outcomes: dict[float, Outcome] = {}
         self.size = (images[0].shape[2], images[0].shape[3])
-        reason = adapter.misfit(host, self.size, {})
+        reason = adapter.size_mismatch(host, self.size, {})
         if reason is not None:
             raise WrongInput(f"Got images of {self.size[0]}x{self.size[1]} pixels: {reason}")
         self.shape = shape = adapter.shape(host, self.size)
@@ -151,98 +156,104 @@ class _Search:
         self.tail: Tail = "full" if shape.read is None else "exact"
         target = None if goal.macs is None else macs_target(goal.macs, self.dense) / self.dense
         self.target = target
-        cap = 1.0 if goal.cap is None else _cap(goal.cap, self.dense)
+        cap = 1.0 if goal.cap is None else _cap_share(goal.cap, self.dense)
         if target is not None and cap < target:
             raise ImpossibleBudget(
                 f"macs={goal.macs:g} on average is above the cap of {goal.cap:g}. The cap is what "
                 "no image may exceed: give a larger one."
             )
-        self.most = goal.schedule or plan(shape, self._at(0.5), macs=goal.cap, tail=self.tail)
+        self.max_schedule = goal.schedule or make_schedule(
+            shape, self._method_at(0.5), macs=goal.cap, tail=self.tail
+        )
         with torch.no_grad():
             self.answers = [adapter.logits(host(batch)).cpu() for batch in images]
 
-    def widest(self) -> float:
+    def find_tolerance(self) -> float:
         """The smallest tolerance that meets the budget, or the largest that keeps the answers."""
-        knob = self.reducer.knob
-        usual = LOOSE if knob is None else knob.first
-        narrow, wide = usual / REACH, min(usual * REACH, math.inf if knob is None else knob.top)
+        knob = self.method.tuned_threshold
+        usual = DEFAULT_TOLERANCE if knob is None else knob.first
+        narrow, wide = (
+            usual / SEARCH_RANGE,
+            min(usual * SEARCH_RANGE, math.inf if knob is None else knob.top),
+        )
         if self.target is None:
             wrong = 1 - float(self.goal.agreement or 0)
-            if self.tried(narrow).wrong > wrong:
+            if self.try_tolerance(narrow).wrong > wrong:
                 raise ImpossibleBudget(
                     f"agreement={self.goal.agreement}: even where nothing joins but what the cap "
-                    f"asks for, {1 - self.seen[narrow].wrong:.1%} of the answers stay. Ask for "
+                    f"asks for, {1 - self.outcomes[narrow].wrong:.1%} of the answers stay. Ask for "
                     "less, or give a larger cap."
                 )
-            if self.tried(wide).wrong <= wrong:
+            if self.try_tolerance(wide).wrong <= wrong:
                 return wide
-            found = self._bisected(wrong, lambda each: each.wrong, lambda tried: usual / tried)
+            found = self._bisect(wrong, lambda each: each.wrong, lambda tried: usual / tried)
             return usual / found
-        if self.tried(wide).mean > self.target:
-            name, settings = type(self.reducer).__name__, self.reducer.settings()
+        if self.try_tolerance(wide).mean > self.target:
+            name, settings = type(self.method).__name__, self.method.settings()
             floor = f", a smaller floor than {settings['floor']}" if "floor" in settings else ""
             raise ImpossibleBudget(
                 f"macs={self.goal.macs:g}: with all that it can join, {name} "
-                f"still spends {self.seen[wide].mean:.3f} on average here. Give more{floor}, or "
+                f"still spends {self.outcomes[wide].mean:.3f} on average here. Give "
+                f"more{floor}, or "
                 "another method."
             )
-        if self.tried(narrow).mean <= self.target:
+        if self.try_tolerance(narrow).mean <= self.target:
             return narrow
-        return usual * self._bisected(
+        return usual * self._bisect(
             self.target, lambda each: each.mean, lambda tried: usual * tried
         )
 
-    def _bisected(
+    def _bisect(
         self,
         target: float,
-        cost: Callable[[Tried], float],
+        cost: Callable[[Outcome], float],
         tolerance: Callable[[float], float],
     ) -> float:
         """The smallest number whose cost, which falls with it, is not above the target."""
         bisection = Bisection(target, 1.0, [])
-        while not bisection.settled():
+        while not bisection.is_settled():
             number = bisection.next()
-            bisection.add(number, cost(self.tried(tolerance(number / FIRST))), {})
-        return bisection.best()[0] / FIRST
+            bisection.add(number, cost(self.try_tolerance(tolerance(number / FIRST_TOLERANCE))), {})
+        return bisection.best()[0] / FIRST_TOLERANCE
 
-    def tried(self, tolerance: float) -> Tried:
+    def try_tolerance(self, tolerance: float) -> Outcome:
         """What one tolerance gives on the images."""
-        spent, told = self.run(self.model(tolerance))
+        spent, told = self.measure(self.model(tolerance))
         self.say(
             f"tolerance {tolerance:.3g}: {float(spent.mean()):.3f} of the operations on average, "
             f"{float(spent.max()):.3f} at most, {told['agreement']:.1%} same answers"
         )
-        self.seen[tolerance] = Tried(float(spent.mean()), 1 - told["agreement"])
-        return self.seen[tolerance]
+        self.outcomes[tolerance] = Outcome(float(spent.mean()), 1 - told["agreement"])
+        return self.outcomes[tolerance]
 
     def model(self, tolerance: float) -> SlimModel:
         """The host slimmed by the method at one tolerance."""
-        most = self.most
-        if self.reducer.knob is None:  # the schedule is all that can be turned
-            most = self._looser(tolerance)
-        return SlimModel(self.host, self.adapter, self._at(tolerance), most, self.tail)
+        most = self.max_schedule
+        if self.method.tuned_threshold is None:  # the schedule is all that can be turned
+            most = self._loosen_schedule(tolerance)
+        return SlimModel(self.host, self.adapter, self._method_at(tolerance), most, self.tail)
 
-    def _looser(self, tolerance: float) -> Schedule:
+    def _loosen_schedule(self, tolerance: float) -> Schedule:
         """A rate for the places of the schedule, never above what the schedule keeps."""
-        shape, reducer = self.shape, self.reducer
-        rate = Rate(1 / (1 + tolerance), self.most.places(shape.depth))
+        shape, method = self.shape, self.method
+        rate = Rate(1 / (1 + tolerance), self.max_schedule.decision_blocks(shape.depth))
         if self.goal.cap is None and self.goal.schedule is None:
             return rate
-        size = (shape.entering, shape.prefix, shape.depth, reducer)
-        both = zip(self.most.counts(*size), rate.counts(*size), strict=True)
+        size = (shape.entering, shape.prefix, shape.depth, method)
+        both = zip(self.max_schedule.counts(*size), rate.counts(*size), strict=True)
         return Counts(tuple(min(each) for each in both), shape.entering, shape.prefix)
 
-    def run(self, model: SlimModel) -> tuple[Tensor, dict[str, Any]]:
+    def measure(self, model: SlimModel) -> tuple[Tensor, dict[str, Any]]:
         """What each image costs, as shares of the dense model's; tokens left, and answers."""
         spent, tokens, same, apart = [], [], [], []
         with torch.no_grad():
             for batch, dense in zip(self.images, self.answers, strict=True):
-                output, costs = model.answer(batch)
+                output, costs = model.forward_with_costs(batch)
                 logits = self.adapter.logits(output).cpu()
                 spent += [each.total / self.dense for each in costs]
                 tokens += [each.rows[:-1][-1:] or each.rows for each in costs]
                 same.append(logits.argmax(dim=-1) == dense.argmax(dim=-1))
-                apart.append(divergence(dense.flatten(1), logits.flatten(1)))
+                apart.append(kl_divergence(dense.flatten(1), logits.flatten(1)))
         told = {
             "agreement": float(torch.cat(same).double().mean()),
             "kl": float(torch.cat(apart).mean()),
@@ -250,10 +261,10 @@ class _Search:
         }
         return torch.tensor(spent, dtype=torch.float64), told
 
-    def _at(self, tolerance: float) -> Reducer:
+    def _method_at(self, tolerance: float) -> Method:
         """The method with its knob turned to a tolerance."""
-        knob = self.reducer.knob
+        knob = self.method.tuned_threshold
         if knob is None:
-            return self.reducer
-        settings = self.reducer.settings() | {knob.setting: knob.at(tolerance)}
-        return type(self.reducer)(**settings)
+            return self.method
+        settings = self.method.settings() | {knob.setting: knob.setting_at(tolerance)}
+        return type(self.method)(**settings)

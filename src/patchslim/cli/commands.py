@@ -14,28 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchslim.cli.next_steps import dense_name, measuring, training
+from patchslim.cli.next_steps import dense_argument, measure_command, train_command
 from patchslim.cli.resolve import (
-    asks,
-    budget_of,
-    course_of,
+    budget_from_args,
+    dense_from_args,
     dense_model,
-    dense_of,
-    images_of,
-    lessons_of,
-    opened,
-    reducer_of,
-    samples_of,
-    search_of,
+    has_budget,
+    method_from_args,
+    open_calibration_images,
+    open_measurement_images,
+    open_model,
+    open_training_images,
+    search_from_args,
     slimmed_model,
-    teacher_of,
+    teacher_from_args,
+    train_config_from_args,
 )
-from patchslim.cli.text import calibrated_lines, described, facts_of, method_facts
+from patchslim.cli.text import calibration_lines, facts_text, method_facts, model_facts
 from patchslim.errors import DeepCut, UnknownName, Untrained
-from patchslim.hosts._catalog import EXAMPLE, families, shape_only, timm_names
-from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_labels, timm_names
+from patchslim.methods._registry import find_method, method_names
 from patchslim.model.check import check_class_token
-from patchslim.schedules.budget import counts_of, plan
+from patchslim.schedules.budget import make_schedule, scheduled_counts
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.shapes import dense_macs
@@ -47,54 +47,54 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command found, for people and for machines."""
 
     text: str
     data: Any
 
 
-def demo(args: Namespace, terminal: Terminal) -> Answer:
+def demo(args: Namespace, terminal: Terminal) -> CommandResult:
     """The embedded example, slimmed with every method at several budgets."""
     from patchslim.cli.demo import demo as run
 
     report = run(args.out, scenes=args.scenes, progress=terminal.progress)
-    return Answer(f"{report.table()}\n\nWritten to {args.out}", report.to_json())
+    return CommandResult(f"{report.table()}\n\nWritten to {args.out}", report.to_json())
 
 
-def slim(args: Namespace, terminal: Terminal) -> Answer:
+def slim(args: Namespace, terminal: Terminal) -> CommandResult:
     """A slimmed model, described, and saved where asked."""
     slimmed = slimmed_model(args, terminal)
-    facts = facts_of(
+    facts = model_facts(
         args,
-        slimmed.reducer,
+        slimmed.method,
         slimmed.counts(),
         (slimmed.macs(), slimmed.dense_macs()),
         slimmed.tail,
     )
-    lines = [described(facts)]
+    lines = [facts_text(facts)]
     if args.out is not None:
         slimmed.save(args.out)
         lines.append(f"saved to       {args.out}")
     out = None if args.out is None else str(args.out)
     schedule = slimmed.schedule.to_json()
-    return Answer("\n".join(lines), {**facts, "schedule": schedule, "out": out})
+    return CommandResult("\n".join(lines), {**facts, "schedule": schedule, "out": out})
 
 
-def calibrate(args: Namespace, terminal: Terminal) -> Answer:
+def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
     """A calibrated model in a folder, what was found for each block, and what to do next."""
     from patchslim.calibration.calibrate import calibrate as run
-    from patchslim.runs.layout import FIGURE, MODEL, RECORD
+    from patchslim.runs.layout import FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 
-    search = search_of(args)
+    search = search_from_args(args)
     schedule = None if args.schedule is None else Schedule.load(args.schedule)
     host = dense_model(args)
-    images = samples_of(args, host, search)
-    with _going_on(args.out):
+    images = open_calibration_images(args, host, search)
+    with _suggest_resume(args.out):
         calibrated = run(
             host,
             images,
-            reducer_of(args, "patch_slimming") if args.set else args.method,
+            method_from_args(args, "patch_slimming") if args.set else args.method,
             macs=args.macs,
             tolerance=args.tolerance,
             agreement=args.agreement,
@@ -106,22 +106,22 @@ def calibrate(args: Namespace, terminal: Terminal) -> Answer:
             progress=terminal.progress,
         )
     unreadable: list[str] = getattr(images, "unreadable", [])
-    _warn_of(unreadable, "left out of the calibration", terminal)
+    _warn_unreadable(unreadable, "left out of the calibration", terminal)
     slimmed, record = calibrated.model, calibrated.record
-    model = args.out / MODEL
+    model = args.out / MODEL_FOLDER
     costs = (slimmed.macs(), slimmed.dense_macs())
-    facts = facts_of(args, slimmed.reducer, slimmed.counts(), costs, slimmed.tail)
+    facts = model_facts(args, slimmed.method, slimmed.counts(), costs, slimmed.tail)
     data = args.data or EXAMPLE
     checked = EXAMPLE if data == EXAMPLE else None
-    dense = None if slimmed.trained is None else dense_name(args)
-    measure_it = measuring(model, checked, None, dense)
-    train_it = training(args, slimmed, data, labelled=getattr(images, "labelled", True))
-    written = {"model": model, "record": args.out / RECORD}
-    if calibrated.found is not None:
-        written["figure"] = args.out / FIGURE
+    dense = None if slimmed.trained is None else dense_argument(args)
+    measure_it = measure_command(model, checked, None, dense)
+    train_it = train_command(args, slimmed, data, labelled=getattr(images, "has_labels", True))
+    written = {"model": model, "record": args.out / RECORD_FILE}
+    if calibrated.search_result is not None:
+        written["figure"] = args.out / FIGURE_FILE
     lines = [
-        described({**facts, "settings": {}}),  # the order of all cells would fill the screen
-        *calibrated_lines(record),
+        facts_text({**facts, "settings": {}}),  # the order of all cells would fill the screen
+        *calibration_lines(record),
         *(f"{name:15}{path}" for name, path in written.items()),
         f"measure it     {measure_it}",
         f"train it       {train_it}",
@@ -133,23 +133,23 @@ def calibrate(args: Namespace, terminal: Terminal) -> Answer:
         "measure": measure_it,
         "train": train_it,
     }
-    return Answer("\n".join(lines), {**facts, **told})
+    return CommandResult("\n".join(lines), {**facts, **told})
 
 
-def train(args: Namespace, terminal: Terminal) -> Answer | None:
+def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
     """A trained model in a folder, and what it is worth; None in a process that does not speak."""
-    from patchslim.training.train import MODEL
+    from patchslim.training.train import MODEL_FOLDER
     from patchslim.training.train import train as run
 
     with warnings.catch_warnings():
         # Both say that training is needed.
         warnings.simplefilter("ignore", DeepCut)
         warnings.simplefilter("ignore", Untrained)
-        slimmed, prepared = opened(args, terminal)
-    course = course_of(args, slimmed.reducer)
-    teacher = teacher_of(args, course)
-    images, validation = lessons_of(args, slimmed, prepared, terminal)
-    with _going_on(args.out):
+        slimmed, prepared = open_model(args, terminal)
+    course = train_config_from_args(args, slimmed.method)
+    teacher = teacher_from_args(args, course)
+    images, validation = open_training_images(args, slimmed, prepared, terminal)
+    with _suggest_resume(args.out):
         trained = run(
             slimmed,
             images,
@@ -163,12 +163,12 @@ def train(args: Namespace, terminal: Terminal) -> Answer | None:
         )
     if trained.report is None:
         return None
-    _warn_of(trained.unreadable, "replaced by others in training", terminal)
-    _warn_of(getattr(validation, "unreadable", []), "left out of the validation", terminal)
-    model = args.out / MODEL
+    _warn_unreadable(trained.unreadable, "replaced by others in training", terminal)
+    _warn_unreadable(getattr(validation, "unreadable", []), "left out of the validation", terminal)
+    model = args.out / MODEL_FOLDER
     data = args.validation or (EXAMPLE if (args.data or args.model) == EXAMPLE else None)
-    dense = dense_name(args) if slimmed.trained is None else None
-    again = measuring(model, data, args.classes, dense)
+    dense = dense_argument(args) if slimmed.trained is None else None
+    again = measure_command(model, data, args.classes, dense)
     lines = [
         trained.report.table(),
         "",
@@ -183,16 +183,16 @@ def train(args: Namespace, terminal: Terminal) -> Answer | None:
         "report": trained.report.to_json(),
         "measure": again,
     }
-    return Answer("\n".join(lines), told)
+    return CommandResult("\n".join(lines), told)
 
 
-def measure(args: Namespace, terminal: Terminal) -> Answer:
+def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     """A slimmed model beside its dense host and beside `random`."""
     from patchslim.measurement.measure import measure as run
 
-    slimmed, prepared = opened(args, terminal)
-    dense = dense_of(args, slimmed, terminal)
-    images = images_of(args, slimmed, prepared, terminal)
+    slimmed, prepared = open_model(args, terminal)
+    dense = dense_from_args(args, slimmed, terminal)
+    images = open_measurement_images(args, slimmed, prepared, terminal)
     report = run(
         slimmed,
         images,
@@ -202,7 +202,7 @@ def measure(args: Namespace, terminal: Terminal) -> Answer:
         progress=terminal.progress,
     )
     unreadable: list[str] = getattr(images, "unreadable", [])
-    _warn_of(unreadable, "left out", terminal)
+    _warn_unreadable(unreadable, "left out", terminal)
     text = report.table()
     if args.out is not None:
         report.save(args.out)
@@ -210,31 +210,31 @@ def measure(args: Namespace, terminal: Terminal) -> Answer:
     if args.csv is not None:
         report.save_csv(args.csv)
         text += f"\n\nSaved as CSV to {args.csv}"
-    return Answer(text, {**report.to_json(), "unreadable": unreadable})
+    return CommandResult(text, {**report.to_json(), "unreadable": unreadable})
 
 
-def macs(args: Namespace, _terminal: Terminal) -> Answer:
+def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
     """Exact costs, from shapes alone."""
     from patchslim.hosts._registry import find_adapter
 
-    host = shape_only(args.model, args.image_size)
-    reducer = reducer_of(args, "tome" if asks(args) else "identity")
+    host = build_without_weights(args.model, args.image_size)
+    method = method_from_args(args, "tome" if has_budget(args) else "identity")
     adapter = find_adapter(host)
-    check_class_token(host, adapter, reducer)
+    check_class_token(host, adapter, method)
     shape = adapter.shape(host)
     tail: Tail = args.tail or ("exact" if args.macs is not None else "full")
-    rule = plan(shape, reducer, args.schedule, tail=tail, **budget_of(args))
-    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
-    counts = counts_of(rule, shape, reducer)
-    cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
-    facts = facts_of(args, reducer, counts, (cost, dense_macs(shape)), tail)
+    rule = make_schedule(shape, method, args.schedule, tail=tail, **budget_from_args(args))
+    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
+    counts = scheduled_counts(rule, shape, method)
+    cost = slim_macs(shape, method, counts, tail=tail == "exact")
+    facts = model_facts(args, method, counts, (cost, dense_macs(shape)), tail)
     facts["image_size"] = list(adapter.image_shape(host)[1:])
-    return Answer(described(facts), facts)
+    return CommandResult(facts_text(facts), facts)
 
 
-def methods(_args: Namespace, _terminal: Terminal) -> Answer:
+def methods(_args: Namespace, _terminal: Terminal) -> CommandResult:
     """All methods: what they do, what they need, what can be set."""
-    every = {name: method_facts(find_reducer(name)) for name in reducer_names()}
+    every = {name: method_facts(find_method(name)) for name in method_names()}
     lines = []
     for name, facts in every.items():
         settings = ", ".join(f"{key}={value}" for key, value in facts["settings"].items())
@@ -244,13 +244,13 @@ def methods(_args: Namespace, _terminal: Terminal) -> Answer:
             f"  settings: {settings or 'none'}",
             f"  removes tokens by {facts['spread']}",
         ]
-    return Answer("\n".join(lines), every)
+    return CommandResult("\n".join(lines), every)
 
 
-def models(args: Namespace, _terminal: Terminal) -> Answer:
+def models(args: Namespace, _terminal: Terminal) -> CommandResult:
     """The families, and the names of timm's registry that they serve."""
     lines, data = [], {}
-    for family, called in families().items():
+    for family, called in family_labels().items():
         in_timm = family.startswith("timm_")
         names = timm_names(family, args.filter) if in_timm else []
         data[family] = {"family": called, "names": names}
@@ -265,20 +265,21 @@ def models(args: Namespace, _terminal: Terminal) -> Answer:
         raise UnknownName.of("model", args.filter, every)
     if not args.filter:
         lines.append(f"{EXAMPLE}: the embedded example")
-    return Answer("\n".join(lines), data)
+    return CommandResult("\n".join(lines), data)
 
 
-def show(args: Namespace, terminal: Terminal) -> Answer:
+def show(args: Namespace, terminal: Terminal) -> CommandResult:
     """A picture of the patches that survive in one image, at several depths."""
     from patchslim.data.images import Images
-    from patchslim.report.patch_maps import draw, survivors
+    from patchslim.report.patch_maps import trace_patches
+    from patchslim.report.patch_pictures import draw_patches
 
-    slimmed, prepared = opened(args, terminal)
+    slimmed, prepared = open_model(args, terminal)
     images = Images.for_host(slimmed, args.image, prepared=prepared, limit=1)
     batch, _ = next(iter(images))
-    survivals = survivors(slimmed, batch)[0]
+    survivals = trace_patches(slimmed, batch)[0]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(_pixels(batch[0], images.mean, images.std), survivals).save(args.out)
+    draw_patches(_to_pixels(batch[0], images.mean, images.std), survivals).save(args.out)
     lines = [
         f"after block {each.block}: {each.slow} patches slow, {each.waiting} wait"
         if each.waiting
@@ -290,10 +291,10 @@ def show(args: Namespace, terminal: Terminal) -> Answer:
         "waiting": {each.block: each.waiting for each in survivals},
         "out": str(args.out),
     }
-    return Answer("\n".join([*lines, f"picture: {args.out}"]), facts)
+    return CommandResult("\n".join([*lines, f"picture: {args.out}"]), facts)
 
 
-def _warn_of(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:
+def _warn_unreadable(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:
     """Says how many images could not be read, and names the first."""
     if unreadable:
         first = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
@@ -301,21 +302,21 @@ def _warn_of(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:
 
 
 @contextlib.contextmanager
-def _going_on(out: Path) -> Iterator[None]:
+def _suggest_resume(out: Path) -> Iterator[None]:
     """Has an interruption say how to go on, where something was written down."""
-    from patchslim.runs.layout import CHECKPOINT
+    from patchslim.runs.layout import CHECKPOINT_FILE
 
     try:
         yield
     except KeyboardInterrupt as cut:
-        if not (out / CHECKPOINT).is_file():
+        if not (out / CHECKPOINT_FILE).is_file():
             raise
         raise KeyboardInterrupt(
             f"{out} has a checkpoint: the same command with --resume goes on from there"
         ) from cut
 
 
-def _pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+def _to_pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
     """A normalised image (C, H, W) as the bytes (H, W, 3) that were prepared."""
     import torch
 

@@ -14,67 +14,74 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from patchslim.calibration.calibrate import CALIBRATED, calibrate
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.calibrate import POSITION_METHODS, calibrate
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import BadSchedule, DeepCut, NeedsClassToken, Untrained
 from patchslim.example import digits
-from patchslim.files import write_whole
+from patchslim.files import write_atomically
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
-from patchslim.methods._method import Spread
-from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.methods._method import Placement
+from patchslim.methods._registry import find_method, method_names
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import slim
-from patchslim.report.html import Picture, page
-from patchslim.report.patch_maps import draw, png, survivors
+from patchslim.report.html import Picture, render_page
+from patchslim.report.patch_maps import trace_patches
+from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.report import Report
 
 BUDGETS = (0.7, 0.5, 0.35)
-PICTURED = 0.5
-SHOWN = 2  # scenes in the pictures of each method
+PICTURE_BUDGET = 0.5
+PICTURED_SCENES = 2  # scenes in the pictures of each method
 REPEATS = 5
-LOADED = 50  # scenes in a batch that is scored
+SCORING_BATCH = 50  # scenes in a batch that is scored
 # So few that a machine that measures for a minute calibrates for a quarter of one. More would help
 # patch_slimming, whose positions serve all scenes alike; patch_slimming_dynamic needs no more.
-SEARCH = Search(mode="free", images=16, probe=4, batch=16)
+SEARCH = PatchSlimmingConfig(mode="free", images=16, probe=4, batch=16)
 STATIC = "patch_slimming"
 TITLE = "Reading a digit in clutter with fewer patch tokens"
 
-Say = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
-def demo(out: Path, *, scenes: int = 100, progress: Say | None = None) -> Report:
+def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> Report:
     """The measured example, with `report.html` and `report.json` written into the folder `out`."""
-    with one_thread():
-        return present(digits.host(), digits.scenes("test", scenes), out, progress=progress)
+    with use_one_thread():
+        return write_demo_report(
+            digits.host(), digits.scenes("test", scenes), out, progress=progress
+        )
 
 
-def present(
+def write_demo_report(
     host: nn.Module,
     drawn: digits.Scenes,
     out: Path,
     *,
     budgets: Sequence[float] = BUDGETS,
     repeats: int = REPEATS,
-    progress: Say | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """The report of `host` on scenes, slimmed by every method that serves it at `budgets`."""
     say = progress or (lambda _: None)
-    models, skipped = slimmed(host, budgets, say)
-    report = measure(models, batches(drawn), repeats=repeats, progress=say)
+    models, skipped = slim_all(host, budgets, say)
+    report = measure(models, make_batches(drawn), repeats=repeats, progress=say)
     report = replace(report, title=TITLE)
     say("drawing which patches survive")
-    shown = pictures(models, drawn, PICTURED if PICTURED in budgets else budgets[0])
-    text = page(report, shown, intro=INTRO, notes=[OWN_MODEL, UNTRAINED, EXACT_TAIL, *skipped])
+    shown = draw_pictures(
+        models, drawn, PICTURE_BUDGET if PICTURE_BUDGET in budgets else budgets[0]
+    )
+    text = render_page(
+        report, shown, intro=INTRO, notes=[OWN_MODEL, UNTRAINED, EXACT_TAIL, *skipped]
+    )
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "report.html", text)
+    write_atomically(out / "report.html", text)
     report.save(out / "report.json")
     say(f"wrote {out / 'report.html'} and report.json")
     return report
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Lets PyTorch compute on one thread, and on as many as before afterwards.
 
     The example is too small to gain much from more, and threads that wait for each other on a busy
@@ -88,16 +95,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def slimmed(
-    host: nn.Module, budgets: Sequence[float], say: Say
+def slim_all(
+    host: nn.Module, budgets: Sequence[float], say: Progress
 ) -> tuple[dict[str, SlimModel], list[str]]:
     """The host slimmed by every method at every budget, and a line for each that cannot be."""
     models: dict[str, SlimModel] = {}
     skipped: list[str] = []
-    for method in reducer_names():
+    for method in method_names():
         if method == "identity":
             continue
-        if find_reducer(method).spread is Spread.FIRST:  # it takes what there is, at any budget
+        if (
+            find_method(method).placement is Placement.FIRST
+        ):  # it takes what there is, at any budget
             models[method] = slim(host, method)
             continue
         for budget in budgets:
@@ -108,9 +117,9 @@ def slimmed(
                     # The page says once for all rows what this would say for each of them.
                     warnings.simplefilter("ignore", DeepCut)
                     warnings.simplefilter("error", Untrained)  # what it keeps is no result yet
-                    models[name] = _made(host, method, budget, models)
+                    models[name] = _slim_or_calibrate(host, method, budget, models)
             except Untrained:
-                skipped.append(f"{method} is missing: {UNTAUGHT}")
+                skipped.append(f"{method} is missing: {NEEDS_TRAINING}")
                 say(skipped[-1])
                 break
             except (BadSchedule, NeedsClassToken) as error:
@@ -119,13 +128,15 @@ def slimmed(
     return models, skipped
 
 
-def _made(
+def _slim_or_calibrate(
     host: nn.Module, method: str, budget: float, models: Mapping[str, SlimModel]
 ) -> SlimModel:
     """The host slimmed to a budget, calibrated where the method can be."""
-    if find_reducer(method) not in CALIBRATED:
+    if find_method(method) not in POSITION_METHODS:
         return slim(host, method, macs=budget)
-    unlabelled = [(images, None) for images, _ in batches(digits.scenes("train", SEARCH.images))]
+    unlabelled = [
+        (images, None) for images, _ in make_batches(digits.scenes("train", SEARCH.images))
+    ]
     searched = models.get(f"{STATIC} {budget:g}")
     if searched is None:
         return calibrate(host, unlabelled, method, macs=budget, search=SEARCH).model
@@ -133,27 +144,29 @@ def _made(
     return calibrate(host, unlabelled, method, schedule=searched.schedule, search=SEARCH).model
 
 
-def batches(drawn: digits.Scenes) -> list[Batch]:
+def make_batches(drawn: digits.Scenes) -> list[Batch]:
     """The scenes as batches of images and labels."""
     return [
         (
-            digits.normalise(drawn.images[start : start + LOADED]),
-            torch.from_numpy(drawn.labels[start : start + LOADED]),
+            digits.normalise(drawn.images[start : start + SCORING_BATCH]),
+            torch.from_numpy(drawn.labels[start : start + SCORING_BATCH]),
         )
-        for start in range(0, len(drawn), LOADED)
+        for start in range(0, len(drawn), SCORING_BATCH)
     ]
 
 
-def pictures(models: dict[str, SlimModel], drawn: digits.Scenes, budget: float) -> list[Picture]:
+def draw_pictures(
+    models: dict[str, SlimModel], drawn: digits.Scenes, budget: float
+) -> list[Picture]:
     """Strips of the first scenes, those of all methods at one budget (or at none) together."""
-    ends = (f" {budget:g}", *reducer_names())
+    ends = (f" {budget:g}", *method_names())
     chosen = {name: each for name, each in models.items() if name.endswith(ends)}
-    images = drawn.images[:SHOWN]
-    traced = {name: survivors(each, digits.normalise(images)) for name, each in chosen.items()}
+    images = drawn.images[:PICTURED_SCENES]
+    traced = {name: trace_patches(each, digits.normalise(images)) for name, each in chosen.items()}
     return [
         Picture(
             f"{name} (scene {place}, a {int(drawn.labels[place])})",
-            png(draw(images[place], traced[name][place])),
+            encode_png(draw_patches(images[place], traced[name][place])),
         )
         for place in range(len(images))
         for name in chosen
@@ -175,7 +188,7 @@ OWN_MODEL = (
     "may be anywhere in its scene, which is hard on patch_slimming: it keeps the same positions in "
     "all of them."
 )
-UNTAUGHT = "it learns what to keep, and has to be trained first (patchslim train)."
+NEEDS_TRAINING = "it learns what to keep, and has to be trained first (patchslim train)."
 UNTRAINED = (
     "No row was trained after the cut. At half of the operations and below that is not how one "
     "would use a method: fine-tuning wins much of the loss back."

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchslim.hosts._catalog import EXAMPLE
-from patchslim.runs.layout import MODEL
+from patchslim.runs.layout import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from patchslim.model.model import SlimModel
 
 
-def measuring(model: Path, data: str | None, classes: Path | None, dense: str | None) -> str:
+def measure_command(model: Path, data: str | None, classes: Path | None, dense: str | None) -> str:
     """The command that measures what was made, beside the model as it was before."""
     words = ["patchslim", "measure", str(model)]
     if data is not None:
@@ -26,24 +26,24 @@ def measuring(model: Path, data: str | None, classes: Path | None, dense: str | 
     return shlex.join(words + ([] if dense is None else ["--dense", dense]))
 
 
-def training(args: Namespace, slimmed: SlimModel, data: str, *, labelled: bool) -> str:
+def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: bool) -> str:
     """The command that fine-tunes what was calibrated, to answer as the dense model does."""
-    words = ["patchslim", "train", str(args.out / MODEL), "--data", data]
+    words = ["patchslim", "train", str(args.out / MODEL_FOLDER), "--data", data]
     if slimmed.trained is not None:  # its own host is not the dense model any more
         words += ["--teacher", args.model]
-        if not _is_whole(args.model):
+        if not _has_own_weights(args.model):
             words += ["--teacher-weights", str(args.weights or "FILE")]
     words += [] if labelled else ["--labels", "0"]
     return shlex.join([*words, "--out", str(args.out / "trained")])
 
 
-def dense_name(args: Namespace) -> str | None:
+def dense_argument(args: Namespace) -> str | None:
     """What `--dense` calls the model that the arguments name, where it can."""
-    if _is_whole(args.model):
+    if _has_own_weights(args.model):
         return str(args.model)
     return None if args.weights is None else str(args.weights)
 
 
-def _is_whole(model: str) -> bool:
+def _has_own_weights(model: str) -> bool:
     """Whether a model comes with its own weights."""
     return model == EXAMPLE or Path(model).expanduser().is_dir()

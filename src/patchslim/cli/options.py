@@ -12,11 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.methods._registry import find_reducer, reducer_names
-from patchslim.training.config import RECIPES, Course
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.methods._registry import find_method, method_names
+from patchslim.training.config import RECIPES, TrainConfig
 
-WRONG = 2  # exit code for a user's mistake, as argparse has it
+EXIT_USAGE_ERROR = 2  # exit code for a user's mistake, as argparse has it
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -26,10 +26,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with the message and where to find help."""
         sys.stderr.write(f"error: {message}\nhelp: {self.prog} --help\n")
-        sys.exit(WRONG)
+        sys.exit(EXIT_USAGE_ERROR)
 
 
-def command(commands: Any, name: str, purpose: str, example: str, more: str = "") -> Parser:
+def add_command(commands: Any, name: str, purpose: str, example: str, more: str = "") -> Parser:
     """A command with its help, an example, and the option that machines use."""
     one: Parser = commands.add_parser(
         name,
@@ -76,24 +76,27 @@ def add_method(one: Parser) -> None:
     add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
     add(
         "--keep",
-        type=_keep,
+        type=_parse_keep,
         metavar="X",
         help="share of patches left at the end, or a count a block",
     )
     add(
-        "--r", type=_removed, metavar="N", help="tokens removed a block: 13, or 13,13,...; or 13:-1"
+        "--r",
+        type=_parse_removed,
+        metavar="N",
+        help="tokens removed a block: 13, or 13,13,...; or 13:-1",
     )
     add("--keep-rate", type=float, metavar="X", help="share of patches kept at each of --at")
-    add("--at", type=_numbers, metavar="3,6,9", help="blocks, counted from 0")
+    add("--at", type=_parse_ints, metavar="3,6,9", help="blocks, counted from 0")
     add("--schedule", type=Path, metavar="FILE", help="a saved schedule instead of a budget")
     add(
         "--tail", choices=("exact", "full"), help="what the last block computes (exact with --macs)"
     )
 
 
-def add_course(one: Parser) -> None:
+def add_training_options(one: Parser) -> None:
     """One option for each field of `Course`; only what is given is in the arguments."""
-    own = [f"{name}: {_settings(find_reducer(name).course)}" for name in reducer_names()]
+    own = [f"{name}: {_settings_text(find_method(name).course)}" for name in method_names()]
     told = [line for line in own if not line.endswith(": ")]
     group = one.add_argument_group("course (usual values in brackets)", "; ".join(told))
     group.add_argument(
@@ -101,15 +104,15 @@ def add_course(one: Parser) -> None:
         choices=tuple(RECIPES),
         help="what authors train from scratch with: all of the course that is not said otherwise",
     )
-    _add_fields(group, Course)
+    _add_fields(group, TrainConfig)
 
 
-def add_search(one: Parser) -> None:
+def add_search_options(one: Parser) -> None:
     """One option for each field of `Search`; only what is given is in the arguments."""
-    _add_fields(one.add_argument_group("search (usual values in brackets)"), Search)
+    _add_fields(one.add_argument_group("search (usual values in brackets)"), PatchSlimmingConfig)
 
 
-def _add_fields(group: Any, settings: type[Course] | type[Search]) -> None:
+def _add_fields(group: Any, settings: type[TrainConfig] | type[PatchSlimmingConfig]) -> None:
     """One option for each field of a dataclass, by its type and what it says about itself."""
     kinds = get_type_hints(settings)
     for each in fields(settings):
@@ -130,14 +133,14 @@ def _add_fields(group: Any, settings: type[Course] | type[Search]) -> None:
         )
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """A whole number of at least one."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _parse_ints(text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas."""
     try:
         return tuple(int(part) for part in text.split(","))
@@ -145,20 +148,20 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not like 3,6,9") from None
 
 
-def _keep(text: str) -> float | list[int]:
+def _parse_keep(text: str) -> float | list[int]:
     """A share, or one count a block."""
-    return list(_numbers(text)) if "," in text else _float(text)
+    return list(_parse_ints(text)) if "," in text else _parse_number(text)
 
 
-def _removed(text: str) -> float | list[int] | tuple[float, float]:
+def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
     """A number a block, one number for each block, or a number and how it is tilted."""
     if "," in text:
-        return list(_numbers(text))
+        return list(_parse_ints(text))
     number, colon, inflect = text.partition(":")
-    return (_float(number), _float(inflect)) if colon else _float(number)
+    return (_parse_number(number), _parse_number(inflect)) if colon else _parse_number(number)
 
 
-def _float(text: str) -> float:
+def _parse_number(text: str) -> float:
     """A number, whole where it is."""
     try:
         return int(text) if text.isdecimal() else float(text)
@@ -166,6 +169,6 @@ def _float(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _settings(course: Mapping[str, Any]) -> str:
+def _settings_text(course: Mapping[str, Any]) -> str:
     """What a method's authors train otherwise, as text."""
     return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in course.items())

@@ -14,17 +14,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchslim.calibration.patch_slimming.config import Search
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import PatchslimError, UnknownName, UnsupportedModel
-from patchslim.hosts._catalog import EXAMPLE, fill, find_host, has_random_weights, read_weights
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.methods._method import Reducer
-from patchslim.methods._registry import find_reducer
+from patchslim.hosts._catalog import (
+    EXAMPLE,
+    find_host,
+    has_random_weights,
+    load_weights,
+    read_weights,
+)
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.methods._method import Method
+from patchslim.methods._registry import find_method
 from patchslim.model.load import load
 from patchslim.model.slim import slim
 from patchslim.saving.folder import is_saved, read_recipe
 from patchslim.schedules.budget import Budget
-from patchslim.training.config import RECIPES, Course
+from patchslim.training.config import RECIPES, TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +42,8 @@ if TYPE_CHECKING:
     from patchslim.model.model import SlimModel
 
 # Scenes of the embedded example, where no other number is asked for.
-SCENES: dict[Split, int] = {"train": 2000, "test": 400}
-BATCH = 32  # images at a time in a validation
+SCENE_COUNTS: dict[Split, int] = {"train": 2000, "test": 400}
+VALIDATION_BATCH = 32  # images at a time in a validation
 
 
 def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
@@ -47,14 +53,14 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
             f"{args.model} is slimmed already: measure it, show it, or slim the model it was made "
             "of."
         )
-    reducer = reducer_of(args, "tome")
-    host = _host(args)
+    method = method_from_args(args, "tome")
+    host = _build_host(args)
     if _is_random(args) and args.command != "train":
         terminal.note(
             f"note: {args.model} has random weights, so its answers mean nothing; costs do. "
             "Give --weights FILE or --pretrained."
         )
-    return slim(host, reducer, args.schedule, tail=args.tail, **budget_of(args))
+    return slim(host, method, args.schedule, tail=args.tail, **budget_from_args(args))
 
 
 def dense_model(args: Namespace) -> nn.Module:
@@ -69,10 +75,10 @@ def dense_model(args: Namespace) -> nn.Module:
             f"{args.model} has random weights, and what such a model reads means nothing. Give "
             "--weights FILE or --pretrained."
         )
-    return _host(args)
+    return _build_host(args)
 
 
-def _host(args: Namespace) -> nn.Module:
+def _build_host(args: Namespace) -> nn.Module:
     """The model that the arguments name, built as they say."""
     settings: dict[str, Any] = {}
     for text in args.model_kwargs:
@@ -88,33 +94,33 @@ def _host(args: Namespace) -> nn.Module:
     )
 
 
-def opened(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preparation | None]:
+def open_model(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preprocessing | None]:
     """A saved model with its preparation of images, or a model that is slimmed now."""
     if not is_saved(args.model):
         return slimmed_model(args, terminal), None
     built = args.weights or args.pretrained or args.model_kwargs
-    if asks(args) or args.method or args.set or args.tail or built:
+    if has_budget(args) or args.method or args.set or args.tail or built:
         raise PatchslimError(
             f"{args.model} is slimmed already, with a method and a budget of its own; leave out "
             "--method, budgets, weights and --model-kwargs."
         )
-    return load(args.model), Preparation.from_json(read_recipe(args.model)["images"])
+    return load(args.model), Preprocessing.from_json(read_recipe(args.model)["images"])
 
 
-def images_of(
-    args: Namespace, slimmed: SlimModel, prepared: Preparation | None, terminal: Terminal
+def open_measurement_images(
+    args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
 ) -> Source | list[Batch] | None:
     """Batches of the images to measure on, or None where there are none."""
     if args.data is not None or args.model == EXAMPLE:
-        return images_at(args.data or EXAMPLE, "test", args, slimmed, prepared)
+        return open_images(args.data or EXAMPLE, "test", args, slimmed, prepared)
     if args.classes is not None or args.limit is not None:
         raise PatchslimError("--classes and --limit say which images of --data PATH; give it too.")
     terminal.note("note: without --data only costs are measured, on noise; answers are not.")
     return None
 
 
-def lessons_of(
-    args: Namespace, slimmed: SlimModel, prepared: Preparation | None, terminal: Terminal
+def open_training_images(
+    args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
 ) -> tuple[Source | list[Batch], Source | list[Batch] | None]:
     """The images to train on, and those to validate on, if there are any."""
     data, checked = args.data, args.validation
@@ -126,17 +132,19 @@ def lessons_of(
     data = data or EXAMPLE
     if data == EXAMPLE:
         checked = checked or EXAMPLE
-    images = images_at(data, "train", args, slimmed, prepared)
+    images = open_images(data, "train", args, slimmed, prepared)
     if checked is None:
         terminal.note(
             "note: without --validation the last weights are kept, not the best, and costs alone "
             "are reported."
         )
         return images, None
-    return images, images_at(checked, "test", args, slimmed, prepared)
+    return images, open_images(checked, "test", args, slimmed, prepared)
 
 
-def samples_of(args: Namespace, host: nn.Module, search: Search) -> Source | list[Batch]:
+def open_calibration_images(
+    args: Namespace, host: nn.Module, search: PatchSlimmingConfig
+) -> Source | list[Batch]:
     """The images to calibrate on; whether they have labels does not matter."""
     path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
     if path is None:
@@ -146,15 +154,15 @@ def samples_of(args: Namespace, host: nn.Module, search: Search) -> Source | lis
             "need no labels."
         )
     if path == EXAMPLE:
-        return _scenes("train", search.images, search.batch)
+        return _example_batches("train", search.images, search.batch)
     asked = Namespace(command=args.command, classes=None, limit=None, batch=search.batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so labels are left out")
-        return images_at(path, "train", asked, host, None)
+        return open_images(path, "train", asked, host, None)
 
 
-def images_at(
-    path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preparation | None
+def open_images(
+    path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preprocessing | None
 ) -> Source | list[Batch]:
     """The images at `path`, prepared for the model, or scenes of the embedded example."""
     from patchslim.data.hf_dataset import Dataset, is_dataset
@@ -162,9 +170,9 @@ def images_at(
     from patchslim.data.webdataset import Shards, is_shards
 
     # In training `batch` is that of a step, and only where it is given.
-    batch: int = BATCH if args.command == "train" else args.batch
+    batch: int = VALIDATION_BATCH if args.command == "train" else args.batch
     if path == EXAMPLE:
-        return _scenes(split, args.limit or SCENES[split], batch)
+        return _example_batches(split, args.limit or SCENE_COUNTS[split], batch)
     kind = Dataset if is_dataset(path) else Shards if is_shards(path) else None
     if kind is None:
         return Images.for_host(
@@ -179,7 +187,7 @@ def images_at(
     return kind.for_host(host, path, prepared=prepared, limit=args.limit, batch=batch)
 
 
-def _scenes(split: Split, count: int, batch: int) -> list[Batch]:
+def _example_batches(split: Split, count: int, batch: int) -> list[Batch]:
     """Batches of the embedded example's scenes."""
     import torch
 
@@ -190,21 +198,27 @@ def _scenes(split: Split, count: int, batch: int) -> list[Batch]:
     return list(zip(pixels.split(batch), labels.split(batch), strict=True))
 
 
-def course_of(args: Namespace, reducer: Reducer) -> Course:
+def train_config_from_args(args: Namespace, method: Method) -> TrainConfig:
     """The method's usual course, with what the arguments say otherwise."""
-    given = {each.name: getattr(args, each.name) for each in fields(Course) if each.name in args}
-    return Course.of(reducer.course, {**RECIPES.get(args.recipe, {}), **given})
+    given = {
+        each.name: getattr(args, each.name) for each in fields(TrainConfig) if each.name in args
+    }
+    return TrainConfig.of(method.course, {**RECIPES.get(args.recipe, {}), **given})
 
 
-def search_of(args: Namespace) -> Search:
+def search_from_args(args: Namespace) -> PatchSlimmingConfig:
     """What is usual for the mode of the search, with what the arguments say otherwise."""
-    given = {each.name: getattr(args, each.name) for each in fields(Search) if each.name in args}
-    return Search.of(given)
+    given = {
+        each.name: getattr(args, each.name)
+        for each in fields(PatchSlimmingConfig)
+        if each.name in args
+    }
+    return PatchSlimmingConfig.of(given)
 
 
-def teacher_of(args: Namespace, course: Course) -> nn.Module | None:
+def teacher_from_args(args: Namespace, course: TrainConfig) -> nn.Module | None:
     """The model whose answers are learned, or None for the untouched host."""
-    if not course.distils:
+    if not course.needs_teacher:
         if args.teacher is not None:
             raise PatchslimError(
                 "--teacher: --distil none listens to nobody. Leave one of them out."
@@ -231,7 +245,7 @@ def teacher_of(args: Namespace, course: Course) -> nn.Module | None:
     return find_host(args.teacher, **weights)
 
 
-def dense_of(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> nn.Module | None:
+def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> nn.Module | None:
     """What the model is compared with; None for its own host."""
     if args.dense is None:
         if slimmed.trained is not None:
@@ -243,7 +257,7 @@ def dense_of(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> nn.Modu
     file = Path(args.dense).expanduser()
     if file.is_file():
         host = copy.deepcopy(slimmed.host)
-        fill(host, read_weights(file), file)
+        load_weights(host, read_weights(file), file)
         return host
     if is_saved(args.dense):
         saved = load(args.dense)
@@ -266,12 +280,12 @@ def _is_random(args: Namespace) -> bool:
     return has_random_weights(args.model, pretrained=args.pretrained, weights=args.weights)
 
 
-def asks(args: Namespace) -> bool:
+def has_budget(args: Namespace) -> bool:
     """Whether any budget is given."""
-    return bool(budget_of(args)) or args.schedule is not None
+    return bool(budget_from_args(args)) or args.schedule is not None
 
 
-def budget_of(args: Namespace) -> Budget:
+def budget_from_args(args: Namespace) -> Budget:
     """The budgets that are given, in the words of `patchslim.slim`."""
     given = {name: getattr(args, name) for name in Budget.__annotations__}
     budget: Any = {name: value for name, value in given.items() if value is not None}
@@ -279,10 +293,10 @@ def budget_of(args: Namespace) -> Budget:
     return found
 
 
-def reducer_of(args: Namespace, default: str) -> Reducer:
+def method_from_args(args: Namespace, default: str) -> Method:
     """The method with its settings."""
     chosen = args.method or default
-    method = find_reducer(chosen)
+    method = find_method(chosen)
     parameters = inspect.signature(method).parameters
     settings: dict[str, Any] = {}
     for text in args.set:
@@ -293,11 +307,11 @@ def reducer_of(args: Namespace, default: str) -> Reducer:
             raise PatchslimError(f"--set {text}: {chosen} has no settings.")
         if name not in parameters:
             raise UnknownName.of(f"setting of {chosen}", name, parameters)
-        settings[name] = _value(name, value, type(parameters[name].default))
+        settings[name] = _parse_setting(name, value, type(parameters[name].default))
     return method(**settings)
 
 
-def _value(name: str, text: str, kind: type) -> Any:
+def _parse_setting(name: str, text: str, kind: type) -> Any:
     """A setting's value, of the kind that its default has."""
     if kind is bool:
         if text.lower() not in ("true", "false"):

@@ -9,7 +9,9 @@ import shutil
 import sys
 import time
 
-EVERY = 5.0  # seconds between two lines of progress where they cannot replace each other
+PROGRESS_INTERVAL = (
+    5.0  # seconds between two lines of progress where they cannot replace each other
+)
 
 
 class Terminal:
@@ -24,7 +26,7 @@ class Terminal:
         self._stream = sys.stderr
         self._live = self._stream.isatty()
         self._shown = False
-        self._said = -EVERY
+        self._said = -PROGRESS_INTERVAL
 
     def note(self, line: str) -> None:
         """Writes a line that stays."""
@@ -46,7 +48,7 @@ class Terminal:
             self._stream.write(f"\r{line[:width]}\x1b[K")
             self._stream.flush()
             self._shown = True
-        elif time.monotonic() - self._said >= EVERY:
+        elif time.monotonic() - self._said >= PROGRESS_INTERVAL:
             self._said = time.monotonic()
             self.note(line)
 

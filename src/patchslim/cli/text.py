@@ -11,29 +11,29 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from patchslim.methods._method import Reducer
-from patchslim.methods._registry import reducer_name
+from patchslim.methods._method import Method
+from patchslim.methods._registry import method_name
 from patchslim.tokens.shapes import Cost
 
 
-def method_facts(method: type[Reducer]) -> dict[str, Any]:
+def method_facts(method: type[Method]) -> dict[str, Any]:
     """What there is to know about a method before using it."""
     parameters = inspect.signature(method).parameters.values()
     needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
-    if method().lacks is not None:
+    if method().missing is not None:
         needs.append("to be trained or calibrated")
     return {
         "doc": (inspect.getdoc(method) or "").partition("\n")[0],
         "needs": needs,
         "place": method.place.value,
-        "spread": method.spread.value,
+        "spread": method.placement.value,
         "settings": {parameter.name: parameter.default for parameter in parameters},
     }
 
 
-def facts_of(
+def model_facts(
     args: Namespace,
-    reducer: Reducer,
+    method: Method,
     counts: tuple[int, ...],
     costs: tuple[Cost, Cost],
     tail: str,
@@ -42,8 +42,8 @@ def facts_of(
     cost, dense = costs
     return {
         "model": args.model,
-        "method": reducer_name(reducer),
-        "settings": reducer.settings(),
+        "method": method_name(method),
+        "settings": method.settings(),
         "tail": tail,
         "tokens": list(counts),
         "gmacs": round(cost.total / 1e9, 3),
@@ -55,7 +55,7 @@ def facts_of(
     }
 
 
-def described(facts: Mapping[str, Any]) -> str:
+def facts_text(facts: Mapping[str, Any]) -> str:
     """The facts as lines of text."""
     settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
     method = facts["method"] + (f" ({settings})" if settings else "")
@@ -72,12 +72,12 @@ def described(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _tolerance(record: Mapping[str, Any]) -> str:
+def _tolerance_text(record: Mapping[str, Any]) -> str:
     """The tolerance as text; there is none where the counts were given."""
     return "none" if record["tolerance"] is None else f"{record['tolerance']:.3g}"
 
 
-def _errors(record: Mapping[str, Any]) -> str:
+def _errors_text(record: Mapping[str, Any]) -> str:
     """The error that each searched block was left with, in the order of the blocks."""
     relative = record["search"]["error"] == "relative"
     layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
@@ -86,30 +86,31 @@ def _errors(record: Mapping[str, Any]) -> str:
     )
 
 
-def calibrated_lines(record: Mapping[str, Any]) -> list[str]:
+def calibration_lines(record: Mapping[str, Any]) -> list[str]:
     """What a calibration found, a line each."""
     if "threshold" in record:
-        return _threshold(record)
+        return _threshold_lines(record)
     return [
-        f"errors         {_errors(record)}   (of the features after the next block)",
-        f"tolerance      {_tolerance(record)}, on {record['images']} images",
+        f"errors         {_errors_text(record)}   (of the features after the next block)",
+        f"tolerance      {_tolerance_text(record)}, on {record['images']} images",
         f"schedule       {json.dumps(record['schedule'])}",
     ]
 
 
-def _threshold(record: Mapping[str, Any]) -> list[str]:
+def _threshold_lines(record: Mapping[str, Any]) -> list[str]:
     """A threshold, and what images cost with it."""
     turned = record["threshold"]
     setting = "" if turned["setting"] is None else f"{turned['setting']}={turned['value']:.4g}, "
+    spent = _distribution_text(record["spent"], ".3f")
     return [
         f"threshold      {setting}on {record['images']} images",
-        f"operations     {_distribution(record['spent'], '.3f')}; never above {record['cap']:.3f}",
-        f"tokens         {_distribution(record['tokens'], '.0f')}   (entering the last block)",
+        f"operations     {spent}; never above {record['cap']:.3f}",
+        f"tokens         {_distribution_text(record['tokens'], '.0f')}   (entering the last block)",
         f"same answers   {record['agreement']:.1%}, KL {record['kl']:.2g} nats",
     ]
 
 
-def _distribution(of: Mapping[str, float], shown: str) -> str:
+def _distribution_text(of: Mapping[str, float], shown: str) -> str:
     """Mean, median, 99th percentile and maximum."""
     names = {"mean": "mean", "p50": "median", "p99": "p99", "max": "max"}
     return ", ".join(f"{label} {of[name]:{shown}}" for name, label in names.items())

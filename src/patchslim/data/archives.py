@@ -11,27 +11,32 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 # All that Pillow and the archive readers raise for a file that is not what it says.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
     tarfile.TarError, zlib.error, KeyError, IndexError)  # fmt: skip
 
 
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+COMPRESSED_MAGIC = (
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\x00",
+    b"\x28\xb5\x2f\xfd",
+)  # gzip, bzip2, xz, zstd
 
 
-BLOCK = 512  # bytes of a header in a tar
+TAR_BLOCK = 512  # bytes of a header in a tar
 
 
-class Closing(Protocol):
+class Closeable(Protocol):
     """What can be closed."""
 
     def close(self) -> object:
         """Gives the file back."""
 
 
-Archive = TypeVar("Archive", bound=Closing)
+Archive = TypeVar("Archive", bound=Closeable)
 
 
-class Held(Generic[Archive]):
+class ProcessLocal(Generic[Archive]):
     """An open archive that no two processes share: each opens it at its own first read.
 
     A handle that lives on in a forked process has one position for both, and they would read from
@@ -70,18 +75,18 @@ class Member(NamedTuple):
     size: int
 
 
-def members(tar: Path) -> list[Member]:
+def list_members(tar: Path) -> list[Member]:
     """The files in an uncompressed tar, by its headers; one of UNREADABLE where it is damaged."""
     with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
         found = [Member(each.name, each.offset_data, each.size) for each in opened if each.isfile()]
         # tarfile takes a header that it cannot read for the end; the end is a block of zeros.
         file.seek(opened.offset)
-        if file.read(BLOCK).strip(b"\0"):
+        if file.read(TAR_BLOCK).strip(b"\0"):
             raise tarfile.ReadError(f"bad header at byte {opened.offset}")
     return found
 
 
-def cut(file: Path, offset: int, size: int) -> bytes:
+def read_slice(file: Path, offset: int, size: int) -> bytes:
     """So many bytes of a file from an offset; the file is opened anew, so nothing is shared."""
     with file.open("rb") as opened:
         opened.seek(offset)
@@ -94,4 +99,4 @@ def cut(file: Path, offset: int, size: int) -> bytes:
 def is_compressed(file: Path) -> bool:
     """Whether a file begins as gzip, bzip2, xz or zstd write it."""
     with file.open("rb") as opened:
-        return opened.read(max(map(len, COMPRESSED))).startswith(COMPRESSED)
+        return opened.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)

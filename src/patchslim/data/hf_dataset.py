@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from patchslim.data.source import Source, class_count, preparation_of, spread
+from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
 from patchslim.errors import BadData, MissingExtra, WrongInput
-from patchslim.hosts._preprocessing import Preparation
+from patchslim.hosts._preprocessing import Preprocessing
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class Dataset(Source):
     """
 
     source: Any = field(kw_only=False)
-    prepared: Preparation
+    prepared: Preprocessing
     image: str = "image"
     label: str | None = "label"
     split: str | None = None
@@ -44,18 +44,18 @@ class Dataset(Source):
     unreadable: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        rows = opened(self.source, self.split)
+        rows = open_dataset(self.source, self.split)
         for column in (self.image, self.label):
             if column is not None and column not in rows.column_names:
                 raise BadData(
-                    f"{_name(self.source)} has no column {column!r}; it has "
+                    f"{_display_name(self.source)} has no column {column!r}; it has "
                     f"{', '.join(rows.column_names)}. Say which hold the images and the labels "
                     "(image=, label=; label=None for no labels)."
                 )
-        self._places = spread(len(rows), self.limit)
+        self._places = pick_evenly(len(rows), self.limit)
         chosen = rows.select(self._places)
-        self._labels = [] if self.label is None else _labels(chosen, self.label)
-        self.dataset = _encoded(chosen.select_columns([self.image]), self.image)
+        self._labels = [] if self.label is None else _read_labels(chosen, self.label)
+        self.dataset = _disable_decoding(chosen.select_columns([self.image]), self.image)
 
     @classmethod
     def for_host(
@@ -63,7 +63,7 @@ class Dataset(Source):
         host: nn.Module,
         source: Any,
         *,
-        prepared: Preparation | None = None,
+        prepared: Preprocessing | None = None,
         split: str | None = None,
         limit: int | None = None,
         batch: int = 32,
@@ -73,20 +73,21 @@ class Dataset(Source):
         The columns are `image` and `label`, or else the only ones of images and of classes. Labels
         that cannot be the host's (another number of classes) are left out with a warning.
         """
-        rows = opened(source, split)
+        rows = open_dataset(source, split)
         label = _label_column(rows)
         names = getattr(rows.features[label], "names", None) if label else None
         known = class_count(host)
         if names and known is not None and len(names) != known:
             warnings.warn(
-                f"{_name(source)} has {len(names)} classes and the model {known}, so labels are "
+                f"{_display_name(source)} has {len(names)} classes and the model {known}, "
+                "so labels are "
                 "left out and no accuracy is measured.",
                 stacklevel=2,
             )
             label = None
         return cls(
             rows,
-            prepared=preparation_of(host, prepared),
+            prepared=resolve_preprocessing(host, prepared),
             image=_image_column(rows),
             label=label,
             limit=limit,
@@ -94,7 +95,7 @@ class Dataset(Source):
         )
 
     @property
-    def labelled(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether batches come with labels."""
         return bool(self._labels)
 
@@ -111,11 +112,11 @@ class Dataset(Source):
         """The label of a row; None where there are none."""
         return self._labels[place] if self._labels else None
 
-    def file_of(self, place: int) -> bytes:
+    def read_file(self, place: int) -> bytes:
         """The encoded image of a row; one of UNREADABLE where that cannot be read."""
-        return _bytes(self.dataset[place][self.image])
+        return _image_bytes(self.dataset[place][self.image])
 
-    def where(self) -> str:
+    def location(self) -> str:
         """The column of images."""
         return f"column {self.image!r}"
 
@@ -127,11 +128,11 @@ def is_dataset(path: str | Path) -> bool:
     return one or (folder / "dataset_dict.json").is_file()
 
 
-def opened(source: Any, split: str | None) -> Any:
+def open_dataset(source: Any, split: str | None) -> Any:
     """The `datasets.Dataset` of one split, as plain rows."""
-    library = _library()
+    library = _import_datasets()
     if isinstance(source, str | Path):
-        source = _from_disk(Path(source).expanduser())
+        source = _load_from_disk(Path(source).expanduser())
     if isinstance(source, library.DatasetDict):
         splits = list(source)
         if split is None and len(splits) == 1:
@@ -150,11 +151,11 @@ def opened(source: Any, split: str | None) -> Any:
             "save_to_disk wrote."
         )
     if not len(source):
-        raise BadData(f"{_name(source)} has no rows.")
+        raise BadData(f"{_display_name(source)} has no rows.")
     return source.with_format(None)
 
 
-def _library() -> Any:
+def _import_datasets() -> Any:
     """The datasets library."""
     try:
         import datasets
@@ -163,9 +164,9 @@ def _library() -> Any:
     return datasets
 
 
-def _from_disk(folder: Path) -> Any:
+def _load_from_disk(folder: Path) -> Any:
     """What `save_to_disk` wrote into a local folder."""
-    library = _library()
+    library = _import_datasets()
     if not is_dataset(folder):
         raise BadData(
             f"{folder} is not a dataset on this machine: it has no state.json and "
@@ -183,9 +184,9 @@ def _from_disk(folder: Path) -> Any:
             library.enable_progress_bars()
 
 
-def _encoded(rows: Any, column: str) -> Any:
+def _disable_decoding(rows: Any, column: str) -> Any:
     """The rows with their images left as they are in the file, so that one can be unreadable."""
-    library = _library()
+    library = _import_datasets()
     feature = rows.features[column]
     if isinstance(feature, library.Image):
         return rows.cast_column(column, library.Image(decode=False))
@@ -197,7 +198,7 @@ def _encoded(rows: Any, column: str) -> Any:
     return rows
 
 
-def _bytes(cell: Any) -> bytes:
+def _image_bytes(cell: Any) -> bytes:
     """The encoded image, which lies in the row or in a local file that the row names."""
     if isinstance(cell, bytes):
         return cell
@@ -209,7 +210,7 @@ def _bytes(cell: Any) -> bytes:
     raise ValueError("there is no image in it")
 
 
-def _labels(rows: Any, column: str) -> list[int]:
+def _read_labels(rows: Any, column: str) -> list[int]:
     """The label of each row; none where all are negative, as in test splits without labels."""
     labels = list(rows.select_columns([column]).with_format(None)[column])
     if not all(isinstance(label, int) for label in labels):
@@ -223,7 +224,7 @@ def _labels(rows: Any, column: str) -> list[int]:
 
 def _image_column(rows: Any) -> str:
     """The column `image`, or the only one that holds images."""
-    kind = _library().Image
+    kind = _import_datasets().Image
     found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
     return found[0] if len(found) == 1 and "image" not in rows.features else "image"
 
@@ -232,11 +233,11 @@ def _label_column(rows: Any) -> str | None:
     """The column `label`, or the only one that holds classes; None where there is none."""
     if "label" in rows.features:
         return "label"
-    kind = _library().ClassLabel
+    kind = _import_datasets().ClassLabel
     found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
     return found[0] if len(found) == 1 else None
 
 
-def _name(source: Any) -> str:
+def _display_name(source: Any) -> str:
     """What to call the dataset in a message."""
     return str(source) if isinstance(source, str | Path) else "The dataset"

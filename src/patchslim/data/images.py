@@ -16,12 +16,18 @@ from typing import Protocol
 
 from torch import nn
 
-from patchslim.data.archives import UNREADABLE, Held, cut, is_compressed, members
-from patchslim.data.source import Source, class_count, preparation_of, spread
+from patchslim.data.archives import (
+    READ_ERRORS,
+    ProcessLocal,
+    is_compressed,
+    list_members,
+    read_slice,
+)
+from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
 from patchslim.errors import BadData
-from patchslim.hosts._preprocessing import Preparation
+from patchslim.hosts._preprocessing import Preprocessing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -55,14 +61,14 @@ class Images(Source):
     classes: str | Path | None = None
     limit: int | None = None
     batch: int = 32
-    prepared: Preparation = field(init=False, repr=False, compare=False)
+    prepared: Preprocessing = field(init=False, repr=False, compare=False)
     names: list[str] = field(init=False)
     folders: list[str] = field(init=False)
     unreadable: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
-        self.prepared = Preparation(
+        self.prepared = Preprocessing(
             image_size=self.image_size,
             mean=self.mean,
             std=self.std,
@@ -71,12 +77,12 @@ class Images(Source):
             crop_mode=self.crop_mode,
             stated=self.stated,
         )
-        self._files, names = _listed(self.path)
-        self.any_order = not isinstance(self._files, Tape)
+        self._files, names = _find_images(self.path)
+        self.has_random_access = not isinstance(self._files, CompressedTar)
         self._depth = _class_depth(names)
-        self.folders = [] if self._depth is None else sorted({self._folder(n) for n in names})
-        self._labels = _labels(self.path, self.folders, self.classes)
-        self.names = [names[place] for place in spread(len(names), self.limit)]
+        self.folders = [] if self._depth is None else sorted({self._class_folder(n) for n in names})
+        self._labels = _read_labels(self.path, self.folders, self.classes)
+        self.names = [names[place] for place in pick_evenly(len(names), self.limit)]
 
     @classmethod
     def for_host(
@@ -84,7 +90,7 @@ class Images(Source):
         host: nn.Module,
         path: str | Path,
         *,
-        prepared: Preparation | None = None,
+        prepared: Preprocessing | None = None,
         classes: str | Path | None = None,
         limit: int | None = None,
         batch: int = 32,
@@ -93,13 +99,13 @@ class Images(Source):
 
         Labels that cannot be the host's (another number of classes) are left out with a warning.
         """
-        settings = preparation_of(host, prepared).to_json()
+        settings = resolve_preprocessing(host, prepared).to_json()
         images = cls(Path(path), **settings, classes=classes, limit=limit, batch=batch)
         images._check_labels(class_count(host))
         return images
 
     @property
-    def labelled(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether batches come with labels."""
         return bool(self._labels)
 
@@ -119,17 +125,17 @@ class Images(Source):
 
     def label_of(self, place: int) -> int | None:
         """The label of an image's class folder; None where there are none."""
-        return self._labels[self._folder(self.names[place])] if self._labels else None
+        return self._labels[self._class_folder(self.names[place])] if self._labels else None
 
-    def file_of(self, place: int) -> bytes:
+    def read_file(self, place: int) -> bytes:
         """The file of an image; one of UNREADABLE where that cannot be read."""
         return self._files.read(self.names[place])
 
-    def where(self) -> str:
+    def location(self) -> str:
         """The folder, archive or file."""
         return str(self.path)
 
-    def _folder(self, name: str) -> str:
+    def _class_folder(self, name: str) -> str:
         """The class folder of an image."""
         return PurePosixPath(name).parts[self._depth or 0]
 
@@ -182,7 +188,7 @@ class Folder:
         return (self._path / name).read_bytes()
 
 
-class Single(Folder):
+class SingleFile(Folder):
     """One file by itself."""
 
     def __init__(self, path: Path) -> None:
@@ -198,7 +204,7 @@ class Zip:
     """The files in a zip."""
 
     def __init__(self, path: Path) -> None:
-        self._open = Held(path, zipfile.ZipFile)
+        self._open = ProcessLocal(path, zipfile.ZipFile)
 
     def names(self) -> list[str]:
         """All of them."""
@@ -214,7 +220,7 @@ class Tar:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._members = {each.name: each for each in members(path)}
+        self._members = {each.name: each for each in list_members(path)}
 
     def names(self) -> list[str]:
         """All of them."""
@@ -223,17 +229,17 @@ class Tar:
     def read(self, name: str) -> bytes:
         """The content of one."""
         _, offset, size = self._members[name]
-        return cut(self._path, offset, size)
+        return read_slice(self._path, offset, size)
 
 
-class Unpacked:
+class OpenTar:
     """A compressed tar that is open, and its files by name."""
 
     def __init__(self, path: Path) -> None:
         self._tar = tarfile.open(path)  # noqa: SIM115 (closed below, or by its owner)
         try:
             self.members = {each.name: each for each in self._tar.getmembers() if each.isfile()}
-        except UNREADABLE:
+        except READ_ERRORS:
             self._tar.close()
             raise
 
@@ -247,11 +253,11 @@ class Unpacked:
         self._tar.close()
 
 
-class Tape:
+class CompressedTar:
     """The files in a compressed tar, of which one is read by unpacking all that lies before it."""
 
     def __init__(self, path: Path) -> None:
-        self._open = Held(path, Unpacked)
+        self._open = ProcessLocal(path, OpenTar)
 
     def names(self) -> list[str]:
         """All of them."""
@@ -262,27 +268,28 @@ class Tape:
         return self._open().read(name)
 
 
-def _listed(path: Path) -> tuple[Files, list[str]]:
+def _find_images(path: Path) -> tuple[Files, list[str]]:
     """Where the files lie, and the sorted names of the images among them."""
     if not path.exists():
         raise BadData(
             f"There is no {path}. Give a folder of images, a .zip or .tar of one, or an image."
         )
     try:
-        files = _files(path)
+        files = _open_files(path)
         names = files.names()
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise BadData(f"{path} is a damaged or truncated archive: {error}") from error
     images = sorted(name for name in names if _is_image(name))
     if not images:
         others = f"{len(names)} other files" if names else "nothing"
         raise BadData(
-            f"No images in {path}: looked for {', '.join(SUFFIXES)} at any depth, found {others}."
+            f"No images in {path}: looked for {', '.join(IMAGE_SUFFIXES)} at any depth, "
+            f"found {others}."
         )
     return files, images
 
 
-def _files(path: Path) -> Files:
+def _open_files(path: Path) -> Files:
     """The files in a folder or an archive, or the one file."""
     name = path.name.lower()
     if path.is_dir():
@@ -290,15 +297,15 @@ def _files(path: Path) -> Files:
     if name.endswith(ZIPS):
         return Zip(path)
     if name.endswith(TARS):
-        return Tape(path) if is_compressed(path) else Tar(path)
-    return Single(path)
+        return CompressedTar(path) if is_compressed(path) else Tar(path)
+    return SingleFile(path)
 
 
 def _is_image(name: str) -> bool:
     """Whether the name is an image's, and neither hidden nor a Macintosh archive's shadow."""
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return name.lower().endswith(SUFFIXES) and not hidden
+    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
 def _class_depth(names: list[str]) -> int | None:
@@ -315,7 +322,7 @@ def _class_depth(names: list[str]) -> int | None:
     return depth
 
 
-def _labels(path: Path, folders: list[str], classes: str | Path | None) -> dict[str, int]:
+def _read_labels(path: Path, folders: list[str], classes: str | Path | None) -> dict[str, int]:
     """The label of each class folder; none where there are no folders."""
     if classes is None:
         return {folder: label for label, folder in enumerate(folders)}

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.data.archives import UNREADABLE
+from patchslim.data.archives import READ_ERRORS
 from patchslim.errors import BadData
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._preprocessing import Preparation, find_preparation
+from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
 from patchslim.hosts._registry import find_adapter
 from patchslim.model.model import SlimModel
 
@@ -38,10 +38,10 @@ class Source(ABC):
         any_order: whether one image can be read without reading those before it.
     """
 
-    prepared: Preparation
+    prepared: Preprocessing
     batch: int
     unreadable: list[str]
-    any_order: bool = True
+    has_random_access: bool = True
 
     @property
     @abstractmethod
@@ -50,7 +50,7 @@ class Source(ABC):
 
     @property
     @abstractmethod
-    def labelled(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether the images come with labels."""
 
     @abstractmethod
@@ -62,16 +62,16 @@ class Source(ABC):
         """The label of an image; None where there are none."""
 
     @abstractmethod
-    def file_of(self, place: int) -> bytes:
+    def read_file(self, place: int) -> bytes:
         """The file of an image; one of UNREADABLE where that cannot be read."""
 
     @abstractmethod
-    def where(self) -> str:
+    def location(self) -> str:
         """What to call the whole in a message."""
 
-    def picture_of(self, place: int) -> Any:
+    def load_image(self, place: int) -> Any:
         """The decoded image in the host's channels; one of UNREADABLE where that cannot be."""
-        return decoded(self.file_of(place), grey=self.prepared.grey)
+        return decode_image(self.read_file(place), grey=self.prepared.is_grey)
 
     def __len__(self) -> int:
         """The number of batches, if every image is readable."""
@@ -79,44 +79,44 @@ class Source(ABC):
 
     def __iter__(self) -> Batches:
         """Batches of the readable images."""
-        return self.some(self.count)
+        return self.sample_batches(self.count)
 
-    def some(self, count: int) -> Batches:
+    def sample_batches(self, count: int) -> Batches:
         """Batches of the readable ones of at most `count` images, evenly spread."""
         self.unreadable = []
-        places = spread(self.count, count)
-        yield from stacked(self._evaluated(places), self.batch)
+        places = pick_evenly(self.count, count)
+        yield from stack_batches(self._load_images(places), self.batch)
         if len(self.unreadable) == len(places):
             raise BadData(
-                f"None of the {len(places)} images in {self.where()} can be read; the first is "
+                f"None of the {len(places)} images in {self.location()} can be read; the first is "
                 f"{self.unreadable[0]}."
             )
 
-    def _evaluated(self, places: Iterable[int]) -> Iterator[tuple[Tensor, int | None]]:
+    def _load_images(self, places: Iterable[int]) -> Iterator[tuple[Tensor, int | None]]:
         """The readable images, each resized, cropped and normalised, with their labels."""
         transform = self.prepared.transform()
         for place in places:
             try:
-                picture = self.picture_of(place)
-            except UNREADABLE as error:
-                self.unreadable.append(complaint(self.name_of(place), error))
+                picture = self.load_image(place)
+            except READ_ERRORS as error:
+                self.unreadable.append(describe_unreadable(self.name_of(place), error))
                 continue
             yield transform(picture), self.label_of(place)
 
 
-def complaint(name: str, error: BaseException) -> str:
+def describe_unreadable(name: str, error: BaseException) -> str:
     """One line that names an unreadable image and says why."""
     return f"{name}: {str(error) or type(error).__name__}"
 
 
-def preparation_of(host: nn.Module, prepared: Preparation | None = None) -> Preparation:
+def resolve_preprocessing(host: nn.Module, prepared: Preprocessing | None = None) -> Preprocessing:
     """`prepared`, or how `host` is used to see images; a warning where that is only assumed."""
     adapter: Adapter
     if isinstance(host, SlimModel):
         adapter, host = host.adapter, host.host
     else:
         adapter = find_adapter(host)
-    prepared = prepared or find_preparation(host, adapter)
+    prepared = prepared or find_preprocessing(host, adapter)
     if not prepared.stated:
         warnings.warn(
             f"This {type(host).__name__} does not say how its images are prepared; ImageNet's "
@@ -135,7 +135,7 @@ def class_count(host: nn.Module) -> int | None:
     return int(found) if found else None
 
 
-def stacked(pairs: Iterable[tuple[Tensor, int | None]], batch: int) -> Batches:
+def stack_batches(pairs: Iterable[tuple[Tensor, int | None]], batch: int) -> Batches:
     """Batches of `batch` images with their labels; the last one may be smaller."""
     left = iter(pairs)
     while taken := list(itertools.islice(left, batch)):
@@ -143,7 +143,7 @@ def stacked(pairs: Iterable[tuple[Tensor, int | None]], batch: int) -> Batches:
         yield torch.stack([image for image, _ in taken]), torch.tensor(labels) if labels else None
 
 
-def spread(count: int, limit: int | None) -> list[int]:
+def pick_evenly(count: int, limit: int | None) -> list[int]:
     """At most `limit` of `count` places, evenly spread, so that sorted classes stay balanced."""
     if limit is None or limit >= count:
         return list(range(count))
@@ -152,7 +152,7 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [place * count // limit for place in range(limit)]
 
 
-def decoded(data: bytes, *, grey: bool) -> Any:
+def decode_image(data: bytes, *, grey: bool) -> Any:
     """The decoded image in as many channels as the host has."""
     from PIL import Image, UnidentifiedImageError
 

@@ -20,21 +20,23 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from patchslim.data.archives import UNREADABLE, Member, cut, is_compressed, members
-from patchslim.data.source import Source, class_count, preparation_of, spread
+from patchslim.data.archives import READ_ERRORS, Member, is_compressed, list_members, read_slice
+from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
 from patchslim.errors import BadData
-from patchslim.hosts._preprocessing import Preparation
+from patchslim.hosts._preprocessing import Preprocessing
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-LABELS = ("cls", "json")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+LABEL_EXTENSIONS = ("cls", "json")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-PARTS = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset's: the key ends at the first dot
+NAME_PATTERN = re.compile(
+    r"((?:.*/)?[^./]+)\.([^/]+)"
+)  # WebDataset's: the key ends at the first dot
 REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MISSING = -1
+RANGE_PATTERN = re.compile(r"\{(\d+)\.\.(\d+)\}")
+NO_IMAGE = -1
 
 
-class Found(NamedTuple):
+class ShardSample(NamedTuple):
     """One sample of a shard; an image that is not there has the offset MISSING."""
 
     name: str
@@ -60,31 +62,31 @@ class Shards(Source):
     """
 
     path: str | Path = field(kw_only=False)
-    prepared: Preparation
+    prepared: Preprocessing
     limit: int | None = None
     batch: int = 32
     names: list[str] = field(init=False)
     unreadable: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._shards = _shards(str(self.path))
-        found: list[Found] = []
+        self._shards = _find_shards(str(self.path))
+        found: list[ShardSample] = []
         places: list[tuple[int, int, int]] = []
         for number, shard in enumerate(self._shards):
-            samples = _samples(shard)
+            samples = _read_samples(shard)
             found += samples
             places += [(number, each.offset, each.size) for each in samples]
         if not found:
-            kinds = ", ".join(IMAGES)
+            kinds = ", ".join(IMAGE_EXTENSIONS)
             raise BadData(
                 f"No samples in the {len(self._shards)} shards of {self.path}: looked for "
                 f"key.ext with ext one of {kinds}."
             )
-        chosen = spread(len(found), self.limit)
+        chosen = pick_evenly(len(found), self.limit)
         self.names = [found[place].name for place in chosen]
         # Arrays and not lists of tuples: there may be millions, and every worker has them too.
         self._places = np.array([places[place] for place in chosen], np.int64)
-        labels = _labels(found, self.path)
+        labels = _collect_labels(found, self.path)
         self._labels = labels[chosen] if len(labels) else labels
 
     @classmethod
@@ -93,7 +95,7 @@ class Shards(Source):
         host: nn.Module,
         path: str | Path,
         *,
-        prepared: Preparation | None = None,
+        prepared: Preprocessing | None = None,
         limit: int | None = None,
         batch: int = 32,
     ) -> Shards:
@@ -101,10 +103,10 @@ class Shards(Source):
 
         Labels that cannot be the host's (more classes than it has) are left out with a warning.
         """
-        settings = preparation_of(host, prepared)
+        settings = resolve_preprocessing(host, prepared)
         shards = cls(path, prepared=settings, limit=limit, batch=batch)
         known = class_count(host)
-        highest = int(shards._labels.max()) if shards.labelled else -1
+        highest = int(shards._labels.max()) if shards.has_labels else -1
         if known is not None and highest >= known:
             shards._labels = shards._labels[:0]
             warnings.warn(
@@ -115,7 +117,7 @@ class Shards(Source):
         return shards
 
     @property
-    def labelled(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether batches come with labels."""
         return len(self._labels) > 0
 
@@ -135,16 +137,16 @@ class Shards(Source):
 
     def label_of(self, place: int) -> int | None:
         """The label of a sample; None where there are none."""
-        return int(self._labels[place]) if self.labelled else None
+        return int(self._labels[place]) if self.has_labels else None
 
-    def file_of(self, place: int) -> bytes:
+    def read_file(self, place: int) -> bytes:
         """The file of an image; one of UNREADABLE where that cannot be read."""
         shard, offset, size = (int(each) for each in self._places[place])
-        if offset == MISSING:
+        if offset == NO_IMAGE:
             raise ValueError("there is no image beside the label")
-        return cut(self._shards[shard], offset, size)
+        return read_slice(self._shards[shard], offset, size)
 
-    def where(self) -> str:
+    def location(self) -> str:
         """The folder or pattern."""
         return str(self.path)
 
@@ -169,28 +171,28 @@ def is_shards(path: str | Path) -> bool:
         if not file.name.lower().endswith(TARS):
             return False
         files.append(file)
-    return bool(files) and _begins_labelled(min(files))
+    return bool(files) and _starts_with_label(min(files))
 
 
-def _begins_labelled(shard: Path) -> bool:
+def _starts_with_label(shard: Path) -> bool:
     """Whether the first files of a tar are an image and its label."""
     first, kinds = None, set()
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
-                parts = PARTS.fullmatch(member.name)
+                parts = NAME_PATTERN.fullmatch(member.name)
                 if not member.isfile() or parts is None:
                     continue
                 first = first or parts[1]
                 if parts[1] != first:
                     break
                 kinds.add(parts[2].lower())
-    except UNREADABLE:
+    except READ_ERRORS:
         return False
-    return bool(kinds & set(IMAGES) and kinds & set(LABELS))
+    return bool(kinds & set(IMAGE_EXTENSIONS) and kinds & set(LABEL_EXTENSIONS))
 
 
-def _shards(path: str) -> list[Path]:
+def _find_shards(path: str) -> list[Path]:
     """The shards of a folder or a pattern, in order."""
     if REMOTE.match(path):
         raise BadData(
@@ -204,7 +206,7 @@ def _shards(path: str) -> list[Path]:
     elif whole.exists():
         shards = [whole]
     else:
-        shards = [file for each in _spelled(str(whole)) for file in _globbed(Path(each))]
+        shards = [file for each in _expand_ranges(str(whole)) for file in _expand_stars(Path(each))]
     if not shards:
         raise BadData(f"No shards at {path}: give a folder of .tar files or a pattern of them.")
     for shard in shards:
@@ -213,19 +215,19 @@ def _shards(path: str) -> list[Path]:
     return shards
 
 
-def _spelled(pattern: str) -> Iterator[str]:
+def _expand_ranges(pattern: str) -> Iterator[str]:
     """The pattern with each number of its ranges, in order, as long as the first is written."""
-    match = RANGE.search(pattern)
+    match = RANGE_PATTERN.search(pattern)
     if match is None:
         yield pattern
         return
     first, last = match.groups()
     for number in range(int(first), int(last) + 1):
         written = str(number).zfill(len(first))
-        yield from _spelled(pattern[: match.start()] + written + pattern[match.end() :])
+        yield from _expand_ranges(pattern[: match.start()] + written + pattern[match.end() :])
 
 
-def _globbed(pattern: Path) -> list[Path]:
+def _expand_stars(pattern: Path) -> list[Path]:
     """The files that a pattern with stars fits, sorted; a name without stars as it is."""
     if not any(mark in str(pattern) for mark in "*?["):
         return [pattern]
@@ -233,7 +235,7 @@ def _globbed(pattern: Path) -> list[Path]:
     return sorted(root.glob(str(pattern.relative_to(root))))
 
 
-def _samples(shard: Path) -> list[Found]:
+def _read_samples(shard: Path) -> list[ShardSample]:
     """The samples of one shard, in its order."""
     if is_compressed(shard):
         raise BadData(
@@ -241,25 +243,27 @@ def _samples(shard: Path) -> list[Found]:
             "it once (gunzip, unzstd, ...) and give the .tar; images hardly shrink anyway."
         )
     try:
-        groups = _grouped(shard, members(shard))
-        samples = [_sample(shard, key, group) for key, group in groups.items()]
-    except UNREADABLE as error:
+        groups = _group_by_key(shard, list_members(shard))
+        samples = [_make_sample(shard, key, group) for key, group in groups.items()]
+    except READ_ERRORS as error:
         raise BadData(
             f"{shard} is a damaged or truncated shard: {error}. Copy it again or leave it out."
         ) from error
     return [sample for sample in samples if sample is not None]
 
 
-def _grouped(shard: Path, files: list[Member]) -> dict[str, dict[str, Member]]:
+def _group_by_key(shard: Path, files: list[Member]) -> dict[str, dict[str, Member]]:
     """The files of a shard by key and extension."""
     groups: dict[str, dict[str, Member]] = {}
     for file in files:
-        parts = PARTS.fullmatch(file.name)
+        parts = NAME_PATTERN.fullmatch(file.name)
         if parts is None:
             continue
         key, extension = parts[1], parts[2].lower()
         group = groups.setdefault(key, {})
-        doubled = extension in group or (extension in IMAGES and group.keys() & set(IMAGES))
+        doubled = extension in group or (
+            extension in IMAGE_EXTENSIONS and group.keys() & set(IMAGE_EXTENSIONS)
+        )
         if doubled:
             raise BadData(
                 f"{shard} has two files {key}.{extension}, or two images of that key: the second "
@@ -269,23 +273,23 @@ def _grouped(shard: Path, files: list[Member]) -> dict[str, dict[str, Member]]:
     return groups
 
 
-def _sample(shard: Path, key: str, group: dict[str, Member]) -> Found | None:
+def _make_sample(shard: Path, key: str, group: dict[str, Member]) -> ShardSample | None:
     """The image and the label of a key; None where it has neither."""
-    label = _label(shard, group)
-    for extension in IMAGES:
+    label = _read_label(shard, group)
+    for extension in IMAGE_EXTENSIONS:
         if extension in group:
             name, offset, size = group[extension]
-            return Found(f"{shard.name}/{name}", offset, size, label)
-    return None if label is None else Found(f"{shard.name}/{key}", MISSING, 0, label)
+            return ShardSample(f"{shard.name}/{name}", offset, size, label)
+    return None if label is None else ShardSample(f"{shard.name}/{key}", NO_IMAGE, 0, label)
 
 
-def _label(shard: Path, group: dict[str, Member]) -> int | None:
+def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
     """The label in `key.cls`, or else the one in `key.json`; None where there is none."""
-    for extension in LABELS:
+    for extension in LABEL_EXTENSIONS:
         if extension not in group:
             continue
         name, offset, size = group[extension]
-        text = cut(shard, offset, size)
+        text = read_slice(shard, offset, size)
         try:
             if extension == "cls":
                 label = int(text)
@@ -294,14 +298,14 @@ def _label(shard: Path, group: dict[str, Member]) -> int | None:
             else:
                 continue
         except (ValueError, TypeError) as error:
-            raise _bad_label(shard, name, text) from error
+            raise _label_error(shard, name, text) from error
         if type(label) is not int or label < 0:
-            raise _bad_label(shard, name, text)
+            raise _label_error(shard, name, text)
         return label
     return None
 
 
-def _bad_label(shard: Path, name: str, text: bytes) -> BadData:
+def _label_error(shard: Path, name: str, text: bytes) -> BadData:
     """The error for what is no label."""
     return BadData(
         f"{name} in {shard} holds {text[:40]!r}; a label is a whole number from 0: as text in "
@@ -309,7 +313,7 @@ def _bad_label(shard: Path, name: str, text: bytes) -> BadData:
     )
 
 
-def _labels(found: list[Found], path: str | Path) -> npt.NDArray[np.int64]:
+def _collect_labels(found: list[ShardSample], path: str | Path) -> npt.NDArray[np.int64]:
     """The label of each sample, or none at all."""
     bare = [each.name for each in found if each.label is None]
     if bare and len(bare) < len(found):

@@ -49,7 +49,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 _TEST_PER_CLASS = 50
 _CELLS = 10  # the 8 cells of a digit's side and an empty one at either end
-_FINE = 80  # samples along the side of an enlarged digit, its empty border included
+_ENLARGED_SIDE = 80  # samples along the side of an enlarged digit, its empty border included
 _ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 
 
@@ -92,13 +92,13 @@ def scenes_at(split: Split, indices: range, seed: int = 0) -> Scenes:
     sources = np.empty(len(indices), np.int64)
     for row, index in enumerate(indices):
         rng = np.random.default_rng((seed, int(split == "test"), index))
-        images[row], boxes[row], sources[row] = _scene(rng, split)
-    return Scenes(images, _handwritten()[1][sources], boxes, sources)
+        images[row], boxes[row], sources[row] = _draw_scene(rng, split)
+    return Scenes(images, _load_digits()[1][sources], boxes, sources)
 
 
-def handwritten() -> tuple[Bytes, Ints]:
+def handwritten_digits() -> tuple[Bytes, Ints]:
     """Return the 1797 handwritten digits, uint8 0..16 (1797, 8, 8), and their labels."""
-    images, labels = _handwritten()
+    images, labels = _load_digits()
     return images.copy(), labels.copy()
 
 
@@ -138,7 +138,7 @@ def host() -> VisionTransformer:
     """Return the trained vision transformer of the example in evaluation mode."""
     from safetensors.torch import load
 
-    stored = _resource("digits_vit.safetensors")
+    stored = _read_resource("digits_vit.safetensors")
     if hashlib.sha256(stored).hexdigest() != host_record()["weights"]["sha256"]:
         raise ValueError("digits_vit.safetensors is not the file its record describes")
     model = untrained_host()
@@ -149,26 +149,26 @@ def host() -> VisionTransformer:
 
 def host_record() -> dict[str, Any]:
     """Return the record of how the trained weights came to be."""
-    record: dict[str, Any] = json.loads(_resource("digits_vit.json"))
+    record: dict[str, Any] = json.loads(_read_resource("digits_vit.json"))
     return record
 
 
-def _resource(name: str) -> bytes:
+def _read_resource(name: str) -> bytes:
     """Return the content of a file stored beside this module."""
     return (files("patchslim.example") / name).read_bytes()
 
 
 @cache
-def _handwritten() -> tuple[Bytes, Ints]:
+def _load_digits() -> tuple[Bytes, Ints]:
     """Return the stored digits and labels, shared by all callers."""
-    with np.load(BytesIO(_resource("digits.npz")), allow_pickle=False) as stored:
+    with np.load(BytesIO(_read_resource("digits.npz")), allow_pickle=False) as stored:
         return stored["images"].astype(np.uint8), stored["labels"].astype(np.int64)
 
 
 @cache
 def _indices_by_class(split: Split) -> tuple[Ints, ...]:
     """Return for every class the handwritten digits that belong to a split."""
-    labels = _handwritten()[1]
+    labels = _load_digits()[1]
     rng = np.random.default_rng(1797)
     chosen = []
     for label in range(CLASSES):
@@ -179,9 +179,9 @@ def _indices_by_class(split: Split) -> tuple[Ints, ...]:
 
 
 @cache
-def _enlarger() -> Floats:
+def _enlarging_matrix() -> Floats:
     """Return the (80, 10) matrix that enlarges a bordered digit along one axis."""
-    centres = (np.arange(_FINE, dtype=np.float32) + 0.5) * _CELLS / _FINE - 0.5
+    centres = (np.arange(_ENLARGED_SIDE, dtype=np.float32) + 0.5) * _CELLS / _ENLARGED_SIDE - 0.5
     away = np.abs(centres[:, None] - np.arange(_CELLS, dtype=np.float32)[None, :])
     # Catmull-Rom: it keeps the strokes of an 8x8 digit crisper than linear interpolation.
     near = (1.5 * away - 2.5) * away * away + 1.0
@@ -199,17 +199,17 @@ def _texture_basis() -> Floats:
     return basis
 
 
-def _enlarged(index: int) -> Floats:
+def _enlarge_digit(index: int) -> Floats:
     """Return a handwritten digit enlarged to (80, 80), ink between 0 and 1."""
     bordered = np.zeros((_CELLS, _CELLS), np.float32)
-    bordered[1:-1, 1:-1] = _handwritten()[0][index] / np.float32(16.0)
-    enlarger = _enlarger()
+    bordered[1:-1, 1:-1] = _load_digits()[0][index] / np.float32(16.0)
+    enlarger = _enlarging_matrix()
     fine = enlarger @ bordered @ enlarger.T
     ink: Floats = np.clip((fine - np.float32(0.15)) / np.float32(0.6), 0.0, 1.0)
     return ink
 
 
-def _scene(rng: np.random.Generator, split: Split) -> tuple[Bytes, Ints, int]:
+def _draw_scene(rng: np.random.Generator, split: Split) -> tuple[Bytes, Ints, int]:
     """Return one scene's image, its digit's box, and which handwritten digit it shows."""
     ground = rng.uniform(0.0, 0.65, 3).astype(np.float32)
     canvas = _background(rng, ground)
@@ -220,7 +220,9 @@ def _scene(rng: np.random.Generator, split: Split) -> tuple[Bytes, Ints, int]:
     members = _indices_by_class(split)[int(rng.integers(CLASSES))]
     source = int(members[rng.integers(len(members))])
     turn = float(rng.uniform(-0.22, 0.22))
-    window, ink = _placed(_enlarged(source), centre, size, turn, float(rng.uniform(0.9, 1.1)))
+    window, ink = _place_digit(
+        _enlarge_digit(source), centre, size, turn, float(rng.uniform(0.9, 1.1))
+    )
     _blend(canvas, window, ink * np.float32(rng.uniform(0.85, 1.0)), _ink_colour(rng, ground))
     canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(0.01, 0.05))
     image = (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
@@ -294,11 +296,11 @@ def _fragment(
     # Half of a one still reads as a one, so ones are never torn.
     label = int(rng.choice((0, 2, 3, 4, 5, 6, 7, 8, 9)))
     members = _indices_by_class("train")[label]
-    digit = _enlarged(int(members[rng.integers(len(members))]))
-    place = (np.arange(_FINE, dtype=np.float32) - 0.5 * _FINE) / _FINE
+    digit = _enlarge_digit(int(members[rng.integers(len(members))]))
+    place = (np.arange(_ENLARGED_SIDE, dtype=np.float32) - 0.5 * _ENLARGED_SIDE) / _ENLARGED_SIDE
     angle = float(rng.uniform(-math.pi, math.pi))
     side = place[None, :] * math.cos(angle) + place[:, None] * math.sin(angle)
-    return _placed(digit * (side > 0.08), centre, 2.2 * reach, turn, 1.0)
+    return _place_digit(digit * (side > 0.08), centre, 2.2 * reach, turn, 1.0)
 
 
 def _ink_colour(rng: np.random.Generator, ground: Floats) -> Floats:
@@ -321,7 +323,7 @@ def _offsets(window: tuple[slice, slice], centre: Any) -> tuple[Floats, Floats]:
     return _COLUMNS[window] - np.float32(centre[0]), _ROWS[window] - np.float32(centre[1])
 
 
-def _placed(
+def _place_digit(
     digit: Floats, centre: Any, size: float, turn: float, stretch: float
 ) -> tuple[tuple[slice, slice], Floats]:
     """Return where an enlarged digit lies once turned and scaled, and its ink there."""
@@ -332,8 +334,8 @@ def _placed(
     column = (across * cosine + down * sine) * stretch
     row = down * cosine - across * sine
     # The border of an enlarged digit is empty, so clamping to it draws nothing.
-    column_index = np.clip((column + 0.5) * _FINE, 0, _FINE - 1).astype(np.intp)
-    row_index = np.clip((row + 0.5) * _FINE, 0, _FINE - 1).astype(np.intp)
+    column_index = np.clip((column + 0.5) * _ENLARGED_SIDE, 0, _ENLARGED_SIDE - 1).astype(np.intp)
+    row_index = np.clip((row + 0.5) * _ENLARGED_SIDE, 0, _ENLARGED_SIDE - 1).astype(np.intp)
     return window, digit[row_index, column_index]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.tokens.shapes import HostShape
-from patchslim.tokens.tokens import Shown, Tokens
+from patchslim.tokens.tokens import ContentKind, Tokens
 
 Part = Literal["qkv", "qk", "kv", "q", "v"]
 
@@ -31,15 +31,15 @@ class Adapter(ABC):
     """
 
     family: ClassVar[str]
-    surface: ClassVar[frozenset[str]] = frozenset()
-    relative: ClassVar[bool] = False
+    host_attributes: ClassVar[frozenset[str]] = frozenset()
+    has_relative_bias: ClassVar[bool] = False
 
     @abstractmethod
     def serves(self, host: nn.Module) -> bool:
         """Whether this is the adapter for hosts of this class."""
 
     @abstractmethod
-    def refusal(self, host: nn.Module) -> str | None:
+    def unsupported_reason(self, host: nn.Module) -> str | None:
         """Why this very host cannot be served exactly, or None."""
 
     @abstractmethod
@@ -47,11 +47,11 @@ class Adapter(ABC):
         """How many leading rows are not patches."""
 
     @abstractmethod
-    def reads(self, host: nn.Module) -> int | None:
+    def rows_read(self, host: nn.Module) -> int | None:
         """How many leading rows the head reads, or None where it may read all of them."""
 
     @abstractmethod
-    def misfit(
+    def size_mismatch(
         self, host: nn.Module, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """Why images of this height and width do not fit the host, or None."""
@@ -126,8 +126,8 @@ class Adapter(ABC):
     def has_class_token(self, host: nn.Module) -> bool:
         """Whether the first row is a class token."""
 
-    def content(
-        self, host: nn.Module, images: Tensor, what: Shown, grid: tuple[int, int]
+    def patch_content(
+        self, host: nn.Module, images: Tensor, what: ContentKind, grid: tuple[int, int]
     ) -> Tensor:
         """What each cell of the grid shows by itself (B, H*W, D): its pixels, or its embedding."""
         if what == "embedding":
@@ -148,7 +148,7 @@ class Adapter(ABC):
             f"{self.family}: its adapter does not tell patch embeddings from positions."
         )
 
-    def pools_by_query(self, host: nn.Module) -> bool:
+    def has_query_pooling(self, host: nn.Module) -> bool:
         """Whether the head pools with a query of its own, which can stand in for a class token."""
         return False
 
@@ -163,11 +163,11 @@ class Adapter(ABC):
         """
         return 1
 
-    def strided(self, host: nn.Module) -> dict[int, tuple[int, int]]:
+    def grids_after_stride(self, host: nn.Module) -> dict[int, tuple[int, int]]:
         """The grid that is left after each block with a stride: none in a flat host."""
         return {}
 
-    def levels(self, host: nn.Module) -> tuple[int, ...]:
+    def feature_blocks(self, host: nn.Module) -> tuple[int, ...]:
         """The blocks after which the host's own `forward_intermediates` gives features."""
         return tuple(range(len(self.blocks(host))))
 
@@ -179,7 +179,7 @@ class Adapter(ABC):
         """
         return None
 
-    def readers(self, host: nn.Module) -> list[nn.Module]:
+    def pooled_classifiers(self, host: nn.Module) -> list[nn.Module]:
         """The host's classifiers, for rows (B, C), of a head that does not read the class token.
 
         One, or two where the host answers its teacher apart. Copies of them make the auxiliary head
@@ -191,6 +191,6 @@ class Adapter(ABC):
             'timm that is global_pool="avg" beside class_token=True.'
         )
 
-    def checkpoints(self, host: nn.Module) -> bool:
+    def recomputes_activations(self, host: nn.Module) -> bool:
         """Whether the host was asked to recompute activations in the backward pass."""
         return False

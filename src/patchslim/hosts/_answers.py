@@ -13,14 +13,14 @@ from patchslim.hosts._adapter import Adapter
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def difference(got: Tensor, wanted: Tensor) -> float:
+def relative_difference(got: Tensor, wanted: Tensor) -> float:
     """The largest deviation, relative to the largest value where that is above one."""
     scale = max(1.0, float(wanted.abs().max()))
     return float((got - wanted).abs().max()) / scale
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts the model in evaluation mode, and every module back as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -31,7 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def answers_of(adapter: Adapter, host: nn.Module, like: nn.Module | None = None) -> list[float]:
+def noise_logits(adapter: Adapter, host: nn.Module, like: nn.Module | None = None) -> list[float]:
     """The first of the host's answers to one fixed image of noise, with all its tokens.
 
     A model of another family, such as a teacher, is asked about images for the host `like`.
@@ -39,7 +39,7 @@ def answers_of(adapter: Adapter, host: nn.Module, like: nn.Module | None = None)
     noise = torch.Generator().manual_seed(0)
     images = torch.randn((1, *adapter.image_shape(like or host)), generator=noise)
     parameter = next(host.parameters())
-    with evaluating(host), torch.no_grad():
+    with eval_mode(host), torch.no_grad():
         output = host(images.to(parameter.device, parameter.dtype))
     logits = adapter.logits(output) if like is None else getattr(output, "logits", output)
     answers: list[float] = logits.flatten()[:16].double().tolist()

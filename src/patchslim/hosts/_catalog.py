@@ -20,7 +20,7 @@ from patchslim.hosts._registry import adapter_names, load_adapter
 from patchslim.versions import check_version
 
 EXAMPLE = "digits"
-CURE = (
+MODEL_HINT = (
     f"A model is {EXAMPLE!r}, a name of timm's (`patchslim models` lists them), the folder of a "
     "Hugging Face model, or a folder saved by patchslim."
 )
@@ -59,11 +59,11 @@ def find_host(
         trained: nn.Module = example()
         return trained
     if not named:
-        return _from_transformers(folder)
+        return _load_transformers(folder)
     state = None if weights is None else read_weights(weights)
-    host = _from_timm(name, pretrained=pretrained, told=told, state=state)
+    host = _build_timm(name, pretrained=pretrained, told=told, state=state)
     if state is not None:
-        fill(host, state, weights)
+        load_weights(host, state, weights)
     return host.eval()
 
 
@@ -73,21 +73,21 @@ def has_random_weights(name: str, *, pretrained: bool, weights: Path | None) -> 
     return not (is_local or pretrained or weights is not None)
 
 
-def shape_only(name: str, image_size: int | None = None) -> nn.Module:
+def build_without_weights(name: str, image_size: int | None = None) -> nn.Module:
     """The model called `name` without any weights, for counting: even a giant takes no memory."""
     if name == EXAMPLE or Path(name).expanduser().is_dir():
         return find_host(name, image_size=image_size)
     with torch.device("meta"):
         told = {} if image_size is None else {"img_size": image_size}
-        return _from_timm(name, pretrained=False, told=told, state=None)
+        return _build_timm(name, pretrained=False, told=told, state=None)
 
 
 def timm_names(family: str, containing: str = "") -> list[str]:
     """The names in timm's registry whose module works with a class that `family` serves."""
-    timm = _timm()
+    timm = _import_timm()
     adapter = load_adapter(family)
     modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
-    served = {module for module in modules if _works_with(module, adapter)}
+    served = {module for module in modules if _has_served_class(module, adapter)}
     return [
         name
         for name in timm.list_models()
@@ -95,7 +95,7 @@ def timm_names(family: str, containing: str = "") -> list[str]:
     ]
 
 
-def families() -> dict[str, str]:
+def family_labels() -> dict[str, str]:
     """The name of each family that ships with the package, and what it is called."""
     return {name: load_adapter(name).family for name in adapter_names()}
 
@@ -117,7 +117,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "Save the model's state_dict() alone."
         ) from error
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise BadFile(f"{path} is truncated or not a file of weights: {_first(error)}.") from error
+        raise BadFile(
+            f"{path} is truncated or not a file of weights: {_first_line(error)}."
+        ) from error
     for wrapper in ("model", "state_dict"):
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
@@ -125,16 +127,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _from_timm(
+def _build_timm(
     name: str, *, pretrained: bool, told: Mapping[str, Any], state: Mapping[str, Tensor] | None
 ) -> nn.Module:
     """A model of timm's registry, with as many classes as the weights have."""
     check_version("timm")
-    timm = _timm()
+    timm = _import_timm()
     if not timm.is_model(name):
         if any(mark in name for mark in "/\\"):
-            raise BadFile(f"There is no folder {name}. {CURE}")
-        raise UnknownName.of("model", name, [EXAMPLE, *timm.list_models()], CURE)
+            raise BadFile(f"There is no folder {name}. {MODEL_HINT}")
+        raise UnknownName.of("model", name, [EXAMPLE, *timm.list_models()], MODEL_HINT)
     settings: dict[str, Any] = {}
     for classifier in ("head.weight", "head.linear.weight"):
         if state is not None and classifier in state:
@@ -147,11 +149,11 @@ def _from_timm(
             tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
             raise UnknownName.of("pretrained tag", name, tags) from error
         cure = " Without a network, give --weights FILE." if pretrained else ""
-        raise PatchslimError(f"timm could not make {name}: {_first(error)}.{cure}") from error
+        raise PatchslimError(f"timm could not make {name}: {_first_line(error)}.{cure}") from error
     return host
 
 
-def _timm() -> Any:
+def _import_timm() -> Any:
     """timm, whose registry knows our own models too."""
     import timm
 
@@ -160,12 +162,12 @@ def _timm() -> Any:
     return timm
 
 
-def _from_transformers(folder: Path) -> nn.Module:
+def _load_transformers(folder: Path) -> nn.Module:
     """The image classifier in a local folder of a Hugging Face model."""
     if not (folder / "config.json").is_file():
         raise BadFile(
             f"{folder} holds no model: neither recipe.json (saved by patchslim) nor config.json "
-            f"(a Hugging Face model). {CURE}"
+            f"(a Hugging Face model). {MODEL_HINT}"
         )
     check_version("transformers")
     from transformers import AutoModelForImageClassification
@@ -178,7 +180,7 @@ def _from_transformers(folder: Path) -> nn.Module:
             folder, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BadFile(f"{folder} is not a whole image classifier: {_first(error)}") from error
+        raise BadFile(f"{folder} is not a whole image classifier: {_first_line(error)}") from error
     finally:
         if shows_bars:
             logging.enable_progress_bar()
@@ -192,7 +194,7 @@ def _from_transformers(folder: Path) -> nn.Module:
     return found
 
 
-def fill(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
+def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
     """Loads the weights that were in the file `path`, every one of them."""
     own = host.state_dict()
     for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
@@ -213,7 +215,7 @@ def fill(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> Non
     host.load_state_dict(state)
 
 
-def _works_with(module: str, adapter: Adapter) -> bool:
+def _has_served_class(module: str, adapter: Adapter) -> bool:
     """Whether a module of timm's has a class that the adapter serves."""
     classes = [found for found in vars(sys.modules[module]).values() if isinstance(found, type)]
     models = [cls for cls in classes if issubclass(cls, nn.Module)]
@@ -221,6 +223,6 @@ def _works_with(module: str, adapter: Adapter) -> bool:
     return any(adapter.serves(nn.Module.__new__(cls)) for cls in models)
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of a message."""
     return str(error).strip().partition("\n")[0].rstrip(".")

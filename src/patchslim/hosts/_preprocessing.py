@@ -23,7 +23,7 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
+class Preprocessing:
     """The evaluation recipe of a host, in timm's words.
 
     Attributes:
@@ -44,7 +44,7 @@ class Preparation:
     stated: bool = True
 
     @property
-    def grey(self) -> bool:
+    def is_grey(self) -> bool:
         """Whether the host sees one channel."""
         return len(self.mean) == 1
 
@@ -68,7 +68,7 @@ class Preparation:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Preparation:
+    def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
         """The preparation that `to_json` wrote."""
         fields: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
@@ -79,14 +79,14 @@ class Preparation:
             raise BadFile(f"This is not how images are prepared: {dict(data)}.") from error
 
 
-def find_preparation(host: nn.Module, adapter: Adapter) -> Preparation:
+def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
     """How the images of `host` are to be prepared, as far as its library's files say."""
     libraries = {cls.__module__.partition(".")[0] for cls in type(host).__mro__}
     channels, height, width = adapter.image_shape(host)
     if "timm" in libraries:
-        said = _said_by_timm(host)
+        said = _read_timm_config(host)
     elif "transformers" in libraries:
-        said = _said_by_transformers(host, width)
+        said = _read_transformers_config(host, width)
     else:
         said = {}
     stated = bool(said)
@@ -95,10 +95,10 @@ def find_preparation(host: nn.Module, adapter: Adapter) -> Preparation:
         for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             values = said.get(name, usual)
             said[name] = (sum(values) / len(values),)
-    return Preparation(image_size=(height, width), stated=stated, **said)
+    return Preprocessing(image_size=(height, width), stated=stated, **said)
 
 
-def _said_by_timm(host: Any) -> dict[str, Any]:
+def _read_timm_config(host: Any) -> dict[str, Any]:
     """The values of the pretrained configuration, or nothing where it does not normalise."""
     from timm.data import resolve_model_data_config
 
@@ -110,25 +110,25 @@ def _said_by_timm(host: Any) -> dict[str, Any]:
     }
 
 
-def _said_by_transformers(host: Any, width: int) -> dict[str, Any]:
+def _read_transformers_config(host: Any, width: int) -> dict[str, Any]:
     """The values of the `preprocessor_config.json` beside the weights, where that is a folder."""
     file = Path(host.config.name_or_path or "") / "preprocessor_config.json"
     if not file.is_file():
         return {}
     config = json.loads(file.read_text(encoding="utf-8"))
     size = config.get("size") or {}
-    resized = _side(size)
+    resized = _side_length(size)
     crops = config.get("do_center_crop", "crop_size" in config) and resized
     return {
         "mean": config.get("image_mean", IMAGENET_MEAN),
         "std": config.get("image_std", IMAGENET_STD),
-        "crop_pct": _side(config.get("crop_size") or width) / resized if crops else 1.0,
+        "crop_pct": _side_length(config.get("crop_size") or width) / resized if crops else 1.0,
         "interpolation": RESAMPLING.get(config.get("resample", 3), "bicubic"),
         "crop_mode": "squash" if isinstance(size, dict) and "height" in size else "center",
     }
 
 
-def _side(size: Any) -> int:
+def _side_length(size: Any) -> int:
     """The side of {"height": 224, "width": 224}, {"shortest_edge": 224} or 224; 0 where absent."""
     if isinstance(size, Mapping):
         return int(size.get("shortest_edge") or size.get("height") or 0)

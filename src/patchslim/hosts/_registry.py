@@ -47,7 +47,7 @@ def find_adapter(host: nn.Module) -> Adapter:
         check_version(library)
         adapter = load_adapter(name)
         if adapter.serves(host):
-            reason = adapter.refusal(host)
+            reason = adapter.unsupported_reason(host)
             if reason is not None:
                 raise UnsupportedModel(f"{adapter.family}: this model cannot be slimmed: {reason}")
             return adapter

@@ -20,7 +20,7 @@ from patchslim.hosts._adapter import Adapter, Part
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
-COLUMNS: dict[Part, slice] = {
+QKV_COLUMNS: dict[Part, slice] = {
     "qkv": slice(0, 3),
     "qk": slice(0, 2),
     "kv": slice(1, 3),
@@ -32,7 +32,7 @@ COLUMNS: dict[Part, slice] = {
 class TimmHost(Adapter, ABC):
     """What timm's plain vision transformers have in common outside their blocks."""
 
-    surface: ClassVar[frozenset[str]] = frozenset(
+    host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay get_classifier
         reset_classifier set_grad_checkpointing grad_checkpointing dynamic_img_size""".split()
@@ -46,7 +46,7 @@ class TimmHost(Adapter, ABC):
         """Whether the first row is a class token."""
         return host.cls_token is not None
 
-    def reads(self, host: Any) -> int | None:
+    def rows_read(self, host: Any) -> int | None:
         """One row for token pooling, two for the distilled head."""
         if type(host).__name__ == "VisionTransformerDistilled":
             return 2
@@ -56,7 +56,7 @@ class TimmHost(Adapter, ABC):
         """Without pooling the sequence itself is the answer; PRR pooling attends over the grid."""
         return host.global_pool in ("", "prr")
 
-    def pools_by_query(self, host: Any) -> bool:
+    def has_query_pooling(self, host: Any) -> bool:
         """Whether the head is attention pooling with a latent query (MAP)."""
         return type(host.attn_pool).__name__ == "AttentionPoolLatent"
 
@@ -65,7 +65,9 @@ class TimmHost(Adapter, ABC):
         size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
         return int(host.in_chans), int(size[0]), int(size[1])
 
-    def misfit(self, host: Any, size: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+    def size_mismatch(
+        self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
+    ) -> str | None:
         """A strict host takes one size; a free one takes multiples of its patch, unless it pads."""
         embed = host.patch_embed
         _, height, width = self.image_shape(host)
@@ -100,7 +102,7 @@ class TimmHost(Adapter, ABC):
         blocks: nn.Sequential | nn.ModuleList = host.blocks
         return blocks
 
-    def checkpoints(self, host: Any) -> bool:
+    def recomputes_activations(self, host: Any) -> bool:
         """Whether `set_grad_checkpointing` was called on the host."""
         return bool(host.grad_checkpointing)
 
@@ -112,9 +114,9 @@ class TimmHost(Adapter, ABC):
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """The host's own head; tokens that stand for several patches weigh as many when pooled."""
         if self.returns_rows(host):
-            return host.forward_head(host.norm(tokens.restored()))
+            return host.forward_head(host.norm(tokens.dense_features()))
         x = host.norm(tokens.x)
-        if (tokens.size is None and tokens.alive is None) or self.reads(host) is not None:
+        if (tokens.size is None and tokens.alive is None) or self.rows_read(host) is not None:
             return host.forward_head(x)
         return host.head(host.head_drop(host.fc_norm(self._pool(host, tokens.with_x(x)))))
 
@@ -122,11 +124,11 @@ class TimmHost(Adapter, ABC):
         """The output itself."""
         return output
 
-    def readers(self, host: Any) -> list[nn.Module]:
+    def pooled_classifiers(self, host: Any) -> list[nn.Module]:
         """What reads the mean of the patches, beside a class token that nobody reads."""
         beside = self.has_class_token(host) and host.attn_pool is None and host.num_classes > 0
         if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
-            return super().readers(host)
+            return super().pooled_classifiers(host)
         return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
 
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
@@ -186,13 +188,13 @@ class TimmHost(Adapter, ABC):
             blocks=tuple(self._block_shape(host, index) for index in range(len(host.blocks))),
             head=head,
             head_row=head_row,
-            read=self.reads(host),
+            read=self.rows_read(host),
         )
 
     def _head_macs(self, host: Any, entering: int) -> tuple[int, int]:
         """Multiply-adds of pooling and classifier: the fixed ones, and those a row that is left."""
         final, pool = sum(map(linear_macs, self._classifiers(host))), host.attn_pool
-        if self.pools_by_query(host):
+        if self.has_query_pooling(host):
             query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
             row = linear_macs(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim
             unread = 0 if self._pools_prefix(host) else self.prefix(host)
@@ -210,9 +212,9 @@ class TimmHost(Adapter, ABC):
         found = host.get_classifier()
         return list(found) if isinstance(found, tuple) else [found]
 
-    def _scoring(self, host: Any, query_width: int) -> dict[str, int]:
+    def _score_macs(self, host: Any, query_width: int) -> dict[str, int]:
         """Multiply-adds of scoring: one query over all heads, or the folded pooling query."""
-        if self.has_class_token(host) or not self.pools_by_query(host):
+        if self.has_class_token(host) or not self.has_query_pooling(host):
             return {"score": query_width}
         pool, width = host.attn_pool, int(host.embed_dim)
         folding = linear_macs(pool.q) + int(pool.num_heads * pool.head_dim) * width
@@ -244,7 +246,7 @@ class TimmHost(Adapter, ABC):
         """Whether pooling reads the prefix rows too."""
 
 
-def columns_of(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
+def linear_columns(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
     """Columns `start` to `stop` of what a linear layer gives, and no others where it is plain."""
     if type(layer) is not nn.Linear:  # quantized, or with a low-rank update
         some: Tensor = layer(y)[..., start:stop]
@@ -253,7 +255,7 @@ def columns_of(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
     return F.linear(y, layer.weight[start:stop], bias)
 
 
-def stranger(part: str, module: nn.Module, names: Iterable[str]) -> str | None:
+def foreign_class_reason(part: str, module: nn.Module, names: Iterable[str]) -> str | None:
     """Why `module` is none of timm's own classes of these names, or None where it is one."""
     cls = type(module)
     if cls.__name__ in names and cls.__module__.startswith("timm."):

@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Part
-from patchslim.hosts._timm import COLUMNS, TimmHost, columns_of, linear_macs, stranger
+from patchslim.hosts._timm import (
+    QKV_COLUMNS,
+    TimmHost,
+    foreign_class_reason,
+    linear_columns,
+    linear_macs,
+)
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -31,7 +37,7 @@ class TimmEva(TimmHost):
             for cls in type(host).__mro__
         )
 
-    def refusal(self, host: Any) -> str | None:
+    def unsupported_reason(self, host: Any) -> str | None:
         """Foreign forward passes, blocks and attentions, and patch dropout."""
         for name in ("forward", "forward_features", "forward_head", "pool"):
             if getattr(type(host), name).__module__ != "timm.models.eva":
@@ -39,9 +45,11 @@ class TimmEva(TimmHost):
         if host.patch_drop is not None:
             return "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."
         for block in host.blocks:
-            reason = stranger("block", block, ("EvaBlock", "EvaBlockPostNorm"))
+            reason = foreign_class_reason("block", block, ("EvaBlock", "EvaBlockPostNorm"))
             if reason is None:
-                reason = stranger("attention", block.attn, ("EvaAttention", "AttentionRope"))
+                reason = foreign_class_reason(
+                    "attention", block.attn, ("EvaAttention", "AttentionRope")
+                )
             if reason is not None:
                 return reason
         return None
@@ -71,14 +79,18 @@ class TimmEva(TimmHost):
         block = host.blocks[index]
         attn = block.attn
         y = tokens.x if type(block).__name__ == "EvaBlockPostNorm" else block.norm1(tokens.x)
-        flat = _fused(attn, y, part) if attn.qkv is not None else _apart(attn, y, part)
+        flat = (
+            _project_fused(attn, y, part)
+            if attn.qkv is not None
+            else _project_separately(attn, y, part)
+        )
         every = {
             name: t.unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for name, t in flat.items()
         }
         dtype = y.dtype if "v" not in every else every["v"].dtype
         for name, norm in (("q", attn.q_norm), ("k", attn.k_norm)):
             if name in every:
-                every[name] = self._rotated(host, index, tokens, norm(every[name]), dtype)
+                every[name] = self._rotate(host, index, tokens, norm(every[name]), dtype)
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             shared = {
@@ -115,7 +127,7 @@ class TimmEva(TimmHost):
         fed: Tensor = x + block.drop_path2(out)
         return fed
 
-    def _rotated(
+    def _rotate(
         self, host: Any, index: int, tokens: Tokens, t: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Queries or keys (B, H, N, d) with each patch rotated to its place in the grid."""
@@ -149,26 +161,26 @@ class TimmEva(TimmHost):
             key_width=int(attn.head_dim),
             out=linear_macs(attn) - width * (inner + 2 * shared),
             feed=linear_macs(host.blocks[index].mlp),
-            **self._scoring(host, inner),
+            **self._score_macs(host, inner),
         )
 
 
-def _fused(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
+def _project_fused(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
     """The named columns of one projection for queries, keys and values."""
     third = attn.qkv.out_features // 3
-    start, stop = COLUMNS[part].start * third, COLUMNS[part].stop * third
+    start, stop = QKV_COLUMNS[part].start * third, QKV_COLUMNS[part].stop * third
     if getattr(attn, "q_bias", None) is None:
-        whole = attn.qkv(y) if part == "qkv" else columns_of(attn.qkv, y, start, stop)
+        whole = attn.qkv(y) if part == "qkv" else linear_columns(attn.qkv, y, start, stop)
     else:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))[start:stop]
         if attn.qkv_bias_separate:
-            whole = columns_of(attn.qkv, y, start, stop) + bias
+            whole = linear_columns(attn.qkv, y, start, stop) + bias
         else:
             whole = F.linear(y, attn.qkv.weight[start:stop], bias)
     return dict(zip(part, whole.chunk(len(part), dim=2), strict=True))
 
 
-def _apart(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
+def _project_separately(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
     """Queries, keys and values by projections of their own."""
     layers = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
     return {name: layers[name](y) for name in part}

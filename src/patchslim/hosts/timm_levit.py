@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Adapter, Part
-from patchslim.hosts._timm import TimmHost, convolution_macs, linear_macs, stranger
-from patchslim.tokens.rows import take, with_leading
+from patchslim.hosts._timm import TimmHost, convolution_macs, foreign_class_reason, linear_macs
+from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
-OWN = ("timm.models.levit", "patchslim.architectures.evo_levit")
+KNOWN_MODULES = ("timm.models.levit", "patchslim.architectures.evo_levit")
 
 
 class TimmLevit(TimmHost):
     """timm `Levit` and `LevitDistilled`, and our `EvoLevit`."""
 
     family: ClassVar[str] = "timm Levit"
-    relative: ClassVar[bool] = True
-    surface: ClassVar[frozenset[str]] = frozenset(
+    has_relative_bias: ClassVar[bool] = True
+    host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg no_weight_decay get_classifier reset_classifier
         set_grad_checkpointing grad_checkpointing set_distilled_training
@@ -37,13 +37,14 @@ class TimmLevit(TimmHost):
     def serves(self, host: nn.Module) -> bool:
         """Levit and its subclasses."""
         return any(
-            cls.__name__ == "Levit" and cls.__module__ == OWN[0] for cls in type(host).__mro__
+            cls.__name__ == "Levit" and cls.__module__ == KNOWN_MODULES[0]
+            for cls in type(host).__mro__
         )
 
-    def refusal(self, host: Any) -> str | None:
+    def unsupported_reason(self, host: Any) -> str | None:
         """Convolutions in place of linear layers, foreign forward passes and blocks."""
         for name in ("forward", "forward_features", "forward_head"):
-            if getattr(type(host), name).__module__ not in OWN:
+            if getattr(type(host), name).__module__ not in KNOWN_MODULES:
                 return f"{type(host).__name__} overrides {name}, and only timm's own is known."
         if host.use_conv:
             return (
@@ -52,10 +53,14 @@ class TimmLevit(TimmHost):
             )
         if host.global_pool != "avg":
             return "its head does not pool. Build it with global_pool='avg'."
-        for block in _parts(host):
+        for block in _all_blocks(host):
             names = ("LevitBlock", "LevitDownsample", "EvoDownsample")
-            reason = _stranger("block", block, names)
-            if reason is None and _strides(block) and block.attn_downsample.q.down.pool is not None:
+            reason = _foreign_class_reason("block", block, names)
+            if (
+                reason is None
+                and _is_downsampling(block)
+                and block.attn_downsample.q.down.pool is not None
+            ):
                 reason = "its queries are pooled (use_pool=True), not every second row and column."
             if reason is not None:
                 return reason
@@ -71,7 +76,7 @@ class TimmLevit(TimmHost):
         """Whether it is Evo-LeViT."""
         return hasattr(host, "cls_token")
 
-    def reads(self, host: Any) -> int | None:
+    def rows_read(self, host: Any) -> int | None:
         """The mean of all patches."""
         return None
 
@@ -79,23 +84,25 @@ class TimmLevit(TimmHost):
         """It classifies."""
         return False
 
-    def pools_by_query(self, host: Any) -> bool:
+    def has_query_pooling(self, host: Any) -> bool:
         """It pools by the mean."""
         return False
 
-    def readers(self, host: Any) -> list[nn.Module]:
+    def pooled_classifiers(self, host: Any) -> list[nn.Module]:
         """The heads of Evo-LeViT, of which the second answers the teacher."""
         if not self.has_class_token(host) or host.num_classes == 0:
-            return Adapter.readers(self, host)
+            return Adapter.pooled_classifiers(self, host)
         return [host.head, host.head_dist]
 
     def image_shape(self, host: Any) -> tuple[int, int, int]:
         """Channels, height and width, which its positions fix."""
         down = int(host.feature_info[0]["reduction"])
-        height, width = _attention(_parts(host)[0]).resolution
+        height, width = _attention(_all_blocks(host)[0]).resolution
         return int(host.in_chans), int(height) * down, int(width) * down
 
-    def misfit(self, host: Any, size: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+    def size_mismatch(
+        self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
+    ) -> str | None:
         """Positions are made for one size."""
         _, height, width = self.image_shape(host)
         if size == (height, width):
@@ -106,7 +113,7 @@ class TimmLevit(TimmHost):
         """What the convolutional stem gives; class token and positions where there are any."""
         placed = self.has_class_token(host)
         x = host.embed(images) if placed else self.embedding(host, images)
-        grid = _attention(_parts(host)[0]).resolution
+        grid = _attention(_all_blocks(host)[0]).resolution
         return Tokens(x=x, prefix=self.prefix(host), grid=(int(grid[0]), int(grid[1])))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
@@ -116,31 +123,31 @@ class TimmLevit(TimmHost):
 
     def blocks(self, host: Any) -> nn.ModuleList:
         """The blocks of all stages, each downsampling before those of its stage."""
-        return nn.ModuleList(_parts(host))
+        return nn.ModuleList(_all_blocks(host))
 
     def stride(self, host: Any, index: int) -> int:
         """Two where a stage begins with a smaller grid."""
-        block = _parts(host)[index]
-        return int(block.attn_downsample.stride) if _strides(block) else 1
+        block = _all_blocks(host)[index]
+        return int(block.attn_downsample.stride) if _is_downsampling(block) else 1
 
-    def strided(self, host: Any) -> dict[int, tuple[int, int]]:
+    def grids_after_stride(self, host: Any) -> dict[int, tuple[int, int]]:
         """The grids of the later stages."""
         grids = {}
-        for index, block in enumerate(_parts(host)):
-            if _strides(block):
+        for index, block in enumerate(_all_blocks(host)):
+            if _is_downsampling(block):
                 down = block.attn_downsample
                 height, width = (-(-side // down.stride) for side in down.resolution)
                 grids[index] = (height, width)
         return grids
 
-    def levels(self, host: Any) -> tuple[int, ...]:
+    def feature_blocks(self, host: Any) -> tuple[int, ...]:
         """The last block of each stage."""
-        starts = [i for i, block in enumerate(_parts(host)) if _strides(block)]
-        return (*(start - 1 for start in starts), len(_parts(host)) - 1)
+        starts = [i for i, block in enumerate(_all_blocks(host)) if _is_downsampling(block)]
+        return (*(start - 1 for start in starts), len(_all_blocks(host)) - 1)
 
     def scale(self, host: Any, index: int) -> float:
         """One over the root of a key's width."""
-        return float(_attention(_parts(host)[index]).scale)
+        return float(_attention(_all_blocks(host)[index]).scale)
 
     def dropout(self, host: Any, index: int) -> float:
         """None."""
@@ -148,7 +155,7 @@ class TimmLevit(TimmHost):
 
     def bias(self, host: Any, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
         """LeViT's learned bias for each distance; Evo-LeViT has none."""
-        attn = _attention(_parts(host)[index])
+        attn = _attention(_all_blocks(host)[index])
         if not hasattr(attn, "attention_biases"):
             return None
         if queries.position is None and keys.position is None:
@@ -160,32 +167,32 @@ class TimmLevit(TimmHost):
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
         """The block's own projection, which is normed inside; no norm comes before it."""
-        block = _parts(host)[index]
+        block = _all_blocks(host)[index]
         attn = _attention(block)
         widths = {"q": attn.key_dim, "k": attn.key_dim, "v": attn.val_dim}
-        if not _strides(block):
-            return _heads(attn.qkv, tokens.x, attn.num_heads, widths, part)
+        if not _is_downsampling(block):
+            return _project_heads(attn.qkv, tokens.x, attn.num_heads, widths, part)
         x = tokens.x
         if hasattr(block, "pos_embed"):
-            x = x + _placed(block.pos_embed, tokens, attn.stride, attn.resolution)
+            x = x + _select_positions(block.pos_embed, tokens, attn.stride, attn.resolution)
         if part == "q":
-            return _heads(attn.q.ln, x, attn.num_heads, {"q": attn.key_dim}, part)
+            return _project_heads(attn.q.ln, x, attn.num_heads, {"q": attn.key_dim}, part)
         del widths["q"]
-        return _heads(attn.kv, x, attn.num_heads, widths, part)
+        return _project_heads(attn.kv, x, attn.num_heads, widths, part)
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
         """Activation, projection and residual; a downsampling has no residual there."""
-        block = _parts(host)[index]
+        block = _all_blocks(host)[index]
         out: Tensor = _attention(block).proj(attended.transpose(1, 2).flatten(2))
-        if _strides(block):
+        if _is_downsampling(block):
             return out
         mixed: Tensor = queries.x + block.drop_path1(out)
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
         """The feed-forward and its residual."""
-        block = _parts(host)[index]
-        drop = block.drop_path if _strides(block) else block.drop_path2
+        block = _all_blocks(host)[index]
+        drop = block.drop_path if _is_downsampling(block) else block.drop_path2
         fed: Tensor = x + drop(block.mlp(x))
         return fed
 
@@ -212,7 +219,7 @@ class TimmLevit(TimmHost):
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs, read off the host's own modules."""
         size = self.image_shape(host)
-        parts = _parts(host)
+        parts = _all_blocks(host)
         grid = _attention(parts[0]).resolution
         return HostShape(
             grid=(int(grid[0]), int(grid[1])),
@@ -220,15 +227,15 @@ class TimmLevit(TimmHost):
             embed=convolution_macs(host.stem, size),
             blocks=tuple(self._block_shape(host, index) for index in range(len(parts))),
             head=sum(map(linear_macs, self._classifiers(host))),
-            strided=self.strided(host),
+            strided=self.grids_after_stride(host),
         )
 
     def _block_shape(self, host: Any, index: int) -> BlockShape:
         """Costs read off one block's own layers."""
-        block = _parts(host)[index]
+        block = _all_blocks(host)[index]
         attn = _attention(block)
         keys, values = attn.num_heads * attn.key_dim, attn.num_heads * attn.val_dim
-        width = int((attn.kv if _strides(block) else attn.qkv).linear.in_features)
+        width = int((attn.kv if _is_downsampling(block) else attn.qkv).linear.in_features)
         return BlockShape(
             width=width,
             q=width * keys,
@@ -246,7 +253,7 @@ class TimmLevit(TimmHost):
         return False
 
 
-def _parts(host: Any) -> list[Any]:
+def _all_blocks(host: Any) -> list[Any]:
     """The blocks of all stages, each downsampling before those of its stage."""
     parts: list[Any] = []
     for stage in host.stages:
@@ -256,17 +263,17 @@ def _parts(host: Any) -> list[Any]:
     return parts
 
 
-def _strides(block: Any) -> bool:
+def _is_downsampling(block: Any) -> bool:
     """Whether a block is a downsampling."""
     return hasattr(block, "attn_downsample")
 
 
 def _attention(block: Any) -> Any:
     """The attention of a block."""
-    return block.attn_downsample if _strides(block) else block.attn
+    return block.attn_downsample if _is_downsampling(block) else block.attn
 
 
-def _heads(
+def _project_heads(
     layer: Any, x: Tensor, heads: int, widths: Mapping[str, int], part: Part
 ) -> tuple[Tensor, ...]:
     """The parts of a projection whose columns are heads of `widths` each, split in heads."""
@@ -279,12 +286,12 @@ def _heads(
     else:
         columns = torch.arange(heads * per, device=x.device).view(heads, per)
         chosen = columns[:, before : before + wanted].flatten()
-        y = _normed(layer, x, chosen).unflatten(2, (heads, wanted))
+        y = _project_columns(layer, x, chosen).unflatten(2, (heads, wanted))
     split = y.split([widths[name] for name in part], dim=3)
     return tuple(each.transpose(1, 2) for each in split)
 
 
-def _normed(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
+def _project_columns(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
     """Some columns of a linear layer with the batch norm behind it, in evaluation."""
     norm, y = layer.bn, F.linear(x, layer.linear.weight[columns])
     mean, var = norm.running_mean[columns], norm.running_var[columns]
@@ -293,7 +300,9 @@ def _normed(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
     return flat.view_as(y)
 
 
-def _placed(positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[int, int]) -> Tensor:
+def _select_positions(
+    positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[int, int]
+) -> Tensor:
     """The positions of rows, of the whole grid or of every `stride`-th row and column of it."""
     height, width = resolution
     if tokens.grid == (height, width) and tokens.position is None:
@@ -301,11 +310,11 @@ def _placed(positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[in
     cells = tokens.cells()
     if tokens.grid != (height, width):
         cells = cells // tokens.grid[1] * stride * width + cells % tokens.grid[1] * stride
-    return take(positions.expand(cells.shape[0], -1, -1), with_leading(cells, tokens.prefix))
+    return take(positions.expand(cells.shape[0], -1, -1), with_prefix(cells, tokens.prefix))
 
 
-def _stranger(part: str, module: nn.Module, names: tuple[str, ...]) -> str | None:
+def _foreign_class_reason(part: str, module: nn.Module, names: tuple[str, ...]) -> str | None:
     """Why a module is neither timm's own nor ours."""
-    if type(module).__module__ == OWN[1] and type(module).__name__ in names:
+    if type(module).__module__ == KNOWN_MODULES[1] and type(module).__name__ in names:
         return None
-    return stranger(part, module, names)
+    return foreign_class_reason(part, module, names)

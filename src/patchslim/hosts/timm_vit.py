@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Part
-from patchslim.hosts._timm import COLUMNS, TimmHost, columns_of, linear_macs, stranger
+from patchslim.hosts._timm import (
+    QKV_COLUMNS,
+    TimmHost,
+    foreign_class_reason,
+    linear_columns,
+    linear_macs,
+)
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -33,7 +39,7 @@ class TimmVit(TimmHost):
             for cls in type(host).__mro__
         )
 
-    def refusal(self, host: Any) -> str | None:
+    def unsupported_reason(self, host: Any) -> str | None:
         """Foreign forward passes, blocks and attentions, and patch dropout."""
         known = ("timm.models.vision_transformer", "timm.models.deit")
         for name in ("forward", "forward_features", "forward_head", "pool"):
@@ -42,10 +48,12 @@ class TimmVit(TimmHost):
         if not isinstance(host.patch_drop, nn.Identity):
             return "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."
         for block in host.blocks:
-            reason = stranger("block", block, KINDS)
+            reason = foreign_class_reason("block", block, BLOCK_KINDS)
             for attn in [] if reason else _attentions(block):
                 if attn is not block:
-                    reason = reason or stranger("attention", attn, ("Attention", "DiffAttention"))
+                    reason = reason or foreign_class_reason(
+                        "attention", attn, ("Attention", "DiffAttention")
+                    )
             if reason is not None:
                 return reason
         return None
@@ -68,7 +76,7 @@ class TimmVit(TimmHost):
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
         """The block's own norm and projection; several attentions side by side are more heads."""
         block = host.blocks[index]
-        each = [_heads(attn, y, part) for attn, y in _inputs(block, tokens.x)]
+        each = [_project_heads(attn, y, part) for attn, y in _attention_inputs(block, tokens.x)]
         if len(each) == 1:
             return each[0]
         return tuple(torch.cat(same, dim=1) for same in zip(*each, strict=True))
@@ -76,13 +84,13 @@ class TimmVit(TimmHost):
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
         """Gate, projection, LayerScale, drop path and residual, as this kind of block does it."""
         block = host.blocks[index]
-        mixed: Tensor = KINDS[type(block).__name__][0](block, queries.x, attended)
+        mixed: Tensor = BLOCK_KINDS[type(block).__name__][0](block, queries.x, attended)
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
         """The feed-forward and its residual, as this kind of block does it."""
         block = host.blocks[index]
-        fed: Tensor = KINDS[type(block).__name__][1](block, x)
+        fed: Tensor = BLOCK_KINDS[type(block).__name__][1](block, x)
         return fed
 
     def _pools_prefix(self, host: Any) -> bool:
@@ -111,7 +119,7 @@ class TimmVit(TimmHost):
             key_width=channels,
             out=out,
             feed=0 if parallel else linear_macs(getattr(block, "ffns", None) or block.mlp),
-            **self._scoring(host, inner),
+            **self._score_macs(host, inner),
         )
 
 
@@ -122,7 +130,7 @@ def _attentions(block: Any) -> list[Any]:
     return [block.attn] if hasattr(block, "attn") else [block]
 
 
-def _inputs(block: Any, x: Tensor) -> list[tuple[Any, Tensor]]:
+def _attention_inputs(block: Any, x: Tensor) -> list[tuple[Any, Tensor]]:
     """Each attention of a block with what it sees: normed before (most) or not (post-norm)."""
     if hasattr(block, "attns"):
         return [(branch.attn, branch.norm(x)) for branch in block.attns]
@@ -131,12 +139,12 @@ def _inputs(block: Any, x: Tensor) -> list[tuple[Any, Tensor]]:
     return [(block.attn, x if type(block).__name__ == "ResPostBlock" else block.norm1(x))]
 
 
-def _heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
+def _project_heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
     """Queries, keys, values of one attention, split in heads and normed.
 
     Differential attention has two maps a head over one value: each map becomes a head.
     """
-    flat = _project(attn, y, part)
+    flat = _project_flat(attn, y, part)
     maps = 2 if hasattr(attn, "lambda_init") else 1
     every: list[Tensor] = []
     for name, t in zip(part, flat, strict=True):
@@ -149,21 +157,21 @@ def _heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
     return tuple(every)
 
 
-def _project(attn: Any, y: Tensor, part: Part) -> list[Tensor]:
+def _project_flat(attn: Any, y: Tensor, part: Part) -> list[Tensor]:
     """The named columns of the fused projection, each (B, N, heads * channels)."""
     layer = getattr(attn, "qkv", None)
     first = 0
     if layer is None:
         layer, first = attn.in_proj, attn.in_split[0]
-    columns = COLUMNS[part]
+    columns = QKV_COLUMNS[part]
     if part == "qkv" and not first:
         return list(layer(y).chunk(3, dim=2))
     third = (layer.out_features - first) // 3
     start, stop = first + columns.start * third, first + columns.stop * third
-    return list(columns_of(layer, y, start, stop).chunk(len(part), dim=2))
+    return list(linear_columns(layer, y, start, stop).chunk(len(part), dim=2))
 
 
-def _joined(attn: Any, attended: Tensor) -> Tensor:
+def _join_heads(attn: Any, attended: Tensor) -> Tensor:
     """The attended values (B, heads, n, d) as one vector a row; two maps a head are subtracted."""
     if hasattr(attn, "lambda_init"):
         weight = attn._compute_lambda().type_as(attended)
@@ -172,9 +180,9 @@ def _joined(attn: Any, attended: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(2)
 
 
-def _attention_out(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
+def _attention_output(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
     """What an attention module makes of its attended values; `y` is what it saw, for its gate."""
-    joined = attn.norm(_joined(attn, attended))
+    joined = attn.norm(_join_heads(attn, attended))
     gate = getattr(attn, "gate", None)
     if gate is not None:
         joined = joined * gate(y).sigmoid()
@@ -184,7 +192,7 @@ def _attention_out(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
 
 def _mix_pre(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     y = x if getattr(block.attn, "gate", None) is None else block.norm1(x)
-    return x + block.drop_path1(block.ls1(_attention_out(block.attn, y, attended)))
+    return x + block.drop_path1(block.ls1(_attention_output(block.attn, y, attended)))
 
 
 def _feed_pre(block: Any, x: Tensor) -> Tensor:
@@ -192,7 +200,7 @@ def _feed_pre(block: Any, x: Tensor) -> Tensor:
 
 
 def _mix_post(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    return x + block.drop_path1(block.norm1(_attention_out(block.attn, x, attended)))
+    return x + block.drop_path1(block.norm1(_attention_output(block.attn, x, attended)))
 
 
 def _feed_post(block: Any, x: Tensor) -> Tensor:
@@ -202,7 +210,7 @@ def _feed_post(block: Any, x: Tensor) -> Tensor:
 def _mix_side_by_side(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     parts = attended.chunk(len(block.attns), dim=1)
     outs = [
-        branch.drop_path(branch.ls(_attention_out(branch.attn, branch.norm(x), part)))
+        branch.drop_path(branch.ls(_attention_output(branch.attn, branch.norm(x), part)))
         for branch, part in zip(block.attns, parts, strict=True)
     ]
     return x + torch.stack(outs).sum(dim=0)
@@ -218,7 +226,7 @@ def _mix_parallel(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     bias = block.mlp_bias if block.in_proj.bias is None else block.in_proj.bias[:hidden]
     fed = F.linear(block.in_norm(x), block.in_proj.weight[:hidden], bias)
     fed = block.mlp_drop(block.mlp_act(fed))
-    joined = _joined(block, attended)
+    joined = _join_heads(block, attended)
     if block.out_proj is not None:
         out = block.out_proj(torch.cat([joined, fed], dim=-1))
     else:
@@ -226,15 +234,15 @@ def _mix_parallel(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     return x + block.drop_path(block.ls(out))
 
 
-def _feed_nothing(_: Any, x: Tensor) -> Tensor:
+def _skip_feed(_: Any, x: Tensor) -> Tensor:
     """The feed-forward is already in the one residual."""
     return x
 
 
-KINDS = {
+BLOCK_KINDS = {
     "Block": (_mix_pre, _feed_pre),
     "ResPostBlock": (_mix_post, _feed_post),
     "ParallelThingsBlock": (_mix_side_by_side, _feed_side_by_side),
-    "ParallelScalingBlock": (_mix_parallel, _feed_nothing),
-    "DiffParallelScalingBlock": (_mix_parallel, _feed_nothing),
+    "ParallelScalingBlock": (_mix_parallel, _skip_feed),
+    "DiffParallelScalingBlock": (_mix_parallel, _skip_feed),
 }

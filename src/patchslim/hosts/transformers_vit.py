@@ -17,14 +17,14 @@ from patchslim.hosts._adapter import Adapter, Part
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
-FAMILIES = {
+CLASS_PREFIXES = {
     "vit": "ViT",
     "deit": "DeiT",
     "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
 }
 # What a configuration or a call may ask for and a reduced sequence cannot give.
-UNMET = ("output_attentions", "output_hidden_states")
+UNSUPPORTED_OUTPUTS = ("output_attentions", "output_hidden_states")
 TASKS = ("Model", "ForImageClassification", "ForImageClassificationWithTeacher")
 
 
@@ -32,7 +32,7 @@ class TransformersVit(Adapter):
     """The four plain vision transformers of transformers 5 that share one layout."""
 
     family: ClassVar[str] = "transformers ViT / DeiT / DINOv2"
-    surface: ClassVar[frozenset[str]] = frozenset(
+    host_attributes: ClassVar[frozenset[str]] = frozenset(
         """config device dtype num_labels main_input_name name_or_path can_generate
         generation_config base_model_prefix input_modalities is_gradient_checkpointing
         gradient_checkpointing_enable gradient_checkpointing_disable is_activation_checkpointing
@@ -42,15 +42,15 @@ class TransformersVit(Adapter):
 
     def serves(self, host: nn.Module) -> bool:
         """Models of the four families, whatever their task."""
-        return _kind(host) is not None
+        return _model_type(host) is not None
 
-    def refusal(self, host: Any) -> str | None:
+    def unsupported_reason(self, host: Any) -> str | None:
         """Tasks other than features and classification; outputs that a reduced sequence lacks."""
-        kind = _kind(host)
-        names = [f"{FAMILIES[kind]}{task}" for task in TASKS] if kind else []
+        kind = _model_type(host)
+        names = [f"{CLASS_PREFIXES[kind]}{task}" for task in TASKS] if kind else []
         if type(host).__name__ not in names:
             return f"{type(host).__name__} is not among the supported tasks: {', '.join(names)}."
-        for name in UNMET:
+        for name in UNSUPPORTED_OUTPUTS:
             if getattr(host.config, name, False):
                 return (
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
@@ -60,7 +60,7 @@ class TransformersVit(Adapter):
 
     def prefix(self, host: Any) -> int:
         """Class token, distillation token or registers."""
-        kind = _kind(host)
+        kind = _model_type(host)
         if kind == "dinov2_with_registers":
             return 1 + int(host.config.num_register_tokens)
         return 2 if kind == "deit" else 1
@@ -69,12 +69,12 @@ class TransformersVit(Adapter):
         """Always."""
         return True
 
-    def reads(self, host: Any) -> int | None:
+    def rows_read(self, host: Any) -> int | None:
         """One row for the class token, two with a teacher; DINOv2 averages the patches."""
         if type(host).__name__.endswith("WithTeacher"):
             return 2
         classifier = type(host).__name__.endswith("ForImageClassification")
-        return 1 if classifier and _kind(host) in ("vit", "deit") else None
+        return 1 if classifier and _model_type(host) in ("vit", "deit") else None
 
     def returns_rows(self, host: Any) -> bool:
         """A bare model returns its last hidden state."""
@@ -85,10 +85,14 @@ class TransformersVit(Adapter):
         size = _pair(host.config.image_size)
         return int(host.config.num_channels), size[0], size[1]
 
-    def misfit(self, host: Any, size: tuple[int, int], options: Mapping[str, Any]) -> str | None:
+    def size_mismatch(
+        self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
+    ) -> str | None:
         """ViT and DeiT take one size unless asked to interpolate; DINOv2 takes any."""
         _, height, width = self.image_shape(host)
-        free = (_kind(host) or "").startswith("dinov2") or options.get("interpolate_pos_encoding")
+        free = (_model_type(host) or "").startswith("dinov2") or options.get(
+            "interpolate_pos_encoding"
+        )
         if free or size == (height, width):
             return None
         return (
@@ -97,9 +101,12 @@ class TransformersVit(Adapter):
 
     def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """Labels, interpolation of positions and the kind of return value."""
-        given = {**{name: getattr(host.config, name, False) for name in UNMET}, **given}
+        given = {
+            **{name: getattr(host.config, name, False) for name in UNSUPPORTED_OUTPUTS},
+            **given,
+        }
         honoured = {"return_dict", "labels"}
-        if not (_kind(host) or "").startswith("dinov2"):
+        if not (_model_type(host) or "").startswith("dinov2"):
             honoured.add("interpolate_pos_encoding")
         unused = {
             name
@@ -115,17 +122,17 @@ class TransformersVit(Adapter):
 
     def blocks(self, host: Any) -> nn.ModuleList:
         """The transformer layers."""
-        base = _base(host)
-        layers: nn.ModuleList = base.encoder.layer if _dino(host) else base.layers
+        base = _base_model(host)
+        layers: nn.ModuleList = base.encoder.layer if _is_dinov2(host) else base.layers
         return layers
 
-    def checkpoints(self, host: Any) -> bool:
+    def recomputes_activations(self, host: Any) -> bool:
         """Whether the host was asked to recompute activations, in some layers at least."""
         return any(getattr(layer, "gradient_checkpointing", False) for layer in self.blocks(host))
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """The host's own embeddings."""
-        embeddings = _base(host).embeddings
+        embeddings = _base_model(host).embeddings
         images = images.to(embeddings.patch_embeddings.projection.weight.dtype)
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
         patch = _pair(host.config.patch_size)
@@ -134,7 +141,7 @@ class TransformersVit(Adapter):
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """The patch embedding alone."""
-        layer = _base(host).embeddings.patch_embeddings.projection
+        layer = _base_model(host).embeddings.patch_embeddings.projection
         projected: Tensor = layer(images.to(layer.weight.dtype))
         return projected.flatten(2).transpose(1, 2)
 
@@ -152,7 +159,7 @@ class TransformersVit(Adapter):
         """The layer's own norm and its three projections."""
         layer: Any = self.blocks(host)[index]
         attention = layer.attention
-        y = layer.norm1(tokens.x) if _dino(host) else layer.layernorm_before(tokens.x)
+        y = layer.norm1(tokens.x) if _is_dinov2(host) else layer.layernorm_before(tokens.x)
         layers = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
         shape = (-1, attention.head_dim)
         return tuple(layers[name](y).unflatten(2, shape).transpose(1, 2) for name in part)
@@ -161,14 +168,14 @@ class TransformersVit(Adapter):
         """Output projection, LayerScale, dropout or drop path, residual."""
         layer: Any = self.blocks(host)[index]
         out = layer.attention.o_proj(attended.transpose(1, 2).flatten(2))
-        out = layer.drop_path(layer.layer_scale1(out)) if _dino(host) else layer.dropout(out)
+        out = layer.drop_path(layer.layer_scale1(out)) if _is_dinov2(host) else layer.dropout(out)
         mixed: Tensor = out + queries.x
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
         """Feed-forward, LayerScale, dropout or drop path, residual."""
         layer: Any = self.blocks(host)[index]
-        if _dino(host):
+        if _is_dinov2(host):
             out = layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(x))))
         else:
             out = layer.dropout(layer.mlp(layer.layernorm_after(x)))
@@ -177,15 +184,15 @@ class TransformersVit(Adapter):
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
         """The final norm."""
-        normed: Tensor = _base(host).layernorm(x)
+        normed: Tensor = _base_model(host).layernorm(x)
         return normed
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """The host's own output class, filled from the tokens that are left."""
         if self.returns_rows(host):
-            output = self._features(host, tokens)
+            output = self._features_output(host, tokens)
         else:
-            output = self._classified(host, tokens, options.get("labels"))
+            output = self._classifier_output(host, tokens, options.get("labels"))
         wanted = options.get("return_dict")
         as_tuple = wanted is False or (wanted is None and not host.config.return_dict)
         return output.to_tuple() if as_tuple else output
@@ -201,7 +208,7 @@ class TransformersVit(Adapter):
     def recipe(self, host: Any) -> dict[str, Any] | None:
         """The class, its configuration, and what a bare ViT or DeiT was built with beside it."""
         recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
-        if self.returns_rows(host) and not _dino(host):
+        if self.returns_rows(host) and not _is_dinov2(host):
             recipe["pooler"] = host.pooler is not None
             recipe["mask_token"] = host.embeddings.mask_token is not None
         return recipe
@@ -210,7 +217,7 @@ class TransformersVit(Adapter):
         """The class, from its configuration, with random weights."""
         import transformers
 
-        known = {f"{family}{task}" for family in FAMILIES.values() for task in TASKS}
+        known = {f"{family}{task}" for family in CLASS_PREFIXES.values() for task in TASKS}
         if recipe["class"] not in known:
             raise WrongInput(
                 f"{recipe['class']!r} is not a model class that this family can rebuild."
@@ -227,7 +234,7 @@ class TransformersVit(Adapter):
         height, width = image_size or self.image_shape(host)[1:]
         patch = _pair(host.config.patch_size)
         grid = (height // patch[0], width // patch[1])
-        projection = _base(host).embeddings.patch_embeddings.projection
+        projection = _base_model(host).embeddings.patch_embeddings.projection
         head = [getattr(host, name, None) for name in CLASSIFIERS]
         if self.returns_rows(host):
             head = [getattr(host, "pooler", None)]
@@ -236,29 +243,29 @@ class TransformersVit(Adapter):
             prefix=self.prefix(host),
             embed=grid[0] * grid[1] * int(projection.weight.numel()),
             blocks=tuple(_block_shape(layer) for layer in self.blocks(host)),
-            head=sum(_macs(part) for part in head if part is not None),
-            read=self.reads(host),
+            head=sum(_linear_macs(part) for part in head if part is not None),
+            read=self.rows_read(host),
         )
 
-    def _features(self, host: Any, tokens: Tokens) -> Any:
+    def _features_output(self, host: Any, tokens: Tokens) -> Any:
         """The output of a bare model, its rows in the dense order."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        x = self.norm(host, tokens.restored())
+        x = self.norm(host, tokens.dense_features())
         pooled: Tensor | None = x[:, 0]
-        if not _dino(host):
+        if not _is_dinov2(host):
             pooled = None if host.pooler is None else host.pooler(x)
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
-    def _classified(self, host: Any, tokens: Tokens, labels: Tensor | None) -> Any:
+    def _classifier_output(self, host: Any, tokens: Tokens, labels: Tensor | None) -> Any:
         """The output of a classifier, with its loss where labels are given."""
         x = self.norm(host, tokens.x)
         if type(host).__name__.endswith("WithTeacher"):
-            return _with_teacher(host, x)
+            return _distilled_output(host, x)
         from transformers.modeling_outputs import ImageClassifierOutput
 
         read = x[:, 0]
-        if _dino(host):
+        if _is_dinov2(host):
             weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
             total = weight.sum(dim=1, keepdim=True).clamp(min=1)  # the mean of nothing is nothing
             share = (weight / total).to(x.dtype).unsqueeze(2)
@@ -271,7 +278,7 @@ class TransformersVit(Adapter):
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 
 
-def _with_teacher(host: Any, x: Tensor) -> Any:
+def _distilled_output(host: Any, x: Tensor) -> Any:
     """The mean of DeiT's two heads, in the output class of its module."""
     import sys
 
@@ -282,21 +289,21 @@ def _with_teacher(host: Any, x: Tensor) -> Any:
     )
 
 
-def _kind(host: nn.Module) -> str | None:
+def _model_type(host: nn.Module) -> str | None:
     """The family of a host, by the module its class comes from."""
     for cls in type(host).__mro__:
         parts = cls.__module__.split(".")
-        if parts[:2] == ["transformers", "models"] and parts[2] in FAMILIES:
+        if parts[:2] == ["transformers", "models"] and parts[2] in CLASS_PREFIXES:
             return parts[2]
     return None
 
 
-def _dino(host: nn.Module) -> bool:
+def _is_dinov2(host: nn.Module) -> bool:
     """Whether the host has DINOv2's layer layout."""
-    return (_kind(host) or "").startswith("dinov2")
+    return (_model_type(host) or "").startswith("dinov2")
 
 
-def _base(host: Any) -> Any:
+def _base_model(host: Any) -> Any:
     """The bare model inside a model with a head."""
     return getattr(host, host.base_model_prefix, host)
 
@@ -306,7 +313,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _macs(module: nn.Module) -> int:
+def _linear_macs(module: nn.Module) -> int:
     """Multiply-adds a row of all linear layers in `module`."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
@@ -317,13 +324,13 @@ def _block_shape(layer: Any) -> BlockShape:
     inner = int(attention.q_proj.out_features)
     return BlockShape(
         width=int(attention.q_proj.in_features),
-        q=_macs(attention.q_proj),
-        k=_macs(attention.k_proj),
-        v=_macs(attention.v_proj),
+        q=_linear_macs(attention.q_proj),
+        k=_linear_macs(attention.k_proj),
+        v=_linear_macs(attention.v_proj),
         query_width=inner,
         value_width=inner,
         key_width=int(attention.head_dim),
-        out=_macs(attention.o_proj),
-        feed=_macs(layer.mlp),
+        out=_linear_macs(attention.o_proj),
+        feed=_linear_macs(layer.mlp),
         score=inner,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from patchslim.measurement.score import Say
+from patchslim.measurement.score import Progress
 
 
 def latency(
@@ -17,7 +17,7 @@ def latency(
     repeats: int,
     warmup: int,
     *,
-    progress: Say | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call of each model, one entry a round.
 

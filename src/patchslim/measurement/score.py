@@ -17,11 +17,11 @@ from patchslim.errors import BadData, UnsupportedModel, WrongInput
 from patchslim.report.row import Estimate
 
 Batch = tuple[Tensor, Tensor | None]
-Run = Callable[[Tensor], Tensor]
-Say = Callable[[str], object]
-EVERY = 0.5  # seconds between two lines of progress
-FIRST = 5  # answers among which top-5 accuracy looks for the label
-BINS = 15  # of the expected calibration error, as most papers have it
+Forward = Callable[[Tensor], Tensor]
+Progress = Callable[[str], object]
+PROGRESS_INTERVAL = 0.5  # seconds between two lines of progress
+TOP_K = 5  # answers among which top-5 accuracy looks for the label
+ECE_BINS = 15  # of the expected calibration error, as most papers have it
 
 
 @dataclass(frozen=True)
@@ -41,46 +41,48 @@ class Score:
 class Tally:
     """One number an image for each score, gathered batch by batch."""
 
-    right: list[Tensor] = field(default_factory=list)
-    near: list[Tensor] = field(default_factory=list)
-    sure: list[Tensor] = field(default_factory=list)
-    same: list[Tensor] = field(default_factory=list)
+    correct: list[Tensor] = field(default_factory=list)
+    in_top5: list[Tensor] = field(default_factory=list)
+    confidence: list[Tensor] = field(default_factory=list)
+    agrees: list[Tensor] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, logits: Tensor, dense: Tensor, labels: Tensor | None) -> None:
         """Takes the answers to one batch in."""
         answer = logits.argmax(dim=1)
-        self.same.append(answer == dense.argmax(dim=1))
-        self.kl.append(divergence(dense, logits))
+        self.agrees.append(answer == dense.argmax(dim=1))
+        self.kl.append(kl_divergence(dense, logits))
         if labels is not None:
-            self.right.append(answer == labels)
-            self.sure.append(logits.double().softmax(dim=1).amax(dim=1))
-            if logits.shape[1] > FIRST:
-                self.near.append(is_near(logits, labels))
+            self.correct.append(answer == labels)
+            self.confidence.append(logits.double().softmax(dim=1).amax(dim=1))
+            if logits.shape[1] > TOP_K:
+                self.in_top5.append(is_in_top5(logits, labels))
 
     def score(self, dense: Tally) -> Score:
         """The means over all images; the dense model agrees with itself by definition."""
-        same = torch.cat(self.same)
+        same = torch.cat(self.agrees)
         itself = dense is self
         change = None
-        if self.right and not itself:
+        if self.correct and not itself:
             # Paired by image: most images are hard or easy for both models, and tell nothing.
-            apart = torch.cat(self.right).double() - torch.cat(dense.right).double()
+            apart = torch.cat(self.correct).double() - torch.cat(dense.correct).double()
             change = Estimate.mean(apart)
         return Score(
             images=len(same),
-            accuracy=Estimate.share(torch.cat(self.right)) if self.right else None,
+            accuracy=Estimate.share(torch.cat(self.correct)) if self.correct else None,
             change=change,
-            top5=Estimate.share(torch.cat(self.near)) if self.near else None,
-            ece=miscalibration(torch.cat(self.sure), torch.cat(self.right)) if self.right else None,
+            top5=Estimate.share(torch.cat(self.in_top5)) if self.in_top5 else None,
+            ece=expected_calibration_error(torch.cat(self.confidence), torch.cat(self.correct))
+            if self.correct
+            else None,
             agreement=Estimate(1.0, None) if itself else Estimate.share(same),
             kl=Estimate(0.0, None) if itself else Estimate.mean(torch.cat(self.kl)),
         )
 
 
 def score(
-    runs: Mapping[str, Run], batches: Iterable[Batch], *, total: int | None, say: Say
+    runs: Mapping[str, Forward], batches: Iterable[Batch], *, total: int | None, say: Progress
 ) -> dict[str, Score]:
     """The score of each of `runs`, among which "dense" is what the others are compared with.
 
@@ -94,8 +96,8 @@ def score(
     seen, said = 0, 0.0
     before: Batch | None = None
     for number, batch in enumerate(batches):
-        images, labels = usable(batch, number)
-        _refuse_change(before, (images, labels), number)
+        images, labels = check_batch(batch, number)
+        _check_same_kind(before, (images, labels), number)
         before = (images[:1], labels)
         seen += len(images)
         answers: dict[str, Tensor] = {}
@@ -103,42 +105,42 @@ def score(
             begun = time.perf_counter()
             answers[name] = run(images).cpu()
             tallies[name].seconds += time.perf_counter() - begun
-            if time.monotonic() - said > EVERY or seen == total:
+            if time.monotonic() - said > PROGRESS_INTERVAL or seen == total:
                 said = time.monotonic()
                 rate = seen / max(tallies[name].seconds, 1e-9)
                 of = "" if total is None else f"/{total}"
                 say(f"{name}: {seen}{of} images, {rate:.0f} img/s")
-        _refuse_answers(answers, labels, number)
+        _check_answers(answers, labels, number)
         for name, logits in answers.items():
             tallies[name].add(logits, answers["dense"], None if labels is None else labels.cpu())
     return {name: tally.score(tallies["dense"]) for name, tally in tallies.items()}
 
 
-def divergence(dense: Tensor, slim: Tensor) -> Tensor:
+def kl_divergence(dense: Tensor, slim: Tensor) -> Tensor:
     """KL(dense || slim) in nats of each image, between the softmax of logits (B, C)."""
     p, q = (logits.double().log_softmax(dim=1) for logits in (dense, slim))
     return (p.exp() * (p - q)).sum(dim=1).clamp(min=0)
 
 
-def is_near(logits: Tensor, labels: Tensor) -> Tensor:
+def is_in_top5(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the label is among the FIRST answers; of equal ones, lower classes come first."""
     order = logits.argsort(dim=1, descending=True, stable=True)
-    return (order[:, :FIRST] == labels[:, None]).any(dim=1)
+    return (order[:, :TOP_K] == labels[:, None]).any(dim=1)
 
 
-def miscalibration(sure: Tensor, right: Tensor) -> float:
+def expected_calibration_error(sure: Tensor, right: Tensor) -> float:
     """Expected calibration error (Guo et al. 2017, eq. 3): how far certainty is from accuracy.
 
     The images are binned by the probability `sure` (N,) of their answer, in BINS bins of equal
     width, closed at the top. In each bin the share of `right` (N,) answers is compared with the
     mean probability; the result is the mean of these gaps over images.
     """
-    place = (sure * BINS).ceil().long().clamp(1, BINS) - 1
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, place, right.double() - sure)
+    place = (sure * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add(0, place, right.double() - sure)
     return float(gaps.abs().sum() / len(sure))
 
 
-def usable(batch: object, number: int) -> Batch:
+def check_batch(batch: object, number: int) -> Batch:
     """The batch as images and labels; refused where it is no such pair, is empty or holds NaN."""
     pair = batch if isinstance(batch, Sequence) and len(batch) == 2 else (batch, None)
     images, labels = pair
@@ -149,7 +151,7 @@ def usable(batch: object, number: int) -> Batch:
         )
     if images.ndim == 0 or not len(images):
         raise BadData(f"Batch {number} holds no images.")
-    place = _first_bad(images)
+    place = _first_nonfinite(images)
     if place is not None:
         raise WrongInput(
             f"Image {place} of batch {number} has NaN or infinite pixels. Look at how it is "
@@ -158,7 +160,7 @@ def usable(batch: object, number: int) -> Batch:
     return images, None if labels is None else torch.as_tensor(labels)
 
 
-def _refuse_change(before: Batch | None, now: Batch, number: int) -> None:
+def _check_same_kind(before: Batch | None, now: Batch, number: int) -> None:
     """Refuses images of another size than before, and labels that come and go."""
     if before is None:
         return
@@ -171,7 +173,7 @@ def _refuse_change(before: Batch | None, now: Batch, number: int) -> None:
         raise WrongInput(f"Batch {number}: give labels with all batches, or with none.")
 
 
-def _refuse_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number: int) -> None:
+def _check_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number: int) -> None:
     """Refuses logits that are no class scores or not finite, and labels that do not fit them."""
     dense = answers["dense"]
     if dense.ndim != 2:
@@ -180,7 +182,7 @@ def _refuse_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number
             "there is nothing to score. Measure it without images to get its costs."
         )
     for name, logits in {"dense": dense, **answers}.items():
-        place = _first_bad(logits)
+        place = _first_nonfinite(logits)
         if place is not None:
             raise WrongInput(
                 f"{name} answers image {place} of batch {number} with NaN or infinite logits. "
@@ -201,7 +203,7 @@ def _refuse_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number
         )
 
 
-def _first_bad(values: Tensor) -> int | None:
+def _first_nonfinite(values: Tensor) -> int | None:
     """The first image that has a value that is not finite, or None."""
     bad = ~values.isfinite().flatten(1).all(dim=1)
     return int(bad.int().argmax()) if bad.any() else None

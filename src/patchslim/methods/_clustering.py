@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 5  # of the density of a row, as in TCFormer
-BEYOND = 1e20  # any limit
-FAR = 1e30  # beyond that
-TURNS = 5  # of k-medoids, as in Haurum et al.
+DENSITY_NEIGHBOURS = 5  # of the density of a row, as in TCFormer
+ABOVE_LIMITS = 1e20  # any limit
+UNJOINABLE = 1e30  # beyond that
+MEDOID_ROUNDS = 5  # of k-medoids, as in Haurum et al.
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Groups:
     parent: Tensor | None = None
 
 
-def heavier(worth: Tensor) -> Tensor:
+def is_heavier(worth: Tensor) -> Tensor:
     """Whether row j is worth more than row i, at (B, i, j); of equal ones the first is."""
     order = worth.argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(worth.shape[1], device=worth.device).expand_as(order)
@@ -42,23 +42,23 @@ def heavier(worth: Tensor) -> Tensor:
     return rank.unsqueeze(1) < rank.unsqueeze(2)
 
 
-def never(like: Tensor) -> Tensor:
+def unjoinable_distance(like: Tensor) -> Tensor:
     """How far rows are apart that must not join any other (B, n): beyond all, the first farthest.
 
     Not simply infinitely far: of equal ones a choice would depend on how many rows there are.
     """
     rows = torch.arange(like.shape[1], device=like.device, dtype=like.dtype)
-    return (FAR * (1 - 1e-6 * rows)).expand_as(like)
+    return (UNJOINABLE * (1 - 1e-6 * rows)).expand_as(like)
 
 
 def nearest(cost: Tensor, worth: Tensor) -> Groups:
     """Each row may join a heavier one; those that would do so at the least cost go first."""
-    return Groups(torch.where(heavier(worth), cost, math.inf).amin(dim=2))
+    return Groups(torch.where(is_heavier(worth), cost, math.inf).amin(dim=2))
 
 
 def bipartite(cost: Tensor, first: int) -> Groups:
     """Every other row, from `first` on, may join one of those between (ToMe's matching)."""
-    apart = never(cost[:, 0]).clone()
+    apart = unjoinable_distance(cost[:, 0]).clone()
     apart[:, first::2] = cost[:, first::2, 1 - first :: 2].amin(dim=2)
     return Groups(apart)
 
@@ -69,18 +69,18 @@ def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     All rows are decided at once, again and again: one whose heavier neighbours are all claimed
     leads, one with a leading neighbour is claimed. What a chain leaves open in the end leads.
     """
-    rival = (cost <= limit) & heavier(worth)
+    rival = (cost <= limit) & is_heavier(worth)
     leads = torch.zeros_like(worth, dtype=torch.bool)
     claimed = torch.zeros_like(leads)
     graph = torch.compiler.is_compiling()
-    for _ in range(_rounds(worth.shape[1])):
+    for _ in range(_round_count(worth.shape[1])):
         leads = ~claimed & ~(rival & ~claimed.unsqueeze(1)).any(dim=2)
         claimed = claimed | (rival & leads.unsqueeze(1)).any(dim=2)
         if not graph and bool((leads | claimed).all()):
             break
     leads = ~claimed
     near = cost.masked_fill(~leads.unsqueeze(1), math.inf).amin(dim=2).clamp(min=0)
-    return Groups(torch.where(leads, _above(worth), -near))
+    return Groups(torch.where(leads, _above_limits(worth), -near))
 
 
 def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
@@ -88,17 +88,17 @@ def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     count = worth.shape[1]
     near, graph = cost <= limit, torch.compiler.is_compiling()
     label = torch.arange(count, device=cost.device).expand_as(worth)
-    for _ in range(2 * _rounds(count)):
+    for _ in range(2 * _round_count(count)):
         before = label
         least = torch.minimum(label, torch.where(near, label.unsqueeze(1), count).amin(dim=2))
         label = torch.minimum(least, least.scatter_reduce(1, label, least, "amin"))
         label = torch.minimum(label, label.gather(1, label))
         if not graph and torch.equal(label, before):
             break
-    head = elected(label, worth)
+    head = elect_heaviest(label, worth)
     stays = head == torch.arange(count, device=cost.device)
     far = cost.gather(2, head.unsqueeze(2)).squeeze(2).clamp(min=0)
-    return Groups(torch.where(stays, _above(worth), -far), head)
+    return Groups(torch.where(stays, _above_limits(worth), -far), head)
 
 
 def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
@@ -110,14 +110,14 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
     """
     batch, count = worth.shape
     rows = torch.arange(count, device=cost.device)
-    itself = _itself(cost)
+    itself = _diagonal(cost)
     alive = cost.masked_fill(itself, math.inf).amin(dim=2).isfinite()
     between = cost.masked_fill(itself | ~cost.isfinite(), 0)
     size = torch.ones_like(cost[:, 0])
     height = cost.new_full((batch, count), math.inf)
     parent = rows.expand(batch, -1)
     graph = torch.compiler.is_compiling()
-    for _ in range(2 * _rounds(count) if graph else count):
+    for _ in range(2 * _round_count(count) if graph else count):
         apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
         apart = apart.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), math.inf)
         apart = apart.masked_fill(itself, math.inf)
@@ -139,13 +139,13 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
 
 def density(cost: Tensor) -> Groups:
     """Density peaks (DPC-KNN): rows in a dense place, far from any denser one, stay."""
-    neighbours = min(NEIGHBOURS, cost.shape[1] - 1)
+    neighbours = min(DENSITY_NEIGHBOURS, cost.shape[1] - 1)
     if not neighbours:
         return Groups(torch.zeros_like(cost[:, 0]))
-    cost = cost.masked_fill(_itself(cost), math.inf)
+    cost = cost.masked_fill(_diagonal(cost), math.inf)
     near = cost.topk(neighbours, dim=2, largest=False).values
     dense = (-near.clamp(max=1e4).mean(dim=2)).exp()
-    far = cost.masked_fill(~heavier(dense), math.inf).amin(dim=2)
+    far = cost.masked_fill(~is_heavier(dense), math.inf).amin(dim=2)
     most = cost.masked_fill(~cost.isfinite(), 0).amax(dim=(1, 2)).unsqueeze(1)
     return Groups(dense * torch.where(far.isfinite(), far, most).clamp(min=0).sqrt())
 
@@ -153,17 +153,17 @@ def density(cost: Tensor) -> Groups:
 def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
     """K-medoids, begun with the rows of the greatest worth."""
     rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
-    finite = cost.masked_fill(_itself(cost) | ~cost.isfinite(), 0)
+    finite = cost.masked_fill(_diagonal(cost) | ~cost.isfinite(), 0)
     centres = worth.topk(keep, dim=1).indices
-    for _ in range(TURNS):
+    for _ in range(MEDOID_ROUNDS):
         own = rows.unsqueeze(2) == centres.unsqueeze(1)
         to = cost.gather(2, centres.unsqueeze(1).expand(-1, cost.shape[1], -1))
         slot = to.masked_fill(own, -1.0).argmin(dim=2)
         sums = finite.new_zeros(*finite.shape[:2], keep)
         sums = sums.scatter_add(2, slot.unsqueeze(1).expand_as(finite), finite)
         within = sums.gather(2, slot.unsqueeze(2)).squeeze(2)
-        centres = elected(centres.gather(1, slot), -within).gather(1, centres)
-    return Groups(_above(worth) * torch.ones_like(worth).scatter(1, centres, 4.0))
+        centres = elect_heaviest(centres.gather(1, slot), -within).gather(1, centres)
+    return Groups(_above_limits(worth) * torch.ones_like(worth).scatter(1, centres, 4.0))
 
 
 def redundancy(unit: Tensor, alive: Tensor) -> Groups:
@@ -174,7 +174,7 @@ def redundancy(unit: Tensor, alive: Tensor) -> Groups:
     return Groups(1 - ((unit * total).sum(dim=2) - unit.square().sum(dim=2)) / others)
 
 
-def iterative(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
+def iterative_redundancy(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
     """The rows most similar to all that are left go, a share in every step, until `keep` are."""
     gone = torch.zeros_like(alive)
     apart = unit.new_zeros(unit.shape[:2])
@@ -189,7 +189,7 @@ def iterative(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
     return Groups(torch.where(gone, apart, steps + unlike))
 
 
-def elected(label: Tensor, worth: Tensor) -> Tensor:
+def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
     """For each row the one of the greatest worth among those of its label; of equal the first."""
     count = worth.shape[1]
     rows = torch.arange(count, device=label.device).expand_as(label)
@@ -199,14 +199,14 @@ def elected(label: Tensor, worth: Tensor) -> Tensor:
     return first.gather(1, label)
 
 
-def joined(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
+def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
     """For each of `rows` (B, r) the row that it joins (B, r), among those that stay (B, n)."""
     if groups.parent is None:
         of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
         return of_each.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
     every = torch.arange(cost.shape[1], device=cost.device)
     head = torch.where(stays, every, groups.parent)
-    for _ in range(_rounds(cost.shape[1])):
+    for _ in range(_round_count(cost.shape[1])):
         head = head.gather(1, head)
     # A group of which nobody stays goes to the nearest row that does.
     lost = ~stays.gather(1, head)
@@ -214,16 +214,16 @@ def joined(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
     return torch.where(lost, near, head).gather(1, rows)
 
 
-def _itself(cost: Tensor) -> Tensor:
+def _diagonal(cost: Tensor) -> Tensor:
     """Whether i is j, at (i, j)."""
     return torch.eye(cost.shape[1], dtype=torch.bool, device=cost.device)
 
 
-def _above(worth: Tensor) -> Tensor:
+def _above_limits(worth: Tensor) -> Tensor:
     """The worth of each row as a number above every limit, in the same order."""
-    return BEYOND * (1 + worth / (1 + worth.abs()))
+    return ABOVE_LIMITS * (1 + worth / (1 + worth.abs()))
 
 
-def _rounds(count: int) -> int:
+def _round_count(count: int) -> int:
     """How often something has to be doubled to reach `count`, and a few times more."""
     return max(count, 2).bit_length() + 2

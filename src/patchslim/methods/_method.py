@@ -1,7 +1,7 @@
-"""`Reducer`: a method. It looks at `Tokens` and `Signals` and decides; it moves nothing itself.
+"""`Method`: a method. It looks at `Tokens` and `Signals` and decides; it moves nothing itself.
 
 A method is one file in `patchslim/methods`, whose name is the method's name; finding it imports
-it. A third party subclasses `Reducer` in code of its own and passes an instance.
+it. A third party subclasses `Method` in code of its own and passes an instance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting, NeedsClassToken
 from patchslim.tokens.reduction import Reduction
-from patchslim.tokens.tokens import Shown, Tokens
+from patchslim.tokens.tokens import ContentKind, Tokens
 
 if TYPE_CHECKING:
     from patchslim.tokens.shapes import BlockShape
@@ -38,7 +38,7 @@ class Place(enum.Enum):
     ON_MAP = "P3"  # the query-key map on the old rows, values and all that follows on the new
 
 
-class Spread(enum.Enum):
+class Placement(enum.Enum):
     """Where a method removes tokens unless told otherwise."""
 
     EVERY_BLOCK = "a constant number in every block"
@@ -50,7 +50,7 @@ class Spread(enum.Enum):
 
 @dataclass(frozen=True)
 class Signals:
-    """What a block has computed when a decision falls, read-only, for the reducer to look at.
+    """What a block has computed when a decision falls, read-only, for the method to look at.
 
     Attributes:
         prefix: how many leading rows are not patches.
@@ -126,7 +126,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Knob:
+class Threshold:
     """The setting by which an adaptive method keeps more or fewer patches of each image.
 
     It is turned by a tolerance above zero: how unlike patches may be that join. The larger it is,
@@ -144,12 +144,12 @@ class Knob:
     cosine: bool = False
     top: float = math.inf
 
-    def at(self, tolerance: float) -> float:
+    def setting_at(self, tolerance: float) -> float:
         """The setting at a tolerance."""
         return 1 - tolerance if self.cosine else tolerance
 
 
-class Reducer(nn.Module, ABC):
+class Method(nn.Module, ABC):
     """A method of choosing which patch rows stay. Its arguments are its settings, kept by name.
 
     Class attributes:
@@ -173,15 +173,15 @@ class Reducer(nn.Module, ABC):
     """
 
     place: Place = Place.BEFORE_FEED
-    spread: ClassVar[Spread] = Spread.STAGES
+    placement: ClassVar[Placement] = Placement.STAGES
     needs_class_token: bool = False
     course: ClassVar[Mapping[str, Any]] = {}
     proportional: bool = False
-    adds: int = 0
-    shows: Shown | None = None
-    looks: str = "xqkv"
+    extra_rows: int = 0
+    content_kind: ContentKind | None = None
+    reads: str = "xqkv"
     adaptive: bool = False
-    parks: bool = False
+    defers: bool = False
     remembers: bool = False
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class Reducer(nn.Module, ABC):
         """
 
     @property
-    def knob(self) -> Knob | None:
+    def tuned_threshold(self) -> Threshold | None:
         """What `patchslim calibrate` turns until the mean cost of images meets a budget.
 
         An adaptive method without one is calibrated by its schedule.
@@ -219,17 +219,17 @@ class Reducer(nn.Module, ABC):
         return None
 
     @property
-    def by_place(self) -> bool:
+    def always_decides(self) -> bool:
         """Whether it decides in every block that the schedule names, whatever the counts."""
-        return self.adaptive or self.parks
+        return self.adaptive or self.defers
 
     @property
-    def learns(self) -> bool:
+    def is_trainable(self) -> bool:
         """Whether it has parameters, which have to be trained."""
         return next(self.parameters(), None) is not None
 
     @property
-    def lacks(self) -> str | None:
+    def missing(self) -> str | None:
         """What it needs before its choice means anything, as a sentence with the cure; or None."""
         return None
 
@@ -237,7 +237,7 @@ class Reducer(nn.Module, ABC):
         """What the method itself wants to be small in training, or None."""
         return None
 
-    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+    def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Patch rows after a stage that keeps the share `rate` of those that enter it, rounded up.
 
         Of a method whose rows wait it is the share of all.
@@ -248,19 +248,19 @@ class Reducer(nn.Module, ABC):
             patches: patch rows that entered the first block.
             rows: patch rows that enter this one.
         """
-        among = patches if self.parks else rows
-        return min(among, math.ceil(rate * among - 1e-9) + self.adds)
+        among = patches if self.defers else rows
+        return min(among, math.ceil(rate * among - 1e-9) + self.extra_rows)
 
     def fewest(self, patches: int) -> int:
         """The smallest number of rows that one decision can leave of `patches`."""
-        return min(patches, 1 + self.adds)
+        return min(patches, 1 + self.extra_rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Multiply-adds of one decision among `rows` rows, prefix included."""
         return 0
 
     def settings(self) -> dict[str, bool | int | float | str]:
-        """The arguments that make an equal reducer, for the recipe."""
+        """The arguments that make an equal method, for the recipe."""
         names = inspect.signature(type(self)).parameters
         return {name: getattr(self, name) for name in names}
 
@@ -269,7 +269,7 @@ class Reducer(nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
 
 
-class OfEachBlock(nn.ModuleDict):
+class ModulePerBlock(nn.ModuleDict):
     """A small module for each block in which a method decides, made for one host."""
 
     def __init__(self, make: Callable[[int], nn.Module]) -> None:
@@ -288,7 +288,7 @@ class OfEachBlock(nn.ModuleDict):
             for block in blocks:
                 self[str(block)] = self.make(width)
 
-    def at(self, block: int, width: int) -> nn.Module:
+    def for_block(self, block: int, width: int) -> nn.Module:
         """The module of one block."""
         if str(block) not in self:
             self.check(width, [block])

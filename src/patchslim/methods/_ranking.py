@@ -10,10 +10,10 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting, WrongInput
 
-NEAR = 1.0  # patches: how far a patch speaks for its neighbours
+KERNEL_WIDTH = 1.0  # patches: how far a patch speaks for its neighbours
 
 
-def covering(grid: tuple[int, int]) -> list[int]:
+def covering_order(grid: tuple[int, int]) -> list[int]:
     """An order of which every beginning is spread evenly over the grid.
 
     Each next cell is the one whose surroundings have least, by a Gaussian of width NEAR, of the
@@ -22,7 +22,7 @@ def covering(grid: tuple[int, int]) -> list[int]:
     height, width = grid
     every = torch.arange(height * width)
     at = torch.stack([every // width, every % width], dim=1).double()
-    kernel = torch.exp(torch.cdist(at, at).square() / (-2 * NEAR**2))
+    kernel = torch.exp(torch.cdist(at, at).square() / (-2 * KERNEL_WIDTH**2))
     due = kernel.mean(dim=1)
     there = torch.zeros_like(due)
     order: list[int] = []
@@ -34,7 +34,7 @@ def covering(grid: tuple[int, int]) -> list[int]:
     return order
 
 
-def worth(cells: list[int]) -> Tensor:
+def cell_worth(cells: list[int]) -> Tensor:
     """A number for each cell, from 1 for the first of an order to nearly 0 for the last."""
     places = torch.empty(len(cells))
     places[torch.tensor(cells, dtype=torch.int64)] = torch.arange(len(cells), dtype=torch.float32)
@@ -51,12 +51,12 @@ def check_grid(made: tuple[int, int], got: tuple[int, int]) -> None:
         )
 
 
-def ordered(grid: tuple[int, int], cells: list[int]) -> str:
+def format_order(grid: tuple[int, int], cells: list[int]) -> str:
     """The setting that says this order of the cells."""
     return " ".join([f"{grid[0]}x{grid[1]}", *map(str, cells)])
 
 
-def parsed(order: str) -> tuple[tuple[int, int], list[int]]:
+def parse_order(order: str) -> tuple[tuple[int, int], list[int]]:
     """The grid and the order of its cells, each of them once."""
     size, *rest = order.split() or [""]
     height, cross, width = size.partition("x")
@@ -72,7 +72,7 @@ def parsed(order: str) -> tuple[tuple[int, int], list[int]]:
     return grid, cells
 
 
-def from_the_centre(grid: tuple[int, int]) -> list[int]:
+def centre_order(grid: tuple[int, int]) -> list[int]:
     """The cells of a grid, those nearest to its centre first."""
     height, width = grid
 

@@ -8,10 +8,10 @@ import pkgutil
 from collections.abc import Mapping
 
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.methods._method import Reducer, Setting
+from patchslim.methods._method import Method, Setting
 
 
-def reducer_names() -> list[str]:
+def method_names() -> list[str]:
     """The names of all methods that ship with the package: the files of `patchslim/methods`.
 
     A leading underscore marks what is no method.
@@ -21,16 +21,16 @@ def reducer_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def find_reducer(name: str) -> type[Reducer]:
-    """The method called `name`: the one Reducer that its file defines."""
-    if name not in reducer_names():
-        raise UnknownName.of("method", name, reducer_names(), "`patchslim methods` describes them.")
+def find_method(name: str) -> type[Method]:
+    """The method called `name`: the one Method that its file defines."""
+    if name not in method_names():
+        raise UnknownName.of("method", name, method_names(), "`patchslim methods` describes them.")
     module = importlib.import_module(f"patchslim.methods.{name}")
     own = [
         found
         for found in vars(module).values()
         if isinstance(found, type)
-        and issubclass(found, Reducer)
+        and issubclass(found, Method)
         and not inspect.isabstract(found)
         and found.__module__ == module.__name__
     ]
@@ -39,16 +39,16 @@ def find_reducer(name: str) -> type[Reducer]:
     return own[0]
 
 
-def make_reducer(method: str | Reducer, settings: Mapping[str, Setting]) -> Reducer:
-    """The method called `method` with these settings, or the Reducer itself."""
-    if isinstance(method, Reducer):
+def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method:
+    """The method called `method` with these settings, or the Method itself."""
+    if isinstance(method, Method):
         if settings:
             kind = type(method).__name__
             raise UnknownName(f"{sorted(settings)}: give settings to {kind}(...), which you made.")
         return method
     if not isinstance(method, str):
-        raise UnknownName(f"A method is a name or a Reducer instance, not {method!r}.")
-    found = find_reducer(method)
+        raise UnknownName(f"A method is a name or a Method instance, not {method!r}.")
+    found = find_method(method)
     parameters = inspect.signature(found).parameters
     for name, value in settings.items():
         if name not in parameters:
@@ -60,7 +60,7 @@ def make_reducer(method: str | Reducer, settings: Mapping[str, Setting]) -> Redu
     return found(**settings)
 
 
-def reducer_name(reducer: Reducer) -> str | None:
-    """The name under which `reducer` ships with the package, or None for a third party's."""
-    package, _, name = type(reducer).__module__.rpartition(".")
+def method_name(method: Method) -> str | None:
+    """The name under which `method` ships with the package, or None for a third party's."""
+    package, _, name = type(method).__module__.rpartition(".")
     return name if package == "patchslim.methods" else None

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchslim.methods._clustering import Groups, elected, joined
+from patchslim.methods._clustering import Groups, assign_rows, elect_heaviest
 from patchslim.tokens.rows import take
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Windows:
     """How rows are dealt; all of them are one run where `order` is None.
 
     Attributes:
@@ -31,7 +31,9 @@ class Tiles:
     place: Tensor | None = None
 
     @classmethod
-    def deal(cls, cells: Tensor, grid: tuple[int, int], alive: Tensor | None, side: int) -> Tiles:
+    def from_cells(
+        cls, cells: Tensor, grid: tuple[int, int], alive: Tensor | None, side: int
+    ) -> Windows:
         """Rows at `cells` (B, n) in runs of side * side; all in one where side is 0."""
         batch, count = cells.shape
         real = torch.ones_like(cells, dtype=torch.bool) if alive is None else alive > 0
@@ -57,34 +59,34 @@ class Tiles:
             return t
         return take(t, self.order).view(*self.alive.shape, *t.shape[2:])
 
-    def back(self, t: Tensor) -> Tensor:
+    def to_rows(self, t: Tensor) -> Tensor:
         """What belongs to each place (B * runs, rows of a run), as rows (B, n)."""
         if self.place is None:
             return t
         return t.reshape(self.place.shape[0], -1).gather(1, self.place)
 
-    def best(self, worth: Tensor) -> Tensor | None:
+    def best_rows(self, worth: Tensor) -> Tensor | None:
         """The worthiest row of each run (B, n, bool), which others can join; None of one run."""
         if self.order is None:
             return None
         worth = worth.masked_fill(~self.alive, -torch.inf)
         first = worth.argmax(dim=1, keepdim=True)
         best = torch.zeros_like(self.alive).scatter(1, first, True)
-        return self.back(best & self.alive)
+        return self.to_rows(best & self.alive)
 
-    def joined(self, groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
+    def assign_rows(self, groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
         """The row that each of `rows` (B, r) joins, of those of its run that stay (B, n)."""
         if self.order is None or self.place is None:
-            return joined(groups, cost, stays, rows)
+            return assign_rows(groups, cost, stays, rows)
         run = self.alive.shape[1]
         every = torch.arange(run, device=cost.device).expand_as(self.alive)
-        to = joined(groups, cost, self.of(stays) & self.alive, every)
+        to = assign_rows(groups, cost, self.of(stays) & self.alive, every)
         first = torch.arange(self.order.shape[1], device=cost.device) // run * run
         whole = self.order.gather(1, to.view(self.order.shape) + first)
         return whole.gather(1, self.place.gather(1, rows))
 
 
-def best_of_squares(cells: Tensor, grid: tuple[int, int], side: int, worth: Tensor) -> Tensor:
+def best_in_squares(cells: Tensor, grid: tuple[int, int], side: int, worth: Tensor) -> Tensor:
     """The row of the greatest worth in each square of side * side cells (B, n, bool)."""
     across = -(-grid[1] // side)
     square = (cells // grid[1]) // side * across + (cells % grid[1]) // side
@@ -93,4 +95,4 @@ def best_of_squares(cells: Tensor, grid: tuple[int, int], side: int, worth: Tens
     squares = across * -(-grid[0] // side)
     named = cells.new_full((cells.shape[0], squares), cells.shape[1])
     named = named.scatter_reduce(1, square, rows.expand_as(cells), "amin")
-    return elected(named.gather(1, square), worth) == rows
+    return elect_heaviest(named.gather(1, square), worth) == rows

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Place, Reducer, Signals
+from patchslim.methods._method import Method, Place, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
-TINY = 1e-12
+EPS = 1e-12
 
 
-class ATS(Reducer):
+class ATS(Method):
     """Keeps the patches that inverse-transform sampling hits: at most as scheduled, and `floor`.
 
     The schedule is the number of samples, and so the most that an image keeps.
@@ -27,7 +27,7 @@ class ATS(Reducer):
 
     place = Place.ON_QUERIES
     needs_class_token: bool = True
-    looks = "kv"
+    reads = "kv"
     adaptive = True
 
     def __init__(self, *, floor: int = 8) -> None:
@@ -39,7 +39,7 @@ class ATS(Reducer):
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The patches nearest to evenly spaced points of the cumulated score."""
         score = self._score(tokens, signals)
-        hit = _hit(score, tokens.alive, keep)
+        hit = _sample_mask(score, tokens.alive, keep)
         # Those hit first, in the order of their scores; then, for the floor, the best of the rest.
         worth = torch.where(hit, 1 + score, score)
         if tokens.alive is not None:
@@ -60,21 +60,21 @@ class ATS(Reducer):
             attention = attention * values.to(attention.dtype).norm(dim=2)
         if tokens.alive is not None:
             attention = attention * tokens.alive
-        return attention / attention.sum(dim=1, keepdim=True).clamp(min=TINY)
+        return attention / attention.sum(dim=1, keepdim=True).clamp(min=EPS)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """One row of the attention map, and the queries of the prefix once more."""
-        return block.map_row(rows) + prefix * block.q
+        return block.attention_row_macs(rows) + prefix * block.q
 
 
-def _hit(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
+def _sample_mask(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
     """Which patches are nearest to one of the points (2k - 1) / (2 samples) (B, n)."""
     # Dead rows come last, where the cumulated score has reached its end and no point is nearest.
     key = score if alive is None else score.masked_fill(~alive, torch.inf)
     order = key.argsort(dim=1, stable=True)
     reached = score.gather(1, order).cumsum(dim=1)
     first, last = reached[:, :1], reached.amax(dim=1, keepdim=True)
-    reached = (reached - first) / (last - first).clamp(min=TINY)
+    reached = (reached - first) / (last - first).clamp(min=EPS)
     if alive is not None:
         reached = reached.masked_fill(~alive.gather(1, order), 4.0)
     number = torch.arange(samples, device=score.device, dtype=score.dtype)

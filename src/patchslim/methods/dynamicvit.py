@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.methods._method import Decision, OfEachBlock, Place, Reducer, Signals
+from patchslim.methods._method import Decision, Method, ModulePerBlock, Place, Signals
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
-CONFIDENT = 2.0  # at first each patch is kept with 0.88: training begins near the dense model
-KEEP = 0  # the entry of the prediction that means "keep", as in the authors' code and checkpoints
+KEEP_BIAS = 2.0  # at first each patch is kept with 0.88: training begins near the dense model
+KEEP_INDEX = (
+    0  # the entry of the prediction that means "keep", as in the authors' code and checkpoints
+)
 
 
-class DynamicViT(Reducer):
+class DynamicViT(Method):
     """Keeps the patches that its trained predictors want most; train it before you use it.
 
     `ratio` weighs, in training, how far the share that is kept may stray from the schedule's.
@@ -35,14 +37,14 @@ class DynamicViT(Reducer):
     def __init__(self, *, ratio: float = 2.0) -> None:
         super().__init__()
         self.ratio = ratio
-        self.predictors = OfEachBlock(Predictor)
+        self.predictors = ModulePerBlock(Predictor)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """One predictor for each block that decides; those that there are must fit the host."""
         self.predictors.prepare(width, blocks)
 
     @property
-    def lacks(self) -> str | None:
+    def missing(self) -> str | None:
         """Training, where it has no predictors yet."""
         if self.predictors:
             return None
@@ -53,13 +55,13 @@ class DynamicViT(Reducer):
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """A drawn mask in training; at inference the `keep` rows most likely to be wanted."""
-        predictor = self.predictors.at(signals.block, tokens.x.shape[2])
+        predictor = self.predictors.for_block(signals.block, tokens.x.shape[2])
         wanted = predictor(tokens.x[:, tokens.prefix :], tokens.alive)
         if self.training:
             # In half precision the shares that the loss looks at would be off by half a percent.
             exact = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
-            return Mask(F.gumbel_softmax(exact, hard=True)[..., KEEP])
-        return Keep(wanted[..., KEEP].topk(keep, dim=1).indices)
+            return Mask(F.gumbel_softmax(exact, hard=True)[..., KEEP_INDEX])
+        return Keep(wanted[..., KEEP_INDEX].topk(keep, dim=1).indices)
 
     def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
         """The squared distance of the share each image keeps from the scheduled one (eq. 17)."""
@@ -70,7 +72,7 @@ class DynamicViT(Reducer):
         ]
         return self.ratio * torch.stack(off).mean() if off else None
 
-    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+    def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """The whole part of the geometric share of all patches, as published."""
         return min(rows, max(1, int(patches * rate**stage + 1e-9)))
 
@@ -109,7 +111,7 @@ class Predictor(nn.Module):
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        nn.init.constant_(layers[-1].bias[KEEP], CONFIDENT)
+        nn.init.constant_(layers[-1].bias[KEEP_INDEX], KEEP_BIAS)
 
     def forward(self, x: Tensor, alive: Tensor | None) -> Tensor:
         """Log-probabilities (B, n, 2) for patches x (B, n, C), of which `alive` (B, n) are left."""

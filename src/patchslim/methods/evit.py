@@ -6,13 +6,13 @@ Reorganizations" (ICLR 2022).
 
 from __future__ import annotations
 
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.tokens.reduction import Fuse, Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class EViT(Reducer):
+class EViT(Method):
     """Keeps the attentive patches; with `fuse`, the attention-weighted sum of the rest is one row.
 
     The weights are the class attention itself, not renormalised. The fused row is an ordinary row
@@ -24,16 +24,16 @@ class EViT(Reducer):
     def __init__(self, *, fuse: bool = True) -> None:
         super().__init__()
         self.fuse = fuse
-        self.adds = int(fuse)
+        self.extra_rows = int(fuse)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The rows with the highest class attention, and the fused row."""
         attentive = signals.class_attention()
-        kept = attentive.topk(keep - self.adds, dim=1).indices
+        kept = attentive.topk(keep - self.extra_rows, dim=1).indices
         if not self.fuse:
             return Keep(kept)
         return Fuse(kept, share=attentive.scatter(1, kept, 0.0))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """One row of the attention map a second time, and the weighted sum."""
-        return block.map_row(rows) + self.adds * (rows - prefix) * block.width
+        return block.attention_row_macs(rows) + self.extra_rows * (rows - prefix) * block.width

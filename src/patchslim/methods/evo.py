@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting
-from patchslim.methods._method import Place, Reducer, Signals, Spread
-from patchslim.tokens.reduction import Fixed, Fuse, Keep, Park, Reduction
+from patchslim.methods._method import Method, Place, Placement, Signals
+from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Reduction
 from patchslim.tokens.rows import strided_cells
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class Evo(Reducer):
+class Evo(Method):
     """Keeps a share of all patches, by global class attention, in the slow path.
 
     The global class attention is a moving average over blocks: `tradeoff` is the weight of the
@@ -32,10 +32,10 @@ class Evo(Reducer):
     """
 
     place = Place.BEFORE_BLOCK
-    spread = Spread.UNITS
+    placement = Placement.UNITS
     needs_class_token: bool = True
-    looks = "k"
-    parks = True
+    reads = "k"
+    defers = True
     remembers = True
     course: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
 
@@ -60,7 +60,7 @@ class Evo(Reducer):
         self.tradeoff = tradeoff
         self.early = early
         self.learned = learned
-        self.adds = int(representative)
+        self.extra_rows = int(representative)
         self.mixing = nn.ParameterDict()
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
@@ -76,13 +76,13 @@ class Evo(Reducer):
             raise BadSchedule(f"Evo cannot select in block {signals.block}: nothing was attended.")
         if keep >= tokens.patches:
             return Fixed(tokens.patches)
-        kept = attention.topk(keep - self.adds, dim=1).indices
+        kept = attention.topk(keep - self.extra_rows, dim=1).indices
         if not self.representative:
-            return Park(Keep(kept))
+            return Defer(Keep(kept))
         waiting = attention.scatter(1, kept, 0.0)
         # Where attention to all of them has underflowed, their stand-in is nothing, and no NaN.
         total = waiting.sum(dim=1, keepdim=True).clamp(min=torch.finfo(waiting.dtype).tiny)
-        return Park(Fuse(kept, share=waiting / total))
+        return Defer(Fuse(kept, share=waiting / total))
 
     def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
         """The global class attention of each patch.
@@ -92,27 +92,27 @@ class Evo(Reducer):
         newest, known = signals.class_attention(), tokens.memory
         if known is None:
             return newest
-        newest = known + self._tradeoff(tokens, signals) * (newest - known)
+        newest = known + self._block_tradeoff(tokens, signals) * (newest - known)
         if signals.stride > 1:
             left = newest.index_select(1, strided_cells(tokens.grid, signals.stride, newest.device))
             scale = left.sum(dim=1, keepdim=True).clamp(min=torch.finfo(left.dtype).tiny)
             newest = newest * (known.sum(dim=1, keepdim=True) / scale)
         return newest
 
-    def _tradeoff(self, tokens: Tokens, signals: Signals) -> float | Tensor:
+    def _block_tradeoff(self, tokens: Tokens, signals: Signals) -> float | Tensor:
         """The weight of the newest attention in a block."""
         block = str(signals.block)
         if block in self.mixing:
             learned: Tensor = self.mixing[block].sigmoid()
             return learned
         # All are back where the grid is subsampled, and that is part of the way all the same.
-        return self.tradeoff if tokens.parked or signals.stride > 1 else self.early
+        return self.tradeoff if tokens.deferred or signals.stride > 1 else self.early
 
-    def left(self, rate: float, stage: int, patches: int, rows: int) -> int:
+    def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """The share of all patches, rounded down, and the representative token."""
         slow = int(rate * patches + 1e-9)
-        return min(patches, slow + self.adds)
+        return min(patches, slow + self.extra_rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """The weighted sum of the patches that wait."""
-        return self.adds * (rows - prefix) * block.width
+        return self.extra_rows * (rows - prefix) * block.width

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from patchslim.errors import BadSchedule
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 
 
-class Identity(Reducer):
+class Identity(Method):
     """Keeps every token."""
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:

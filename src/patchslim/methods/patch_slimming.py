@@ -13,13 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.methods._method import Place, Reducer, Signals, Spread
-from patchslim.methods._ranking import check_grid, from_the_centre, parsed
+from patchslim.methods._method import Method, Place, Placement, Signals
+from patchslim.methods._ranking import centre_order, check_grid, parse_order
 from patchslim.tokens.reduction import Fixed, Reduction
 from patchslim.tokens.tokens import Tokens
 
 
-class PatchSlimming(Reducer):
+class PatchSlimming(Method):
     """Keeps the positions that its calibration found to matter most; calibrate it before use.
 
     `order` is the grid and its cells, the last to go first: "2x2 3 0 1 2". Without one, cells near
@@ -27,16 +27,16 @@ class PatchSlimming(Reducer):
     """
 
     place = Place.ON_QUERIES
-    spread: ClassVar[Spread] = Spread.EVERY_BLOCK
+    placement: ClassVar[Placement] = Placement.EVERY_BLOCK
 
     def __init__(self, *, order: str = "") -> None:
         super().__init__()
         self.order = order
-        self.grid, cells = parsed(order) if order else ((0, 0), [])
+        self.grid, cells = parse_order(order) if order else ((0, 0), [])
         self.register_buffer("cells", torch.tensor(cells, dtype=torch.int64), persistent=False)
 
     @property
-    def lacks(self) -> str | None:
+    def missing(self) -> str | None:
         """Calibration, where it has no order."""
         if self.order:
             return None
@@ -49,11 +49,11 @@ class PatchSlimming(Reducer):
         """The first `keep` cells of the order."""
         if tokens.position is not None:
             return Fixed(keep)  # an earlier block has put the rows in order
-        return Fixed(keep, self._cells(tokens))
+        return Fixed(keep, self._cell_order(tokens))
 
-    def _cells(self, tokens: Tokens) -> Tensor:
+    def _cell_order(self, tokens: Tokens) -> Tensor:
         """The order of the cells, which must be of the images' grid."""
         if not self.order:
-            return torch.tensor(from_the_centre(tokens.grid), device=tokens.x.device)
+            return torch.tensor(centre_order(tokens.grid), device=tokens.x.device)
         check_grid(self.grid, tokens.grid)
         return self.get_buffer("cells")

@@ -15,36 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.methods._method import OfEachBlock, Place, Reducer, Signals, Spread
-from patchslim.methods._ranking import check_grid, parsed, worth
+from patchslim.methods._method import Method, ModulePerBlock, Place, Placement, Signals
+from patchslim.methods._ranking import cell_worth, check_grid, parse_order
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class PatchSlimmingDynamic(Reducer):
+class PatchSlimmingDynamic(Method):
     """Keeps, in each image, the patches that its calibrated gates expect to matter most.
 
     `order` is that of the static form, which spreads patches over the image; `prior` its weight.
     """
 
     place = Place.ON_QUERIES
-    spread: ClassVar[Spread] = Spread.EVERY_BLOCK
+    placement: ClassVar[Placement] = Placement.EVERY_BLOCK
 
     def __init__(self, *, order: str = "", prior: float = 0.0) -> None:
         super().__init__()
         self.order = order
         self.prior = prior
-        self.grid, cells = parsed(order) if order else ((0, 0), [])
-        self.register_buffer("worth", worth(cells), persistent=False)
-        self.gates = OfEachBlock(Gate)
+        self.grid, cells = parse_order(order) if order else ((0, 0), [])
+        self.register_buffer("worth", cell_worth(cells), persistent=False)
+        self.gates = ModulePerBlock(Gate)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """One gate for each block that decides; those that there are must fit the host."""
         self.gates.prepare(width, blocks)
 
     @property
-    def lacks(self) -> str | None:
+    def missing(self) -> str | None:
         """Calibration, where it has no gates yet."""
         if self.gates:
             return None
@@ -55,7 +55,7 @@ class PatchSlimmingDynamic(Reducer):
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The `keep` rows with the highest scores; in training a mask that gradients pass."""
-        score = self.gates.at(signals.block, tokens.x.shape[2])(tokens.x[:, tokens.prefix :])
+        score = self.gates.for_block(signals.block, tokens.x.shape[2])(tokens.x[:, tokens.prefix :])
         if self.order:
             check_grid(self.grid, tokens.grid)
             score = score + self.prior * self.get_buffer("worth")[tokens.cells()].to(score.dtype)

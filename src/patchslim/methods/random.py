@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
 PRIME = 2_147_483_647
 
 
-class Random(Reducer):
+class Random(Method):
     """Keeps the patches with the highest lots; the same places for every image, nested in depth."""
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -24,10 +24,10 @@ class Random(Reducer):
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The `keep` rows with the highest lots."""
-        return Keep(_lots(tokens.cells(), self.seed).topk(keep, dim=1).indices)
+        return Keep(_random_numbers(tokens.cells(), self.seed).topk(keep, dim=1).indices)
 
 
-def _lots(cells: Tensor, seed: int) -> Tensor:
+def _random_numbers(cells: Tensor, seed: int) -> Tensor:
     """A well-mixed number for each grid cell: three rounds of a quadratic congruence."""
     lot = (cells + 1) * 48_271 + (seed + 1) * 69_621
     for constant in (12_345, 67_891, 24_683):

@@ -19,17 +19,19 @@ from torch import Tensor
 from patchslim.errors import BadSetting, UnknownName
 from patchslim.methods import _clustering as grouping
 from patchslim.methods._clustering import Groups
-from patchslim.methods._method import Knob, Place, Reducer, Signals, Spread
-from patchslim.methods._windows import Tiles, best_of_squares
+from patchslim.methods._method import Method, Place, Placement, Signals, Threshold
+from patchslim.methods._windows import Windows, best_in_squares
 from patchslim.tokens.reduction import Keep, Merge, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
-from patchslim.tokens.tokens import Shown, Tokens
+from patchslim.tokens.tokens import ContentKind, Tokens
 
-MANY = 1024  # patches that are compared each with each; of more, those of a square of the grid
-SIDE = 16  # of that square, in cells
-FAINT = 1e-12  # what a patch weighs at least
-STEPS = 4  # of iterative de-duplication
+MAX_PAIRWISE = (
+    1024  # patches that are compared each with each; of more, those of a square of the grid
+)
+WINDOW_SIDE = 16  # of that square, in cells
+MIN_WEIGHT = 1e-12  # what a patch weighs at least
+DEDUP_STEPS = 4  # of iterative de-duplication
 
 PRESETS = {
     "best": ("ward", "l2", "features", "class", "weighted"),
@@ -44,14 +46,14 @@ CHOICES = {
     "weight": "class received size",
     "survivor": "mean weighted medoid first heaviest alone",
 }
-MEANS = ("mean", "weighted")
-DROPS = ("iterative", "redundancy")  # nobody joins anybody
-WHOLE = ("average", "medoids")  # whose rounds are too many for large images
-COUNTED = ("density", "medoids", "iterative")  # that have to know how many are wanted
-LIMITED = ("leader", "components")  # that have to know how near is near
+AVERAGING = ("mean", "weighted")
+DROPPING = ("iterative", "redundancy")  # nobody joins anybody
+SMALL_ONLY = ("average", "medoids")  # whose rounds are too many for large images
+NEEDS_COUNT = ("density", "medoids", "iterative")  # that have to know how many are wanted
+NEEDS_THRESHOLD = ("leader", "components")  # that have to know how near is near
 
 
-class Similarity(Reducer):
+class Similarity(Method):
     """Joins similar patches; with a `threshold`, as many in each image as there are.
 
     A `preset` ("best", "paper") sets what is not set: how groups are found (`group`), what is
@@ -61,7 +63,7 @@ class Similarity(Reducer):
     each square of side `squares` one stays.
     """
 
-    spread: ClassVar[Spread] = Spread.LATER
+    placement: ClassVar[Placement] = Placement.LATER
     needs_class_token = True
 
     def __init__(  # noqa: PLR0913 (a family: one word for each of its choices)
@@ -84,11 +86,11 @@ class Similarity(Reducer):
         natural = PRESETS[preset]
         self.preset = preset
         self.group = group or natural[0]
-        usual = "l2" if self.group == "ward" else "cosine" if self.group in DROPS else natural[1]
+        usual = "l2" if self.group == "ward" else "cosine" if self.group in DROPPING else natural[1]
         self.measure = measure or usual
         self.on = on or natural[2]
         self.weight = weight or ("size" if self.on == "embedding" else natural[3])
-        self.survivor = survivor or ("alone" if self.group in DROPS else natural[4])
+        self.survivor = survivor or ("alone" if self.group in DROPPING else natural[4])
         self.threshold, self.floor = threshold, floor
         self.adaptive = threshold != 0
         self.window, self.squares = window, squares
@@ -99,10 +101,10 @@ class Similarity(Reducer):
         if reason is not None:
             raise BadSetting(f"similarity: {reason}")
         self.place = Place.BEFORE_BLOCK if self.on == "embedding" else Place.BEFORE_FEED
-        self.shows: Shown | None = "embedding" if self.on == "embedding" else None
+        self.content_kind: ContentKind | None = "embedding" if self.on == "embedding" else None
         self.needs_class_token = self.weight == "class"
-        self.looks = {"received": "qk", "class": "k", "size": ""}[self.weight]
-        self.looks += {"features": "x", "keys": "k", "values": "v"}.get(self.on, "")
+        self.reads = {"received": "qk", "class": "k", "size": ""}[self.weight]
+        self.reads += {"features": "x", "keys": "k", "values": "v"}.get(self.on, "")
         self.proportional = self.survivor != "alone"
         self.limit = 1 - threshold if self.measure == "cosine" else threshold
 
@@ -112,19 +114,19 @@ class Similarity(Reducer):
         reasons = {
             "group='ward' adds up squared differences: measure='l2'.": group == "ward" and cosine,
             f"group={group!r} is of mean cosine similarity: measure='cosine'.": (
-                group in DROPS and not cosine
+                group in DROPPING and not cosine
             ),
             f"group={group!r} forms no groups; its survivors stay 'alone'.": (
-                group in DROPS and self.survivor != "alone"
+                group in DROPPING and self.survivor != "alone"
             ),
             "there is no attention before the first block: weight='size' (on='embedding').": (
                 self.on == "embedding" and self.weight != "size"
             ),
             f"group={group!r} is told how many stay; it takes no threshold.": (
-                group in COUNTED and threshold != 0
+                group in NEEDS_COUNT and threshold != 0
             ),
             f"group={group!r} needs a threshold, by which patches are near or not.": (
-                group in LIMITED and threshold == 0
+                group in NEEDS_THRESHOLD and threshold == 0
             ),
             f"threshold={threshold}: of squared differences, above 0 (0 is none).": (
                 not 0 <= threshold < math.inf and not cosine
@@ -145,30 +147,30 @@ class Similarity(Reducer):
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     @property
-    def knob(self) -> Knob | None:
+    def tuned_threshold(self) -> Threshold | None:
         """The threshold, for ways of grouping that have one."""
-        if self.group in COUNTED:
+        if self.group in NEEDS_COUNT:
             return None
         if self.measure == "cosine":
-            return Knob("threshold", first=0.1, cosine=True, top=1.99)
-        return Knob("threshold", first=5e-4 if self.group == "ward" else 0.1)
+            return Threshold("threshold", first=0.1, cosine=True, top=1.99)
+        return Threshold("threshold", first=5e-4 if self.group == "ward" else 0.1)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """The patches that stay, and which of them each other one joins."""
         keep = min(keep, tokens.patches)
-        tiles = self._tiles(tokens, keep)
+        tiles = self._windows(tokens, keep)
         weight = self._weight(tokens, signals)
         # No gradient passes a choice, only what it moves.
-        compared = tiles.of(self._compared(tokens, signals).detach())
+        compared = tiles.of(self._compared_vectors(tokens, signals).detach())
         worth = tiles.of(weight.detach())
-        if self.group in DROPS:
-            groups = self._unlike(compared, tiles.alive, keep)
-            order, padding = self._order(tokens, tiles, groups, weight, keep)
+        if self.group in DROPPING:
+            groups = self._rank_by_redundancy(compared, tiles.alive, keep)
+            order, padding = self._sort_patches(tokens, tiles, groups, weight, keep)
             return Keep(order[:, :keep], padding)
         whole = tokens.alive is None and tiles.order is None
         cost = self._cost(compared, worth, None if whole else tiles.alive)
         groups = self._groups(cost, worth, keep, signals.prefix)
-        order, padding = self._order(tokens, tiles, groups, weight, keep)
+        order, padding = self._sort_patches(tokens, tiles, groups, weight, keep)
         kept, gone = order[:, :keep], order[:, keep:]
         if self.survivor == "alone":
             return Keep(kept, padding)
@@ -176,21 +178,23 @@ class Similarity(Reducer):
         there = torch.ones_like(kept, dtype=torch.bool) if padding is None else padding
         stays = stays.scatter(1, kept, there)
         mean = weight if self.survivor == "weighted" else None
-        if padding is None and self.survivor in MEANS:
-            into = _places(kept, tiles.joined(groups, cost, stays, gone))
+        if padding is None and self.survivor in AVERAGING:
+            into = _index_in_kept(kept, tiles.assign_rows(groups, cost, stays, gone))
             return Merge(kept, gone, into, weight=mean)
-        if self.survivor in MEANS:  # in a graph all rows may be gone, for all that is known there
+        if (
+            self.survivor in AVERAGING
+        ):  # in a graph all rows may be gone, for all that is known there
             least = 0 if torch.compiler.is_compiling() else int(there.sum(dim=1).min())
             gone = order[:, least:]
         else:
             gone = tokens.rows()
         joins = ~stays if tokens.alive is None else tokens.alive & ~stays
         joins = joins.gather(1, gone)
-        head = torch.where(joins, tiles.joined(groups, cost, stays, gone), gone)
-        into = _places(kept, head)
-        if self.survivor in MEANS:
+        head = torch.where(joins, tiles.assign_rows(groups, cost, stays, gone), gone)
+        into = _index_in_kept(kept, head)
+        if self.survivor in AVERAGING:
             return Merge(kept, gone, into, padding, joins, mean)
-        speaker = grouping.elected(head, self._claim(tiles, cost, head, weight))
+        speaker = grouping.elect_heaviest(head, self._speaker_score(tiles, cost, head, weight))
         spoken = speaker == gone
         real = stays | joins
         return Merge(
@@ -199,8 +203,8 @@ class Similarity(Reducer):
 
     def fewest(self, patches: int) -> int:
         """One of each square in which patches are compared; of a bipartite matching, half."""
-        run = self._side(patches) ** 2 or patches
-        if self.group in DROPS:
+        run = self._window_side(patches) ** 2 or patches
+        if self.group in DROPPING:
             return 1
         if self.group != "bipartite":
             return max(1, -(-patches // run))
@@ -211,18 +215,21 @@ class Similarity(Reducer):
         """What is compared with what, and the attention by which patches are weighed."""
         count = rows - prefix
         width = block.key_width if self.on == "keys" else block.width
-        weighing = {"class": block.map_row(rows), "received": rows * rows * block.query_width}
+        weighing = {
+            "class": block.attention_row_macs(rows),
+            "received": rows * rows * block.query_width,
+        }
         compared = 0  # where nobody joins anybody, sums of vectors do
-        if self.group not in DROPS:
-            run = self._side(count) ** 2 or count
+        if self.group not in DROPPING:
+            run = self._window_side(count) ** 2 or count
             compared = -(-count // run) * run * min(run, count) * width
         return compared + weighing.get(self.weight, 0)
 
-    def _side(self, patches: int) -> int:
+    def _window_side(self, patches: int) -> int:
         """The side of the squares in which patches are compared; 0 where all are."""
-        return self.window or (SIDE if patches > MANY else 0)
+        return self.window or (WINDOW_SIDE if patches > MAX_PAIRWISE else 0)
 
-    def _tiles(self, tokens: Tokens, keep: int) -> Tiles:
+    def _windows(self, tokens: Tokens, keep: int) -> Windows:
         """How patches are dealt into squares; refused where more squares need one than may stay."""
         height, width = tokens.grid
         side = self.squares
@@ -232,15 +239,16 @@ class Similarity(Reducer):
                 f"squares={side} leaves at least one patch in each of {least} squares of this "
                 f"{height}x{width} grid, and the schedule asks for {keep}. Make them larger."
             )
-        beyond = self.weight == "received" or (self.group in WHOLE and not self.window)
-        if tokens.patches > MANY and beyond:
+        beyond = self.weight == "received" or (self.group in SMALL_ONLY and not self.window)
+        if tokens.patches > MAX_PAIRWISE and beyond:
             raise BadSetting(
                 f"group={self.group!r}, weight={self.weight!r}: attention received is not meant "
-                f"for more than {MANY} patches, nor are average linkage and k-medoids without a "
+                f"for more than {MAX_PAIRWISE} patches, nor are average linkage and "
+                "k-medoids without a "
                 f"window, and there are {tokens.patches}. Use group='ward', weight='class'."
             )
-        side = 0 if self.group in DROPS else self._side(tokens.patches)
-        return Tiles.deal(tokens.cells(), tokens.grid, tokens.alive, side)
+        side = 0 if self.group in DROPPING else self._window_side(tokens.patches)
+        return Windows.from_cells(tokens.cells(), tokens.grid, tokens.alive, side)
 
     def _weight(self, tokens: Tokens, signals: Signals) -> Tensor:
         """What each patch weighs (B, n), in float32 at least."""
@@ -250,9 +258,9 @@ class Similarity(Reducer):
             weight = signals.class_attention()
         else:
             weight = signals.attention_received(tokens.alive)
-        return weight.to(torch.promote_types(weight.dtype, torch.float32)).clamp(min=FAINT)
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).clamp(min=MIN_WEIGHT)
 
-    def _compared(self, tokens: Tokens, signals: Signals) -> Tensor:
+    def _compared_vectors(self, tokens: Tokens, signals: Signals) -> Tensor:
         """The vector of each patch that is compared (B, n, d), in float32 at least."""
         x = tokens.x[:, tokens.prefix :]
         if self.on == "embedding":
@@ -305,23 +313,25 @@ class Similarity(Reducer):
                 groups = grouping.nearest(cost, worth)
         return groups
 
-    def _unlike(self, unit: Tensor, alive: Tensor, keep: int) -> Groups:
+    def _rank_by_redundancy(self, unit: Tensor, alive: Tensor, keep: int) -> Groups:
         """Patches by how little they are like all the others."""
         if self.group == "iterative":
-            return grouping.iterative(unit, alive, keep, STEPS)
+            return grouping.iterative_redundancy(unit, alive, keep, DEDUP_STEPS)
         return grouping.redundancy(unit, alive)
 
-    def _order(
-        self, tokens: Tokens, tiles: Tiles, groups: Groups, weight: Tensor, keep: int
+    def _sort_patches(
+        self, tokens: Tokens, tiles: Windows, groups: Groups, weight: Tensor, keep: int
     ) -> tuple[Tensor, Tensor | None]:
         """All patches, those that stay first, and which of the first `keep` really stay."""
-        apart = tiles.back(groups.apart)
-        best = tiles.best(tiles.of(weight))
+        apart = tiles.to_rows(groups.apart)
+        best = tiles.best_rows(tiles.of(weight))
         if best is not None:
-            apart = torch.where(best, grouping.never(apart), apart)
+            apart = torch.where(best, grouping.unjoinable_distance(apart), apart)
         if self.squares:
-            squares = best_of_squares(tokens.cells(), tokens.grid, self.squares, weight)
-            apart = torch.where(squares, 2 * grouping.never(apart), apart)  # above all else
+            squares = best_in_squares(tokens.cells(), tokens.grid, self.squares, weight)
+            apart = torch.where(
+                squares, 2 * grouping.unjoinable_distance(apart), apart
+            )  # above all else
         if tokens.alive is not None:
             apart = apart.masked_fill(~tokens.alive, -torch.inf)
         order = apart.topk(tokens.patches, dim=1).indices
@@ -333,7 +343,7 @@ class Similarity(Reducer):
         count = torch.maximum(count, least).clamp(max=keep)
         return order, torch.arange(keep, device=order.device) < torch.minimum(count, real)
 
-    def _claim(self, tiles: Tiles, cost: Tensor, head: Tensor, weight: Tensor) -> Tensor:
+    def _speaker_score(self, tiles: Windows, cost: Tensor, head: Tensor, weight: Tensor) -> Tensor:
         """How much each patch claims to speak for its group (B, n)."""
         if self.survivor == "heaviest":
             return weight
@@ -347,10 +357,10 @@ class Similarity(Reducer):
         # Both ways, so that of a group of two the first speaks, and rounding has no say.
         both = cost + cost.transpose(1, 2)
         within = both.masked_fill(apart | itself, 0).sum(dim=2)
-        return -tiles.back(within)
+        return -tiles.to_rows(within)
 
 
-def _places(kept: Tensor, rows: Tensor) -> Tensor:
+def _index_in_kept(kept: Tensor, rows: Tensor) -> Tensor:
     """The place in `kept` (B, m) of each of `rows` (B, r), which are among them."""
     count = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
     return (

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Knob, Reducer, Signals, Spread
+from patchslim.methods._method import Method, Placement, Signals, Threshold
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -20,7 +20,7 @@ from patchslim.tokens.tokens import Tokens
 Matches: TypeAlias = torch.return_types.max
 
 
-class ToMe(Reducer):
+class ToMe(Method):
     """Merges pairs by key similarity; `proportional` attention weighs a token by its size.
 
     The paper turns proportional attention off for masked-autoencoder weights used off the shelf.
@@ -28,8 +28,8 @@ class ToMe(Reducer):
     others; the schedule is then the most that is kept.
     """
 
-    spread: ClassVar[Spread] = Spread.EVERY_BLOCK
-    looks = "k"
+    placement: ClassVar[Placement] = Placement.EVERY_BLOCK
+    reads = "k"
 
     def __init__(self, *, proportional: bool = True, threshold: float = 0.0) -> None:
         super().__init__()
@@ -40,16 +40,16 @@ class ToMe(Reducer):
         self.adaptive = threshold > 0
 
     @property
-    def knob(self) -> Knob:
+    def tuned_threshold(self) -> Threshold:
         """The threshold."""
-        return Knob("threshold", first=0.1, cosine=True, top=0.99)
+        return Threshold("threshold", first=0.1, cosine=True, top=0.99)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Tokens are dealt alternately to A and B; the best pairs merge, A into B.
 
         Order of the rows that stay: those of A, then those of B. The next deal depends on it.
         """
-        a, b = _deal(tokens.prefix)
+        a, b = _set_starts(tokens.prefix)
         keys = F.normalize(signals.keys(), dim=-1)
         alike = keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)
         if tokens.alive is not None:
@@ -58,7 +58,7 @@ class ToMe(Reducer):
         best = alike.max(dim=-1)
         every_b = torch.arange(b, tokens.patches, 2, device=keys.device).expand(keys.shape[0], -1)
         if self.adaptive:
-            return self._above(tokens, best, every_b, keep)
+            return self._merge_above_threshold(tokens, best, every_b, keep)
         order = best.values.topk(best.values.shape[1], dim=1).indices
         gone, stay = order.split(
             [tokens.patches - keep, order.shape[1] - tokens.patches + keep], dim=1
@@ -67,9 +67,11 @@ class ToMe(Reducer):
         into = best.indices.gather(1, gone) + stay.shape[1]
         return Merge(torch.cat([stay * 2 + a, every_b], dim=1), gone=gone * 2 + a, into=into)
 
-    def _above(self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int) -> Merge:
+    def _merge_above_threshold(
+        self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int
+    ) -> Merge:
         """All pairs merge whose similarity exceeds the threshold, and as many as the cap asks."""
-        a, _ = _deal(tokens.prefix)
+        a, _ = _set_starts(tokens.prefix)
         rows = tokens.rows()
         real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
         number = real.sum(dim=1, keepdim=True)
@@ -98,11 +100,11 @@ class ToMe(Reducer):
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """The similarities between A and B."""
-        a, b = _deal(prefix)
+        a, b = _set_starts(prefix)
         count = rows - prefix
         return len(range(a, count, 2)) * len(range(b, count, 2)) * block.key_width
 
 
-def _deal(prefix: int) -> tuple[int, int]:
+def _set_starts(prefix: int) -> tuple[int, int]:
     """The first patch of A and of B: rows of the whole sequence alternate, and row 0 is of A."""
     return prefix % 2, 1 - prefix % 2

@@ -5,13 +5,13 @@ Haurum et al., "Which Tokens to Use?" (ICCV Workshops 2023), the Top-K baseline.
 
 from __future__ import annotations
 
-from patchslim.methods._method import Reducer, Signals
+from patchslim.methods._method import Method, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class TopK(Reducer):
+class TopK(Method):
     """Keeps the patches with the highest class attention, drops the others."""
 
     needs_class_token: bool = True
@@ -22,4 +22,4 @@ class TopK(Reducer):
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """One row of the attention map, a second time."""
-        return block.map_row(rows)
+        return block.attention_row_macs(rows)

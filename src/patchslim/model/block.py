@@ -12,46 +12,48 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from patchslim.errors import UnsupportedModel
-from patchslim.methods._method import Place, Reducer, Signals
-from patchslim.model.host_api import Surface
-from patchslim.model.step import Attended, Step
-from patchslim.schedules.macs import skips
+from patchslim.methods._method import Method, Place, Signals
+from patchslim.model.host_api import HostApi
+from patchslim.model.step import AttentionOutput, BlockStep
+from patchslim.schedules.macs import skips_last_decision
 from patchslim.tokens.attention import attention, attention_bias, attention_map
-from patchslim.tokens.packing import each_image, padded, ragged_attention, reduced
+from patchslim.tokens.packing import packed_attention, pad, pad_heads, reduce_packed
 from patchslim.tokens.reduction import Reduction
-from patchslim.tokens.rows import take, with_leading
+from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Borders, Tokens
 
 
-class Blocks(Surface):
+class Blocks(HostApi):
     """The blocks of the host, run one at a time with a method's decisions in them."""
 
-    reducer: Reducer
+    method: Method
     packs: bool
 
-    def recomputed(self, step: Step, tokens: Tokens, *, recompute: bool = False) -> Tokens:
+    def run_or_recompute(
+        self, step: BlockStep, tokens: Tokens, *, recompute: bool = False
+    ) -> Tokens:
         """The tokens after one block, recomputed in the backward pass where that is asked for."""
-        recompute = recompute or self.adapter.checkpoints(self.host)
+        recompute = recompute or self.adapter.recomputes_activations(self.host)
         if recompute and self.training and torch.is_grad_enabled():
-            after: Tokens = checkpoint(self.run, step, tokens, use_reentrant=False)
+            after: Tokens = checkpoint(self.run_block, step, tokens, use_reentrant=False)
             return after
-        return self.run(step, tokens)
+        return self.run_block(step, tokens)
 
-    def run(self, step: Step, tokens: Tokens) -> Tokens:
+    def run_block(self, step: BlockStep, tokens: Tokens) -> Tokens:
         """The tokens after one block."""
         place = self.place(step)
         if place is not None:
-            tokens = tokens.rejoined()
+            tokens = tokens.rejoin()
         if step.stride > 1:
-            tokens = _whole_grid(padded(tokens))
+            tokens = _restore_grid(pad(tokens))
         if place is Place.BEFORE_BLOCK:
-            side = self._laid_out(tokens)
+            side = self._pad_for_method(tokens)
             signals = Signals(side.prefix, block=step.index)
-            tokens = self._reduced(tokens, self._choose(step, side, signals))
-        tokens = self._before_feed(step, place, tokens)
+            tokens = self._apply_reduction(tokens, self._choose(step, side, signals))
+        tokens = self._attend_and_reduce(step, place, tokens)
         return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
 
-    def _before_feed(self, step: Step, place: Place | None, tokens: Tokens) -> Tokens:
+    def _attend_and_reduce(self, step: BlockStep, place: Place | None, tokens: Tokens) -> Tokens:
         """The tokens between attention and feed-forward.
 
         Queries, keys and values end with this call: kept any longer, they would raise the peak
@@ -62,14 +64,16 @@ class Blocks(Surface):
         tokens = tokens.with_x(self.adapter.mix(self.host, step.index, tokens, attended.values))
         del attended  # its values are not needed to choose
         if signals is not None and place is Place.BEFORE_FEED:
-            tokens = self._reduced(tokens, self._choose(step, self._laid_out(tokens), signals))
+            tokens = self._apply_reduction(
+                tokens, self._choose(step, self._pad_for_method(tokens), signals)
+            )
         return tokens
 
-    def _laid_out(self, tokens: Tokens) -> Tokens:
+    def _pad_for_method(self, tokens: Tokens) -> Tokens:
         """The images side by side for the method to look at, as far as it does."""
-        return padded(tokens, bare="x" not in self.reducer.looks)
+        return pad(tokens, bare="x" not in self.method.reads)
 
-    def _reduced(self, tokens: Tokens, reduction: Reduction) -> Tokens:
+    def _apply_reduction(self, tokens: Tokens, reduction: Reduction) -> Tokens:
         """The tokens after a decision about their images side by side.
 
         Packed behind one another, where images have different numbers and nothing forbids: not in
@@ -77,56 +81,58 @@ class Blocks(Surface):
         pixels is asked for, which counts the rows of an image.
         """
         graph = torch.compiler.is_compiling()
-        apart = self.training or not self.packs or self.adapter.relative
-        if graph or apart or tokens.origin is not None or not self.reducer.adaptive:
+        apart = self.training or not self.packs or self.adapter.has_relative_bias
+        if graph or apart or tokens.origin is not None or not self.method.adaptive:
             return reduction.apply(tokens)
-        return reduced(tokens, reduction)
+        return reduce_packed(tokens, reduction)
 
-    def place(self, step: Step) -> Place | None:
+    def place(self, step: BlockStep) -> Place | None:
         """Where this block decides, or None where it does not.
 
         The schedule says so, not the rows at hand: a method that masks leaves them all in place.
         """
         if step.stride > 1:
             return None
-        if skips(self.reducer, step.read) or (step.left >= step.entering and not step.named):
+        if skips_last_decision(self.method, step.read) or (
+            step.left >= step.entering and not step.is_scheduled
+        ):
             return None
-        return self.reducer.place
+        return self.method.place
 
-    def _choose(self, step: Step, tokens: Tokens, signals: Signals) -> Reduction:
+    def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
         """The method's decision about `tokens`."""
-        return self.reducer.choose(tokens, signals, step.left - tokens.prefix)
+        return self.method.choose(tokens, signals, step.left - tokens.prefix)
 
-    def _attend(self, step: Step, place: Place | None, tokens: Tokens) -> Attended:
+    def _attend(self, step: BlockStep, place: Place | None, tokens: Tokens) -> AttentionOutput:
         """Attention in one block, for the rows that are to come out of it."""
         if place is Place.ON_QUERIES:
-            return self._attend_by_some(step, tokens)
+            return self._attend_on_queries(step, tokens)
         if place is Place.ON_MAP:
-            return self._attend_by_map(step, tokens)
+            return self._attend_on_map(step, tokens)
         project = partial(self.adapter.project, self.host, step.index)
         queries = tokens
         if step.stride > 1:
-            queries = tokens.strided(step.stride)
+            queries = tokens.subsample(step.stride)
         elif step.read is not None:
-            queries = tokens.leading(step.read)
+            queries = tokens.leading_rows(step.read)
         if queries is tokens:
             q, k, v = project(tokens, "qkv")
         else:
             (q,), (k, v) = project(queries, "q"), project(tokens, "kv")
         bias = self._bias(step, queries, tokens)
-        values = self._values(step, queries, tokens, (q, k, v), bias)
+        values = self._attended_values(step, queries, tokens, (q, k, v), bias)
         decides = place is Place.BEFORE_FEED
-        if not decides and not step.noted:
-            return Attended(queries, values, None)
+        if not decides and not step.is_remembered:
+            return AttentionOutput(queries, values, None)
         signals = self._signals(step, tokens, q, k, v, bias)
-        if step.noted:
-            noted = tokens.remembering(self.reducer.remember(tokens, signals))
-            queries = noted if queries is tokens else noted.strided(step.stride)
-        return Attended(queries, values, signals if decides else None)
+        if step.is_remembered:
+            noted = tokens.with_memory(self.method.remember(tokens, signals))
+            queries = noted if queries is tokens else noted.subsample(step.stride)
+        return AttentionOutput(queries, values, signals if decides else None)
 
-    def _bias(self, step: Step, queries: Tokens, keys: Tokens) -> Tensor | None:
+    def _bias(self, step: BlockStep, queries: Tokens, keys: Tokens) -> Tensor | None:
         """What is added to the attention logits: by the tokens, and by the host."""
-        bias = attention_bias(keys, proportional=self.reducer.proportional)
+        bias = attention_bias(keys, proportional=self.method.proportional)
         if bias is not None and bias.shape[2] > 1 and step.read is not None:
             bias = bias[:, :, : step.read]
         own = self.adapter.bias(self.host, step.index, queries, keys)
@@ -134,29 +140,31 @@ class Blocks(Surface):
             return own if bias is None else bias
         return bias + own
 
-    def _attend_by_some(self, step: Step, tokens: Tokens) -> Attended:
+    def _attend_on_queries(self, step: BlockStep, tokens: Tokens) -> AttentionOutput:
         """P2: all rows are keys and values, only the surviving ones ask."""
         project = partial(self.adapter.project, self.host, step.index)
-        bias = attention_bias(tokens, proportional=self.reducer.proportional)
+        bias = attention_bias(tokens, proportional=self.method.proportional)
         k, v = project(tokens, "kv")
-        side = padded(tokens)
-        asking = self.reducer.needs_class_token and side.prefix > 0
-        q = project(side.leading(side.prefix), "q")[0] if asking else None
+        side = pad(tokens)
+        asking = self.method.needs_class_token and side.prefix > 0
+        q = project(side.leading_rows(side.prefix), "q")[0] if asking else None
         signals = self._signals(step, tokens, q, k, v, bias)
         reduction = self._choose(step, side, signals)
-        queries = self._reduced(tokens, reduction)
+        queries = self._apply_reduction(tokens, reduction)
         if bias is not None and bias.shape[2] > 1:
-            rows = with_leading(reduction.represent(tokens.rows()), tokens.prefix)
+            rows = with_prefix(reduction.represent(tokens.rows()), tokens.prefix)
             bias = take(bias[:, 0], rows).unsqueeze(1)
         own = self.adapter.bias(self.host, step.index, queries, tokens)
         if own is not None:
             bias = own if bias is None else bias + own
         (q,) = project(queries, "q")
-        return Attended(queries, self._values(step, queries, tokens, (q, k, v), bias), signals)
+        return AttentionOutput(
+            queries, self._attended_values(step, queries, tokens, (q, k, v), bias), signals
+        )
 
-    def _attend_by_map(self, step: Step, tokens: Tokens) -> Attended:
+    def _attend_on_map(self, step: BlockStep, tokens: Tokens) -> AttentionOutput:
         """P3: the query-key map decides and is folded; values come from the rows that are left."""
-        tokens = padded(tokens)
+        tokens = pad(tokens)
         project = partial(self.adapter.project, self.host, step.index)
         bias = self._bias(step, tokens, tokens)
         q, k = project(tokens, "qk")
@@ -167,49 +175,49 @@ class Blocks(Surface):
         (v,) = project(queries, "v")
         weights = reduction.fold(weights, tokens.prefix)
         if step.read is not None:
-            queries, weights = queries.leading(step.read), weights[:, :, : step.read]
-        return Attended(queries, weights @ v, signals)
+            queries, weights = queries.leading_rows(step.read), weights[:, :, : step.read]
+        return AttentionOutput(queries, weights @ v, signals)
 
     def _signals(
         self,
-        step: Step,
+        step: BlockStep,
         tokens: Tokens,
         q: Tensor | None,
         k: Tensor | None,
         v: Tensor | None,
         bias: Tensor | None,
     ) -> Signals:
-        """What the reducer may look at in this block, of images side by side."""
+        """What the method may look at in this block, of images side by side."""
         if tokens.borders is not None:
-            q, k, v = self._looked_at(tokens.borders, q, k, v)
-            maps = self.reducer.needs_class_token or "q" in self.reducer.looks
-            side = padded(tokens, bare=True)
-            bias = attention_bias(side, proportional=self.reducer.proportional) if maps else None
+            q, k, v = self._unpack_qkv(tokens.borders, q, k, v)
+            maps = self.method.needs_class_token or "q" in self.method.reads
+            side = pad(tokens, bare=True)
+            bias = attention_bias(side, proportional=self.method.proportional) if maps else None
         readout = None
-        if self.reducer.needs_class_token and not self.adapter.has_class_token(self.host):
-            readout = partial(self.adapter.readout, self.host, padded(tokens))
+        if self.method.needs_class_token and not self.adapter.has_class_token(self.host):
+            readout = partial(self.adapter.readout, self.host, pad(tokens))
         scale = self.adapter.scale(self.host, step.index)
         prefix = tokens.prefix if tokens.borders is None else tokens.borders.prefix
         return Signals(prefix, scale, q, k, v, bias, readout, step.index, step.stride)
 
-    def _looked_at(
+    def _unpack_qkv(
         self, borders: Borders, q: Tensor | None, k: Tensor | None, v: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Of packed q, k, v what the method looks at, side by side; of q the prefix at least."""
-        looks = self.reducer.looks
+        looks = self.method.reads
         if q is not None and q.shape[0] == 1 and "q" not in looks:
             batch = len(borders.counts)
             leading = q[0, :, : borders.prefix * batch]
             q = leading.unflatten(1, (borders.prefix, batch)).permute(2, 0, 1, 3)
         return (
-            each_image(q, borders),
-            each_image(k, borders) if "k" in looks else None,
-            each_image(v, borders) if "v" in looks else None,
+            pad_heads(q, borders),
+            pad_heads(k, borders) if "k" in looks else None,
+            pad_heads(v, borders) if "v" in looks else None,
         )
 
-    def _values(
+    def _attended_values(
         self,
-        step: Step,
+        step: BlockStep,
         queries: Tokens,
         keys: Tokens,
         qkv: tuple[Tensor, Tensor, Tensor],
@@ -218,16 +226,16 @@ class Blocks(Surface):
         """What attention gives to the queries."""
         scale = self.adapter.scale(self.host, step.index)
         if queries.borders is not None or keys.borders is not None:
-            return ragged_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)
+            return packed_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)
         dropout = self.adapter.dropout(self.host, step.index)
         return attention(*qkv, scale=scale, bias=bias, dropout=dropout, training=self.training)
 
 
-def _whole_grid(tokens: Tokens) -> Tokens:
+def _restore_grid(tokens: Tokens) -> Tokens:
     """The tokens of a host that subsamples its grid, before it does: one row for every cell."""
     if tokens.alive is not None and tokens.alive.is_floating_point():
         raise UnsupportedModel(
             "This method masks tokens in training, and this host subsamples its grid, so that what "
             "is masked would come back. Train it on a flat host, or take another method."
         )
-    return tokens.gridded()
+    return tokens.to_grid()

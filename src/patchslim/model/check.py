@@ -7,21 +7,21 @@ from torch import nn
 
 from patchslim.errors import NeedsClassToken, UnsupportedModel
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._answers import TOLERANCE, difference, evaluating
-from patchslim.methods._method import Reducer
-from patchslim.methods._registry import find_reducer, reducer_names
+from patchslim.hosts._answers import TOLERANCE, eval_mode, relative_difference
+from patchslim.methods._method import Method
+from patchslim.methods._registry import find_method, method_names
 from patchslim.model.model import SlimModel
 from patchslim.schedules.schedule import Constant
 
 
-def check_class_token(model: nn.Module, adapter: Adapter, reducer: Reducer) -> None:
+def check_class_token(model: nn.Module, adapter: Adapter, method: Method) -> None:
     """Refuses a method that scores by the class token where nothing can stand in for one."""
-    if not reducer.needs_class_token or adapter.has_class_token(model):
+    if not method.needs_class_token or adapter.has_class_token(model):
         return
-    if not adapter.pools_by_query(model):
-        free = [name for name in reducer_names() if not find_reducer(name).needs_class_token]
+    if not adapter.has_query_pooling(model):
+        free = [name for name in method_names() if not find_method(name).needs_class_token]
         raise NeedsClassToken(
-            f"{type(reducer).__name__} scores patches by the class token, and this model has "
+            f"{type(method).__name__} scores patches by the class token, and this model has "
             "none, nor an attention-pooling head to lend its query. Methods that need none: "
             f"{', '.join(free)}; similarity, with weight='received' or 'size'."
         )
@@ -36,14 +36,14 @@ def check_identity(slimmed: SlimModel) -> None:
             "The model has no weights yet (meta device), so it cannot be checked."
         )
     exactly = torch.autocast(parameter.device.type, enabled=False)
-    with evaluating(host), torch.no_grad(), exactly:
+    with eval_mode(host), torch.no_grad(), exactly:
         shape = (1, *adapter.image_shape(host))
         noise = torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=noise).to(parameter.device, parameter.dtype)
-        same = SlimModel(host, adapter, find_reducer("identity")(), Constant(0), slimmed.tail)
+        same = SlimModel(host, adapter, find_method("identity")(), Constant(0), slimmed.tail)
         wanted = adapter.logits(host(images)).double()
         got = adapter.logits(same(images)).double()
-    off = difference(got, wanted)
+    off = relative_difference(got, wanted)
     if not off <= TOLERANCE.get(parameter.dtype, 1e-2):
         raise UnsupportedModel(
             f"With nothing removed, the slimmed {type(host).__name__} differs from the model by "

@@ -13,7 +13,7 @@ from patchslim.hosts._adapter import Adapter
 from patchslim.tokens.tokens import Tokens
 
 
-class Surface(nn.Module):
+class HostApi(nn.Module):
     """timm's and Hugging Face's own calls, answered by the tokens that are left."""
 
     host: nn.Module
@@ -29,7 +29,7 @@ class Surface(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             adapter = self.__dict__.get("adapter")
-            if adapter is not None and name in adapter.surface:
+            if adapter is not None and name in adapter.host_attributes:
                 return getattr(self.host, name)
             raise AttributeError(
                 f"SlimModel has no {name!r}. The untouched model is at .host (beware: calling it "
@@ -38,7 +38,7 @@ class Surface(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Features after the last norm, in the dense host's shape and order."""
-        return self.adapter.norm(self.host, self.trace(images)[-1].restored())
+        return self.adapter.norm(self.host, self.trace(images)[-1].dense_features())
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002
         """The host's own head on features from `forward_features`."""
@@ -58,12 +58,12 @@ class Surface(nn.Module):
         output_dict: bool = False,  # noqa: FBT001, FBT002
     ) -> Any:
         """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
-        levels = self.adapter.levels(self.host)
+        levels = self.adapter.feature_blocks(self.host)
         wanted = [levels[index] for index in _block_indices(len(levels), indices)]
         early = stop_early or intermediates_only
         traced = self.trace(x, wanted[-1] + 1 if early else None)
         prefix = self.adapter.prefix(self.host)
-        rows = [traced[index].restored() for index in wanted]
+        rows = [traced[index].dense_features() for index in wanted]
         if norm:
             rows = [self.adapter.norm(self.host, each) for each in rows]
         leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
@@ -80,7 +80,7 @@ class Surface(nn.Module):
         elif paired:
             result["image_intermediates"] = list(zip(maps, leading, strict=True))
         if not intermediates_only:
-            result["image_features"] = self.adapter.norm(self.host, traced[-1].restored())
+            result["image_features"] = self.adapter.norm(self.host, traced[-1].dense_features())
         if output_dict:
             return result
         if intermediates_only:

@@ -15,26 +15,33 @@ from torch import Tensor, nn
 
 from patchslim.errors import BadFile, PatchslimError, UnknownName
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._answers import answers_of, difference
+from patchslim.hosts._answers import noise_logits, relative_difference
 from patchslim.hosts._registry import adapter_names, find_adapter, load_adapter
-from patchslim.methods._method import Reducer
-from patchslim.methods._registry import find_reducer
+from patchslim.methods._method import Method
+from patchslim.methods._registry import find_method
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
-from patchslim.model.recipe import plain
-from patchslim.saving.folder import RECIPE, WEIGHTS, Recipe, place_of, read_recipe, read_weights
+from patchslim.model.recipe import to_plain_data
+from patchslim.saving.folder import (
+    RECIPE_FILE,
+    WEIGHTS_FILE,
+    Recipe,
+    read_recipe,
+    read_saved_weights,
+    saved_folder,
+)
 from patchslim.saving.hub import PREFIX, download
 from patchslim.schedules.schedule import Schedule
 from patchslim.versions import check_version
 
 # How far a host's answers may move between machines and versions of kernels.
-SLACK = {"float64": 1e-6, "float32": 1e-3}
+LOGIT_TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
 
 
 def load(
     path: str | Path,
     model: nn.Module | None = None,
-    method: Reducer | None = None,
+    method: Method | None = None,
     *,
     adapter: Adapter | None = None,
 ) -> SlimModel:
@@ -44,30 +51,30 @@ def load(
         path: the folder that `save` wrote, or `hf-hub:owner/name` for a repository on the Hub.
         model: a host of the same architecture, which takes over the saved weights. Needed only
             where the recipe cannot tell how the host was built.
-        method: the Reducer, where it is one of your own.
+        method: the Method, where it is one of your own.
         adapter: the Adapter, where it is one of your own.
 
     Raises:
         BadFile: for a folder that is truncated, edited, foreign, or of a newer format.
     """
     text = str(path)
-    path = download(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else place_of(path)
+    path = download(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else saved_folder(path)
     recipe = read_recipe(path)
-    with following(path, recipe):
-        state = read_weights(path, recipe)
-        reducer = _reducer(recipe, method)
-        adapter, host = _host(recipe, model, adapter)
+    with wrap_recipe_errors(path, recipe):
+        state = read_saved_weights(path, recipe)
+        method = _saved_method(recipe, method)
+        adapter, host = _build_host(recipe, model, adapter)
         schedule = Schedule.from_json(recipe["schedule"])
-        slimmed = SlimModel(host, adapter, reducer, schedule, recipe["tail"])
+        slimmed = SlimModel(host, adapter, method, schedule, recipe["tail"])
         slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]
-        _fill(slimmed, state, recipe["buffers"])
+        _load_weights(slimmed, state, recipe["buffers"])
         check_identity(slimmed)
-        check_answers(recipe, answers_of(adapter, host))
+        check_noise_logits(recipe, noise_logits(adapter, host))
     return slimmed.eval()
 
 
 @contextlib.contextmanager
-def following(path: Path, recipe: Recipe) -> Iterator[None]:
+def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
     """Turns whatever a host library says to a recipe that it cannot follow into one clear error."""
     try:
         yield
@@ -76,16 +83,17 @@ def following(path: Path, recipe: Recipe) -> Iterator[None]:
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
         raise BadFile(
-            f"{path / RECIPE} cannot be followed: {error}. It was edited, or needs the versions "
+            f"{path / RECIPE_FILE} cannot be followed: {error}. It was edited, or needs the "
+            "versions "
             f"that it was written with: {versions}."
         ) from error
 
 
-def check_answers(recipe: Recipe, found: list[float]) -> None:
+def check_noise_logits(recipe: Recipe, found: list[float]) -> None:
     """Refuses a host that took the weights and is another one: no shape of a weight tells that."""
     saved = torch.tensor(recipe["answers"], dtype=torch.float64)
-    off = difference(torch.tensor(found, dtype=torch.float64), saved)
-    if not off <= SLACK.get(recipe["dtype"], 0.1):
+    off = relative_difference(torch.tensor(found, dtype=torch.float64), saved)
+    if not off <= LOGIT_TOLERANCE.get(recipe["dtype"], 0.1):
         versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
         raise BadFile(
             f"The host takes the saved weights and answers otherwise, by {off:.2g}. Its recipe was "
@@ -94,23 +102,25 @@ def check_answers(recipe: Recipe, found: list[float]) -> None:
         )
 
 
-def _reducer(recipe: Recipe, method: Reducer | None) -> Reducer:
+def _saved_method(recipe: Recipe, method: Method | None) -> Method:
     """The saved method, or the one that was given if it is the same."""
     if method is None and recipe["method"] is not None:
-        return find_reducer(recipe["method"])(**recipe["settings"])
+        return find_method(recipe["method"])(**recipe["settings"])
     saved = f"{recipe['method_class']} with {recipe['settings']}"
     if method is None:
         raise BadFile(f"The method is not one of ours: {saved}. Pass it: load(path, method=...).")
     given = f"{type(method).__module__}.{type(method).__qualname__}"
     if (
         given.rpartition(".")[2] != recipe["method_class"].rpartition(".")[2]
-        or plain(method.settings()) != recipe["settings"]
+        or to_plain_data(method.settings()) != recipe["settings"]
     ):
-        raise BadFile(f"Saved was {saved}; method= is {given} with {plain(method.settings())}.")
+        raise BadFile(
+            f"Saved was {saved}; method= is {given} with {to_plain_data(method.settings())}."
+        )
     return method
 
 
-def _host(
+def _build_host(
     recipe: Recipe, model: nn.Module | None, adapter: Adapter | None
 ) -> tuple[Adapter, nn.Module]:
     """The family and a host of the saved architecture: the given one, or one that is built."""
@@ -134,15 +144,17 @@ def _host(
     return adapter, model
 
 
-def _fill(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping[str, str]) -> None:
+def _load_weights(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping[str, str]) -> None:
     """Puts the saved weights in place, each with the type that it was saved with."""
     own: dict[str, Tensor] = slimmed.state_dict(keep_vars=True)
     for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
         if names:
-            raise BadFile(f"The weights do not fit the model: {WEIGHTS} {verb} {_some(names)}.")
+            raise BadFile(
+                f"The weights do not fit the model: {WEIGHTS_FILE} {verb} {_list_names(names)}."
+            )
     unlike = {name for name, t in own.items() if t.shape != state[name].shape}
     if unlike:
-        raise BadFile(f"The weights do not fit the model: other shapes for {_some(unlike)}.")
+        raise BadFile(f"The weights do not fit the model: other shapes for {_list_names(unlike)}.")
     for name, t in own.items():
         t.data = t.data.to(state[name].dtype)
     for name, buffer in slimmed.host.named_buffers():
@@ -151,7 +163,7 @@ def _fill(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping[str, st
     slimmed.load_state_dict(state, strict=True)
 
 
-def _some(names: set[str]) -> str:
+def _list_names(names: set[str]) -> str:
     """The first names of a set, and how many more there are."""
     first = sorted(names)[:3]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

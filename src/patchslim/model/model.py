@@ -1,4 +1,4 @@
-"""`SlimModel`: adapter, reducer and schedule around the untouched host.
+"""`SlimModel`: adapter, method and schedule around the untouched host.
 
 The loop over the blocks is written here, once. The host's modules stay as they are and are called,
 never copied or hooked. A forward pass keeps all it knows in values that it passes on, so that
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.hosts._adapter import Adapter
-from patchslim.methods._method import Decision, Reducer
+from patchslim.methods._method import Decision, Method
 from patchslim.model.block import Blocks
-from patchslim.model.recipe import describe
-from patchslim.model.step import Lesson, Step
+from patchslim.model.recipe import make_recipe
+from patchslim.model.step import BlockStep, TrainingOutput
 from patchslim.saving.folder import Recipe, write_folder
 from patchslim.saving.hub import upload
-from patchslim.schedules.budget import counts_of
+from patchslim.schedules.budget import scheduled_counts
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Schedule, Tail
-from patchslim.tokens.packing import padded
+from patchslim.tokens.packing import pad
 from patchslim.tokens.shapes import Cost, HostShape, dense_macs
 from patchslim.tokens.tokens import Tokens
 
@@ -41,27 +41,27 @@ class SlimModel(Blocks):
     """
 
     def __init__(
-        self, host: nn.Module, adapter: Adapter, reducer: Reducer, schedule: Schedule, tail: Tail
+        self, host: nn.Module, adapter: Adapter, method: Method, schedule: Schedule, tail: Tail
     ) -> None:
         super().__init__()
         self.host = host
         self.adapter = adapter
-        self.reducer = reducer
+        self.method = method
         self.schedule = schedule
         self.tail: Tail = tail
         self.trained: dict[str, Any] | None = None
         self.calibrated: dict[str, Any] | None = None
         self.packs = True
         shape = adapter.shape(host)
-        deciding = self._deciding(shape)
+        deciding = self._deciding_blocks(shape)
         widths = [shape.blocks[block].width for block in deciding or (0,)]
-        reducer.prepare(widths[0], deciding)
-        if len(set(widths)) > 1 and any(each.ndim > 1 for each in reducer.parameters()):
+        method.prepare(widths[0], deciding)
+        if len(set(widths)) > 1 and any(each.ndim > 1 for each in method.parameters()):
             raise UnsupportedModel(
-                f"{type(reducer).__name__} has layers for one width, and is to decide in blocks "
+                f"{type(method).__name__} has layers for one width, and is to decide in blocks "
                 f"{deciding} of {sorted(set(widths))} channels. Give at= (--at) in one stage."
             )
-        reducer.train(host.training)
+        method.train(host.training)
         self.training = host.training
 
     def forward(self, images: Tensor | None = None, **options: Any) -> Any:
@@ -75,13 +75,13 @@ class SlimModel(Blocks):
     ) -> Any:
         """What the host returns; `left`, where given, is told the rows of each image."""
         tokens = self.embed(images, options, track=self.adapter.returns_rows(self.host))
-        for step in self.steps(tokens, tail=self.tail):
-            tokens = self.recomputed(step, tokens)
+        for step in self.block_steps(tokens, tail=self.tail):
+            tokens = self.run_or_recompute(step, tokens)
             if left is not None:
                 left.append(tokens.lengths())
-        return self.adapter.head(self.host, padded(tokens.rejoined()), options)
+        return self.adapter.head(self.host, pad(tokens.rejoin()), options)
 
-    def learn(
+    def forward_training(
         self,
         images: Tensor,
         *,
@@ -89,7 +89,7 @@ class SlimModel(Blocks):
         eased: float = 1.0,
         layered: bool = False,
         recompute: bool = False,
-    ) -> Lesson:
+    ) -> TrainingOutput:
         """A forward pass for training: the answer, and what the losses look at.
 
         Args:
@@ -102,54 +102,56 @@ class SlimModel(Blocks):
         tokens = self.embed(images, {}, track=self.adapter.returns_rows(self.host))
         entered = tokens.patches
         decisions: list[Decision] = []
-        steps = self.steps(tokens, tail=tail, eased=eased, layered=layered)
+        steps = self.block_steps(tokens, tail=tail, eased=eased, layered=layered)
         if tail == "exact" and self.place(steps[-1]):  # a loss looks at what the last block decides
-            steps = self.steps(tokens, tail="full", eased=eased, layered=layered)
+            steps = self.block_steps(tokens, tail="full", eased=eased, layered=layered)
         for step in steps:
-            tokens = self.recomputed(step, tokens, recompute=recompute)
+            tokens = self.run_or_recompute(step, tokens, recompute=recompute)
             if self.place(step) is not None:
                 share = (step.left - tokens.prefix) / entered
                 decisions.append(Decision(step.index, share, tokens.alive))
-        tokens = tokens.rejoined()
+        tokens = tokens.rejoin()
         output = self.adapter.head(self.host, tokens, {})
         normed = tokens.with_x(self.adapter.norm(self.host, tokens.x))
-        return Lesson(output, normed, tuple(decisions))
+        return TrainingOutput(output, normed, tuple(decisions))
 
-    def steps(
+    def block_steps(
         self, tokens: Tokens, *, tail: Tail, eased: float = 1.0, layered: bool = False
-    ) -> list[Step]:
+    ) -> list[BlockStep]:
         """What will happen in each block to `tokens` that enter the first."""
         schedule, resets = self.schedule, self.resets
         rows, depth = tokens.x.shape[1], len(self.adapter.blocks(self.host))
         if eased != 1:
-            schedule = schedule.eased(eased)
+            schedule = schedule.ease(eased)
         if layered:
             schedule = schedule.in_every_block(depth, resets)
-        counts = schedule.counts(rows, tokens.prefix, depth, self.reducer, resets)
-        return self._steps(rows, counts, schedule, tail)
+        counts = schedule.counts(rows, tokens.prefix, depth, self.method, resets)
+        return self._block_steps(rows, counts, schedule, tail)
 
-    def _steps(
+    def _block_steps(
         self, rows: int, counts: Sequence[int], schedule: Schedule, tail: Tail
-    ) -> list[Step]:
+    ) -> list[BlockStep]:
         """What happens in each block if so many rows are left after each."""
         depth = len(counts)
-        named = schedule.places(depth) if self.reducer.by_place else ()
-        reads = [None] * (depth - 1) + [self.adapter.reads(self.host) if tail == "exact" else None]
+        named = schedule.decision_blocks(depth) if self.method.always_decides else ()
+        reads = [None] * (depth - 1) + [
+            self.adapter.rows_read(self.host) if tail == "exact" else None
+        ]
         entering, strides = (rows, *counts[:-1]), self.strides
 
-        def step(index: int, last: int) -> Step:
-            return Step(
+        def step(index: int, last: int) -> BlockStep:
+            return BlockStep(
                 index=index,
                 entering=entering[index],
                 left=counts[index],
                 read=reads[index],
-                named=index in named,
-                noted=index < last,
+                is_scheduled=index in named,
+                is_remembered=index < last,
                 stride=strides[index],
             )
 
         every = [step(index, 0) for index in range(depth)]
-        if not self.reducer.remembers:
+        if not self.method.remembers:
             return every
         last = max((each.index for each in every if self.place(each)), default=0)
         return [step(index, last) for index in range(depth)]
@@ -158,8 +160,8 @@ class SlimModel(Blocks):
         """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
         tokens = self.embed(images, {}, track=True)
         every: list[Tokens] = []
-        for step in self.steps(tokens, tail="full")[:blocks]:
-            tokens = self.run(step, tokens)
+        for step in self.block_steps(tokens, tail="full")[:blocks]:
+            tokens = self.run_block(step, tokens)
             every.append(tokens)
         return every
 
@@ -169,21 +171,21 @@ class SlimModel(Blocks):
 
     def counts(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
         """Rows left after each block, prefix included."""
-        return counts_of(self.schedule, self.shape(image_size), self.reducer)
+        return scheduled_counts(self.schedule, self.shape(image_size), self.method)
 
-    def deciding(self) -> tuple[int, ...]:
+    def deciding_blocks(self) -> tuple[int, ...]:
         """The blocks in which the method decides, for images of the host's own size."""
-        return self._deciding(self.shape())
+        return self._deciding_blocks(self.shape())
 
-    def _deciding(self, shape: HostShape) -> tuple[int, ...]:
+    def _deciding_blocks(self, shape: HostShape) -> tuple[int, ...]:
         """The blocks in which the method decides, on a host of this shape."""
-        counts = counts_of(self.schedule, shape, self.reducer)
-        steps = self._steps(shape.entering, counts, self.schedule, self.tail)
+        counts = scheduled_counts(self.schedule, shape, self.method)
+        steps = self._block_steps(shape.entering, counts, self.schedule, self.tail)
         return tuple(step.index for step in steps if self.place(step) is not None)
 
-    def named(self, depth: int) -> tuple[int, ...]:
+    def scheduled_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks in which the method decides even where the schedule would leave all rows."""
-        return self.schedule.places(depth) if self.reducer.by_place else ()
+        return self.schedule.decision_blocks(depth) if self.method.always_decides else ()
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -194,33 +196,33 @@ class SlimModel(Blocks):
     @property
     def resets(self) -> dict[int, int]:
         """Patch rows after each block in which the host itself leaves fewer."""
-        grids = self.adapter.strided(self.host)
+        grids = self.adapter.grids_after_stride(self.host)
         return {block: height * width for block, (height, width) in grids.items()}
 
     def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
         """Multiply-adds of one image through this model; of an adaptive method, the most."""
-        return self._macs(self.shape(image_size), self.counts(image_size))
+        return self._count_macs(self.shape(image_size), self.counts(image_size))
 
     def macs_of(self, images: Tensor) -> list[Cost]:
         """Multiply-adds of each of these images: what an adaptive method really spends on them."""
-        return self.answer(images)[1]
+        return self.forward_with_costs(images)[1]
 
-    def answer(self, images: Tensor) -> tuple[Any, list[Cost]]:
+    def forward_with_costs(self, images: Tensor) -> tuple[Any, list[Cost]]:
         """What a call returns, and what each image costs."""
         left: list[list[int]] = []
         output = self._forward(images, {}, left)
         shape = self.shape((images.shape[2], images.shape[3]))
-        return output, [self._macs(shape, counts) for counts in zip(*left, strict=True)]
+        return output, [self._count_macs(shape, counts) for counts in zip(*left, strict=True)]
 
-    def counted(self, images: Tensor) -> list[tuple[int, ...]]:
+    def count_rows(self, images: Tensor) -> list[tuple[int, ...]]:
         """The rows of each image after each block, prefix included."""
         left: list[list[int]] = []
         self._forward(images, {}, left)
         return list(zip(*left, strict=True))
 
-    def _macs(self, shape: HostShape, counts: Sequence[int]) -> Cost:
-        exact, named = self.tail == "exact", self.named(shape.depth)
-        return slim_macs(shape, self.reducer, counts, tail=exact, named=named)
+    def _count_macs(self, shape: HostShape, counts: Sequence[int]) -> Cost:
+        exact, named = self.tail == "exact", self.scheduled_blocks(shape.depth)
+        return slim_macs(shape, self.method, counts, tail=exact, named=named)
 
     def dense_macs(self, image_size: tuple[int, int] | None = None) -> Cost:
         """Multiply-adds of one image through the untouched host."""
@@ -242,10 +244,10 @@ class SlimModel(Blocks):
 
     def describe(self) -> Recipe:
         """What a saved folder says about this model, besides its weights."""
-        return describe(
+        return make_recipe(
             self.host,
             self.adapter,
-            self.reducer,
+            self.method,
             self.schedule,
             self.tail,
             self.trained,
@@ -270,7 +272,7 @@ class SlimModel(Blocks):
         got = f"Got images of shape {tuple(images.shape)} and type {images.dtype}"
         if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
             raise WrongInput(f"{got}: {made_for}.")
-        reason = self.adapter.misfit(self.host, (images.shape[2], images.shape[3]), options)
+        reason = self.adapter.size_mismatch(self.host, (images.shape[2], images.shape[3]), options)
         if reason is not None:
             raise WrongInput(f"{got}: {reason}")
         placed = self.calibrated is not None and "threshold" not in self.calibrated
@@ -280,8 +282,8 @@ class SlimModel(Blocks):
                 "are of these. Resize the images, or calibrate the model at their size."
             )
         tokens = self.adapter.embed(self.host, images, options)
-        if self.reducer.shows is not None:
-            shows = self.reducer.shows
-            shown = partial(self.adapter.content, self.host, images, shows, tokens.grid)
-            tokens = tokens.showing(shown)
-        return tokens.tracked() if track or self.resets else tokens
+        if self.method.content_kind is not None:
+            shows = self.method.content_kind
+            shown = partial(self.adapter.patch_content, self.host, images, shows, tokens.grid)
+            tokens = tokens.with_content(shown)
+        return tokens.with_origin() if track or self.resets else tokens

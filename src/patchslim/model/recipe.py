@@ -13,19 +13,19 @@ import torch
 from torch import nn
 
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._answers import answers_of
-from patchslim.hosts._preprocessing import find_preparation
-from patchslim.methods._method import Reducer
-from patchslim.methods._registry import reducer_name
-from patchslim.saving.folder import FORMAT, Recipe
+from patchslim.hosts._answers import noise_logits
+from patchslim.hosts._preprocessing import find_preprocessing
+from patchslim.methods._method import Method
+from patchslim.methods._registry import method_name
+from patchslim.saving.folder import FORMAT_VERSION, Recipe
 from patchslim.schedules.schedule import Schedule, Tail
-from patchslim.versions import OLDEST, installed
+from patchslim.versions import OLDEST_VERSIONS, installed_version
 
 
-def describe(
+def make_recipe(
     host: nn.Module,
     adapter: Adapter,
-    reducer: Reducer,
+    method: Method,
     schedule: Schedule,
     tail: Tail,
     trained: dict[str, Any] | None = None,
@@ -35,34 +35,38 @@ def describe(
     package, _, family = type(adapter).__module__.rpartition(".")
     persistent = host.state_dict().keys()
     return {
-        "patchslim": FORMAT,
-        "package": installed("patchslim"),
+        "patchslim": FORMAT_VERSION,
+        "package": installed_version("patchslim"),
         "library": family if package == "patchslim.hosts" else None,
         "host": adapter.recipe(host),
-        "method": reducer_name(reducer),
-        "method_class": f"{type(reducer).__module__}.{type(reducer).__qualname__}",
-        "settings": plain(reducer.settings()),
-        "schedule": plain(schedule.to_json()),
+        "method": method_name(method),
+        "method_class": f"{type(method).__module__}.{type(method).__qualname__}",
+        "settings": to_plain_data(method.settings()),
+        "schedule": to_plain_data(schedule.to_json()),
         "tail": tail,
-        "trained": plain(trained),
-        "calibrated": plain(calibrated),
-        "images": plain(find_preparation(host, adapter).to_json()),
-        "dtype": _name(next(host.parameters()).dtype),
+        "trained": to_plain_data(trained),
+        "calibrated": to_plain_data(calibrated),
+        "images": to_plain_data(find_preprocessing(host, adapter).to_json()),
+        "dtype": _dtype_name(next(host.parameters()).dtype),
         # Tables that are rebuilt with the host, not stored; their type decides how they round.
         "buffers": {
-            name: _name(buffer.dtype)
+            name: _dtype_name(buffer.dtype)
             for name, buffer in host.named_buffers()
             if name not in persistent and buffer.is_floating_point()
         },
-        "answers": answers_of(adapter, host),
-        "versions": {name: installed(name) for name in OLDEST if installed(name) is not None},
+        "answers": noise_logits(adapter, host),
+        "versions": {
+            name: installed_version(name)
+            for name in OLDEST_VERSIONS
+            if installed_version(name) is not None
+        },
     }
 
 
-def plain(data: Any) -> Any:
+def to_plain_data(data: Any) -> Any:
     """The data as JSON gives it back."""
     return json.loads(json.dumps(data, default=repr))
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -15,11 +15,11 @@ from torch import nn
 from patchslim.errors import DeepCut, UnsupportedModel, Untrained
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Reducer, Setting
-from patchslim.methods._registry import make_reducer
+from patchslim.methods._method import Method, Setting
+from patchslim.methods._registry import make_method
 from patchslim.model.check import check_class_token, check_identity
 from patchslim.model.model import SlimModel
-from patchslim.schedules.budget import Budget, counts_of, plan
+from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.shapes import Cost, dense_macs
@@ -28,7 +28,7 @@ from patchslim.versions import check_version
 
 def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     model: nn.Module,
-    method: str | Reducer = "tome",
+    method: str | Method = "tome",
     schedule: Schedule | str | Path | None = None,
     *,
     macs: float | None = None,
@@ -46,7 +46,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
 
     Args:
         model: a timm or Hugging Face vision transformer, with its weights.
-        method: a name (`patchslim methods` lists them) or a Reducer of your own.
+        method: a name (`patchslim methods` lists them) or a Method of your own.
         schedule: a Schedule, or the path of a saved one, instead of a budget.
         macs: multiply-adds, as a share of the model's own (0.6) or as a number (0.8e9).
         keep: the share of patches left at the end, or the tokens left after each block.
@@ -67,20 +67,20 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
     adapter = adapter or find_adapter(model)
-    reducer = make_reducer(method, settings)
-    learned, lacks = reducer.learns, reducer.lacks
+    reducer = make_method(method, settings)
+    learned, lacks = reducer.is_trainable, reducer.missing
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
     tail = tail or ("full" if macs is None else "exact")
     budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
-    rule = plan(shape, reducer, schedule, tail=tail, **budget)
+    rule = make_schedule(shape, reducer, schedule, tail=tail, **budget)
     rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
     slimmed = SlimModel(model, adapter, reducer, rule, tail)
     check_identity(slimmed)
-    counts = counts_of(rule, shape, reducer)
+    counts = scheduled_counts(rule, shape, reducer)
     cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
     _warn_if_deep(cost, dense_macs(shape))
-    if reducer.learns and not learned:
+    if reducer.is_trainable and not learned:
         reducer.to(next(model.parameters()))  # made just now: where the host is, and of its type
         lacks = lacks or (
             f"{type(reducer).__name__} learns what to keep, and has not been trained yet. Train "
@@ -93,7 +93,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
 
 def macs(  # noqa: PLR0913 (the words of slim)
     model: nn.Module,
-    method: str | Reducer = "identity",
+    method: str | Method = "identity",
     schedule: Schedule | str | Path | None = None,
     *,
     macs: float | None = None,
@@ -107,13 +107,13 @@ def macs(  # noqa: PLR0913 (the words of slim)
 ) -> Cost:
     """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device."""
     adapter = adapter or find_adapter(model)
-    reducer = make_reducer(method, settings)
+    reducer = make_method(method, settings)
     shape = adapter.shape(model)
     check_class_token(model, adapter, reducer)
     tail = tail or ("full" if macs is None else "exact")
     budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
-    rule = plan(shape, reducer, schedule, tail=tail, **budget)
-    counts = counts_of(rule, shape, reducer)
+    rule = make_schedule(shape, reducer, schedule, tail=tail, **budget)
+    counts = scheduled_counts(rule, shape, reducer)
     return slim_macs(shape, reducer, counts, tail=tail == "exact")
 
 

@@ -12,7 +12,7 @@ from patchslim.tokens.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class Step:
+class BlockStep:
     """What is to happen in one block: rows that go in and come out, leading rows that are read.
 
     `named` is whether the schedule names the block at all: a method that may leave fewer rows than
@@ -25,13 +25,13 @@ class Step:
     entering: int
     left: int
     read: int | None = None
-    named: bool = False
-    noted: bool = False
+    is_scheduled: bool = False
+    is_remembered: bool = False
     stride: int = 1
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingOutput:
     """One forward pass with all that a loss may look at.
 
     Attributes:
@@ -46,8 +46,8 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Attended:
-    """What attention gave: the rows that asked, their values, and what a reducer may look at."""
+class AttentionOutput:
+    """What attention gave: the rows that asked, their values, and what a method may look at."""
 
     queries: Tokens
     values: Tensor

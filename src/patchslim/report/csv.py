@@ -9,18 +9,18 @@ import csv
 import io
 from collections.abc import Sequence
 
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.report.provenance import Birth
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.report.provenance import Provenance
 from patchslim.report.row import Estimate, Row
 
 
-def results(rows: Sequence[Row], birth: Birth, prepared: Preparation | None) -> str:
+def csv_text(rows: Sequence[Row], birth: Provenance, prepared: Preprocessing | None) -> str:
     """One line a model below the names of the columns; what was not measured is empty.
 
     As in timm's files, accuracies and their complements are percentages, parameters millions and
     a step is a batch, in milliseconds. So is agreement a percentage.
     """
-    cells = [_cells(row, birth, prepared) for row in rows]
+    cells = [_csv_cells(row, birth, prepared) for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(cells[0]), lineterminator="\n")
     writer.writeheader()
@@ -28,7 +28,7 @@ def results(rows: Sequence[Row], birth: Birth, prepared: Preparation | None) -> 
     return text.getvalue()
 
 
-def _cells(row: Row, birth: Birth, prepared: Preparation | None) -> dict[str, str]:
+def _csv_cells(row: Row, birth: Provenance, prepared: Preprocessing | None) -> dict[str, str]:
     """The row as text, by the name of the column."""
     side = "x".join(map(str, dict.fromkeys(birth.image_size)))
     top1, top1_err = _percentages(row.accuracy)
@@ -39,23 +39,25 @@ def _cells(row: Row, birth: Birth, prepared: Preparation | None) -> dict[str, st
         "top1_err": top1_err,
         "top5": top5,
         "top5_err": top5_err,
-        "param_count": _number(row.parameters / 1e6 if row.parameters else None, ".2f"),
+        "param_count": _format_number(row.parameters / 1e6 if row.parameters else None, ".2f"),
         "img_size": side,
-        "crop_pct": _number(prepared.crop_pct if prepared else None, ".3f"),
+        "crop_pct": _format_number(prepared.crop_pct if prepared else None, ".3f"),
         "interpolation": prepared.interpolation if prepared else "",
-        "infer_samples_per_sec": _number(row.throughput.median if row.throughput else None, ".2f"),
-        "infer_step_time": _number(
+        "infer_samples_per_sec": _format_number(
+            row.throughput.median if row.throughput else None, ".2f"
+        ),
+        "infer_step_time": _format_number(
             row.latency.median * birth.batch if row.latency else None, ".3f"
         ),
         "infer_batch_size": str(birth.batch),
         "infer_img_size": side,
-        "infer_gmacs": _number(row.macs / 1e9, ".4g"),
+        "infer_gmacs": _format_number(row.macs / 1e9, ".4g"),
         "agreement": _percentages(row.agreement)[0],
-        "kl": _number(row.kl.value if row.kl else None, ".4g"),
-        "ece": _number(row.ece, ".4f"),
-        "macs_share": _number(row.macs_share, ".4f"),
-        "speedup": _number(row.speedup.median if row.speedup else None, ".3f"),
-        "conversion": _number(row.conversion, ".3f"),
+        "kl": _format_number(row.kl.value if row.kl else None, ".4g"),
+        "ece": _format_number(row.ece, ".4f"),
+        "macs_share": _format_number(row.macs_share, ".4f"),
+        "speedup": _format_number(row.speedup.median if row.speedup else None, ".3f"),
+        "conversion": _format_number(row.conversion, ".3f"),
         "peak_memory": "" if row.memory is None else str(row.memory),
         "tokens": " ".join(map(str, row.tokens)),
     }
@@ -68,6 +70,6 @@ def _percentages(share: Estimate | None) -> tuple[str, str]:
     return f"{100 * share.value:.3f}", f"{100 * (1 - share.value):.3f}"
 
 
-def _number(value: float | None, form: str) -> str:
+def _format_number(value: float | None, form: str) -> str:
     """The number as text; empty where there is none."""
     return "" if value is None else format(value, form)

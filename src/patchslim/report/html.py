@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from patchslim.report.charts import Curves, by_method, charts
+from patchslim.report.charts import Curves, draw_charts, group_by_method
 from patchslim.report.report import COLUMNS, Report
 from patchslim.report.row import Row
 
-MEANINGS = (
+COLUMN_MEANINGS = (
     "method and budget; random/X is random at the very counts of X",
     "tokens after the last block, prefix tokens included",
     "multiply-adds, as a share of the dense model's",
@@ -28,7 +28,7 @@ MEANINGS = (
     "conversion: speed-up times share of MACs; 1 where time falls as operations do",
     "peak megabytes of activations in one forward pass of a batch",
 )
-CLOSE = 0.01  # of accuracy or agreement: what the headline still calls close to dense
+CLOSE_TO_DENSE = 0.01  # of accuracy or agreement: what the headline still calls close to dense
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Picture:
     png: bytes
 
 
-def page(
+def render_page(
     report: Report,
     pictures: Sequence[Picture] = (),
     curves: Curves | None = None,
@@ -56,23 +56,23 @@ def page(
         intro: what was done, in a sentence or two; what the report itself tells unless given.
         notes: caveats that belong to this very report, one sentence or two each.
     """
-    drawn = charts(report, by_method(report) if curves is None else curves)
+    drawn = draw_charts(report, group_by_method(report) if curves is None else curves)
     parts = [
         f"<h1>{escape(report.title)}</h1>",
         f"<p>{escape(intro or _intro(report))}</p>",
         f'<p class="headline">{escape(headline(report))}</p>',
         "<h2>Side by side</h2>",
         _table(report),
-        f'<p class="small">{escape(report.dense_line())}</p>',
-        _tokens(report),
+        f'<p class="small">{escape(report.column_notes())}</p>',
+        _token_counts(report),
     ]
     if drawn:
         parts += ["<h2>What it costs, what it wins</h2>", drawn]
     if pictures:
-        parts += ["<h2>Which patches survive</h2>", KEY, *map(_figure, pictures)]
+        parts += ["<h2>Which patches survive</h2>", STRIP_LEGEND, *map(_figure, pictures)]
     parts += ["<h2>Read this with care</h2>", _list([*notes, *_caveats(report)])]
-    parts += ["<h2>Birth certificate</h2>", _certificate(report)]
-    return FRAME.format(title=escape(report.title), style=STYLE, body="\n".join(parts))
+    parts += ["<h2>Birth certificate</h2>", _provenance_list(report)]
+    return PAGE_TEMPLATE.format(title=escape(report.title), style=STYLE, body="\n".join(parts))
 
 
 def headline(report: Report) -> str:
@@ -99,8 +99,8 @@ def headline(report: Report) -> str:
 def _is_close(row: Row, dense: Row) -> bool:
     """Whether accuracy, or agreement without labels, is within a point of the dense model's."""
     if row.accuracy is not None and dense.accuracy is not None:
-        return row.accuracy.value >= dense.accuracy.value - CLOSE
-    return row.agreement is not None and row.agreement.value >= 1 - CLOSE
+        return row.accuracy.value >= dense.accuracy.value - CLOSE_TO_DENSE
+    return row.agreement is not None and row.agreement.value >= 1 - CLOSE_TO_DENSE
 
 
 def _intro(report: Report) -> str:
@@ -117,7 +117,7 @@ def _table(report: Report) -> str:
     """All rows, side by side."""
     head = "".join(
         f'<th title="{escape(meaning)}">{escape(name)}</th>'
-        for name, meaning in zip(COLUMNS, MEANINGS, strict=True)
+        for name, meaning in zip(COLUMNS, COLUMN_MEANINGS, strict=True)
     )
     lines = []
     for row in report.rows:
@@ -132,7 +132,7 @@ def _table(report: Report) -> str:
     )
 
 
-def _tokens(report: Report) -> str:
+def _token_counts(report: Report) -> str:
     """Tokens after each block, folded away."""
     lines = [f"{row.name}: {' '.join(map(str, row.tokens))}" for row in report.rows]
     text = escape("\n".join(lines))
@@ -180,7 +180,7 @@ def _list(entries: Sequence[str]) -> str:
     return "<ul>\n" + "\n".join(f"<li>{escape(entry)}</li>" for entry in entries) + "\n</ul>"
 
 
-def _certificate(report: Report) -> str:
+def _provenance_list(report: Report) -> str:
     """Where, when and how the numbers were measured."""
     lines = [
         f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in report.birth.lines()
@@ -188,13 +188,14 @@ def _certificate(report: Report) -> str:
     return "<dl>\n" + "\n".join(lines) + "\n</dl>"
 
 
-KEY = """<p>Each strip is one image: as it is, and after some of the blocks. Patches that a method
-drops are dark; patches that became one token are outlined together in a colour of their own, with a
-dot on the one that the others joined; patches that are fused into a single token for all the rest
-are dimmed and show their mean colour. Where images keep numbers of their own, the number is this
+STRIP_LEGEND = """<p>
+Each strip is one image: as it is, and after some of the blocks. Patches that a method drops
+are dark; patches that became one token are outlined together in a colour of their own, with a dot
+on the one that the others joined; patches that are fused into a single token for all the rest are
+dimmed and show their mean colour. Where images keep numbers of their own, the number is this
 image's, and the cap the most that any image keeps.</p>"""
 
-FRAME = """<!DOCTYPE html>
+PAGE_TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">

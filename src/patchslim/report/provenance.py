@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from patchslim.versions import installed
+from patchslim.versions import installed_version
 
 LIBRARIES = ("torch", "timm", "patchslim", "transformers")
 
 
 @dataclass(frozen=True)
-class Birth:
+class Provenance:
     """Where, when and how a report was measured.
 
     Attributes:
@@ -53,10 +53,10 @@ class Birth:
     @classmethod
     def now(
         cls, host: nn.Module, *, batch: int, image_size: tuple[int, int], images: int, seed: int
-    ) -> Birth:
+    ) -> Provenance:
         """The certificate of what has just been measured with `host` in this process."""
         parameter = next(host.parameters())
-        libraries = {name: installed(name) for name in LIBRARIES}
+        libraries = {name: installed_version(name) for name in LIBRARIES}
         libraries["patchslim"] = libraries["patchslim"] or "source"
         found = {name: version for name, version in libraries.items() if version is not None}
         load = os.getloadavg() if hasattr(os, "getloadavg") else ()
@@ -81,7 +81,10 @@ class Birth:
         height, width = self.image_size
         load = ", ".join(f"{each:.2f}" for each in self.load) or "unknown"
         return [
-            ("device", f"{self.device}: {self.processor}, {_threads(self.threads)}, {self.dtype}"),
+            (
+                "device",
+                f"{self.device}: {self.processor}, {_format_threads(self.threads)}, {self.dtype}",
+            ),
             ("images", f"{self.images} scored, batches of {self.batch} timed, {height}x{width} px"),
             ("versions", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
             ("seed, commit", f"{self.seed}, {self.commit}"),
@@ -90,7 +93,7 @@ class Birth:
         ]
 
 
-def _threads(count: int) -> str:
+def _format_threads(count: int) -> str:
     """How many threads, in words."""
     return f"{count} thread{'' if count == 1 else 's'}"
 

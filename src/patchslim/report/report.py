@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from patchslim.errors import BadFile
-from patchslim.files import write_whole
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.report.csv import results
-from patchslim.report.provenance import Birth
-from patchslim.report.row import Row, Spread
+from patchslim.files import write_atomically
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.report.csv import csv_text
+from patchslim.report.provenance import Provenance
+from patchslim.report.row import Quartiles, Row
 
-FORMAT = 1
+FORMAT_VERSION = 1
 COLUMNS = (
     "model",
     "left",
@@ -43,12 +43,12 @@ class Report:
     """
 
     rows: tuple[Row, ...]
-    birth: Birth
+    birth: Provenance
     title: str
-    prepared: Preparation | None = None
+    prepared: Preprocessing | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.birth, Birth):
+        if not isinstance(self.birth, Provenance):
             raise TypeError("A Report needs its birth certificate: Birth.now(host, ...).")
         if not self.rows or self.rows[0].method != "dense":
             raise ValueError("The first row of a Report is the dense model's.")
@@ -92,8 +92,8 @@ class Report:
             "-" if gain is None else f"{100 * gain:+.1f}",
             "-" if row.agreement is None else row.agreement.show(percent=True),
             "-" if row.kl is None else row.kl.show(),
-            _spread(row.latency),
-            _spread(row.speedup),
+            _format_quartiles(row.latency),
+            _format_quartiles(row.speedup),
             "-" if row.conversion is None else f"{row.conversion:.2f}",
             "-" if row.memory is None else f"{row.memory / 1e6:.1f}",
         )
@@ -111,16 +111,18 @@ class Report:
         ]
         lines.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
         facts = [f"{label}: {value}" for label, value in self.birth.lines()]
-        return "\n".join([self.title, "", *lines, "", self.dense_line(), *facts])
+        return "\n".join([self.title, "", *lines, "", self.column_notes(), *facts])
 
     def markdown(self) -> str:
         """The report as a table for a README, its certificate beneath it."""
         grid = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *map(self.cells, self.rows)]
-        lines = ["| " + " | ".join(_escaped(cell) for cell in cells) + " |" for cells in grid]
-        facts = "; ".join(f"{label} {_escaped(value)}" for label, value in self.birth.lines())
-        return "\n".join([f"**{self.title}**", "", *lines, "", f"{self.dense_line()} {facts}.", ""])
+        lines = ["| " + " | ".join(_escape_cell(cell) for cell in cells) + " |" for cells in grid]
+        facts = "; ".join(f"{label} {_escape_cell(value)}" for label, value in self.birth.lines())
+        return "\n".join(
+            [f"**{self.title}**", "", *lines, "", f"{self.column_notes()} {facts}.", ""]
+        )
 
-    def dense_line(self) -> str:
+    def column_notes(self) -> str:
         """What the columns of the table mean."""
         return (
             f"left: tokens after the last block; MACs: share of the dense model's "
@@ -130,14 +132,14 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` turns back into an equal report."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT_VERSION, **asdict(self)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Report:
         """The report that `to_json` wrote."""
-        if data.get("format") != FORMAT:
+        if data.get("format") != FORMAT_VERSION:
             raise BadFile(
-                f"This report is of format {data.get('format')!r}, and {FORMAT} is known. "
+                f"This report is of format {data.get('format')!r}, and {FORMAT_VERSION} is known. "
                 "Read it with the version of patchslim that wrote it."
             )
         try:
@@ -145,22 +147,22 @@ class Report:
             birth["image_size"] = tuple(birth["image_size"])
             birth["load"] = tuple(birth["load"])
             rows = tuple(map(Row.from_json, data["rows"]))
-            prepared = Preparation.from_json(data["prepared"]) if data.get("prepared") else None
-            return Report(rows, Birth(**birth), str(data["title"]), prepared)
+            prepared = Preprocessing.from_json(data["prepared"]) if data.get("prepared") else None
+            return Report(rows, Provenance(**birth), str(data["title"]), prepared)
         except (KeyError, TypeError, ValueError) as error:
             raise BadFile(f"This is not a whole report: {error!r}. Measure again.") from error
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON: all of it, or nothing."""
-        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     def csv(self) -> str:
         """One line a model, in the columns of timm's own result files and some of ours."""
-        return results(self.rows, self.birth, self.prepared)
+        return csv_text(self.rows, self.birth, self.prepared)
 
     def save_csv(self, path: str | Path) -> None:
         """Writes `csv` to a file: all of it, or nothing."""
-        write_whole(path, self.csv())
+        write_atomically(path, self.csv())
 
     @staticmethod
     def load(path: str | Path) -> Report:
@@ -174,13 +176,13 @@ class Report:
         return Report.from_json(data)
 
 
-def _spread(spread: Spread | None) -> str:
+def _format_quartiles(spread: Quartiles | None) -> str:
     """The median with its quartiles, as text."""
     if spread is None:
         return "-"
     return f"{spread.median:.2f} [{spread.low:.2f} {spread.high:.2f}]"
 
 
-def _escaped(text: str) -> str:
+def _escape_cell(text: str) -> str:
     """The text as it stands in a cell of a Markdown table."""
     return text.replace("|", "\\|")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """The median of repeated timings or ratios, with the quartiles beside it."""
 
     median: float
@@ -20,7 +20,7 @@ class Spread:
     repeats: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Quartiles:
         """Median and quartiles of `values`, between which neighbours are interpolated."""
         quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         low, median, high = torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist()
@@ -62,7 +62,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Spent:
+class CostDistribution:
     """What images cost where each keeps a number of patches of its own, as shares of dense.
 
     `cap` is what none can exceed, whatever it shows.
@@ -75,7 +75,7 @@ class Spent:
     cap: float
 
     @classmethod
-    def of(cls, shares: Sequence[float], cap: float) -> Spent:
+    def of(cls, shares: Sequence[float], cap: float) -> CostDistribution:
         """The distribution of one share an image."""
         values = torch.tensor(shares, dtype=torch.float64)
         p50, p99 = values.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
@@ -116,7 +116,7 @@ class Row:
     macs: int
     macs_share: float
     choosing: int = 0
-    spent: Spent | None = None
+    spent: CostDistribution | None = None
     parameters: int | None = None
     accuracy: Estimate | None = None
     change: Estimate | None = None
@@ -124,9 +124,9 @@ class Row:
     ece: float | None = None
     agreement: Estimate | None = None
     kl: Estimate | None = None
-    latency: Spread | None = None
-    throughput: Spread | None = None
-    speedup: Spread | None = None
+    latency: Quartiles | None = None
+    throughput: Quartiles | None = None
+    speedup: Quartiles | None = None
     conversion: float | None = None
     memory: int | None = None
 
@@ -136,7 +136,7 @@ class Row:
         fields = {**data, "tokens": tuple(data["tokens"])}
         for name in ("accuracy", "change", "top5", "agreement", "kl"):
             fields[name] = Estimate(**data[name]) if data.get(name) else None
-        fields["spent"] = Spent(**data["spent"]) if data.get("spent") else None
+        fields["spent"] = CostDistribution(**data["spent"]) if data.get("spent") else None
         for name in ("latency", "throughput", "speedup"):
-            fields[name] = Spread(**data[name]) if data.get(name) else None
+            fields[name] = Quartiles(**data[name]) if data.get(name) else None
         return cls(**fields)

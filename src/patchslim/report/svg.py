@@ -12,7 +12,14 @@ from html import escape
 
 WIDTH, HEIGHT = 380, 290
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 46
-SHAPES = {"1": "square", "2": "triangle", "3": "down", "5": "square", "6": "triangle", "7": "down"}
+MARKER_SHAPES = {
+    "1": "square",
+    "2": "triangle",
+    "3": "down",
+    "5": "square",
+    "6": "triangle",
+    "7": "down",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Axis:
         wide = math.log10(high / low)
         steps = (1,) if wide > 2.2 else (1, 2, 5) if wide > 0.6 else range(1, 10)
         ticks = tuple(s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high)
-        return cls(label, low, high, ticks, _short, log=True)
+        return cls(label, low, high, ticks, _format_short, log=True)
 
     def share(self, value: float) -> float:
         """Where `value` lies between the ends: 0 to 1."""
@@ -86,15 +93,15 @@ class Axis:
         return (value - low) / (high - low)
 
 
-def chart(
+def draw_chart(
     title: str, x: Axis, y: Axis, lines: Sequence[Line], *, rules: Sequence[Sequence[Point]] = ()
 ) -> str:
     """The chart as one <svg> element; `rules` are dashed lines of reference."""
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *_frame(x, y),
+        *_draw_axes(x, y),
         *(f'<polyline class="rule" points="{_path(rule, x, y)}"/>' for rule in rules),
-        *(part for line in lines for part in _line(line, x, y)),
+        *(part for line in lines for part in _draw_line(line, x, y)),
         "</svg>",
     ]
     return "\n".join(parts)
@@ -103,7 +110,7 @@ def chart(
 def marker(style: str, across: float, down: float, label: str = "") -> str:
     """The marker that belongs to `style`, centred at a place; `label` shows when pointed at."""
     a, d = round(across, 1), round(down, 1)
-    match SHAPES.get(style[-1], "diamond" if style == "dense" else "circle"):
+    match MARKER_SHAPES.get(style[-1], "diamond" if style == "dense" else "circle"):
         case "square":
             shape = f'<rect x="{a - 4}" y="{d - 4}" width="8" height="8"'
         case "triangle":
@@ -117,16 +124,16 @@ def marker(style: str, across: float, down: float, label: str = "") -> str:
     return f'{shape} class="mark {style}"><title>{escape(label)}</title></{shape[1:].split()[0]}>'
 
 
-def _frame(x: Axis, y: Axis) -> list[str]:
+def _draw_axes(x: Axis, y: Axis) -> list[str]:
     """Grid, tick labels and names of the axes."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for tick in x.ticks:
-        a = _across(tick, x)
+        a = _x_pixel(tick, x)
         parts.append(f'<line class="grid" x1="{a}" x2="{a}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{a}" y="{bottom + 17}" text-anchor="middle">{x.show(tick)}</text>')
     for tick in y.ticks:
-        d = _down(tick, y)
+        d = _y_pixel(tick, y)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{d}" y2="{d}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{d + 4}" text-anchor="end">{y.show(tick)}</text>')
     middle = (TOP + bottom) / 2
@@ -141,34 +148,36 @@ def _frame(x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _line(line: Line, x: Axis, y: Axis) -> list[str]:
+def _draw_line(line: Line, x: Axis, y: Axis) -> list[str]:
     """The stroke, the error bars and the markers of one line."""
     parts = []
     if line.joined and len(line.points) > 1:
         path = _path(line.points, x, y)
         parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
     for point in line.points:
-        a, d = _across(point.x, x), _down(point.y, y)
+        a, d = _x_pixel(point.x, x), _y_pixel(point.y, y)
         if point.low is not None and point.high is not None:
-            low, high = (_down(min(max(end, y.low), y.high), y) for end in (point.low, point.high))
+            low, high = (
+                _y_pixel(min(max(end, y.low), y.high), y) for end in (point.low, point.high)
+            )
             parts.append(f'<path class="bar {line.style}" d="M{a} {low}V{high}"/>')
         parts.append(marker(line.style, a, d, point.label))
     return parts
 
 
 def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
-    return " ".join(f"{_across(point.x, x)},{_down(point.y, y)}" for point in points)
+    return " ".join(f"{_x_pixel(point.x, x)},{_y_pixel(point.y, y)}" for point in points)
 
 
-def _across(value: float, x: Axis) -> float:
+def _x_pixel(value: float, x: Axis) -> float:
     return round(LEFT + x.share(value) * (WIDTH - LEFT - RIGHT), 1)
 
 
-def _down(value: float, y: Axis) -> float:
+def _y_pixel(value: float, y: Axis) -> float:
     return round(HEIGHT - BOTTOM - y.share(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _short(value: float) -> str:
+def _format_short(value: float) -> str:
     """A number on a logarithmic axis: 0.02, or 1e-4 where zeros would run long."""
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{value:g}" if value >= 0.01 else f"{mantissa}e{int(exponent)}"

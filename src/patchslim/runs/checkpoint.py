@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadFile
-from patchslim.files import replaced_file
+from patchslim.files import replace_file
 
 FORMAT = 1
 SEAL = re.compile(rb"\npatchslim checkpoint (\d{4}) ([0-9a-f]{64})\n")
@@ -34,18 +34,18 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         BadFile: where the disk is full or cannot be written; what was there is as it was.
     """
-    state = _plain(state, "state")
+    state = _to_plain(state, "state")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(path) as fresh, fresh.open("wb") as file:
-            stream = _Stream(file)
-            _save(state, stream)
+        with replace_file(path) as fresh, fresh.open("wb") as file:
+            stream = _HashingFile(file)
+            _write_state(state, stream)
             file.write(
                 f"\npatchslim checkpoint {FORMAT:04d} {stream.sha256.hexdigest()}\n".encode()
             )
     except OSError as error:
         raise BadFile(
-            f"Could not write the checkpoint {path}: {_reason(error, path, state)}. "
+            f"Could not write the checkpoint {path}: {_explain_failure(error, path, state)}. "
             "What was there before is as it was."
         ) from error
 
@@ -57,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
         BadFile: for a file that is missing, truncated, changed, foreign, or of a newer format.
     """
     try:
-        _check(path)
+        _check_seal(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BadFile(
@@ -75,12 +75,12 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-class _Stream:
+class _HashingFile:
     """A file for torch.save that counts the sum of what passes and remembers why it failed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
-        self.failed: OSError | None = None
+        self.error: OSError | None = None
         self._file = file
 
     def write(self, data: bytes) -> int:
@@ -88,7 +88,7 @@ class _Stream:
             self._file.write(data)
             self._file.flush()
         except OSError as error:
-            self.failed = error
+            self.error = error
             raise
         self.sha256.update(data)
         return len(data)
@@ -97,18 +97,18 @@ class _Stream:
         self._file.flush()
 
 
-def _save(state: Mapping[str, Any], stream: _Stream) -> None:
+def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
     """Has torch write the state, and an error of the disk be what it is."""
     try:
         torch.save(state, cast("IO[bytes]", stream))
     except RuntimeError:
         # torch answers a failed write with a word about positions in the file.
-        if stream.failed is None:
+        if stream.error is None:
             raise
-        raise stream.failed from None
+        raise stream.error from None
 
 
-def _check(path: Path) -> None:
+def _check_seal(path: Path) -> None:
     """Refuses a file that is not, to the last bit, what `write` wrote."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -123,12 +123,12 @@ def _check(path: Path) -> None:
                 f"The checkpoint {path} is of format {int(seal[1])}, and this version reads up to "
                 f"{FORMAT}. Go on with the version that wrote it: pip install -U patchslim"
             )
-        sha256 = _digest(file, size - SEAL_LENGTH)
+        sha256 = _sha256(file, size - SEAL_LENGTH)
     if sha256 != seal[2].decode():
         raise BadFile(f"The checkpoint {path} was changed or damaged: its SHA-256 differs. {CURE}")
 
 
-def _digest(file: BinaryIO, size: int) -> str:
+def _sha256(file: BinaryIO, size: int) -> str:
     """The SHA-256 of the first `size` bytes."""
     sha256 = hashlib.sha256()
     file.seek(0)
@@ -138,14 +138,14 @@ def _digest(file: BinaryIO, size: int) -> str:
     return sha256.hexdigest()
 
 
-def _plain(value: Any, name: str) -> Any:
+def _to_plain(value: Any, name: str) -> Any:
     """The value in plain containers, so that what is written can be read without running code."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
-        return {key: _plain(each, f"{name}[{key!r}]") for key, each in value.items()}
+        return {key: _to_plain(each, f"{name}[{key!r}]") for key, each in value.items()}
     if isinstance(value, list | tuple):
-        parts = [_plain(each, f"{name}[{place}]") for place, each in enumerate(value)]
+        parts = [_to_plain(each, f"{name}[{place}]") for place, each in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts)
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
@@ -154,21 +154,21 @@ def _plain(value: Any, name: str) -> Any:
     )
 
 
-def _bytes(value: Any) -> int:
+def _count_bytes(value: Any) -> int:
     """The memory of all tensors in a state."""
     if isinstance(value, Tensor):
         return value.untyped_storage().nbytes()
     if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+        return sum(map(_count_bytes, value.values()))
+    return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def _reason(error: OSError, path: Path, state: Mapping[str, Any]) -> str:
+def _explain_failure(error: OSError, path: Path, state: Mapping[str, Any]) -> str:
     """What went wrong, and where the disk is full how much it takes."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error.strerror or str(error)
     free = shutil.disk_usage(path.parent).free / 1e6
     return (
-        f"the disk is full. {_bytes(state) / 1e6:,.1f} MB are needed beside the old one, and "
+        f"the disk is full. {_count_bytes(state) / 1e6:,.1f} MB are needed beside the old one, and "
         f"{free:,.1f} MB are free. Make room, then go on from the old one"
     )

@@ -8,14 +8,14 @@ from typing import Any
 
 from patchslim.errors import BadFile
 
-SLACK = 1e-3  # how far the answers of the same weights may differ between machines
+ANSWER_TOLERANCE = 1e-3  # how far the answers of the same weights may differ between machines
 
 
-def refuse_other(file: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_run(file: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses the checkpoint of another run, and says what is different."""
     for name, there in saved.items():
         here = now.get(name)  # none where a later version knew more
-        if there == here or (isinstance(there, Sequence) and _alike(there, here)):
+        if there == here or (isinstance(there, Sequence) and _are_close(there, here)):
             continue
         what = f"its {name} is {there}, and now it is {here}"
         if isinstance(there, Mapping) and isinstance(here, Mapping):
@@ -29,9 +29,9 @@ def refuse_other(file: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
         )
 
 
-def _alike(there: Sequence[Any], here: object) -> bool:
+def _are_close(there: Sequence[Any], here: object) -> bool:
     """Whether these are the same answers, up to the rounding of another machine."""
     if isinstance(there, str) or not isinstance(here, Sequence) or len(there) != len(here):
         return False
     largest = max(1.0, *(abs(each) for each in there))
-    return all(abs(a - b) <= SLACK * largest for a, b in zip(there, here, strict=True))
+    return all(abs(a - b) <= ANSWER_TOLERANCE * largest for a, b in zip(there, here, strict=True))

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from patchslim.errors import BadFile, MissingExtra
-from patchslim.files import replaced_file
+from patchslim.files import replace_file
 
-CSV = "log.csv"
-EVENTS = "tensorboard"
+LOG_FILE = "log.csv"
+EVENTS_FOLDER = "tensorboard"
 
 
 class Log:
@@ -37,15 +37,15 @@ class Log:
         self, folder: Path, columns: Sequence[str], *, tensorboard: bool, after: int
     ) -> None:
         self._columns = tuple(columns)
-        self._path = folder / CSV
+        self._path = folder / LOG_FILE
         writer = _event_writer() if tensorboard else None
-        with _reported(self._path):
+        with _report_errors(self._path):
             folder.mkdir(parents=True, exist_ok=True)
-            _cut(self._path, ("step", *columns), after)
+            _truncate(self._path, ("step", *columns), after)
             # Without a buffer a row is in the file, or reported as lost, when `write` returns.
             self._file = self._path.open("ab", buffering=0)
             # TensorBoard then forgets what the interrupted run wrote of later steps.
-            self._events = writer and writer(str(folder / EVENTS), purge_step=after + 1)
+            self._events = writer and writer(str(folder / EVENTS_FOLDER), purge_step=after + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the row of a step; a column without a value stays empty."""
@@ -54,7 +54,7 @@ class Log:
             raise ValueError(f"The log has no column {strange[0]!r}: {', '.join(self._columns)}.")
         # repr gives back the very same number, so that two logs can be compared bit by bit.
         cells = [repr(float(values[name])) if name in values else "" for name in self._columns]
-        with _reported(self._path):
+        with _report_errors(self._path):
             row = ",".join([str(step), *cells]).encode() + b"\n"
             while row:
                 row = row[self._file.write(row) :]
@@ -67,7 +67,7 @@ class Log:
         """Ends the log."""
         self._file.close()
         if self._events:
-            with _reported(self._path):
+            with _report_errors(self._path):
                 self._events.close()
 
     def __enter__(self) -> Self:
@@ -82,10 +82,10 @@ class Log:
         self.close()
 
 
-def rows(path: Path) -> list[dict[str, float | None]]:
+def read_log(path: Path) -> list[dict[str, float | None]]:
     """The rows of a `log.csv`; None is what a step did not log. A half written row is left out."""
     try:
-        header, lines = _lines(path)
+        header, lines = _read_lines(path)
     except OSError as error:
         raise BadFile(f"The log {path} cannot be read: {error.strerror}.") from error
     try:
@@ -97,29 +97,29 @@ def rows(path: Path) -> list[dict[str, float | None]]:
         raise BadFile(f"{path} is not a log of a training: {error}.") from error
 
 
-def _lines(path: Path) -> tuple[list[str], list[str]]:
+def _read_lines(path: Path) -> tuple[list[str], list[str]]:
     """The names of the columns, and the lines below that were written to their end."""
     text = path.read_text(encoding="utf-8", errors="replace")
     header, *lines = text[: text.rfind("\n") + 1].split("\n")
     return header.split(","), lines[:-1]
 
 
-def _cut(path: Path, header: Sequence[str], after: int) -> None:
+def _truncate(path: Path, header: Sequence[str], after: int) -> None:
     """Leaves the rows up to the step `after`, in a file that begins with the header."""
     kept: list[str] = []
     if after and path.exists():
-        found, lines = _lines(path)
+        found, lines = _read_lines(path)
         if found != list(header):
             raise BadFile(
                 f"{path} has the columns {', '.join(found)}; this run logs {', '.join(header)}. "
                 "Go on with the settings that the run began with, or move the file away."
             )
-        kept = [line for line in lines if _step(line) <= after]
-    with replaced_file(path) as fresh:
+        kept = [line for line in lines if _step_number(line) <= after]
+    with replace_file(path) as fresh:
         fresh.write_bytes("".join(f"{line}\n" for line in [",".join(header), *kept]).encode())
 
 
-def _step(line: str) -> float:
+def _step_number(line: str) -> float:
     """The step of a row; of what is no row, one that is after all others."""
     start = line.partition(",")[0]
     return int(start) if start.isdecimal() else float("inf")
@@ -132,13 +132,13 @@ def _event_writer() -> Any:
     except ImportError as error:
         raise MissingExtra(
             "TensorBoard is not installed: pip install 'patchslim[train]', or train without it; "
-            f"{CSV} is written either way."
+            f"{LOG_FILE} is written either way."
         ) from error
     return SummaryWriter
 
 
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def _report_errors(path: Path) -> Iterator[None]:
     """Says where a log could not be written, and what to do."""
     try:
         yield

@@ -15,17 +15,17 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
-from patchslim.files import replaced, whole
-from patchslim.versions import installed
+from patchslim.files import find_complete, replace_folder
+from patchslim.versions import installed_version
 
-FORMAT = 1
-RECIPE = "recipe.json"
-WEIGHTS = "model.safetensors"
+FORMAT_VERSION = 1
+RECIPE_FILE = "recipe.json"
+WEIGHTS_FILE = "model.safetensors"
 
 Recipe: TypeAlias = dict[str, Any]
 
 # What a recipe holds, and of which type each entry is.
-ENTRIES: dict[str, tuple[type, ...]] = {
+ENTRY_TYPES: dict[str, tuple[type, ...]] = {
     "library": (str, type(None)),
     "host": (dict, type(None)),
     "method": (str, type(None)),
@@ -56,15 +56,18 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
     from safetensors.torch import save_file
 
     path = Path(path).expanduser().resolve()
-    tensors, shared = _separate(state)
+    tensors, shared = _drop_shared_tensors(state)
     recipe = {**recipe, "shared": shared}
     try:
-        with replaced(path, {WEIGHTS, RECIPE}) as fresh:
-            save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-            recipe |= {"bytes": (fresh / WEIGHTS).stat().st_size, "sha256": digest(fresh / WEIGHTS)}
-            (fresh / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        with replace_folder(path, {WEIGHTS_FILE, RECIPE_FILE}) as fresh:
+            save_file(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
+            recipe |= {
+                "bytes": (fresh / WEIGHTS_FILE).stat().st_size,
+                "sha256": file_sha256(fresh / WEIGHTS_FILE),
+            }
+            (fresh / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
             # safetensors makes files that only their owner can read.
-            (fresh / WEIGHTS).chmod((fresh / RECIPE).stat().st_mode)
+            (fresh / WEIGHTS_FILE).chmod((fresh / RECIPE_FILE).stat().st_mode)
     except (OSError, SafetensorError) as error:
         raise BadFile(
             f"Could not save to {path}: {error}. What was there before is as it was."
@@ -73,54 +76,59 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
 
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe in a saved folder, checked for its version and the type of every entry."""
-    path = place_of(path)
+    path = saved_folder(path)
     if not path.is_dir():
         found = "is a file" if path.exists() else "is not there"
-        raise BadFile(f"{path} {found}. A saved model is a folder with {WEIGHTS} and {RECIPE}.")
-    if not (path / RECIPE).is_file():
-        raise BadFile(f"{path} was not saved by patchslim: it has no {RECIPE}.")
+        raise BadFile(
+            f"{path} {found}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}."
+        )
+    if not (path / RECIPE_FILE).is_file():
+        raise BadFile(f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.")
     try:
-        recipe = json.loads((path / RECIPE).read_text(encoding="utf-8"))
+        recipe = json.loads((path / RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadFile(f"{path / RECIPE} is not readable as JSON: {error}") from error
+        raise BadFile(f"{path / RECIPE_FILE} is not readable as JSON: {error}") from error
     version = recipe.get("patchslim") if isinstance(recipe, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise BadFile(f"{path / RECIPE} is not a patchslim recipe: it has no format version.")
-    if version > FORMAT:
+        raise BadFile(f"{path / RECIPE_FILE} is not a patchslim recipe: it has no format version.")
+    if version > FORMAT_VERSION:
         raise BadFile(
             f"{path} has format {version}, written by patchslim {recipe.get('package')}; this one, "
-            f"{installed('patchslim')}, reads formats up to {FORMAT}: "
+            f"{installed_version('patchslim')}, reads formats up to {FORMAT_VERSION}: "
             f"pip install -U 'patchslim>={recipe.get('package')}'"
         )
     recipe = {"trained": None, "calibrated": None, **recipe}  # older files do not have them
     wrong = [
-        name for name, kinds in ENTRIES.items() if not isinstance(recipe.get(name, ...), kinds)
+        name for name, kinds in ENTRY_TYPES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]
     if wrong:
-        raise BadFile(f"{path / RECIPE} was edited or cut short; look at: {', '.join(wrong)}.")
+        raise BadFile(f"{path / RECIPE_FILE} was edited or cut short; look at: {', '.join(wrong)}.")
     if recipe["tail"] not in TAILS:
-        raise BadFile(f"{path / RECIPE}: tail is 'exact' or 'full', not {recipe['tail']!r}.")
+        raise BadFile(f"{path / RECIPE_FILE}: tail is 'exact' or 'full', not {recipe['tail']!r}.")
     checked: Recipe = recipe
     return checked
 
 
-def read_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
+def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
     """The saved tensors, after making sure that they are the ones the recipe was written with."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = path / WEIGHTS
+    file = path / WEIGHTS_FILE
     if not file.is_file():
-        raise BadFile(f"{path} has no {WEIGHTS}. Copy the folder again, or save the model again.")
+        raise BadFile(
+            f"{path} has no {WEIGHTS_FILE}. Copy the folder again, or save the model again."
+        )
     size = file.stat().st_size
     if size < recipe["bytes"]:
         raise BadFile(
             f"{file} is truncated: {size:,} of {recipe['bytes']:,} bytes. Copy it again, or save "
             "the model again."
         )
-    if digest(file) != recipe["sha256"]:
+    if file_sha256(file) != recipe["sha256"]:
         raise BadFile(
-            f"{file} is not the file that {RECIPE} was written with (its SHA-256 differs). Copy "
+            f"{file} is not the file that {RECIPE_FILE} was written with (its SHA-256 "
+            "differs). Copy "
             "the folder again, or save the model again."
         )
     try:
@@ -132,21 +140,21 @@ def read_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
 
 def is_saved(path: str | Path) -> bool:
     """Whether `path` is a folder that `save` wrote."""
-    return (place_of(path) / RECIPE).is_file()
+    return (saved_folder(path) / RECIPE_FILE).is_file()
 
 
-def place_of(path: str | Path) -> Path:
+def saved_folder(path: str | Path) -> Path:
     """The folder to read, even if a later save to it was cut short."""
-    return whole(Path(path).expanduser().resolve())
+    return find_complete(Path(path).expanduser().resolve())
 
 
-def digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _separate(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _drop_shared_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that share no memory, and for each name left out the name of its equal.
 
     safetensors refuses tensors that alias each other, as tied weights do.

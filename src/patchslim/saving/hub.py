@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchslim.errors import BadFile
-from patchslim.saving.folder import RECIPE, WEIGHTS
+from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
 
 PREFIX = "hf-hub:"  # marks the name of a repository, as in timm
 
@@ -15,8 +15,8 @@ def download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS, RECIPE]))
-    except _refusals() as error:
+        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS_FILE, RECIPE_FILE]))
+    except _hub_errors() as error:
         raise BadFile(f"{repository!r} cannot be fetched from the Hub: {error}") from error
 
 
@@ -32,7 +32,7 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
             folder_path=folder,
             commit_message="A model slimmed by patchslim",
         )
-    except _refusals() as error:
+    except _hub_errors() as error:
         raise BadFile(
             f"Could not upload to {repository!r}: {error}. Log in with `hf auth login`, or "
             "save to a folder with .save(path)."
@@ -40,7 +40,7 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
     return str(address)
 
 
-def _refusals() -> tuple[type[BaseException], ...]:
+def _hub_errors() -> tuple[type[BaseException], ...]:
     """All that the Hub's client raises: no network, no such repository, no right, no such name.
 
     Its transport library has changed from version to version; its own error names the base.

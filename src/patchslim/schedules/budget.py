@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
-from patchslim.methods._method import Reducer, Spread
+from patchslim.methods._method import Method, Placement
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
     Constant,
@@ -21,13 +21,13 @@ from patchslim.schedules.schedule import (
     Removed,
     Schedule,
     Tail,
-    later,
-    stages,
-    units,
+    later_blocks,
+    stage_blocks,
+    unit_blocks,
 )
 from patchslim.tokens.shapes import HostShape, dense_macs
 
-STEEP = 0.7  # a rate in block after block below which it is better to begin earlier
+MIN_BLOCK_RATE = 0.7  # a rate in block after block below which it is better to begin earlier
 
 
 class Budget(TypedDict, total=False):
@@ -40,16 +40,16 @@ class Budget(TypedDict, total=False):
     at: Sequence[int] | None
 
 
-def plan(  # noqa: PLR0911 (one return for each way to say a budget)
+def make_schedule(  # noqa: PLR0911 (one return for each way to say a budget)
     shape: HostShape,
-    reducer: Reducer,
+    method: Method,
     schedule: Schedule | str | Path | None = None,
     *,
     tail: Tail = "full",
     **budget: Unpack[Budget],
 ) -> Schedule:
     """The schedule that a budget, a saved file or nothing at all means for this host and method."""
-    _one_of(budget, schedule)
+    _check_one_budget(budget, schedule)
     if schedule is not None:
         return schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
     macs, keep, r = budget.get("macs"), budget.get("keep"), budget.get("r")
@@ -61,25 +61,25 @@ def plan(  # noqa: PLR0911 (one return for each way to say a budget)
             "every block."
         )
     if macs is not None:
-        return solve(shape, reducer, macs, tail=tail, at=at)
+        return schedule_for_macs(shape, method, macs, tail=tail, at=at)
     if keep is not None:
-        return _keep(shape, reducer, keep, at)
+        return _schedule_from_keep(shape, method, keep, at)
     if r is not None:
-        return _removed(shape, r)
+        return _schedule_from_r(shape, r)
     if rate is not None:
-        return Rate(rate, _places(reducer, shape, at))
-    if reducer.adaptive:  # it knows by itself, and nothing bounds it
-        if at is None and reducer.spread is Spread.EVERY_BLOCK:
+        return Rate(rate, _decision_blocks(method, shape, at))
+    if method.adaptive:  # it knows by itself, and nothing bounds it
+        if at is None and method.placement is Placement.EVERY_BLOCK:
             return Constant(0)
-        return Rate(1.0, _places(reducer, shape, at))
-    if reducer.fewest(2) == 2:
+        return Rate(1.0, _decision_blocks(method, shape, at))
+    if method.fewest(2) == 2:
         return Constant(0)
     raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
 
 
-def solve(
+def schedule_for_macs(
     shape: HostShape,
-    reducer: Reducer,
+    method: Method,
     macs: float,
     *,
     tail: Tail,
@@ -89,34 +89,36 @@ def solve(
 
     The cost falls in steps as the rule's one number moves, so bisection finds the step.
     """
-    if at is None and reducer.spread is Spread.LATER:
-        found = _begun_in_time(shape, reducer, macs, tail=tail)
+    if at is None and method.placement is Placement.LATER:
+        found = _start_early_enough(shape, method, macs, tail=tail)
     else:
-        found = _largest(shape, reducer, macs, tail=tail, at=at)
-    counts = counts_of(found, shape, reducer)
+        found = _largest_schedule(shape, method, macs, tail=tail, at=at)
+    counts = scheduled_counts(found, shape, method)
     spelled = Counts(counts, shape.entering, shape.prefix)
-    if reducer.parks:
+    if method.defers:
         return found  # a rate of all patches, in whatever blocks
-    if reducer.by_place and spelled.places(shape.depth) != found.places(shape.depth):
+    if method.always_decides and spelled.decision_blocks(shape.depth) != found.decision_blocks(
+        shape.depth
+    ):
         return found  # where the count stays as it is, the method may still decide
     return spelled
 
 
-def _begun_in_time(shape: HostShape, reducer: Reducer, macs: float, *, tail: Tail) -> Schedule:
+def _start_early_enough(shape: HostShape, method: Method, macs: float, *, tail: Tail) -> Schedule:
     """A rate in every block from a quarter of the depth on, or earlier where it would be steep."""
     for begin in range(shape.depth // 4, 1, -1):
-        places = _beside_strides(shape, later(shape.depth, begin))
+        places = _avoid_strides(shape, later_blocks(shape.depth, begin))
         with contextlib.suppress(ImpossibleBudget):
-            found = _largest(shape, reducer, macs, tail=tail, at=places)
-            if isinstance(found, Rate) and found.rate >= STEEP:
+            found = _largest_schedule(shape, method, macs, tail=tail, at=places)
+            if isinstance(found, Rate) and found.rate >= MIN_BLOCK_RATE:
                 return found
-    places = _beside_strides(shape, later(shape.depth, 1))
-    return _largest(shape, reducer, macs, tail=tail, at=places)
+    places = _avoid_strides(shape, later_blocks(shape.depth, 1))
+    return _largest_schedule(shape, method, macs, tail=tail, at=places)
 
 
-def _largest(
+def _largest_schedule(
     shape: HostShape,
-    reducer: Reducer,
+    method: Method,
     macs: float,
     *,
     tail: Tail,
@@ -125,18 +127,18 @@ def _largest(
     """The rule of the largest cost not above `macs`, in the blocks `at` or where it is natural."""
     dense = dense_macs(shape).total
     target = macs_target(macs, dense)
-    spread = Spread.STAGES if at is not None else reducer.spread
-    places = _places(reducer, shape, at)
+    spread = Placement.STAGES if at is not None else method.placement
+    places = _decision_blocks(method, shape, at)
     most = float(shape.entering - shape.prefix)
 
     def rule(cut: float) -> Schedule:
-        if spread is Spread.EVERY_BLOCK:
+        if spread is Placement.EVERY_BLOCK:
             return Constant(cut * most)
         return Rate(max(1.0 - cut, 1e-9), places)
 
     def cost(cut: float) -> int:
-        counts = counts_of(rule(cut), shape, reducer)
-        return slim_macs(shape, reducer, counts, tail=tail == "exact").total
+        counts = scheduled_counts(rule(cut), shape, method)
+        return slim_macs(shape, method, counts, tail=tail == "exact").total
 
     if cost(0.0) <= target:
         return rule(0.0)
@@ -144,7 +146,7 @@ def _largest(
     if cost(high) > target:
         least = math.ceil(cost(high) / dense * 1000) / 1000
         raise ImpossibleBudget(
-            f"macs={macs:g} is {target / dense:.3f} of this model; {type(reducer).__name__} cannot "
+            f"macs={macs:g} is {target / dense:.3f} of this model; {type(method).__name__} cannot "
             f"go below {least:.3f} here. Nearest possible: macs={least:.3f}."
         )
     while high - low > 1e-9:
@@ -153,9 +155,9 @@ def _largest(
     return rule(high)
 
 
-def counts_of(rule: Schedule, shape: HostShape, reducer: Reducer) -> tuple[int, ...]:
+def scheduled_counts(rule: Schedule, shape: HostShape, method: Method) -> tuple[int, ...]:
     """Rows that a schedule leaves after each block of a host, prefix included."""
-    return rule.counts(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
+    return rule.counts(shape.entering, shape.prefix, shape.depth, method, shape.resets)
 
 
 def macs_target(macs: float, dense: int) -> float:
@@ -170,7 +172,7 @@ def macs_target(macs: float, dense: int) -> float:
     return macs * dense if macs <= 1 else macs
 
 
-def _one_of(budget: Budget, schedule: Schedule | str | Path | None) -> None:
+def _check_one_budget(budget: Budget, schedule: Schedule | str | Path | None) -> None:
     """Refuses unknown budgets, and several at once."""
     for name in budget:
         if name not in Budget.__annotations__:
@@ -181,8 +183,8 @@ def _one_of(budget: Budget, schedule: Schedule | str | Path | None) -> None:
         raise BadSchedule(f"Give one of them, not several: {', '.join(given)}.")
 
 
-def _keep(
-    shape: HostShape, reducer: Reducer, keep: float | Sequence[int], at: tuple[int, ...] | None
+def _schedule_from_keep(
+    shape: HostShape, method: Method, keep: float | Sequence[int], at: tuple[int, ...] | None
 ) -> Schedule:
     """Explicit counts, or the share of patches left at the end in the method's natural spread."""
     if isinstance(keep, Sequence):
@@ -191,36 +193,38 @@ def _keep(
         raise BadSchedule(
             f"keep={keep}: the share of patches left at the end, above 0 and at most 1."
         )
-    if reducer.spread is Spread.EVERY_BLOCK and at is None:
+    if method.placement is Placement.EVERY_BLOCK and at is None:
         return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
-    places = _places(reducer, shape, at)
-    if reducer.parks:  # a rate is of all patches
+    places = _decision_blocks(method, shape, at)
+    if method.defers:  # a rate is of all patches
         return Rate(keep, places)
     return Rate(keep ** (1 / max(len(places), 1)), places)
 
 
-def _places(reducer: Reducer, shape: HostShape, at: tuple[int, ...] | None) -> tuple[int, ...]:
+def _decision_blocks(
+    method: Method, shape: HostShape, at: tuple[int, ...] | None
+) -> tuple[int, ...]:
     """The blocks asked for, or those that are natural to the method and do not subsample."""
     if at is not None:
         return at
-    match reducer.spread:
-        case Spread.FIRST:
+    match method.placement:
+        case Placement.FIRST:
             places: tuple[int, ...] = (0,)
-        case Spread.LATER:
-            places = later(shape.depth)
-        case Spread.UNITS:
-            places = units(shape.depth, shape.resets)
+        case Placement.LATER:
+            places = later_blocks(shape.depth)
+        case Placement.UNITS:
+            places = unit_blocks(shape.depth, shape.resets)
         case _:
-            places = stages(shape.depth)
-    return _beside_strides(shape, places)
+            places = stage_blocks(shape.depth)
+    return _avoid_strides(shape, places)
 
 
-def _beside_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]:
+def _avoid_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]:
     """Places of which those that subsample the grid give way to the block after them."""
     return tuple(sorted({place + (place in shape.strided) for place in places}))
 
 
-def _removed(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
+def _schedule_from_r(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
     """A constant number removed in every block, a tilted one, or one number a block."""
     if isinstance(r, int | float):
         return Constant(r)

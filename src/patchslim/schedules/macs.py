@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from patchslim.tokens.shapes import Cost, Flow, HostShape, host_macs
 
 if TYPE_CHECKING:
-    from patchslim.methods._method import Reducer
+    from patchslim.methods._method import Method
 
 
 def slim_macs(
     host: HostShape,
-    reducer: Reducer,
+    method: Method,
     counts: Sequence[int],
     *,
     tail: bool,
@@ -31,7 +31,7 @@ def slim_macs(
 
     Args:
         host: the host's shape.
-        reducer: the method.
+        method: the method.
         counts: rows left after each block, prefix included.
         tail: whether the last block computes only the rows that the head reads.
         named: blocks in which the method decides even where it removes nothing.
@@ -39,33 +39,33 @@ def slim_macs(
     flows: list[Flow] = []
     choosing = 0
     rows, last = host.entering, host.depth - 1
-    deciding = _deciding(host, reducer, counts, tail=tail, named=named)
+    deciding = _decision_blocks(host, method, counts, tail=tail, named=named)
     for index, (shape, left, whole) in enumerate(
         zip(host.blocks, counts, host.dense, strict=False)
     ):
         if index in deciding:
-            among = whole if reducer.parks else rows
-            choosing += reducer.macs(among, host.prefix, replace(shape, pixels=host.pixels))
-            choosing += host.embed if reducer.shows == "embedding" else 0  # made once more
+            among = whole if method.defers else rows
+            choosing += method.macs(among, host.prefix, replace(shape, pixels=host.pixels))
+            choosing += host.embed if method.content_kind == "embedding" else 0  # made once more
         if index in host.strided:
-            flow = Flow.asked(left, whole)
+            flow = Flow.for_queries(left, whole)
         else:
             read = host.read if tail and index == last else None
-            flow = _flow(reducer, rows, left if index in deciding else rows, read)
-        if reducer.remembers and index < max(deciding, default=0):
-            choosing += shape.map_row(flow.k)
+            flow = _block_flow(method, rows, left if index in deciding else rows, read)
+        if method.remembers and index < max(deciding, default=0):
+            choosing += shape.attention_row_macs(flow.k)
         flows.append(flow)
         rows = flow.feed
     cost = host_macs(host, flows)
     head = cost.head
-    if reducer.parks and not (tail and host.read is not None):  # those that waited are back
+    if method.defers and not (tail and host.read is not None):  # those that waited are back
         head += (host.dense[-1] - flows[-1].feed) * host.head_row
     return Cost(cost.embed, cost.blocks, head, choosing, cost.rows)
 
 
-def _deciding(
+def _decision_blocks(
     host: HostShape,
-    reducer: Reducer,
+    method: Method,
     counts: Sequence[int],
     *,
     tail: bool,
@@ -77,27 +77,27 @@ def _deciding(
         for index, (rows, left) in enumerate(itertools.pairwise((host.entering, *counts)))
         if left < rows or index in named
     }
-    pointless = tail and skips(reducer, host.read)
+    pointless = tail and skips_last_decision(method, host.read)
     return fewer - set(host.strided) - ({host.depth - 1} if pointless else set())
 
 
-def skips(reducer: Reducer, read: int | None) -> bool:
+def skips_last_decision(method: Method, read: int | None) -> bool:
     """Whether the exact tail makes the last decision pointless: nobody reads what it leaves."""
-    return read is not None and reducer.place.value in ("P1", "P2")
+    return read is not None and method.place.value in ("P1", "P2")
 
 
-def _flow(reducer: Reducer, rows: int, left: int, read: int | None) -> Flow:
+def _block_flow(method: Method, rows: int, left: int, read: int | None) -> Flow:
     """The rows through one block in which `rows` enter and `left` come out."""
-    match reducer.place.value if left < rows else None:
+    match method.place.value if left < rows else None:
         case "P0":
-            flow = Flow.even(left)
+            flow = Flow.uniform(left)
         case "P1":
-            flow = Flow.even(rows, feed=left)
+            flow = Flow.uniform(rows, feed=left)
         case "P2":
             flow = Flow(left, rows, rows, left, left)
         case "P3":
             asked = left if read is None else read
             return Flow(rows, rows, left, asked, asked)
         case _:
-            flow = Flow.even(rows)
+            flow = Flow.uniform(rows)
     return flow if read is None else Flow(read, flow.k, flow.v, read, read)

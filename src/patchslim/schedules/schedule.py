@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
 
 if TYPE_CHECKING:
-    from patchslim.methods._method import Reducer
+    from patchslim.methods._method import Method
 
 # What the last block computes: only the rows that the head reads, or all of them.
 Tail = Literal["exact", "full"]
@@ -32,18 +32,18 @@ class Schedule(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+    def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
         """Patch rows wanted after a block that `rows` enter, before the method's own limits.
 
         `entered` is how many patch rows entered the first block.
         """
 
     @abstractmethod
-    def places(self, depth: int) -> tuple[int, ...]:
+    def decision_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks that the rule names, where a method that may leave fewer rows decides."""
 
     @abstractmethod
-    def eased(self, share: float) -> Schedule:
+    def ease(self, share: float) -> Schedule:
         """A schedule that removes only this share in [0, 1] of what this one removes."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Schedule(ABC):
         entering: int,
         prefix: int,
         depth: int,
-        reducer: Reducer,
+        method: Method,
         resets: Mapping[int, int] | None = None,
     ) -> tuple[int, ...]:
         """Rows left after each block, prefix included, within what the method can do.
@@ -64,11 +64,13 @@ class Schedule(ABC):
             entering: rows that enter the first block.
             prefix: how many of them are not patches.
             depth: the number of blocks.
-            reducer: the method that will have to leave these counts.
+            method: the method that will have to leave these counts.
             resets: patch rows after each block in which the host itself leaves fewer (a pyramid's
                 subsampling), where the grid is whole again.
         """
-        return tuple([left for _, left in self._walk(entering, prefix, depth, reducer, resets)])
+        return tuple(
+            [left for _, left in self._count_rows(entering, prefix, depth, method, resets)]
+        )
 
     def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
         """The same share kept, chosen anew in every block from the first place on."""
@@ -77,17 +79,17 @@ class Schedule(ABC):
             "keep_rate= and at= (--keep-rate, --at)."
         )
 
-    def _walk(
+    def _count_rows(
         self,
         entering: int,
         prefix: int,
         depth: int,
-        reducer: Reducer,
+        method: Method,
         resets: Mapping[int, int] | None = None,
     ) -> list[tuple[int, int]]:
         """Rows wanted and rows left after each block, prefix included."""
         self.check(entering, prefix, depth)
-        self._check_first(entering - prefix, depth, reducer, resets or {})
+        self._check_first_block(entering - prefix, depth, method, resets or {})
         rows = entered = entering - prefix
         walk: list[tuple[int, int]] = []
         for block in range(depth):
@@ -98,26 +100,26 @@ class Schedule(ABC):
                     raise BadSchedule(reason)
                 walk.append((rows + prefix, rows + prefix))
                 continue
-            wanted = self.after(block, rows, depth, entered, reducer)
+            wanted = self.rows_after(block, rows, depth, entered, method)
             if wanted > rows:
                 raise BadSchedule(
                     f"The schedule asks for {wanted + prefix} tokens after block {block}, but only "
                     f"{rows + prefix} enter it. Counts only fall (they include {prefix} prefix)."
                 )
-            rows = max(wanted, reducer.fewest(rows))
+            rows = max(wanted, method.fewest(rows))
             walk.append((wanted + prefix, rows + prefix))
         return walk
 
-    def _check_first(
-        self, rows: int, depth: int, reducer: Reducer, resets: Mapping[int, int]
+    def _check_first_block(
+        self, rows: int, depth: int, method: Method, resets: Mapping[int, int]
     ) -> None:
         """Refuses a decision in the first block by what was noted in the blocks before it."""
-        if not reducer.remembers:
+        if not method.remembers:
             return
-        if self.after(0, rows, depth, rows, reducer) < rows or 0 in self.places(depth):
+        if self.rows_after(0, rows, depth, rows, method) < rows or 0 in self.decision_blocks(depth):
             raise BadSchedule(
-                f"{type(reducer).__name__} decides by what it noted in earlier blocks, and is to "
-                f"decide in block 0. Give keep_rate=0.5, at={units(depth, resets)} "
+                f"{type(method).__name__} decides by what it noted in earlier blocks, and is to "
+                f"decide in block 0. Give keep_rate=0.5, at={unit_blocks(depth, resets)} "
                 "(--keep-rate, --at) or other blocks."
             )
 
@@ -130,15 +132,15 @@ class Schedule(ABC):
         entering: int,
         prefix: int,
         depth: int,
-        reducer: Reducer,
+        method: Method,
         resets: Mapping[int, int] | None = None,
     ) -> None:
         """Says so where the method cannot remove as much as this schedule asks."""
-        walk = self._walk(entering, prefix, depth, reducer, resets)
+        walk = self._count_rows(entering, prefix, depth, method, resets)
         left = tuple(each for _, each in walk)
         short = [block for block, (wanted, each) in enumerate(walk) if each > wanted]
         if short:
-            name = type(reducer).__name__
+            name = type(method).__name__
             warnings.warn(
                 f"{name} cannot remove all that the schedule asks at block {short[0]}: one step "
                 f"leaves at least {left[short[0]]} tokens there. Tokens after each block: {left}.",
@@ -202,7 +204,7 @@ class Constant(Schedule):
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Any host will do."""
 
-    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+    def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         if not self.inflect:
             return rows - round_half_up(self.r * (block + 1)) + round_half_up(self.r * block)
@@ -210,11 +212,11 @@ class Constant(Schedule):
         step = (2 * self.r - 2 * first) / max(depth - 1, 1)
         return rows - int(first + step * block)
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def decision_blocks(self, depth: int) -> tuple[int, ...]:
         """All blocks."""
         return tuple(range(depth))
 
-    def eased(self, share: float) -> Schedule:
+    def ease(self, share: float) -> Schedule:
         """The same tilt with a smaller r."""
         return Constant(share * self.r, self.inflect)
 
@@ -227,7 +229,7 @@ class Removed(Schedule):
     kind: ClassVar[str] = "removed"
 
     def __post_init__(self) -> None:
-        if any(not _whole(each) or each < 0 for each in self.r):
+        if any(not _is_whole_number(each) or each < 0 for each in self.r):
             raise BadSchedule(f"r={list(self.r)}: tokens removed a block are whole numbers from 0.")
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
@@ -237,15 +239,15 @@ class Removed(Schedule):
                 f"r={list(self.r)} has {len(self.r)} numbers, and the host has {depth} blocks."
             )
 
-    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+    def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         return rows - self.r[block]
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def decision_blocks(self, depth: int) -> tuple[int, ...]:
         """All blocks, of which each has its number."""
         return tuple(range(depth))
 
-    def eased(self, share: float) -> Schedule:
+    def ease(self, share: float) -> Schedule:
         """A share of each number."""
         return Removed(tuple(round_half_up(share * each) for each in self.r))
 
@@ -268,7 +270,7 @@ class Rate(Schedule):
                 f"keep_rate={self.rate}: it is the share of patches *kept* at each place, above 0 "
                 "and at most 1 (to remove 30 % say keep_rate=0.7)."
             )
-        whole = all(map(_whole, self.at))
+        whole = all(map(_is_whole_number, self.at))
         if not self.at or not whole or list(self.at) != sorted(set(self.at)) or self.at[0] < 0:
             raise BadSchedule(f"at={self.at}: give block numbers from 0, ascending, such as 3,6,9.")
 
@@ -277,17 +279,17 @@ class Rate(Schedule):
         if self.at[-1] >= depth:
             raise BadSchedule(f"at={self.at}: this host has blocks 0 to {depth - 1}.")
 
-    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+    def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         if block not in self.at:
             return rows
-        return reducer.left(self.rate, self.at.index(block) + 1, entered, rows)
+        return method.rows_left(self.rate, self.at.index(block) + 1, entered, rows)
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def decision_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks `at`."""
         return self.at
 
-    def eased(self, share: float) -> Schedule:
+    def ease(self, share: float) -> Schedule:
         """The same blocks with a milder rate (EViT's shrinking keep rate)."""
         return Rate(1 - share * (1 - self.rate), self.at)
 
@@ -315,7 +317,7 @@ class Counts(Schedule):
     kind: ClassVar[str] = "counts"
 
     def __post_init__(self) -> None:
-        if any(not _whole(rows) or rows <= self.prefix for rows in self.kept):
+        if any(not _is_whole_number(rows) or rows <= self.prefix for rows in self.kept):
             raise BadSchedule(
                 f"keep={list(self.kept)}: counts are whole numbers above the host's {self.prefix} "
                 "prefix tokens (they include the prefix)."
@@ -333,16 +335,16 @@ class Counts(Schedule):
                 f"The schedule has {len(self.kept)} counts, and the host has {depth} blocks."
             )
 
-    def after(self, block: int, rows: int, depth: int, entered: int, reducer: Reducer) -> int:
+    def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
         """Patch rows wanted after a block that `rows` enter."""
         return self.kept[block] - self.prefix
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def decision_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks that leave fewer rows than enter."""
         entering = (self.entering, *self.kept)
         return tuple(block for block in range(depth) if self.kept[block] < entering[block])
 
-    def eased(self, share: float) -> Schedule:
+    def ease(self, share: float) -> Schedule:
         """Counts between all rows and these."""
         kept = (self.entering - round_half_up(share * (self.entering - rows)) for rows in self.kept)
         return Counts(tuple(kept), self.entering, self.prefix)
@@ -362,18 +364,18 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def stages(depth: int) -> tuple[int, ...]:
+def stage_blocks(depth: int) -> tuple[int, ...]:
     """Blocks at a quarter, a half and three quarters of the depth: 3, 6, 9 of 12."""
     return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
 
 
-def later(depth: int, begin: int | None = None) -> tuple[int, ...]:
+def later_blocks(depth: int, begin: int | None = None) -> tuple[int, ...]:
     """Every block from `begin`, or a quarter of the depth, to the last but one: 3 to 10 of 12."""
     begin = depth // 4 if begin is None else begin
     return tuple(range(min(begin, depth - 1), max(depth - 1, 1)))
 
 
-def units(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
+def unit_blocks(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
     """The first blocks of stages: a third and two thirds of the depth; or those of a pyramid.
 
     The first two blocks of a pyramid come before its first stage (Evo-ViT).
@@ -384,6 +386,6 @@ def units(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
     return tuple(sorted({block for block in first if block < depth and block not in resets}))
 
 
-def _whole(value: object) -> bool:
+def _is_whole_number(value: object) -> bool:
     """Whether `value` is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

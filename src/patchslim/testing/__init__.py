@@ -1,11 +1,11 @@
 """The contracts of methods and families, as checks that anybody can run on their own.
 
-`check_reducer(MyMethod())` and `check_adapter(my_model, MyFamily())` raise `BrokenLaw`, which names
+`check_method(MyMethod())` and `check_adapter(my_model, MyFamily())` raise `BrokenLaw`, which names
 the law and says what was observed. They are the checks that every method and family here passes.
 """
 
 from patchslim.errors import BrokenLaw
 from patchslim.testing.adapter_laws import FAMILY_LAWS, check_adapter
-from patchslim.testing.method_laws import METHOD_LAWS, check_reducer
+from patchslim.testing.method_laws import METHOD_LAWS, check_method
 
-__all__ = ["FAMILY_LAWS", "METHOD_LAWS", "BrokenLaw", "check_adapter", "check_reducer"]
+__all__ = ["FAMILY_LAWS", "METHOD_LAWS", "BrokenLaw", "check_adapter", "check_method"]

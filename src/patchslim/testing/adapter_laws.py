@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.hosts._adapter import Adapter, Part
-from patchslim.hosts._answers import TOLERANCE, evaluating
+from patchslim.hosts._answers import TOLERANCE, eval_mode
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._registry import find_reducer
+from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Constant, Rate, Schedule, Tail
-from patchslim.testing.counting import counted_macs
-from patchslim.testing.law import Law, Observed, insist, insist_close, uphold
+from patchslim.testing.counting import count_macs
+from patchslim.testing.law import Law, Violation, check_law, require, require_close
 from patchslim.tokens.reduction import Keep
 from patchslim.tokens.shapes import dense_macs
 from patchslim.tokens.tokens import Tokens
@@ -37,21 +37,21 @@ def check_adapter(host: nn.Module, adapter: Adapter | None = None) -> None:
         host: a small model of the family, in evaluation mode; it is left as it is found.
         adapter: an adapter of your own; by default the one that ships for this host.
     """
-    subject = Family(host, adapter or find_adapter(host))
-    with evaluating(host):
+    subject = AdapterTrial(host, adapter or find_adapter(host))
+    with eval_mode(host):
         for law in FAMILY_LAWS:
-            uphold(law, subject, type(subject.adapter).__name__)
+            check_law(law, subject, type(subject.adapter).__name__)
 
 
 @dataclass(frozen=True)
-class Family:
+class AdapterTrial:
     """A host in evaluation mode, and the adapter on trial."""
 
     host: nn.Module
     adapter: Adapter
 
     @property
-    def within(self) -> float:
+    def tolerance(self) -> float:
         """The difference that rounding explains."""
         return TOLERANCE[next(self.host.parameters()).dtype]
 
@@ -65,9 +65,9 @@ class Family:
         self, method: str, schedule: Schedule, *, tail: Tail = "full", adapter: Any = None
     ) -> SlimModel:
         """The host slimmed without the checks of `slim`."""
-        return SlimModel(self.host, adapter or self.adapter, find_reducer(method)(), schedule, tail)
+        return SlimModel(self.host, adapter or self.adapter, find_method(method)(), schedule, tail)
 
-    def halved(self, *, tail: Tail = "full") -> SlimModel:
+    def half_model(self, *, tail: Tail = "full") -> SlimModel:
         """The host with half of the patches dropped by lot after the first block."""
         return self.model("random", Rate(0.5, (0,)), tail=tail)
 
@@ -77,110 +77,112 @@ class Family:
             return self.adapter.logits(model(images))
 
 
-def keeping_everything_equals_the_host(family: Family) -> None:
+def keeping_everything_equals_the_host(family: AdapterTrial) -> None:
     """With nothing removed the answer is the host's own, with the full and the exact tail."""
     images = family.images()
     wanted = family.answer(family.host, images)
     tails: tuple[Tail, ...] = ("full", "exact")
     for tail in tails:
         got = family.answer(family.model("identity", Constant(0), tail=tail), images)
-        insist_close(got, wanted, family.within, f"tail={tail!r}")
+        require_close(got, wanted, family.tolerance, f"tail={tail!r}")
 
 
-def parts_are_columns_of_the_whole(family: Family) -> None:
+def parts_are_columns_of_the_whole(family: AdapterTrial) -> None:
     """Queries, keys and values are the same whether projected together or apart, in any order."""
     host, adapter = family.host, family.adapter
     parts: tuple[Part, ...] = ("qk", "kv", "q", "v")
     with torch.no_grad():
-        tokens = _shuffled(adapter.embed(host, family.images(), {}))
+        tokens = _shuffle_patches(adapter.embed(host, family.images(), {}))
         whole = dict(zip("qkv", adapter.project(host, 0, tokens, "qkv"), strict=True))
         for part in parts:
             for name, t in zip(part, adapter.project(host, 0, tokens, part), strict=True):
-                insist_close(t, whole[name], family.within, f"{name} of {part!r}")
+                require_close(t, whole[name], family.tolerance, f"{name} of {part!r}")
 
 
-def rows_may_stand_in_any_order(family: Family) -> None:
+def rows_may_stand_in_any_order(family: AdapterTrial) -> None:
     """Positions travel with the tokens: the answer does not depend on the order of the rows."""
     images = family.images()
-    shuffling = cast("Adapter", Shuffling(family.adapter))
+    shuffling = cast("Adapter", ShuffledAdapter(family.adapter))
     got = family.answer(family.model("identity", Constant(0), adapter=shuffling), images)
-    insist_close(got, family.answer(family.host, images), family.within, "another order of rows")
+    require_close(
+        got, family.answer(family.host, images), family.tolerance, "another order of rows"
+    )
 
 
-def the_exact_tail_gives_the_same_answer(family: Family) -> None:
+def the_exact_tail_gives_the_same_answer(family: AdapterTrial) -> None:
     """The rows that the head is said to read are all that it reads."""
     images = family.images()
-    full = family.answer(family.halved(tail="full"), images)
-    exact = family.answer(family.halved(tail="exact"), images)
-    insist_close(exact, full, family.within, "exact tail")
+    full = family.answer(family.half_model(tail="full"), images)
+    exact = family.answer(family.half_model(tail="exact"), images)
+    require_close(exact, full, family.tolerance, "exact tail")
 
 
-def a_reduced_answer_has_the_shape_of_the_hosts(family: Family) -> None:
+def a_reduced_answer_has_the_shape_of_the_hosts(family: AdapterTrial) -> None:
     """With half of the patches the answer has the host's shape and type and is finite."""
     images = family.images()
-    got, wanted = family.answer(family.halved(), images), family.answer(family.host, images)
-    insist(got.shape == wanted.shape, f"shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
-    insist(got.dtype == wanted.dtype, f"type {got.dtype}, wanted {wanted.dtype}")
-    insist(bool(got.isfinite().all()), "not finite")
+    got, wanted = family.answer(family.half_model(), images), family.answer(family.host, images)
+    require(got.shape == wanted.shape, f"shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
+    require(got.dtype == wanted.dtype, f"type {got.dtype}, wanted {wanted.dtype}")
+    require(bool(got.isfinite().all()), "not finite")
 
 
-def rows_are_as_told(family: Family) -> None:
+def rows_are_as_told(family: AdapterTrial) -> None:
     """`shape()` tells how many rows enter, how many are prefix, and the grid of the others."""
     shape = family.adapter.shape(family.host)
     with torch.no_grad():
         tokens = family.adapter.embed(family.host, family.images(), {})
     told, found = (shape.entering, shape.prefix), (tokens.x.shape[1], tokens.prefix)
-    insist(told == found, f"rows and prefix told {told}, found {found}")
-    insist(shape.grid == tokens.grid, f"grid told {shape.grid}, found {tokens.grid}")
+    require(told == found, f"rows and prefix told {told}, found {found}")
+    require(shape.grid == tokens.grid, f"grid told {shape.grid}, found {tokens.grid}")
     blocks = len(family.adapter.blocks(family.host))
-    insist(shape.depth == blocks, f"blocks told {shape.depth}, found {blocks}")
+    require(shape.depth == blocks, f"blocks told {shape.depth}, found {blocks}")
 
 
-def macs_are_what_it_spends(family: Family) -> None:
+def macs_are_what_it_spends(family: AdapterTrial) -> None:
     """`shape()` gives, within 0.5 %, what torch counts in the host itself and in half of it."""
     images = family.images(1)
     told = dense_macs(family.adapter.shape(family.host)).total
-    counted = counted_macs(family.host, images)
-    insist(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted} in the host")
+    counted = count_macs(family.host, images)
+    require(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted} in the host")
     tails: tuple[Tail, ...] = ("full", "exact")
     for tail in tails:
-        half = family.halved(tail=tail)
-        told, counted = half.macs().total, counted_macs(half, images)
-        insist(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
+        half = family.half_model(tail=tail)
+        told, counted = half.macs().total, count_macs(half, images)
+        require(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
 
 
-def the_host_stays_as_found(family: Family) -> None:
+def the_host_stays_as_found(family: AdapterTrial) -> None:
     """Slimming and running change no weight, mode, class, attribute or hook of the host."""
     host = copy.deepcopy(family.host)
     host.train()
     next(iter(family.adapter.blocks(host))).eval()
-    before = _found(host)
+    before = _host_state(host)
     slimmed = slim(host, "random", adapter=family.adapter, keep=0.6)
-    with evaluating(host), torch.no_grad():
+    with eval_mode(host), torch.no_grad():
         slimmed(family.images())
-    after = _found(host)
+    after = _host_state(host)
     changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
-    insist(not changed, f"changed: {sorted(changed)[:5]}")
+    require(not changed, f"changed: {sorted(changed)[:5]}")
     try:
         slim(slimmed, "random", adapter=family.adapter, keep=0.6)
     except UnsupportedModel:
         return
-    raise Observed("a slimmed model was slimmed again")
+    raise Violation("a slimmed model was slimmed again")
 
 
-def two_threads_get_the_answers_of_one(family: Family) -> None:
+def two_threads_get_the_answers_of_one(family: AdapterTrial) -> None:
     """Nothing about a forward pass is kept in the model: threads may share it."""
-    model = family.halved()
+    model = family.half_model()
     batches = [family.images(1 + i % 3) + i for i in range(8)]
     wanted = [family.answer(model, images) for images in batches]
     with ThreadPoolExecutor(2) as pool:
         for got, want in zip(
             pool.map(lambda x: family.answer(model, x), batches), wanted, strict=True
         ):
-            insist_close(got, want, family.within, "another thread's answer")
+            require_close(got, want, family.tolerance, "another thread's answer")
 
 
-def a_recipe_rebuilds_the_architecture(family: Family) -> None:
+def a_recipe_rebuilds_the_architecture(family: AdapterTrial) -> None:
     """A host made from `recipe()`, after a trip through JSON, takes the same weights."""
     recipe = family.adapter.recipe(family.host)
     if recipe is None:
@@ -190,10 +192,10 @@ def a_recipe_rebuilds_the_architecture(family: Family) -> None:
     rebuilt.load_state_dict(family.host.state_dict())
     images = family.images()
     wanted = family.answer(family.host, images)
-    insist_close(family.answer(rebuilt, images), wanted, family.within, "rebuilt")
+    require_close(family.answer(rebuilt, images), wanted, family.tolerance, "rebuilt")
 
 
-FAMILY_LAWS: tuple[Law[Family], ...] = (
+FAMILY_LAWS: tuple[Law[AdapterTrial], ...] = (
     keeping_everything_equals_the_host,
     rows_are_as_told,
     parts_are_columns_of_the_whole,
@@ -207,7 +209,7 @@ FAMILY_LAWS: tuple[Law[Family], ...] = (
 )
 
 
-class Shuffling:
+class ShuffledAdapter:
     """An adapter that hands over its host's patch rows in another order."""
 
     def __init__(self, inner: Adapter) -> None:
@@ -218,17 +220,17 @@ class Shuffling:
 
     def embed(self, host: nn.Module, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """The tokens that enter the first block, shuffled."""
-        return _shuffled(self._inner.embed(host, images, options))
+        return _shuffle_patches(self._inner.embed(host, images, options))
 
 
-def _shuffled(tokens: Tokens) -> Tokens:
+def _shuffle_patches(tokens: Tokens) -> Tokens:
     """The same tokens, the patch rows of each image in another order."""
     noise = torch.Generator().manual_seed(2)
     lots = torch.rand(tokens.x.shape[0], tokens.patches, generator=noise).to(tokens.x.device)
-    return Keep(lots.argsort(dim=1)).apply(tokens.tracked())
+    return Keep(lots.argsort(dim=1)).apply(tokens.with_origin())
 
 
-def _found(host: nn.Module) -> dict[str, object]:
+def _host_state(host: nn.Module) -> dict[str, object]:
     """All about a host that slimming could disturb."""
     found: dict[str, object] = {}
     for name, module in host.named_modules():

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def counted_macs(model: nn.Module, images: Tensor) -> int:
+def count_macs(model: nn.Module, images: Tensor) -> int:
     """What torch counts while `model` answers for `images`, in multiply-adds an image.
 
     With attention written out, which every version of the counter sees on every device, and on a

@@ -13,35 +13,35 @@ Subject = TypeVar("Subject")
 Law = Callable[[Subject], None]
 
 
-class Observed(Exception):
+class Violation(Exception):
     """What a law saw that it forbids."""
 
 
-def insist(held: bool, observed: str) -> None:  # noqa: FBT001
+def require(held: bool, observed: str) -> None:  # noqa: FBT001
     """Ends a law with what was observed, unless it held."""
     if not held:
-        raise Observed(observed)
+        raise Violation(observed)
 
 
-def insist_close(got: Tensor, wanted: Tensor, within: float, what: str) -> None:
+def require_close(got: Tensor, wanted: Tensor, within: float, what: str) -> None:
     """Ends a law unless tensors agree, relative to the largest value where that is above one."""
-    insist(got.shape == wanted.shape, f"{what}: shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
+    require(got.shape == wanted.shape, f"{what}: shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
     off = (got.double() - wanted.double()).abs().max().item() if got.numel() else 0.0
     most = within * max(1.0, wanted.double().abs().max().item() if got.numel() else 0.0)
-    insist(off <= most, f"{what} differs by {off:.2g}, more than {most:.2g}")
+    require(off <= most, f"{what} differs by {off:.2g}, more than {most:.2g}")
 
 
-def uphold(law: Law[Subject], subject: Subject, who: str) -> None:
+def check_law(law: Law[Subject], subject: Subject, who: str) -> None:
     """Checks one law; whatever goes wrong becomes a `BrokenLaw` with the law's name."""
     try:
         law(subject)
-    except Observed as error:
-        raise _broken(law, who, str(error)) from None
+    except Violation as error:
+        raise _broken_law(law, who, str(error)) from None
     except Exception as error:
-        raise _broken(law, who, f"{type(error).__name__}: {error}") from error
+        raise _broken_law(law, who, f"{type(error).__name__}: {error}") from error
 
 
-def _broken(law: Law[Subject], who: str, observed: str) -> BrokenLaw:
+def _broken_law(law: Law[Subject], who: str, observed: str) -> BrokenLaw:
     """The error for a law that did not hold."""
     name = law.__name__
     sentence = (law.__doc__ or name).partition("\n")[0]

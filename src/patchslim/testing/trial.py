@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Place, Reducer, Signals
+from patchslim.methods._method import Method, Place, Signals
 from patchslim.model.model import SlimModel
 from patchslim.schedules.schedule import Constant, Counts, Schedule, Tail
 from patchslim.tokens.attention import attention_bias
@@ -26,12 +26,12 @@ PATCHES = 16  # of the tiny host
 
 @dataclass(frozen=True)
 class Scene:
-    """Tokens, and what a reducer may look at: what its place has, and no more."""
+    """Tokens, and what a method may look at: what its place has, and no more."""
 
     tokens: Tokens
     signals: Signals
 
-    def of(self, images: list[int]) -> Scene:
+    def select(self, images: list[int]) -> Scene:
         """The scene of some of the images, in this order."""
 
         def some(t: Tensor | None) -> Tensor | None:
@@ -56,7 +56,7 @@ class Scene:
             ),
         )
 
-    def padded(self, rows: int) -> Scene:
+    def pad(self, rows: int) -> Scene:
         """The same scene, each image followed by `rows` rows of padding that mean nothing."""
         tokens, signals = self.tokens, self.signals
         after = torch.arange(tokens.x.shape[1] + rows).clamp(max=tokens.x.shape[1] - 1)
@@ -90,16 +90,16 @@ class Scene:
 class Trial:
     """A method on trial, in evaluation mode, and the width of the tokens it is made for."""
 
-    reducer: Reducer
+    method: Method
     width: int
 
     def __post_init__(self) -> None:
-        self.reducer.prepare(self.width, self.deciding)
+        self.method.prepare(self.width, self.decision_blocks)
 
     @property
-    def deciding(self) -> tuple[int, int]:
+    def decision_blocks(self) -> tuple[int, int]:
         """The blocks of the tiny host in which there is a decision."""
-        return (1, 2) if self.reducer.remembers else (0, 2)
+        return (1, 2) if self.method.remembers else (0, 2)
 
     def scene(
         self,
@@ -114,7 +114,7 @@ class Trial:
         rows = prefix + patches
         noise = torch.Generator().manual_seed(patches + 100 * prefix)
         draw = partial(torch.randn, generator=noise)
-        place, scored = self.reducer.place, self.reducer.needs_class_token
+        place, scored = self.method.place, self.method.needs_class_token
         heads: tuple[Tensor | None, ...] = tuple(
             draw(batch, 2, rows, self.width // 2).to(dtype) for _ in "qkv"
         )
@@ -127,9 +127,9 @@ class Trial:
             v = None
         pooled = draw(batch, patches).softmax(dim=1).to(dtype)
         content = None
-        if self.reducer.shows is not None:
+        if self.method.content_kind is not None:
             content = draw(batch, patches, 12).to(dtype)
-        if self.reducer.shows == "pixels" and content is not None:  # some cells show the same
+        if self.method.content_kind == "pixels" and content is not None:  # some cells show the same
             content = content[:, torch.arange(patches) * 2 // 3]
         return Scene(
             Tokens(
@@ -137,8 +137,8 @@ class Trial:
                 prefix=prefix,
                 grid=grid,
                 content=None if content is None else lambda: content,
-                memory=pooled if self.reducer.remembers else None,
-            ).tracked(),
+                memory=pooled if self.method.remembers else None,
+            ).with_origin(),
             Signals(
                 prefix,
                 scale=self.width**-0.5,
@@ -152,12 +152,12 @@ class Trial:
     def decide(self, scene: Scene, keep: int) -> Tokens:
         """The tokens after one decision."""
         with torch.no_grad():
-            reduction = self.reducer.choose(scene.tokens, scene.signals, keep)
+            reduction = self.method.choose(scene.tokens, scene.signals, keep)
             return reduction.apply(scene.tokens)
 
-    def keeps(self, patches: int) -> list[int]:
+    def keep_counts(self, patches: int) -> list[int]:
         """Counts that one decision can leave of `patches`: the fewest, the most, some between."""
-        every = range(self.reducer.fewest(patches), patches)
+        every = range(self.method.fewest(patches), patches)
         return (
             sorted({every[i] for i in (0, len(every) // 3, -2, -1)}) if len(every) > 1 else [*every]
         )
@@ -168,7 +168,7 @@ class Trial:
             for column, prefix in enumerate(PREFIXES):
                 batch = 1 if (row + column) % 2 else 3  # every grid and prefix meets both
                 scene = self.scene(grid, prefix=prefix, batch=batch)
-                for keep in self.keeps(scene.tokens.patches):
+                for keep in self.keep_counts(scene.tokens.patches):
                     yield scene, keep, self.decide(scene, keep)
 
     def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
@@ -181,15 +181,15 @@ class Trial:
         """A tiny host slimmed by the method, without the checks of `slim`."""
         host, prefix = self.host(readout, depth=depth), int(readout == "class")
         schedule = self.schedule(prefix, depth=depth)
-        return SlimModel(host, find_adapter(host), self.reducer, schedule, tail)
+        return SlimModel(host, find_adapter(host), self.method, schedule, tail)
 
     def schedule(self, prefix: int = 1, *, depth: int = 3) -> Schedule:
         """Decisions in two of three blocks, of what the method can do, if anything."""
-        first = max(10, self.reducer.fewest(PATCHES))
+        first = max(10, self.method.fewest(PATCHES))
         if first == PATCHES:
             return Constant(0)
-        last = max(6, self.reducer.fewest(first))
-        early = PATCHES if self.deciding[0] else first
+        last = max(6, self.method.fewest(first))
+        early = PATCHES if self.decision_blocks[0] else first
         left = (early, first, last, last)[:depth]
         return Counts(tuple(rows + prefix for rows in left), PATCHES + prefix, prefix)
 

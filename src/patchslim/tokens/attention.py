@@ -13,8 +13,12 @@ from torch import Tensor
 
 from patchslim.tokens.tokens import Tokens
 
-SHORT = 320  # keys up to which a map is cheaper than the fused kernel where that one is slow
-FAINT = 1e-6  # what a fully silenced token still weighs in training, so that gradients are finite
+MAX_EXPLICIT_KEYS = (
+    320  # keys up to which a map is cheaper than the fused kernel where that one is slow
+)
+SOFT_MASK_EPS = (
+    1e-6  # what a fully silenced token still weighs in training, so that gradients are finite
+)
 
 
 def attention(
@@ -28,15 +32,15 @@ def attention(
     training: bool = False,
 ) -> Tensor:
     """softmax(q k' * scale + bias) v, with q (B, H, n, d), k (B, H, N, d), v (B, H, N, e)."""
-    if training and dropout == 0.0 and _better_written_out(q, k):
+    if training and dropout == 0.0 and _is_explicit_faster(q, k):
         return attention_map(q, k, scale=scale, bias=bias) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
 
 
-def _better_written_out(q: Tensor, k: Tensor) -> bool:
+def _is_explicit_faster(q: Tensor, k: Tensor) -> bool:
     """Whether training would wait for the fused kernel: in bfloat16 on a CPU, for its gradients."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return slow and q.requires_grad and k.shape[-2] <= SHORT
+    return slow and q.requires_grad and k.shape[-2] <= MAX_EXPLICIT_KEYS
 
 
 def attention_map(q: Tensor, k: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -54,29 +58,29 @@ def attention_bias(keys: Tokens, *, proportional: bool) -> Tensor | None:
     """
     bias: Tensor | None = None
     if proportional and keys.size is not None:
-        bias = _row(keys.size.log().to(keys.x.dtype), keys.prefix)
+        bias = _broadcast_bias(keys.size.log().to(keys.x.dtype), keys.prefix)
     if keys.alive is not None:
-        silent = _row(_silence(keys.alive, keys.x.dtype), keys.prefix)
+        silent = _broadcast_bias(_mask_bias(keys.alive, keys.x.dtype), keys.prefix)
         if keys.alive.is_floating_point():
-            silent = _spare_self(silent)
+            silent = _unmask_self(silent)
         bias = silent if bias is None else bias + silent
     return bias
 
 
-def _row(bias: Tensor, prefix: int) -> Tensor:
+def _broadcast_bias(bias: Tensor, prefix: int) -> Tensor:
     """The bias of the patches (B, n) for all keys (B, 1, 1, N): none for the prefix."""
     return F.pad(bias, (prefix, 0))[:, None, None, :]
 
 
-def _silence(alive: Tensor, dtype: torch.dtype) -> Tensor:
+def _mask_bias(alive: Tensor, dtype: torch.dtype) -> Tensor:
     """The log weight of each key: exactly nothing for padding, nearly nothing for a soft mask."""
     if alive.is_floating_point():
-        return (alive.float() + FAINT).log().to(dtype)
+        return (alive.float() + SOFT_MASK_EPS).log().to(dtype)
     lowest = torch.finfo(dtype).min
     return torch.zeros(alive.shape, dtype=dtype, device=alive.device).masked_fill(~alive, lowest)
 
 
-def _spare_self(bias: Tensor) -> Tensor:
+def _unmask_self(bias: Tensor) -> Tensor:
     """The bias (B, 1, 1, N) as a matrix in which no token is silenced for itself (DynamicViT)."""
     own = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
     return bias.expand(-1, -1, bias.shape[-1], -1).masked_fill(own, 0.0)

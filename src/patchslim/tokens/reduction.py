@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchslim.tokens.rows import behind, take, with_leading
-from patchslim.tokens.tokens import Borders, Parked, Tokens
+from patchslim.tokens.rows import pack_rows, take, with_prefix
+from patchslim.tokens.tokens import Borders, Deferred, Tokens
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Reduction(ABC):
         """The alive mask after the reduction, given the old one in the new order."""
         return alive
 
-    def parked(self, tokens: Tokens, x: Tensor) -> Parked | None:
+    def deferred(self, tokens: Tokens, x: Tensor) -> Deferred | None:
         """What of `tokens` waits while the rows `x` that this leaves go on: nothing, usually."""
         return None
 
@@ -86,7 +86,7 @@ class Reduction(ABC):
             content=tokens.content,
             borders=borders,
             memory=None if tokens.memory is None else self.represent(tokens.memory),
-            parked=self.parked(tokens, x),
+            deferred=self.deferred(tokens, x),
         )
 
     def fold(self, attention: Tensor, prefix: int) -> Tensor:
@@ -120,7 +120,7 @@ class Keep(Reduction):
         prefix: int = 0,
     ) -> Tensor:
         """The kept rows."""
-        return take(t, with_leading(self.kept, prefix))
+        return take(t, with_prefix(self.kept, prefix))
 
     def represent(self, t: Tensor) -> Tensor:
         """The entries of the kept rows."""
@@ -129,7 +129,7 @@ class Keep(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Kept rows to their new place, the others to -1."""
         if self.padding is None:
-            return _places(self.kept, rows, otherwise=-1)
+            return _new_index(self.kept, rows, otherwise=-1)
         place = torch.arange(self.kept.shape[1], device=self.kept.device).masked_fill(
             ~self.padding, -1
         )
@@ -137,15 +137,15 @@ class Keep(Reduction):
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask, and the padding."""
-        return _both(alive, self.padding)
+        return _combine_masks(alive, self.padding)
 
-    def real(self, before: Borders) -> Tensor:
+    def real_mask(self, before: Borders) -> Tensor:
         """Which rows that come out are real (B, m), of images of these lengths."""
-        return _real(self.kept, before, self.padding)
+        return _real_mask(self.kept, before, self.padding)
 
-    def packed(self, before: Borders, after: Borders) -> Keep:
+    def pack(self, before: Borders, after: Borders) -> Keep:
         """The same of images that lie behind one another, a batch of one."""
-        return Keep(behind(self.kept + before.first(), self.real(before)))
+        return Keep(pack_rows(self.kept + before.first_rows(), self.real_mask(before)))
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Fixed(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Rows that stay to their new place, the others to -1."""
         kept = torch.arange(rows) if self.order is None else self.order
-        return _places(kept[None, : self.count], rows, otherwise=-1)
+        return _new_index(kept[None, : self.count], rows, otherwise=-1)
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Merge(Reduction):
         Only the rows that change are touched: a mean of sizes s is reached from the kept row by
         adding s_g / (sum of s) times the difference to each joining row.
         """
-        out = take(t, with_leading(self.kept, prefix))
+        out = take(t, with_prefix(self.kept, prefix))
         joining = take(t, self.gone, prefix)
         dims = (...,) + (None,) * (t.ndim - 2)
         if weight is not None:
@@ -236,26 +236,26 @@ class Merge(Reduction):
 
     def remap(self, rows: int) -> Tensor:
         """Kept rows to their new place, the others to the row they joined."""
-        return _places(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
+        return _new_index(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """The old mask, and the padding."""
-        return _both(alive, self.padding)
+        return _combine_masks(alive, self.padding)
 
-    def real(self, before: Borders) -> Tensor:
+    def real_mask(self, before: Borders) -> Tensor:
         """Which rows that come out are real (B, m), of images of these lengths."""
-        return _real(self.kept, before, self.padding)
+        return _real_mask(self.kept, before, self.padding)
 
-    def packed(self, before: Borders, after: Borders) -> Merge:
+    def pack(self, before: Borders, after: Borders) -> Merge:
         """The same of images that lie behind one another, a batch of one."""
-        joins, weight = _real(self.gone, before, self.joins), self.weight
+        joins, weight = _real_mask(self.gone, before, self.joins), self.weight
         if weight is not None:
             every = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
-            weight = behind(weight, _real(every, before, None))
+            weight = pack_rows(weight, _real_mask(every, before, None))
         return Merge(
-            kept=behind(self.kept + before.first(), self.real(before)),
-            gone=behind(self.gone + before.first(), joins),
-            into=behind(self.into + after.first(), joins),
+            kept=pack_rows(self.kept + before.first_rows(), self.real_mask(before)),
+            gone=pack_rows(self.gone + before.first_rows(), joins),
+            into=pack_rows(self.into + after.first_rows(), joins),
             weight=weight,
         )
 
@@ -284,10 +284,10 @@ class Fuse(Reduction):
         prefix: int = 0,
     ) -> Tensor:
         """Kept rows and the fused row; where rows are added, the fused row adds all that left."""
-        out = take(t, with_leading(self.kept, prefix))
+        out = take(t, with_prefix(self.kept, prefix))
         share = self.share.to(t.dtype)
         if weight is None:
-            share = _places(self.kept, t.shape[1] - prefix, otherwise=-1).lt(0).to(t.dtype)
+            share = _new_index(self.kept, t.shape[1] - prefix, otherwise=-1).lt(0).to(t.dtype)
         if t.ndim == 2:
             return torch.cat([out, (share * t[:, prefix:]).sum(dim=1, keepdim=True)], dim=1)
         fused = share.unsqueeze(1) @ t[:, prefix:].flatten(2)
@@ -301,11 +301,11 @@ class Fuse(Reduction):
 
     def remap(self, rows: int) -> Tensor:
         """Kept rows to their new place, the others to the fused row."""
-        return _places(self.kept, rows, otherwise=self.kept.shape[1])
+        return _new_index(self.kept, rows, otherwise=self.kept.shape[1])
 
 
 @dataclass(frozen=True)
-class Park(Reduction):
+class Defer(Reduction):
     """The rows that `slow` leaves go on, and the others wait until all are rejoined.
 
     Where `slow` is a `Fuse`, its last row stands in for those that wait: they come back moved by
@@ -338,9 +338,9 @@ class Park(Reduction):
         """Each row to where it goes on; those that wait to their stand-in, or to -1."""
         return self.slow.remap(rows)
 
-    def parked(self, tokens: Tokens, x: Tensor) -> Parked:
+    def deferred(self, tokens: Tokens, x: Tensor) -> Deferred:
         """All tokens, which of them go on, and how their stand-in begins."""
-        return Parked(tokens, self.slow.kept, x[:, -1:] if isinstance(self.slow, Fuse) else None)
+        return Deferred(tokens, self.slow.kept, x[:, -1:] if isinstance(self.slow, Fuse) else None)
 
 
 @dataclass(frozen=True)
@@ -374,20 +374,20 @@ class Mask(Reduction):
         return self.alive if alive is None else alive * self.alive
 
 
-def _both(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
+def _combine_masks(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
     """The rows that are alive and no padding."""
     if alive is None or padding is None:
         return padding if alive is None else alive
     return alive * padding
 
 
-def _real(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
+def _real_mask(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
     """Which of `rows` (B, m) are rows of an image that is so long, and no padding."""
     there = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
     return there if padding is None else there & padding
 
 
-def _places(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
+def _new_index(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
     """For each of `rows` old rows its place in `kept`, or `otherwise` (B, rows)."""
     batch, count = kept.shape
     every = torch.arange(count, device=kept.device).expand(batch, -1)

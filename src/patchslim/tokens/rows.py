@@ -28,7 +28,7 @@ def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return flat.view_as(x)
 
 
-def behind(t: Tensor, real: Tensor | None) -> Tensor:
+def pack_rows(t: Tensor, real: Tensor | None) -> Tensor:
     """Those of the rows t (B, n, ...) that are real (B, n), behind one another (1, N, ...)."""
     return (t.flatten(0, 1) if real is None else t[real]).unsqueeze(0)
 
@@ -40,7 +40,7 @@ def strided_cells(grid: tuple[int, int], stride: int, device: torch.device) -> T
     return cells[::stride, ::stride].flatten()
 
 
-def with_leading(rows: Tensor, prefix: int) -> Tensor:
+def with_prefix(rows: Tensor, prefix: int) -> Tensor:
     """Rows of the whole sequence: the prefix rows, and then the patch rows `rows` (B, K)."""
     if not prefix:
         return rows

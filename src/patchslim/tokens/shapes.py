@@ -37,7 +37,7 @@ class BlockShape:
     score_once: int = 0
     pixels: int = 0
 
-    def map_row(self, rows: int) -> int:
+    def attention_row_macs(self, rows: int) -> int:
         """One row of the attention map over `rows` keys."""
         return rows * self.score + self.score_once
 
@@ -123,12 +123,12 @@ class Flow:
     feed: int
 
     @classmethod
-    def even(cls, rows: int, *, feed: int | None = None) -> Flow:
+    def uniform(cls, rows: int, *, feed: int | None = None) -> Flow:
         """All rows through attention, and `feed` of them (or all) through the feed-forward."""
         return cls(rows, rows, rows, rows, rows if feed is None else feed)
 
     @classmethod
-    def asked(cls, asking: int, rows: int) -> Flow:
+    def for_queries(cls, asking: int, rows: int) -> Flow:
         """`asking` rows ask all `rows`, and only they go on."""
         return cls(asking, rows, rows, asking, asking)
 
@@ -181,5 +181,5 @@ def host_macs(host: HostShape, flows: Sequence[Flow]) -> Cost:
 def dense_macs(host: HostShape) -> Cost:
     """Multiply-adds of the untouched host."""
     return host_macs(
-        host, [Flow.asked(left, rows) for rows, left in itertools.pairwise(host.dense)]
+        host, [Flow.for_queries(left, rows) for rows, left in itertools.pairwise(host.dense)]
     )

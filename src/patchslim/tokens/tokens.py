@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchslim.tokens.rows import put, strided_cells, take, with_leading
+from patchslim.tokens.rows import put, strided_cells, take, with_prefix
 
-Shown = Literal["pixels", "embedding"]  # what a grid cell shows by itself
+ContentKind = Literal["pixels", "embedding"]  # what a grid cell shows by itself
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Borders:
     counts: tuple[int, ...]
     prefix: int
     order: Tensor
-    back: Tensor
+    inverse_order: Tensor
 
     @classmethod
-    def of(cls, counts: Sequence[int], prefix: int, device: torch.device) -> Borders:
+    def from_counts(cls, counts: Sequence[int], prefix: int, device: torch.device) -> Borders:
         """The borders of images with `counts` patch rows each."""
         batch = len(counts)
         leading = torch.arange(prefix * batch).view(prefix, batch).T
@@ -50,22 +50,22 @@ class Borders:
         back[order] = torch.arange(len(order))
         return cls(tuple(counts), prefix, order.to(device), back.to(device))
 
-    def first(self) -> Tensor:
+    def first_rows(self) -> Tensor:
         """The packed patch row with which each image begins (B, 1)."""
         counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
         return counts.cumsum(0) - counts
 
-    def places(self, longest: int) -> Tensor:
+    def padded_index(self, longest: int) -> Tensor:
         """For images side by side, the packed patch row of each place (B, longest)."""
         counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
-        first = self.first()
+        first = self.first_rows()
         within = torch.arange(longest, device=self.order.device).expand(len(self.counts), -1)
         last = first + (counts - 1).clamp(min=0)
         return torch.minimum(first + within, last).clamp(max=max(sum(self.counts) - 1, 0))
 
 
 @dataclass(frozen=True)
-class Parked:
+class Deferred:
     """Rows that wait while others go through some blocks.
 
     Attributes:
@@ -115,7 +115,7 @@ class Tokens:
     borders: Borders | None = None
     whole: Tokens | None = None
     memory: Tensor | None = None
-    parked: Parked | None = None
+    deferred: Deferred | None = None
 
     @property
     def patches(self) -> int:
@@ -139,17 +139,19 @@ class Tokens:
 
     def with_x(self, x: Tensor) -> Tokens:
         """The same rows with other features."""
-        return self.having(x, self.origin, self.memory)
+        return self.copy_with(x, self.origin, self.memory)
 
-    def remembering(self, memory: Tensor) -> Tokens:
+    def with_memory(self, memory: Tensor) -> Tokens:
         """The same rows, and what the method remembers of each."""
-        return self.having(self.x, self.origin, memory)
+        return self.copy_with(self.x, self.origin, memory)
 
-    def tracked(self) -> Tokens:
+    def with_origin(self) -> Tokens:
         """The same tokens, keeping from now on the map from grid cells to rows."""
-        return self if self.origin is not None else self.having(self.x, self.cells(), self.memory)
+        return (
+            self if self.origin is not None else self.copy_with(self.x, self.cells(), self.memory)
+        )
 
-    def showing(self, content: Callable[[], Tensor]) -> Tokens:
+    def with_content(self, content: Callable[[], Tensor]) -> Tokens:
         """The same tokens, with a way to what each grid cell shows by itself."""
         return Tokens(
             x=self.x, prefix=self.prefix, grid=self.grid, rotary=self.rotary, content=content
@@ -166,48 +168,48 @@ class Tokens:
             return real
         return [self.x.shape[1]] * self.x.shape[0]
 
-    def leading(self, rows: int) -> Tokens:
+    def leading_rows(self, rows: int) -> Tokens:
         """The first `rows` rows of each image alone, which must belong to the prefix."""
         borders = self.borders
         if borders is not None:
             batch = len(borders.counts)
-            borders = Borders.of([0] * batch, rows, self.x.device)
+            borders = Borders.from_counts([0] * batch, rows, self.x.device)
             rows *= batch
         return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid, borders=borders, whole=self)
 
-    def rejoined(self) -> Tokens:
+    def rejoin(self) -> Tokens:
         """All rows, those that waited too, each in the place that it had.
 
         What the stand-in has gained since then is added to every row that waited: the residual
         increments of all branches that it went through (Evo-ViT's fast update).
         """
-        if self.parked is None:
+        if self.deferred is None:
             return self
-        whole, kept, slow = self.parked.whole, self.parked.kept, self.x
+        whole, kept, slow = self.deferred.whole, self.deferred.kept, self.x
         waiting, memory = whole.x, whole.memory
-        if self.parked.stand_in is not None:
-            waiting = waiting + (slow[:, -1:] - self.parked.stand_in)
+        if self.deferred.stand_in is not None:
+            waiting = waiting + (slow[:, -1:] - self.deferred.stand_in)
             slow = slow[:, :-1]
         if memory is not None and self.memory is not None:
             memory = memory.scatter(1, kept, self.memory[:, : kept.shape[1]])
-        x = put(waiting, with_leading(kept, self.prefix), slow)
-        return whole.having(x, whole.origin, memory)
+        x = put(waiting, with_prefix(kept, self.prefix), slow)
+        return whole.copy_with(x, whole.origin, memory)
 
-    def gridded(self) -> Tokens:
+    def to_grid(self) -> Tokens:
         """One row for every grid cell, in raster order; the map back to the grid must be there."""
-        tokens = self.rejoined()
+        tokens = self.rejoin()
         if tokens.position is None:
             return tokens
         row, memory = tokens.row_of_cell(), tokens.memory
         return Tokens(
-            x=take(tokens.x, with_leading(row, tokens.prefix)),
+            x=take(tokens.x, with_prefix(row, tokens.prefix)),
             prefix=tokens.prefix,
             grid=tokens.grid,
             rotary=tokens.rotary,
             memory=None if memory is None else memory.gather(1, row),
         )
 
-    def strided(self, stride: int) -> Tokens:
+    def subsample(self, stride: int) -> Tokens:
         """Every `stride`-th row and column of the grid: a smaller grid of its own."""
         height, width = self.grid
         rows = strided_cells(self.grid, stride, self.x.device)
@@ -215,26 +217,26 @@ class Tokens:
         patches = self.x[:, self.prefix :].index_select(1, rows)
         x = torch.cat([self.x[:, : self.prefix], patches], dim=1)
         grid = (-(-height // stride), -(-width // stride))
-        return Tokens(x=x, prefix=self.prefix, grid=grid, memory=memory).tracked()
+        return Tokens(x=x, prefix=self.prefix, grid=grid, memory=memory).with_origin()
 
-    def restored(self) -> Tensor:
+    def dense_features(self) -> Tensor:
         """Features in the dense host's order: prefix, then every grid cell in raster order.
 
         A merged cell gets a copy of the row it was merged into; a dropped cell gets a copy of the
         row that survived nearest to it in the grid.
         """
-        tokens = self.rejoined()
+        tokens = self.rejoin()
         if tokens.origin is None:
             return tokens.x
-        return take(tokens.x, with_leading(tokens.row_of_cell(), tokens.prefix))
+        return take(tokens.x, with_prefix(tokens.row_of_cell(), tokens.prefix))
 
     def row_of_cell(self) -> Tensor:
         """For every grid cell the patch row that stands for it, or else the nearest (B, H*W)."""
         if self.origin is None:
             raise ValueError("these tokens were not tracked, so cells cannot be told from rows")
-        return torch.where(self.origin >= 0, self.origin, self._nearest())
+        return torch.where(self.origin >= 0, self.origin, self._nearest_rows())
 
-    def having(self, x: Tensor, origin: Tensor | None, memory: Tensor | None) -> Tokens:
+    def copy_with(self, x: Tensor, origin: Tensor | None, memory: Tensor | None) -> Tokens:
         """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
         return Tokens(
             x=x,
@@ -249,10 +251,10 @@ class Tokens:
             borders=self.borders,
             whole=self.whole,
             memory=memory,
-            parked=self.parked,
+            deferred=self.deferred,
         )
 
-    def _nearest(self) -> Tensor:
+    def _nearest_rows(self) -> Tensor:
         """For every grid cell, the patch row whose own cell is nearest (B, H*W)."""
         height, width = self.grid
         every = torch.arange(height * width, device=self.x.device)

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.training.config import Course
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.training.config import TrainConfig
 
 Augment = Callable[[Any], Tensor]
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # What timm reads in a policy; other parts it would leave out without a word.
-PARTS = re.compile(r"(mstd|mmax|inc|m|n|p)\d[\d.]*|t(weights|3aw?)")
+POLICY_PARTS = re.compile(r"(mstd|mmax|inc|m|n|p)\d[\d.]*|t(weights|3aw?)")
 
 
 @contextlib.contextmanager
-def drawn_from(*numbers: int) -> Iterator[None]:
+def temporary_seed(*numbers: int) -> Iterator[None]:
     """Within it, all that is drawn depends on these numbers alone; outside nothing has changed."""
     seed = np.random.SeedSequence(numbers).generate_state(3)
     # NPY002, four times: it is NumPy's global generator that timm draws from.
@@ -45,7 +45,7 @@ def drawn_from(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def augmentation(prepared: Preparation, course: Course) -> Augment:
+def augmentation(prepared: Preprocessing, course: TrainConfig) -> Augment:
     """What turns a decoded picture into randomly changed pixels (C, H, W) for the host to learn.
 
     A crop, a mirror image, colours, a policy of RandAugment's kind, and an erased rectangle.
@@ -54,19 +54,19 @@ def augmentation(prepared: Preparation, course: Course) -> Augment:
     from timm.data.transforms import RandomResizedCropAndInterpolation
     from torchvision.transforms import Compose
 
-    shape, colours, pixels = _parts(prepared, course)
+    shape, colours, pixels = _timm_transforms(prepared, course)
     if course.crop == 1:
         kept = [each for each in shape if not isinstance(each, RandomResizedCropAndInterpolation)]
-        shape = [*_geometry(prepared), *kept]
+        shape = [*_evaluation_transforms(prepared), *kept]
     whole: Augment = Compose([*shape, *colours, *pixels])
     return whole
 
 
-def _parts(prepared: Preparation, course: Course) -> list[list[Any]]:
+def _timm_transforms(prepared: Preprocessing, course: TrainConfig) -> list[list[Any]]:
     """timm's random changes of shape and of colours, and what makes pixels of the picture."""
     from timm.data.transforms_factory import transforms_imagenet_train
 
-    _refuse_policy(course.randaugment)
+    _check_policy(course.randaugment)
     try:
         whole = transforms_imagenet_train(
             prepared.image_size,
@@ -84,11 +84,11 @@ def _parts(prepared: Preparation, course: Course) -> list[list[Any]]:
             separate=True,
         )
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise _bad_policy(course.randaugment, str(error)) from error
+        raise _policy_error(course.randaugment, str(error)) from error
     return [list(part.transforms) for part in whole]
 
 
-def _geometry(prepared: Preparation) -> list[Any]:
+def _evaluation_transforms(prepared: Preprocessing) -> list[Any]:
     """How a picture is resized and cropped for evaluation."""
     from timm.data.transforms import MaybeToTensor
     from torchvision.transforms import Normalize
@@ -97,15 +97,15 @@ def _geometry(prepared: Preparation) -> list[Any]:
     return [each for each in whole.transforms if not isinstance(each, MaybeToTensor | Normalize)]
 
 
-def _refuse_policy(policy: str) -> None:
+def _check_policy(policy: str) -> None:
     """Refuses what timm would take for a policy and leave out."""
     kind, *parts = policy.split("-")
-    strange = [part for part in parts if not PARTS.fullmatch(part)]
+    strange = [part for part in parts if not POLICY_PARTS.fullmatch(part)]
     if kind == "rand" and strange:
-        raise _bad_policy(policy, f"{strange[0]!r} is no part of one")
+        raise _policy_error(policy, f"{strange[0]!r} is no part of one")
 
 
-def _bad_policy(policy: str, reason: str) -> BadSetting:
+def _policy_error(policy: str, reason: str) -> BadSetting:
     """The error for a policy that timm does not know."""
     return BadSetting(
         f"randaugment={policy!r} is not a policy of timm ({reason}). Give one such as "
@@ -114,7 +114,7 @@ def _bad_policy(policy: str, reason: str) -> BadSetting:
     )
 
 
-def mixing(course: Course, classes: int) -> Mix | None:
+def make_mixup(course: TrainConfig, classes: int) -> Mix | None:
     """timm's mixup and cutmix, from images and labels to mixed images and soft targets (B, C).
 
     Targets are smoothed as the course says. None where the course has neither. What is drawn is
@@ -132,14 +132,14 @@ def mixing(course: Course, classes: int) -> Mix | None:
     )
 
     def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        refuse_odd(course, len(images))
+        check_even(course, len(images))
         new, targets = mix(images.clone(), labels)  # timm writes into the images it is given
         return new, targets
 
     return mixed
 
 
-def refuse_odd(course: Course, part: int) -> None:
+def check_even(course: TrainConfig, part: int) -> None:
     """Refuses mixup and cutmix in parts of a batch that do not fall in pairs."""
     if (course.mixup or course.cutmix) and part % 2:
         raise BadSetting(

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from patchslim.errors import BadFile, BadSetting, BrokenRun, PatchslimError
+from patchslim.errors import BadFile, BadSetting, PatchslimError, TrainingStopped
 
 # How long one waits for another that lives and says nothing: longer than a checkpoint or a
 # validation that one does for all. One that died is noticed at once.
-PATIENCE = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)
 
 T = TypeVar("T")
 
@@ -47,11 +47,11 @@ class Processes:
         self.rank = rank
         self.world = world
         self.device = device
-        self.told_to_stop = False
+        self.stop_requested = False
 
     @classmethod
     @contextlib.contextmanager
-    def joined(cls, device: torch.device | str | None = None) -> Iterator[Processes]:
+    def connect(cls, device: torch.device | str | None = None) -> Iterator[Processes]:
         """The processes that a launcher started, connected until the block ends; else one alone.
 
         Args:
@@ -64,31 +64,31 @@ class Processes:
         world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
         if world == 1:
             alone = cls(0, 1, place)
-            with _listening(alone):
+            with _catch_sigterm(alone):
                 yield alone
             return
-        here = cls(int(os.environ["RANK"]), world, _own(place))
-        with _listening(here), _explained(world), _connected(here.device):
+        here = cls(int(os.environ["RANK"]), world, _own_device(place))
+        with _catch_sigterm(here), _explain_lost(world), _process_group(here.device):
             yield here
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
     def mean(self, value: float) -> float:
         """The mean of a number over all processes."""
-        return self._reduced(value, dist.ReduceOp.SUM) / self.world
+        return self._reduce(value, dist.ReduceOp.SUM) / self.world
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001 (a flag is all that it takes)
         """Whether it is so in at least one process."""
-        return self._reduced(float(flag), dist.ReduceOp.MAX) > 0
+        return self._reduce(float(flag), dist.ReduceOp.MAX) > 0
 
     def barrier(self) -> None:
         """Waits until all processes are here."""
-        self._reduced(0.0, dist.ReduceOp.SUM)
+        self._reduce(0.0, dist.ReduceOp.SUM)
 
-    def told(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, in all of them."""
         if self.world == 1:
             return value
@@ -97,7 +97,7 @@ class Processes:
         first: T = held[0]
         return first
 
-    def agree(self, settings: Mapping[str, object]) -> None:
+    def check_same_settings(self, settings: Mapping[str, object]) -> None:
         """Refuses settings that differ between the processes."""
         if self.world == 1:
             return
@@ -167,9 +167,9 @@ class Processes:
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
         """The norm of all gradients, which are then scaled to at most `limit`; 0 for any."""
         norm = nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
-        return float(_whole(norm))
+        return float(_full_tensor(norm))
 
-    def gathered(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def gather(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Copies on the CPU, of which none is a part; only in the first process, else empty.
 
         All processes have to call it. What is no tensor stays as it is.
@@ -177,8 +177,8 @@ class Processes:
         # One after the other, so that no process but the first ever holds more than one.
         copies = {}
         for name, value in tensors.items():
-            full = _whole(value) if isinstance(value, Tensor) else value
-            if self.first:
+            full = _full_tensor(value) if isinstance(value, Tensor) else value
+            if self.is_first:
                 copies[name] = full.to("cpu", copy=True) if isinstance(full, Tensor) else full
         return copies
 
@@ -186,31 +186,31 @@ class Processes:
         """The state of both as one process alone would have it; empty but in the first process."""
         state = optimizer.state_dict()
         full = {
-            "model": self.gathered(_bare(module).state_dict()),
+            "model": self.gather(_unwrap(module).state_dict()),
             "optimizer": {
-                "state": {place: self.gathered(each) for place, each in state["state"].items()},
+                "state": {place: self.gather(each) for place, each in state["state"].items()},
                 "param_groups": state["param_groups"],
             },
         }
-        return full if self.first else {}
+        return full if self.is_first else {}
 
     def restore(self, module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """Gives module and optimiser the state that `full_state` returned in however many.
 
         Every process needs it. Raises BadFile where it is of another model or optimiser.
         """
-        bare = _bare(module)
+        bare = _unwrap(module)
         try:
-            model = spread(state["model"], bare.state_dict())
+            model = shard_tensors(state["model"], bare.state_dict())
             bare.load_state_dict(model)
             parameters = [each for group in optimizer.param_groups for each in group["params"]]
             saved = {
-                place: spread(values, dict.fromkeys(values, parameters[place]))
+                place: shard_tensors(values, dict.fromkeys(values, parameters[place]))
                 for place, values in state["optimizer"]["state"].items()
             }
             optimizer.load_state_dict({**state["optimizer"], "state": saved})
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            if _lost(error):
+            if _is_process_lost(error):
                 raise
             why = " ".join(str(error).split())[:200]
             raise BadFile(
@@ -218,7 +218,7 @@ class Processes:
                 "Go on with the settings that the run began with, or train from the start."
             ) from error
 
-    def _reduced(self, value: float, how: Any) -> float:
+    def _reduce(self, value: float, how: Any) -> float:
         """One number made of every process's."""
         if self.world == 1:
             return value
@@ -227,12 +227,12 @@ class Processes:
         return float(number)
 
 
-def spread(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+def shard_tensors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """Copies of full tensors, each divided over the processes as its namesake in `like` is."""
-    return {name: _divided(value, like.get(name)) for name, value in tensors.items()}
+    return {name: _shard_tensor(value, like.get(name)) for name, value in tensors.items()}
 
 
-def _divided(value: Any, like: Any) -> Any:
+def _shard_tensor(value: Any, like: Any) -> Any:
     """A copy of the value, of which this process holds what it holds of `like`."""
     if not isinstance(value, Tensor):
         return value
@@ -243,18 +243,18 @@ def _divided(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with the parts that the other processes hold."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach()
 
 
-def _bare(module: nn.Module) -> nn.Module:
+def _unwrap(module: nn.Module) -> nn.Module:
     """The module under its own names."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def _own(place: torch.device) -> torch.device:
+def _own_device(place: torch.device) -> torch.device:
     """The device of this process, of those of its machine."""
     if place.type != "cuda":
         return place
@@ -269,15 +269,15 @@ def _own(place: torch.device) -> torch.device:
 
 
 @contextlib.contextmanager
-def _connected(device: torch.device) -> Iterator[None]:
+def _process_group(device: torch.device) -> Iterator[None]:
     """Connects the processes, unless somebody has done so, and parts them in the end."""
     if dist.is_initialized():
         yield
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     except ValueError as error:
-        raise BrokenRun(
+        raise TrainingStopped(
             f"RANK and WORLD_SIZE are set, and the processes cannot be connected: {error}. Start "
             "with torchrun or accelerate launch, or unset both to train in one process."
         ) from error
@@ -292,7 +292,7 @@ def _connected(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listening(processes: Processes) -> Iterator[None]:
+def _catch_sigterm(processes: Processes) -> Iterator[None]:
     """Has SIGTERM be noted instead of ending the process, unless somebody listens already.
 
     A launcher sends it as soon as one process failed. Without this the others would end before
@@ -304,7 +304,7 @@ def _listening(processes: Processes) -> Iterator[None]:
         return
 
     def note(*_: object) -> None:
-        processes.told_to_stop = True
+        processes.stop_requested = True
 
     signal.signal(signal.SIGTERM, note)
     try:
@@ -314,15 +314,15 @@ def _listening(processes: Processes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(world: int) -> Iterator[None]:
+def _explain_lost(world: int) -> Iterator[None]:
     """Turns the loss of a process into one error, and tells the launcher of any of ours."""
     try:
         try:
             yield
         except RuntimeError as error:
-            if not _lost(error):
+            if not _is_process_lost(error):
                 raise
-            raise BrokenRun(
+            raise TrainingStopped(
                 f"Training was stopped: another of its {world} processes ended or does not answer. "
                 "What that one said is the reason; go on from the last checkpoint."
             ) from error
@@ -331,7 +331,7 @@ def _explained(world: int) -> Iterator[None]:
         raise
 
 
-def _lost(error: Exception) -> bool:
+def _is_process_lost(error: Exception) -> bool:
     """Whether the error is that another process is gone. Gloo's have no class of their own."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 

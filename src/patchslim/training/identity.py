@@ -7,16 +7,16 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from patchslim.hosts._answers import answers_of
-from patchslim.methods._method import Reducer
+from patchslim.hosts._answers import noise_logits
+from patchslim.methods._method import Method
 from patchslim.model.model import SlimModel
-from patchslim.training.config import Course
-from patchslim.training.loader import Feed
+from patchslim.training.config import TrainConfig
+from patchslim.training.loader import TrainingLoader
 from patchslim.training.losses import Teacher
 
 
-def identity(
-    slimmed: SlimModel, teacher: Teacher | None, feed: Feed, course: Course
+def run_fingerprint(
+    slimmed: SlimModel, teacher: Teacher | None, feed: TrainingLoader, course: TrainConfig
 ) -> dict[str, Any]:
     """The course, the method, the images by their names, and a few answers of the models."""
     known = slimmed.describe()
@@ -31,19 +31,19 @@ def identity(
         "course": course.to_json(),
         "images": f"{feed.count} named {names.hexdigest()[:12]}",
         "model": known["answers"],
-        "teacher": teacher and answers_of(slimmed.adapter, teacher.model, slimmed.host),
+        "teacher": teacher and noise_logits(slimmed.adapter, teacher.model, slimmed.host),
     }
 
 
-def completed(begun: Mapping[str, Any], reducer: Reducer) -> dict[str, Any]:
+def fill_defaults(begun: Mapping[str, Any], method: Method) -> dict[str, Any]:
     """What is known of a run that an earlier version may have begun.
 
     Settings that it did not have count as their defaults: without them it did the same.
     """
-    parameters = inspect.signature(type(reducer)).parameters.values()
+    parameters = inspect.signature(type(method)).parameters.values()
     usual = {each.name: each.default for each in parameters if each.default is not each.empty}
     return {
         **begun,
-        "course": Course().to_json() | begun["course"],
+        "course": TrainConfig().to_json() | begun["course"],
         "settings": usual | begun["settings"],
     }

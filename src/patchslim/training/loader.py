@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchslim.data.archives import UNREADABLE
-from patchslim.data.source import Batch, Source, complaint
-from patchslim.errors import BadData, BadSetting, BrokenRun, WrongInput
-from patchslim.training.augment import Augment, augmentation, drawn_from, refuse_odd
-from patchslim.training.config import Course
+from patchslim.data.archives import READ_ERRORS
+from patchslim.data.source import Batch, Source, describe_unreadable
+from patchslim.errors import BadData, BadSetting, TrainingStopped, WrongInput
+from patchslim.training.augment import Augment, augmentation, check_even, temporary_seed
+from patchslim.training.config import TrainConfig
 
-MOST_TRIES = 100  # unreadable images in a row before the set is given up
-ORDER, CHANGES = 0, 1  # what is drawn, so that no two draws share their numbers
+MAX_TRIES = 100  # unreadable images in a row before the set is given up
+ORDER_SEED, AUGMENT_SEED = 0, 1  # what is drawn, so that no two draws share their numbers
 
-Place = tuple[int, int]  # the epoch, and which image
+SampleIndex = tuple[int, int]  # the epoch, and which image
 
 
 @dataclass(frozen=True)
-class Fed:
+class MicroBatch:
     """Some images of one step (B, C, H, W), their labels (B,) or None, and their names."""
 
     images: Tensor
@@ -40,7 +40,7 @@ class Fed:
     names: tuple[str, ...]
 
 
-class Feed:
+class TrainingLoader:
     """What one of `world` processes that train together sees, as lists of parts of a step.
 
     The images of all epochs, each in an order of its own, make one long row, and step s takes
@@ -61,65 +61,73 @@ class Feed:
     """
 
     def __init__(
-        self, images: Source | Sequence[Batch], course: Course, *, rank: int = 0, world: int = 1
+        self,
+        images: Source | Sequence[Batch],
+        course: TrainConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self._rows = _rows(images, course)
-        self.count = len(self._rows)
-        self.total = course.total(self.count)
+        self._dataset = _make_dataset(images, course)
+        self.count = len(self._dataset)
+        self.total_steps = course.total_steps(self.count)
         self._course = course
-        self._part = _part(course, world)
-        self._first = rank * course.accumulate * self._part
+        self._part_size = _part_size(course, world)
+        self._offset = rank * course.accumulate * self._part_size
         self.unreadable: list[str] = []
 
     def name(self, place: int) -> str:
         """What an image is called."""
-        return self._rows.name(place)
+        return self._dataset.name(place)
 
-    def steps(self, start: int = 0) -> Iterator[list[Fed]]:
+    def steps(self, start: int = 0) -> Iterator[list[MicroBatch]]:
         """This process's parts of every step from `start` to the end."""
         # Rows in memory are there already: handing them from process to process only takes time.
-        workers = self._course.workers if isinstance(self._rows, Pictures) else 0
-        loader: DataLoader[Seen] = DataLoader(
-            self._rows,  # type: ignore[arg-type]  # anything with __getitem__ will do
-            batch_sampler=self._places(start),
+        workers = self._course.workers if isinstance(self._dataset, SourceDataset) else 0
+        loader: DataLoader[Sample] = DataLoader(
+            self._dataset,  # type: ignore[arg-type]  # anything with __getitem__ will do
+            batch_sampler=self._batch_indices(start),
             num_workers=workers,
-            collate_fn=_together,
+            collate_fn=_collate,
             # Its own, for a loader draws a number from the global one when it begins.
             generator=torch.Generator(),
         )
-        with _quiet_children():
+        with _keep_sigchld_handler():
             parts = iter(loader)
-        for _ in range(start, self.total):
-            yield [self._fed(_next(parts, workers)) for _ in range(self._course.accumulate)]
+        for _ in range(start, self.total_steps):
+            yield [
+                self._unwrap_batch(_next_batch(parts, workers))
+                for _ in range(self._course.accumulate)
+            ]
 
-    def _places(self, start: int) -> Iterator[list[Place]]:
+    def _batch_indices(self, start: int) -> Iterator[list[SampleIndex]]:
         """The places of each part, in the order in which they are needed."""
         known, order = -1, np.empty(0, np.int64)
-        for step in range(start, self.total):
+        for step in range(start, self.total_steps):
             for part in range(self._course.accumulate):
-                at = step * self._course.batch + self._first + part * self._part
+                at = step * self._course.batch + self._offset + part * self._part_size
                 places = []
-                for position in range(at, at + self._part):
+                for position in range(at, at + self._part_size):
                     epoch, turn = divmod(position, self.count)
                     if epoch != known:
-                        known, order = epoch, _order(self._course.seed, epoch, self.count)
+                        known, order = epoch, _epoch_order(self._course.seed, epoch, self.count)
                     places.append((epoch, int(order[turn])))
                 yield places
 
-    def _fed(self, part: Part) -> Fed:
+    def _unwrap_batch(self, part: LoadedBatch) -> MicroBatch:
         """The part, once what could not be read is written down."""
         for line in part.unreadable:
             if line not in self.unreadable:
                 self.unreadable.append(line)
-        if part.fed is None:
+        if part.micro_batch is None:
             raise BadData(
                 f"{len(part.unreadable)} images one after the other cannot be read; the first is "
                 f"{part.unreadable[0]}."
             )
-        return part.fed
+        return part.micro_batch
 
 
-class Seen(NamedTuple):
+class Sample(NamedTuple):
     """One image as it is learned; None where neither it nor those after it can be read."""
 
     image: Tensor | None
@@ -128,14 +136,14 @@ class Seen(NamedTuple):
     unreadable: tuple[str, ...] = ()
 
 
-class Part(NamedTuple):
+class LoadedBatch(NamedTuple):
     """Images that are learned together, and a line for each that could not be read."""
 
-    fed: Fed | None
+    micro_batch: MicroBatch | None
     unreadable: tuple[str, ...]
 
 
-class Pictures:
+class SourceDataset:
     """The pictures of a source, each changed by what its seed, epoch and place say."""
 
     def __init__(self, source: Source, seed: int, augment: Augment) -> None:
@@ -148,32 +156,32 @@ class Pictures:
         """What the source calls an image."""
         return self._source.name_of(place)
 
-    def __getitem__(self, at: Place) -> Seen:
+    def __getitem__(self, at: SampleIndex) -> Sample:
         """The image of a place as an epoch sees it, or the next one that can be read."""
         epoch, asked = at
         unreadable: list[str] = []
-        for further in range(min(len(self), MOST_TRIES)):
+        for further in range(min(len(self), MAX_TRIES)):
             place = (asked + further) % len(self)
             name = self.name(place)
             try:
-                picture = self._source.picture_of(place)
-            except UNREADABLE as error:
-                unreadable.append(complaint(name, error))
+                picture = self._source.load_image(place)
+            except READ_ERRORS as error:
+                unreadable.append(describe_unreadable(name, error))
                 continue
-            with drawn_from(self._seed, CHANGES, epoch, asked):
+            with temporary_seed(self._seed, AUGMENT_SEED, epoch, asked):
                 image = self._augment(picture)
-            return Seen(image, self._source.label_of(place), name, tuple(unreadable))
-        return Seen(None, None, "", tuple(unreadable))
+            return Sample(image, self._source.label_of(place), name, tuple(unreadable))
+        return Sample(None, None, "", tuple(unreadable))
 
 
-class Prepared:
+class InMemoryDataset:
     """The rows of batches that are in memory."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
         self._ends: list[int] = []
         for number, batch in enumerate(batches):
-            _refuse_batch(batch, batches[0], number)
+            _check_batch(batch, batches[0], number)
             self._ends.append(len(self) + len(batch[0]))
 
     def __len__(self) -> int:
@@ -183,27 +191,27 @@ class Prepared:
         """Its number, for it has no other name."""
         return f"image {place}"
 
-    def __getitem__(self, at: Place) -> Seen:
+    def __getitem__(self, at: SampleIndex) -> Sample:
         """The image of a place, the same in every epoch."""
         place = at[1]
         number = bisect.bisect_right(self._ends, place)
         images, labels = self._batches[number]
         row = place - self._ends[number]  # counted from the end
         label = None if labels is None else int(labels[row])
-        return Seen(images[row], label, self.name(place))
+        return Sample(images[row], label, self.name(place))
 
 
-def _rows(images: object, course: Course) -> Pictures | Prepared:
+def _make_dataset(images: object, course: TrainConfig) -> SourceDataset | InMemoryDataset:
     """The images by epoch and place; refused where they cannot be had in any order."""
-    rows: Pictures | Prepared
+    rows: SourceDataset | InMemoryDataset
     if isinstance(images, Source):
-        if not images.any_order:
+        if not images.has_random_access:
             raise BadData(
-                f"{images.where()} is a compressed tar, of which no image can be read without "
+                f"{images.location()} is a compressed tar, of which no image can be read without "
                 "those before it, and training reads in random order. Unpack it once: give the "
                 ".tar, a .zip or the folder."
             )
-        rows = Pictures(images, course.seed, augmentation(images.prepared, course))
+        rows = SourceDataset(images, course.seed, augmentation(images.prepared, course))
     elif isinstance(images, Sequence) and not isinstance(images, str):
         for name in ("randaugment", "jitter", "erasing"):
             if getattr(course, name):
@@ -211,7 +219,7 @@ def _rows(images: object, course: Course) -> Pictures | Prepared:
                     f"{name}={getattr(course, name)!r} changes pictures, and these images are "
                     "prepared already. Leave it out, or give the pictures: Images.for_host(...)."
                 )
-        rows = Prepared(images)
+        rows = InMemoryDataset(images)
     else:
         raise WrongInput(
             f"Got a {type(images).__name__}; training reads images several times and in random "
@@ -222,7 +230,7 @@ def _rows(images: object, course: Course) -> Pictures | Prepared:
     return rows
 
 
-def _refuse_batch(batch: object, first: Batch, number: int) -> None:
+def _check_batch(batch: object, first: Batch, number: int) -> None:
     """Refuses what is no pair of images and labels, and what differs from the first batch."""
     images, labels = batch if isinstance(batch, Sequence) and len(batch) == 2 else (batch, None)
     if not isinstance(images, Tensor) or images.ndim != 4 or images is batch:
@@ -246,7 +254,7 @@ def _refuse_batch(batch: object, first: Batch, number: int) -> None:
             )
 
 
-def _part(course: Course, world: int) -> int:
+def _part_size(course: TrainConfig, world: int) -> int:
     """How many images a part of a step has."""
     parts = world * course.accumulate
     if course.batch % parts:
@@ -255,29 +263,29 @@ def _part(course: Course, world: int) -> int:
             f"batch={course.batch} cannot be shared by {world} processes of {course.accumulate} "
             f"parts each (accumulate): {parts} does not divide it. Nearest: batch={nearest}."
         )
-    refuse_odd(course, course.batch // parts)
+    check_even(course, course.batch // parts)
     return course.batch // parts
 
 
-def _order(seed: int, epoch: int, count: int) -> Any:
+def _epoch_order(seed: int, epoch: int, count: int) -> Any:
     """The places in the order of one epoch."""
-    return np.random.default_rng((seed, ORDER, epoch)).permutation(count)
+    return np.random.default_rng((seed, ORDER_SEED, epoch)).permutation(count)
 
 
-def _together(seen: list[Seen]) -> Part:
+def _collate(seen: list[Sample]) -> LoadedBatch:
     """Single images as one part."""
     unreadable = tuple(line for each in seen for line in each.unreadable)
     images = [each.image for each in seen if each.image is not None]
     if len(images) < len(seen):
-        return Part(None, next(each.unreadable for each in seen if each.image is None))
+        return LoadedBatch(None, next(each.unreadable for each in seen if each.image is None))
     labels = [each.label for each in seen if each.label is not None]
     names = tuple(each.name for each in seen)
-    fed = Fed(torch.stack(images), torch.tensor(labels) if labels else None, names)
-    return Part(fed, unreadable)
+    fed = MicroBatch(torch.stack(images), torch.tensor(labels) if labels else None, names)
+    return LoadedBatch(fed, unreadable)
 
 
 @contextlib.contextmanager
-def _quiet_children() -> Iterator[None]:
+def _keep_sigchld_handler() -> Iterator[None]:
     """Keeps the loader that is begun within it from raising in the midst of the caller's code.
 
     PyTorch raises where the main thread happens to be when a worker dies, which may be in the
@@ -292,7 +300,7 @@ def _quiet_children() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
-def _next(parts: Iterator[Part], workers: int) -> Part:
+def _next_batch(parts: Iterator[LoadedBatch], workers: int) -> LoadedBatch:
     """The next part; one error where a worker that reads images has died."""
     try:
         return next(parts)
@@ -300,7 +308,7 @@ def _next(parts: Iterator[Part], workers: int) -> Part:
         # What a worker raised comes back as "Caught ... in DataLoader worker", and is a bug.
         if not workers or str(error).startswith("Caught"):
             raise
-        raise BrokenRun(
+        raise TrainingStopped(
             f"A process that reads images has died ({error}). Often memory is short, or shared "
             "memory (/dev/shm in a container): use fewer workers (workers=, now "
             f"{workers}), or workers=0 to read in the training process."

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._registry import find_reducer
+from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
 from patchslim.schedules.schedule import Constant, Tail
-from patchslim.tokens.rows import take, with_leading
+from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Tokens
-from patchslim.training.config import Course, Distil
+from patchslim.training.config import Distil, TrainConfig
 
-TERMS = ("loss", "labels", "answers", "tokens", "method")  # of one step, in this order
+LOSS_TERMS = ("loss", "labels", "answers", "tokens", "method")  # of one step, in this order
 
 
 @dataclass(frozen=True)
@@ -44,34 +44,36 @@ class Target:
 class Teacher:
     """A model whose answers are learned: by default the untouched host. It is never trained."""
 
-    def __init__(self, model: nn.Module, course: Course) -> None:
+    def __init__(self, model: nn.Module, course: TrainConfig) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
-        self.whole: SlimModel | None = None
+        self.token_model: SlimModel | None = None
         if course.tokens:
             adapter = find_adapter(model)
-            self.whole = SlimModel(model, adapter, find_reducer("identity")(), Constant(0), "full")
+            self.token_model = SlimModel(
+                model, adapter, find_method("identity")(), Constant(0), "full"
+            )
 
     @torch.no_grad()
-    def teach(self, images: Tensor, labels: Tensor | None) -> Target:
+    def make_target(self, images: Tensor, labels: Tensor | None) -> Target:
         """What is to be learned of a batch."""
-        if self.whole is None:
+        if self.token_model is None:
             return Target(labels, logits_of(self.model(images)))
-        lesson = self.whole.learn(images, tail="full")
-        answers = self.whole.adapter.logits(lesson.output)
+        lesson = self.token_model.forward_training(images, tail="full")
+        answers = self.token_model.adapter.logits(lesson.output)
         return Target(labels, logits_of(answers), lesson.tokens.x)
 
 
-class Learner(nn.Module):
+class LossModule(nn.Module):
     """A slimmed model with its losses: images and targets in, the terms of the loss out."""
 
-    def __init__(self, slimmed: SlimModel, course: Course) -> None:
+    def __init__(self, slimmed: SlimModel, course: TrainConfig) -> None:
         super().__init__()
         self.slimmed = slimmed
         self.course = course
         self.auxiliary = nn.ModuleList()
         if course.auxiliary:
             answers = 2 if course.distil == "token" else 1  # as the host itself then
-            readers = slimmed.adapter.readers(slimmed.host)[:answers]
+            readers = slimmed.adapter.pooled_classifiers(slimmed.host)[:answers]
             self.auxiliary.extend(copy.deepcopy(readers))
         # Where the patch rows are looked at, the last block has to compute them.
         self.tail: Tail = "full" if course.tokens else slimmed.tail
@@ -87,24 +89,26 @@ class Learner(nn.Module):
         if target is None:
             return logits_of(self.slimmed.adapter.logits(self.slimmed(images)))
         course, slimmed = self.course, self.slimmed
-        lesson = slimmed.learn(
+        lesson = slimmed.forward_training(
             images,
             tail=self.tail,
             eased=eased,
             layered=layered,
             recompute=course.recompute,
         )
-        labels, answers = self._compared(slimmed.adapter.logits(lesson.output), target)
+        labels, answers = self._compute_losses(slimmed.adapter.logits(lesson.output), target)
         if self.auxiliary:
             row = lesson.tokens.x[:, 0]
             seconds = [reader(row) for reader in self.auxiliary]
-            besides = self._compared(tuple(seconds) if len(seconds) > 1 else seconds[0], target)
+            besides = self._compute_losses(
+                tuple(seconds) if len(seconds) > 1 else seconds[0], target
+            )
             labels = labels.lerp(besides[0], course.auxiliary)
             answers = answers.lerp(besides[1], course.auxiliary)
         tokens = zero = labels.new_zeros(())
         if target.tokens is not None:
             tokens = token_loss(lesson.tokens, target.tokens)
-        wanted = slimmed.reducer.loss(lesson.decisions) if lesson.decisions else None
+        wanted = slimmed.method.loss(lesson.decisions) if lesson.decisions else None
         method = zero if wanted is None else wanted.float()
         whole = (
             course.labels * labels
@@ -116,7 +120,7 @@ class Learner(nn.Module):
             [whole, labels.detach(), answers.detach(), tokens.detach(), method.detach()]
         )
 
-    def _compared(
+    def _compute_losses(
         self, output: Tensor | tuple[Tensor, ...], target: Target
     ) -> tuple[Tensor, Tensor]:
         """How far an answer is from the labels, and from the teacher's answer."""
@@ -156,7 +160,7 @@ def token_loss(tokens: Tokens, taught: Tensor) -> Tensor:
     reads, would otherwise be one row of many. A merged or fused row is compared at the cell that
     speaks for it; a masked row not at all.
     """
-    rows = with_leading(tokens.cells(), tokens.prefix)
+    rows = with_prefix(tokens.cells(), tokens.prefix)
     apart = (tokens.x.float() - take(taught, rows).float()).square().mean(dim=2)
     leading, patches = apart[:, : tokens.prefix], apart[:, tokens.prefix :]
     there = torch.ones_like(patches) if tokens.alive is None else tokens.alive.detach().float()

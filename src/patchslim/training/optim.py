@@ -11,22 +11,22 @@ from typing import Any
 from torch import nn
 
 from patchslim.model.model import SlimModel
-from patchslim.training.config import Course
+from patchslim.training.config import TrainConfig
 
-HOST = "host."  # where a SlimModel keeps its host
+HOST_PREFIX = "host."  # where a SlimModel keeps its host
 
 
-def grouped(
-    slimmed: SlimModel, course: Course, more: Iterable[nn.Parameter] = ()
+def group_parameters(
+    slimmed: SlimModel, course: TrainConfig, more: Iterable[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
     """The parameters that learn, `more` of them too, by factor on the rate and by weight decay."""
-    spared = _spared(slimmed.host)
-    factors = layer_factors(slimmed, course.layer_decay)
+    spared = _no_decay_names(slimmed.host)
+    factors = layer_lr_factors(slimmed, course.layer_decay)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in (*slimmed.named_parameters(), *(("", each) for each in more)):
         if not parameter.requires_grad:
             continue
-        host = name.startswith(HOST)
+        host = name.startswith(HOST_PREFIX)
         factor = course.host_lr * factors[name] if host else 1.0
         decays = parameter.ndim > 1 and name not in spared
         decay = course.weight_decay if decays else 0.0
@@ -38,7 +38,7 @@ def grouped(
     return list(groups.values())
 
 
-def layer_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
+def layer_lr_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
     """For each of the host's parameters decay**(layers above it): the head 1, the last block decay.
 
     What comes before the blocks is one layer, each block is one, and what comes after is one.
@@ -53,7 +53,7 @@ def layer_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
     factors: dict[str, float] = {}
     layer = 0
     for name, _ in slimmed.named_parameters():
-        if name.startswith(HOST):
+        if name.startswith(HOST_PREFIX):
             own = [found for prefix, found in prefixes.items() if name.startswith(prefix)]
             # Hosts name their parts in the order of use, so the last block ends the body.
             layer = own[0] if own else (top if layer else 0)
@@ -61,7 +61,7 @@ def layer_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
     return factors
 
 
-def _spared(host: nn.Module) -> set[str]:
+def _no_decay_names(host: nn.Module) -> set[str]:
     """Parameters that the host itself wants no weight decay on, by their names in a SlimModel."""
     says = getattr(host, "no_weight_decay", None)
-    return {HOST + name for name in says()} if callable(says) else set()
+    return {HOST_PREFIX + name for name in says()} if callable(says) else set()

@@ -18,25 +18,25 @@ from torch import nn
 
 from patchslim.data.source import Source, class_count
 from patchslim.errors import BadData, BadFile, BadSetting, UnsupportedModel, WrongInput
-from patchslim.hosts._answers import evaluating
+from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
 from patchslim.model.model import SlimModel
 from patchslim.report.report import Report
-from patchslim.runs.layout import CHECKPOINT, REPORT
-from patchslim.training.augment import drawn_from
-from patchslim.training.config import Course
+from patchslim.runs.layout import CHECKPOINT_FILE, REPORT_FILE
+from patchslim.training.augment import temporary_seed
+from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes
-from patchslim.training.loader import Feed
+from patchslim.training.loader import TrainingLoader
 from patchslim.training.losses import Teacher, logits_of
-from patchslim.training.trainer import Run, Say
+from patchslim.training.trainer import Progress, Trainer
 
-MODEL = "model"  # where in the folder of a run the trained model lies
+MODEL_FOLDER = "model"  # where in the folder of a run the trained model lies
 REPEATS = 5  # rounds of timing: it is the accuracy that has changed
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What came of a course.
 
     Attributes:
@@ -56,15 +56,15 @@ class Trained:
 def train(  # noqa: PLR0913 (one word for each thing that a training run is made of)
     slimmed: SlimModel,
     images: Source | Sequence[Batch],
-    course: Course | None = None,
+    course: TrainConfig | None = None,
     *,
     out: str | Path,
     validation: Iterable[Batch] | None = None,
     teacher: nn.Module | None = None,
     resume: bool = False,
     tensorboard: bool = False,
-    progress: Say | None = None,
-) -> Trained:
+    progress: Progress | None = None,
+) -> TrainingResult:
     """A copy of `slimmed` that has learned on `images`; written, with logs, into the folder `out`.
 
     Args:
@@ -84,40 +84,42 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     if not isinstance(slimmed, SlimModel):
         kind = type(slimmed).__name__
         raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: patchslim.slim(...).")
-    course = course or Course.of(slimmed.reducer.course, {})
+    course = course or TrainConfig.of(slimmed.method.course, {})
     out, say = Path(out).expanduser().resolve(), progress or (lambda _: None)
-    validation = None if validation is None else _reusable(validation)
-    check_free(out, resume=resume)
+    validation = None if validation is None else _check_reusable(validation)
+    check_new_folder(out, resume=resume)
     check_layers(slimmed, course)
-    with Processes.joined() as crew:
-        feed = Feed(images, course, rank=crew.rank, world=crew.world)
-        crew.agree({**course.to_json(), "resume": resume, "images": feed.count})
+    with Processes.connect() as crew:
+        feed = TrainingLoader(images, course, rank=crew.rank, world=crew.world)
+        crew.check_same_settings({**course.to_json(), "resume": resume, "images": feed.count})
         check_labels(slimmed, images, course)
         taught_by = None
-        if course.distils:
-            taught_by = Teacher(chosen_teacher(slimmed, teacher, course), course)
-        run = Run(slimmed, taught_by, feed, course, crew, out)
+        if course.needs_teacher:
+            taught_by = Teacher(choose_teacher(slimmed, teacher, course), course)
+        run = Trainer(slimmed, taught_by, feed, course, crew, out)
         # What the caller draws afterwards does not depend on what was drawn here.
-        with distilled(run.student.host, course), drawn_from(course.seed):
+        with distillation_mode(run.student.host, course), temporary_seed(course.seed):
             # The weights, whole, are in the first process alone until now.
-            best = crew.told(run.go(validation, resume=resume, tensorboard=tensorboard, say=say))
-        model = run.plain(best.state)
-        model.trained = run.origin(best.step)
+            best = crew.broadcast(
+                run.fit(validation, resume=resume, tensorboard=tensorboard, say=say)
+            )
+        model = run.build_model(best.state)
+        model.trained = run.training_record(best.step)
         report = None
-        if crew.first:
-            model.save(out / MODEL)
-            report = _report(slimmed, model, validation, out, say)
+        if crew.is_first:
+            model.save(out / MODEL_FOLDER)
+            report = _write_report(slimmed, model, validation, out, say)
         crew.barrier()
-    return Trained(model, best.step, report, tuple(feed.unreadable))
+    return TrainingResult(model, best.step, report, tuple(feed.unreadable))
 
 
-def check_labels(slimmed: SlimModel, images: Source | Sequence[Batch], course: Course) -> None:
+def check_labels(slimmed: SlimModel, images: Source | Sequence[Batch], course: TrainConfig) -> None:
     """Refuses labels that are missing, all alike, or none of the host's."""
     if not course.labels:
-        if not course.distils:
+        if not course.needs_teacher:
             raise BadSetting("labels=0 and distil='none': there is nothing left to learn from.")
         return
-    found = _labels(images)
+    found = _collect_labels(images)
     if not found:
         raise BadData(
             "The images have no labels that are the model's. Learn from the teacher alone "
@@ -136,20 +138,20 @@ def check_labels(slimmed: SlimModel, images: Source | Sequence[Batch], course: C
         )
 
 
-def check_layers(slimmed: SlimModel, course: Course) -> None:
+def check_layers(slimmed: SlimModel, course: TrainConfig) -> None:
     """Refuses selection in every block where it would remove a share of what is left each time."""
     if not course.layered:
         return
-    if not slimmed.reducer.parks:
+    if not slimmed.method.defers:
         raise BadSetting(
             f"layered={course.layered:g} is for methods whose patches wait and come back (evo); "
-            f"{type(slimmed.reducer).__name__} would remove a share in every block. Use layered=0 "
+            f"{type(slimmed.method).__name__} would remove a share in every block. Use layered=0 "
             "(--layered 0), or shrink."
         )
     slimmed.schedule.in_every_block(slimmed.shape().depth, slimmed.resets)
 
 
-def chosen_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: Course) -> nn.Module:
+def choose_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: TrainConfig) -> nn.Module:
     """The model to learn from, after making sure that its answers mean the same classes."""
     host = slimmed.host
     if teacher is None:
@@ -163,7 +165,7 @@ def chosen_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: Course
         raise UnsupportedModel("tokens= needs a dense teacher; give the SlimModel's .host.")
     parameter = next(host.parameters())
     image = torch.zeros(1, *slimmed.adapter.image_shape(host), dtype=parameter.dtype)
-    with evaluating(host), evaluating(teacher), torch.no_grad():
+    with eval_mode(host), eval_mode(teacher), torch.no_grad():
         own = logits_of(slimmed.adapter.logits(host(image.to(parameter.device))))
         other = logits_of(teacher(image.to(next(teacher.parameters()).device)))
     if own.shape != other.shape:
@@ -174,19 +176,19 @@ def chosen_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: Course
     return copy.deepcopy(teacher)
 
 
-def check_free(out: Path, *, resume: bool) -> None:
+def check_new_folder(out: Path, *, resume: bool) -> None:
     """Refuses to begin where another run lies."""
-    if not resume and (out / CHECKPOINT).exists():
+    if not resume and (out / CHECKPOINT_FILE).exists():
         raise BadFile(
             f"{out} holds a run already. Go on with it (resume=True, --resume), or give another "
             "folder."
         )
 
 
-class distilled:  # noqa: N801 (it reads as the state that it is)
+class distillation_mode:  # noqa: N801 (it reads as the state that it is)
     """While it lasts, a distilled timm host answers its teacher by a head of its own."""
 
-    def __init__(self, host: nn.Module, course: Course) -> None:
+    def __init__(self, host: nn.Module, course: TrainConfig) -> None:
         self.switch: Callable[[bool], object] | None = None
         if course.distil == "token":
             self.switch = getattr(host, "set_distilled_training", None)
@@ -206,7 +208,7 @@ class distilled:  # noqa: N801 (it reads as the state that it is)
             self.switch(False)
 
 
-def _labels(images: Source | Sequence[Batch]) -> set[int]:
+def _collect_labels(images: Source | Sequence[Batch]) -> set[int]:
     """All labels there are."""
     if isinstance(images, Source):
         found = [images.label_of(place) for place in range(images.count)]
@@ -214,7 +216,7 @@ def _labels(images: Source | Sequence[Batch]) -> set[int]:
     return {int(each) for _, labels in images if labels is not None for each in labels}
 
 
-def _reusable(validation: Iterable[Batch]) -> Iterable[Batch]:
+def _check_reusable(validation: Iterable[Batch]) -> Iterable[Batch]:
     """Batches that can be read more than once."""
     if iter(validation) is validation:
         raise WrongInput(
@@ -224,11 +226,13 @@ def _reusable(validation: Iterable[Batch]) -> Iterable[Batch]:
     return validation
 
 
-def _report(slimmed: SlimModel, model: SlimModel, validation: Any, out: Path, say: Say) -> Report:
+def _write_report(
+    slimmed: SlimModel, model: SlimModel, validation: Any, out: Path, say: Progress
+) -> Report:
     """The trained model beside the dense one and the untrained one."""
     there = next(slimmed.host.parameters()).device
     models = {"untrained": slimmed, "trained": copy.deepcopy(model).to(there)}
     report = measure(models, validation, dense=slimmed.host, repeats=REPEATS, progress=say)
     report = replace(report, title=f"{report.title}, trained")
-    report.save(out / REPORT)
+    report.save(out / REPORT_FILE)
     return report

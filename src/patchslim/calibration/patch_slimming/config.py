@@ -15,47 +15,53 @@ from patchslim.settings import check_kind
 Mode = Literal["paper", "fast", "free"]
 Norm = Literal["relative", "absolute"]
 
-USUAL: dict[str, Any] = {"step": 1, "cover": 4.0, "error": "relative", "slack": 8.0, "epochs": 3}
-MODES: dict[str, dict[str, Any]] = {
-    "paper": USUAL | {"step": 10, "cover": 0.0, "error": "absolute", "slack": 1.0},
-    "fast": USUAL,
-    "free": USUAL | {"epochs": 0},
+DEFAULTS: dict[str, Any] = {"step": 1, "cover": 4.0, "error": "relative", "slack": 8.0, "epochs": 3}
+MODE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "paper": DEFAULTS | {"step": 10, "cover": 0.0, "error": "absolute", "slack": 1.0},
+    "fast": DEFAULTS,
+    "free": DEFAULTS | {"epochs": 0},
 }
 
 
-def _about(default: Any, text: str) -> Any:
+def _setting(default: Any, text: str) -> Any:
     """A field with its default and what it is about."""
     return field(default=default, metadata={"about": text, "usual": default})
 
 
-def _by_mode(name: str, text: str) -> Any:
+def _mode_setting(name: str, text: str) -> Any:
     """A field whose default is the mode's."""
-    return field(default=None, metadata={"about": text, "usual": USUAL[name]})
+    return field(default=None, metadata={"about": text, "usual": DEFAULTS[name]})
 
 
 @dataclass(frozen=True)
-class Search:
+class PatchSlimmingConfig:
     """How positions are searched. What the paper leaves open is a field here, and in the recipe."""
 
-    mode: Mode = _about("fast", "tune blocks: paper at each candidate, fast once, free never")  # noqa: RUF009
-    images: int = _about(512, "images to choose positions on, evenly spread over those given")
-    probe: int = _about(64, "of these, images on which the tolerance for a budget is searched")
-    cover: float = _by_mode("cover", "weight of even coverage beside the log score; in paper 0")
-    step: int = _by_mode("step", "patches between candidates; in mode paper 10")
-    error: Norm = _by_mode("error", "to the features' own mean square, or absolute (in paper)")  # noqa: RUF009
-    slack: float = _by_mode(
+    mode: Mode = _setting("fast", "tune blocks: paper at each candidate, fast once, free never")  # noqa: RUF009
+    images: int = _setting(512, "images to choose positions on, evenly spread over those given")
+    probe: int = _setting(64, "of these, images on which the tolerance for a budget is searched")
+    cover: float = _mode_setting(
+        "cover", "weight of even coverage beside the log score; in paper 0"
+    )
+    step: int = _mode_setting("step", "patches between candidates; in mode paper 10")
+    error: Norm = _mode_setting("error", "to the features' own mean square, or absolute (in paper)")  # noqa: RUF009
+    slack: float = _mode_setting(
         "slack", "tolerances that the last block's output may be off by; in paper 1"
     )
-    epochs: int = _by_mode("epochs", "passes over the images in tuning one block; in mode free 0")
-    lr: float = _about(1e-5, "rate of tuning a block (AdamW without decay, gradients clipped at 1)")
-    batch: int = _about(32, "images at a time")
-    outputs: float = _about(0.0, "share of patches left to a head that reads all of them")
-    seed: int = _about(0, "of the order of images in tuning")
+    epochs: int = _mode_setting(
+        "epochs", "passes over the images in tuning one block; in mode free 0"
+    )
+    lr: float = _setting(
+        1e-5, "rate of tuning a block (AdamW without decay, gradients clipped at 1)"
+    )
+    batch: int = _setting(32, "images at a time")
+    outputs: float = _setting(0.0, "share of patches left to a head that reads all of them")
+    seed: int = _setting(0, "of the order of images in tuning")
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         check_kind("mode", self.mode, kinds["mode"])
-        for name, usual in MODES[self.mode].items():
+        for name, usual in MODE_DEFAULTS[self.mode].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual)  # frozen, and this is where it is made
         for each in fields(self):
@@ -77,7 +83,7 @@ class Search:
             )
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Search:
+    def of(cls, given: Mapping[str, Any]) -> PatchSlimmingConfig:
         """The search with these settings, by their names."""
         known = [each.name for each in fields(cls)]
         for name in given:

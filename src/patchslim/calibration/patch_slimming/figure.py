@@ -9,39 +9,42 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from patchslim.methods._ranking import parsed
-from patchslim.report.svg import HEIGHT, WIDTH, Axis, Line, Point, chart
+from patchslim.methods._ranking import parse_order
+from patchslim.report.svg import HEIGHT, WIDTH, Axis, Line, Point, draw_chart
 
-SIDE = 96  # of the picture of a grid, along its longer side
-STEP = 150  # from one picture to the next
-ACROSS = 6  # pictures in a row
+GRID_SIDE = 96  # of the picture of a grid, along its longer side
+GRID_SPACING = 150  # from one picture to the next
+GRIDS_PER_ROW = 6  # pictures in a row
 MARGIN, HEAD, LABEL = 24, 64, 34
-CHART = 1.8  # how much larger than its own units the chart is drawn
-FAINT = 0.01  # of what is allowed: smaller errors are left out, or rounding would fill the view
-TINY = 1e-5  # the same, where no tolerance says what is allowed
+CHART_SCALE = 1.8  # how much larger than its own units the chart is drawn
+MIN_SHARE = 0.01  # of what is allowed: smaller errors are left out, or rounding would fill the view
+MIN_ERROR = 1e-5  # the same, where no tolerance says what is allowed
 
 Grid = tuple[int, int]
 Layers = Sequence[Mapping[str, Any]]
 
 
-def figure(record: Mapping[str, Any]) -> str:
+def draw_figure(record: Mapping[str, Any]) -> str:
     """The pyramid and the errors of `record`, the content of calibration.json, as an SVG file."""
-    grid, cells = parsed(record["order"])
+    grid, cells = parse_order(record["order"])
     layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
-    width = MARGIN + ACROSS * STEP
-    body, bottom = _pictures(layers, grid, cells)
-    drawn = _errors(layers, record)
+    width = MARGIN + GRIDS_PER_ROW * GRID_SPACING
+    body, bottom = _draw_grids(layers, grid, cells)
+    drawn = _draw_errors(layers, record)
     if drawn:
-        high = round(CHART * HEIGHT)
+        high = round(CHART_SCALE * HEIGHT)
         body += [
             f'<text class="head" x="{MARGIN}" y="{bottom + 14}">Error over patches kept</text>',
-            f'<text x="{MARGIN}" y="{bottom + 33}">{escape(_reading(record))}</text>',
-            f'<svg x="{MARGIN}" y="{bottom + 42}" width="{CHART * WIDTH:g}" height="{high}">',
+            f'<text x="{MARGIN}" y="{bottom + 33}">{escape(_chart_caption(record))}</text>',
+            f'<svg x="{MARGIN}" y="{bottom + 42}" width="{CHART_SCALE * WIDTH:g}" height="{high}">',
             drawn,
             "</svg>",
         ]
         bottom += 42 + high + MARGIN
-    colours = [f".{_style(n)} {{ color: {_colour(n, len(layers))}; }}" for n in range(len(layers))]
+    colours = [
+        f".{_css_class(n)} {{ color: {_block_colour(n, len(layers))}; }}"
+        for n in range(len(layers))
+    ]
     title = escape(f"{record['method']}: the patches that each block still gives out")
     size = f'viewBox="0 0 {width} {bottom}" width="{width}" height="{bottom}"'
     return "\n".join(
@@ -50,36 +53,36 @@ def figure(record: Mapping[str, Any]) -> str:
             f"<style>{STYLE}{' '.join(colours)}</style>",
             f'<rect class="paper" width="{width}" height="{bottom}"/>',
             f'<text class="head" x="{MARGIN}" y="30">{title}</text>',
-            f'<text x="{MARGIN}" y="49">{escape(_facts(record))}</text>',
+            f'<text x="{MARGIN}" y="49">{escape(_summary(record))}</text>',
             *body,
             "</svg>",
         ]
     )
 
 
-def _pictures(layers: Layers, grid: Grid, cells: Sequence[int]) -> tuple[list[str], int]:
+def _draw_grids(layers: Layers, grid: Grid, cells: Sequence[int]) -> tuple[list[str], int]:
     """A picture for each block, the first one first, and how far down they reach."""
-    cell = SIDE / max(grid)
+    cell = GRID_SIDE / max(grid)
     high = round(cell * grid[0]) + LABEL
     parts = []
     for place, layer in enumerate(layers):
-        down, across = divmod(place, ACROSS)
-        left, top = MARGIN + across * STEP, HEAD + down * high
+        down, across = divmod(place, GRIDS_PER_ROW)
+        left, top = MARGIN + across * GRID_SPACING, HEAD + down * high
         label = f"block {layer['block']}: {layer['kept']} of {len(cells)}"
         kept = sorted(cells[: layer["kept"]])
         parts += [
-            f'<g class="{_style(place)}" transform="translate({left} {top})">',
+            f'<g class="{_css_class(place)}" transform="translate({left} {top})">',
             f"<title>{label}</title>",
             f'<rect class="grid" width="{cell * grid[1]:g}" height="{cell * grid[0]:g}"/>',
-            f'<path class="kept" d="{_squares(kept, grid[1], cell)}"/>',
+            f'<path class="kept" d="{_square_path(kept, grid[1], cell)}"/>',
             f'<text y="{cell * grid[0] + 16:g}">{label}</text>',
             "</g>",
         ]
-    rows = -(-len(layers) // ACROSS)
+    rows = -(-len(layers) // GRIDS_PER_ROW)
     return parts, HEAD + rows * high + MARGIN // 2
 
 
-def _squares(kept: Sequence[int], columns: int, cell: float) -> str:
+def _square_path(kept: Sequence[int], columns: int, cell: float) -> str:
     """One square for each kept cell, with a little of the ground left around it."""
     side = round(0.86 * cell, 2)
     corners = (divmod(each, columns) for each in kept)
@@ -89,15 +92,16 @@ def _squares(kept: Sequence[int], columns: int, cell: float) -> str:
     )
 
 
-def _errors(layers: Layers, record: Mapping[str, Any]) -> str:
+def _draw_errors(layers: Layers, record: Mapping[str, Any]) -> str:
     """The errors of each block over the patches that it keeps; empty where none is in view."""
     lines = [
-        Line(_style(place), tuple(_curve(layer, record))) for place, layer in enumerate(layers)
+        Line(_css_class(place), tuple(_curve_points(layer, record)))
+        for place, layer in enumerate(layers)
     ]
     lines += [
-        Line(f"{_style(place)} chosen", (point,), joined=False)
+        Line(f"{_css_class(place)} chosen", (point,), joined=False)
         for place, layer in enumerate(layers)
-        for point in _placed(layer, record, [(layer["kept"], layer["error"])], "chosen: ")
+        for point in _error_points(layer, record, [(layer["kept"], layer["error"])], "chosen: ")
     ]
     points = [point for line in lines for point in line.points]
     if not points:
@@ -106,18 +110,18 @@ def _errors(layers: Layers, record: Mapping[str, Any]) -> str:
     heights = [point.y for point in points]
     if not record["tolerance"]:
         y = Axis.logarithmic("error", heights)
-        return chart("error over patches kept", x, y, lines)
+        return draw_chart("error over patches kept", x, y, lines)
     y = Axis.logarithmic("error / what is allowed", [1.0, *heights])
     allowed = (Point(x.low, 1.0), Point(x.high, 1.0))
-    return chart("error over patches kept", x, y, lines, rules=[allowed])
+    return draw_chart("error over patches kept", x, y, lines, rules=[allowed])
 
 
-def _curve(layer: Mapping[str, Any], record: Mapping[str, Any]) -> list[Point]:
+def _curve_points(layer: Mapping[str, Any], record: Mapping[str, Any]) -> list[Point]:
     """The errors of the numbers of patches that were tried."""
-    return _placed(layer, record, sorted(layer["curve"]), "")
+    return _error_points(layer, record, sorted(layer["curve"]), "")
 
 
-def _placed(
+def _error_points(
     layer: Mapping[str, Any],
     record: Mapping[str, Any],
     errors: Sequence[tuple[int, float]],
@@ -125,8 +129,8 @@ def _placed(
 ) -> list[Point]:
     """Numbers of patches and their errors as points, those that are next to nothing left out."""
     scale = layer["scale"] if record["search"]["error"] == "relative" else 1.0
-    allowed = _allowed(layer, record)
-    least = FAINT if record["tolerance"] else TINY
+    allowed = _allowed_error(layer, record)
+    least = MIN_SHARE if record["tolerance"] else MIN_ERROR
     return [
         Point(
             count,
@@ -138,7 +142,7 @@ def _placed(
     ]
 
 
-def _allowed(layer: Mapping[str, Any], record: Mapping[str, Any]) -> float:
+def _allowed_error(layer: Mapping[str, Any], record: Mapping[str, Any]) -> float:
     """The largest error that the search accepts after a block; 1 where it had no tolerance."""
     # There is none where the counts were given, and it is 0 where the budget needs no removal.
     if not record["tolerance"]:
@@ -149,7 +153,7 @@ def _allowed(layer: Mapping[str, Any], record: Mapping[str, Any]) -> float:
     return float(record["tolerance"] * slack)
 
 
-def _facts(record: Mapping[str, Any]) -> str:
+def _summary(record: Mapping[str, Any]) -> str:
     """What was calibrated to what, and for the dynamic form what the pictures are."""
     tolerance = "counts as given"
     if record["tolerance"] is not None:
@@ -163,7 +167,7 @@ def _facts(record: Mapping[str, Any]) -> str:
     return facts
 
 
-def _reading(record: Mapping[str, Any]) -> str:
+def _chart_caption(record: Mapping[str, Any]) -> str:
     """How to read the chart."""
     parts = ["Of the next block's features"]
     if record["tolerance"]:
@@ -174,12 +178,12 @@ def _reading(record: Mapping[str, Any]) -> str:
     return "; ".join([*parts, f"hollow: what was chosen{tuned}."])
 
 
-def _style(place: int) -> str:
+def _css_class(place: int) -> str:
     """The CSS class of a block; it ends in no digit, as those say which marker is drawn."""
     return f"block-{place}-s"
 
 
-def _colour(place: int, count: int) -> str:
+def _block_colour(place: int, count: int) -> str:
     """From blue in the first block, over green, to red in the last."""
     return f"hsl({round(225 - 225 * place / max(count - 1, 1))}, 70%, 38%)"
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 
-def influence(weights: Tensor, entered: Tensor, later: Sequence[Tensor]) -> Tensor:
+def importance_scores(weights: Tensor, entered: Tensor, later: Sequence[Tensor]) -> Tensor:
     """The score of each row that a layer gives out (B, N).
 
     Args:
@@ -26,10 +26,10 @@ def influence(weights: Tensor, entered: Tensor, later: Sequence[Tensor]) -> Tens
         entered: the features that entered it (B, N, C).
         later: the maps of the layers after it, in their order, (B, H, rows given out, rows read).
     """
-    return read(later, weights) * carried(weights, entered)
+    return read_strength(later, weights) * attended_energy(weights, entered)
 
 
-def read(later: Sequence[Tensor], weights: Tensor) -> Tensor:
+def read_strength(later: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The mean over head paths of how strongly what is given out at last reads each row (B, N)."""
     if not later:
         return weights.new_ones(weights.shape[0], weights.shape[2])
@@ -39,6 +39,6 @@ def read(later: Sequence[Tensor], weights: Tensor) -> Tensor:
     return gram[:, 0].diagonal(dim1=1, dim2=2)
 
 
-def carried(weights: Tensor, entered: Tensor) -> Tensor:
+def attended_energy(weights: Tensor, entered: Tensor) -> Tensor:
     """The mean over heads of how much each row takes in (B, N)."""
     return (weights @ entered.abs()[:, None]).square().sum(dim=3).mean(dim=1)

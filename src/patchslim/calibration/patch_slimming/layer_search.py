@@ -15,23 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.calibration.patch_slimming.config import Search
-from patchslim.calibration.patch_slimming.importance import influence
-from patchslim.calibration.patch_slimming.result import Found, Layer
+from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.calibration.patch_slimming.importance import importance_scores
+from patchslim.calibration.patch_slimming.result import LayerResult, PatchSlimmingResult
 from patchslim.errors import Diverged, ImpossibleBudget
-from patchslim.methods._ranking import covering, ordered, worth
+from patchslim.methods._ranking import cell_worth, covering_order, format_order
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.model.model import SlimModel
-from patchslim.model.step import Step
+from patchslim.model.step import BlockStep
 from patchslim.schedules.schedule import Constant
 from patchslim.tokens.attention import attention_map
 from patchslim.tokens.reduction import Fixed
 from patchslim.tokens.tokens import Tokens
 
-HELD = 2**31  # bytes of the dense model's features that are kept rather than computed again
-CURVE = 4  # further counts at which a layer's error is taken, for the figure
+MAX_FEATURE_BYTES = (
+    2**31
+)  # bytes of the dense model's features that are kept rather than computed again
+CURVE_POINTS = 4  # further counts at which a layer's error is taken, for the figure
 
-Say = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
 class Features:
@@ -44,30 +46,30 @@ class Features:
             self._known = {0: [dense.embed(batch, {}, track=False) for batch in images]}
         first = self._known[0]
         size = sum(each.x.numel() * each.x.element_size() for each in first)
-        self._all = size * (self.depth + 1) <= HELD
+        self._keeps_all = size * (self.depth + 1) <= MAX_FEATURE_BYTES
         self.prefix, self.patches, self.grid = first[0].prefix, first[0].patches, first[0].grid
 
-    def before(self, block: int) -> list[Tokens]:
+    def tokens_before(self, block: int) -> list[Tokens]:
         """The tokens that enter a block; after the last one for block = depth."""
         if block not in self._known:
-            self._known = self._computed(block)
+            self._known = self._compute(block)
         return self._known[block]
 
     @torch.no_grad()
-    def _computed(self, block: int) -> dict[int, list[Tokens]]:
+    def _compute(self, block: int) -> dict[int, list[Tokens]]:
         """All tokens where they fit, else those before a block, after it, and after the next."""
-        first, last = (0, self.depth) if self._all else (block, min(block + 2, self.depth))
+        first, last = (0, self.depth) if self._keeps_all else (block, min(block + 2, self.depth))
         tokens = self._known[0]
         known = {0: tokens}
         rows = self.prefix + self.patches
         for index in range(last):
-            tokens = [self.dense.run(Step(index, rows, rows), each) for each in tokens]
+            tokens = [self.dense.run_block(BlockStep(index, rows, rows), each) for each in tokens]
             if index + 1 >= first:
                 known[index + 1] = tokens
         return known
 
 
-class Walk:
+class LayerSearch:
     """The search from the last block down, on one set of images.
 
     Args:
@@ -83,30 +85,36 @@ class Walk:
         dense: SlimModel,
         student: nn.Module,
         images: Sequence[Tensor],
-        search: Search,
+        search: PatchSlimmingConfig,
         outputs: int,
     ) -> None:
         self.dense, self.student, self.search, self.outputs = dense, student, search, outputs
         self.features = Features(dense, images)
         self.depth, self.patches = self.features.depth, self.features.patches
-        self.even = worth(covering(self.features.grid)).double()
-        self.reads = None if outputs else dense.adapter.reads(dense.host)
+        self.coverage = cell_worth(covering_order(self.features.grid)).double()
+        self.rows_read = None if outputs else dense.adapter.rows_read(dense.host)
 
-    def begin(self) -> Found:
+    def begin(self) -> PatchSlimmingResult:
         """Before the first layer: what the head reads."""
         if not self.outputs:
-            return Found(tuple(range(self.patches)))
-        found = Found(tuple(range(self.patches)))
-        cells = self._ranked(found, self.depth - 1, 0)
-        return Found(cells, (Layer(self.depth - 1, self.outputs, 0.0, 1.0),))
+            return PatchSlimmingResult(tuple(range(self.patches)))
+        found = PatchSlimmingResult(tuple(range(self.patches)))
+        cells = self._rank_cells(found, self.depth - 1, 0)
+        return PatchSlimmingResult(cells, (LayerResult(self.depth - 1, self.outputs, 0.0, 1.0),))
 
-    def blocks(self, found: Found) -> range:
+    def blocks(self, found: PatchSlimmingResult) -> range:
         """The blocks that are still to be searched."""
         return range(self.depth - 2 - len(found.layers) + bool(self.outputs), -1, -1)
 
-    def layer(
-        self, found: Found, block: int, *, tolerance: float, kept: int | None, say: Say
-    ) -> Found:
+    def search_layer(
+        self,
+        found: PatchSlimmingResult,
+        block: int,
+        *,
+        tolerance: float,
+        kept: int | None,
+        say: Progress,
+    ) -> PatchSlimmingResult:
         """The pyramid with one more layer.
 
         Args:
@@ -117,16 +125,16 @@ class Walk:
             say: is called with a line of text for each candidate.
         """
         above = found.kept().get(block + 1, self.outputs)
-        cells = self._ranked(found, block, above)
-        trial = _Trial(self, replace(found, cells=cells), block, above)
+        cells = self._rank_cells(found, block, above)
+        trial = _BlockTrial(self, replace(found, cells=cells), block, above)
         least = max(above, 1)
         if kept is None:
             tolerance *= trial.scale if self.search.error == "relative" else 1.0
-            tolerance *= self.search.slack if self.before_the_head(block) else 1.0
-            choose = self._by_steps if self.search.mode == "paper" else self._by_halves
+            tolerance *= self.search.slack if self.is_before_head(block) else 1.0
+            choose = self._step_rows if self.search.mode == "paper" else self._bisect_rows
             kept = choose(trial, least, tolerance, say)
         else:
-            between = torch.linspace(least, self.patches, CURVE + 2).round().int().tolist()
+            between = torch.linspace(least, self.patches, CURVE_POINTS + 2).round().int().tolist()
             for count in {*between, kept}:
                 trial.error(count)
         curve = tuple(sorted(trial.errors.items()))
@@ -134,18 +142,18 @@ class Walk:
             trial.tune(kept)
         error = trial.error(kept)
         say(f"block {block}: {kept} of {self.patches} patches, error {error:.3g}")
-        layer = Layer(block, kept, error, trial.scale, curve)
-        return Found(cells, (*found.layers, layer))
+        layer = LayerResult(block, kept, error, trial.scale, curve)
+        return PatchSlimmingResult(cells, (*found.layers, layer))
 
-    def before_the_head(self, block: int) -> bool:
+    def is_before_head(self, block: int) -> bool:
         """Whether the block after this one gives out what the head reads and no patches."""
         return block + 2 == self.depth and not self.outputs
 
-    def _by_halves(self, trial: _Trial, least: int, tolerance: float, say: Say) -> int:
+    def _bisect_rows(self, trial: _BlockTrial, least: int, tolerance: float, say: Progress) -> int:
         """The fewest rows within the tolerance, as the error falls with every row."""
         step = self.search.step
         low, high = -1, -(-(self.patches - least) // step)
-        self._insist(trial, trial.error(self.patches), tolerance)
+        self._check_reachable(trial, trial.error(self.patches), tolerance)
         while high - low > 1:
             middle = (low + high) // 2
             count = min(least + middle * step, self.patches)
@@ -154,7 +162,7 @@ class Walk:
             low, high = (low, middle) if error <= tolerance else (middle, high)
         return min(least + high * step, self.patches)
 
-    def _by_steps(self, trial: _Trial, least: int, tolerance: float, say: Say) -> int:
+    def _step_rows(self, trial: _BlockTrial, least: int, tolerance: float, say: Progress) -> int:
         """The first of the candidates, in steps, that tuning brings within the tolerance."""
         count = least
         while True:
@@ -164,10 +172,10 @@ class Walk:
             if error <= tolerance:
                 return count
             if count == self.patches:
-                self._insist(trial, error, tolerance)
+                self._check_reachable(trial, error, tolerance)
             count = min(count + self.search.step, self.patches)
 
-    def _insist(self, trial: _Trial, error: float, tolerance: float) -> None:
+    def _check_reachable(self, trial: _BlockTrial, error: float, tolerance: float) -> None:
         """Refuses a tolerance that no number of patches meets."""
         if not error <= tolerance:
             raise ImpossibleBudget(
@@ -177,62 +185,69 @@ class Walk:
             )
 
     @torch.no_grad()
-    def scores(self, found: Found, block: int) -> list[Tensor]:
+    def scores(self, found: PatchSlimmingResult, block: int) -> list[Tensor]:
         """The exact score of every patch of every image, batch by batch (B, n)."""
         model = self.model(found)
         prefix = self.features.prefix
         scores = []
-        entering, leaving = self.features.before(block), self.features.before(block + 1)
+        entering, leaving = (
+            self.features.tokens_before(block),
+            self.features.tokens_before(block + 1),
+        )
         for before, after in zip(entering, leaving, strict=True):
-            weights = self._map(model, block, before, before)
+            weights = self._attention_map(model, block, before, before)
             tokens, later = after, []
             for index in range(block + 1, self.depth):
                 step = self.step(found, index, tokens)
-                later.append(self._map(model, index, self._asking(model, step, tokens), tokens))
-                tokens = model.run(step, tokens)
-            scores.append(influence(weights, before.x, later)[:, prefix:])
+                later.append(
+                    self._attention_map(
+                        model, index, self._query_tokens(model, step, tokens), tokens
+                    )
+                )
+                tokens = model.run_block(step, tokens)
+            scores.append(importance_scores(weights, before.x, later)[:, prefix:])
         return scores
 
-    def _ranked(self, found: Found, block: int, above: int) -> tuple[int, ...]:
+    def _rank_cells(self, found: PatchSlimmingResult, block: int, above: int) -> tuple[int, ...]:
         """All cells: first those that the next block gives out, then the best of the others.
 
         The score does not know that neighbours tell the same, so that even coverage counts too.
         """
         scores = torch.cat(self.scores(found, block)).double().mean(dim=0).cpu()
         scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-        scores += self.search.cover * self.even
+        scores += self.search.cover * self.coverage
         first = found.cells[:above]
         scores[list(first)] = torch.inf
         best = scores.argsort(descending=True, stable=True).tolist()
         return (*first, *best[above:])
 
-    def model(self, found: Found) -> SlimModel:
+    def model(self, found: PatchSlimmingResult) -> SlimModel:
         """The student, with the order of cells as far as it is known."""
-        reducer = PatchSlimming(order=ordered(self.features.grid, list(found.cells)))
-        reducer.to(next(self.student.parameters()).device)
-        return SlimModel(self.student, self.dense.adapter, reducer, Constant(0), "full").eval()
+        method = PatchSlimming(order=format_order(self.features.grid, list(found.cells)))
+        method.to(next(self.student.parameters()).device)
+        return SlimModel(self.student, self.dense.adapter, method, Constant(0), "full").eval()
 
-    def step(self, found: Found, index: int, tokens: Tokens) -> Step:
+    def step(self, found: PatchSlimmingResult, index: int, tokens: Tokens) -> BlockStep:
         """What a block does to these tokens, by what is known."""
         rows, prefix = tokens.x.shape[1], self.features.prefix
         if index == self.depth - 1 and not self.outputs:
-            return Step(index, rows, rows, self.reads)
-        return Step(index, rows, prefix + found.kept()[index])
+            return BlockStep(index, rows, rows, self.rows_read)
+        return BlockStep(index, rows, prefix + found.kept()[index])
 
-    def _asking(self, model: SlimModel, step: Step, tokens: Tokens) -> Tokens:
+    def _query_tokens(self, model: SlimModel, step: BlockStep, tokens: Tokens) -> Tokens:
         """The rows that ask in a block."""
         if step.read is not None:
-            return tokens.leading(step.read)
+            return tokens.leading_rows(step.read)
         if step.left == step.entering:
             return tokens
         return self.reduction(model, step.left - tokens.prefix, tokens).apply(tokens)
 
     def reduction(self, model: SlimModel, count: int, tokens: Tokens) -> Fixed:
         """The first rows of the order, where they are not in it yet."""
-        cells = None if tokens.position is not None else model.reducer.get_buffer("cells")
+        cells = None if tokens.position is not None else model.method.get_buffer("cells")
         return Fixed(count, cells)
 
-    def _map(self, model: SlimModel, index: int, queries: Tokens, keys: Tokens) -> Tensor:
+    def _attention_map(self, model: SlimModel, index: int, queries: Tokens, keys: Tokens) -> Tensor:
         """The attention map of a block."""
         adapter, host = model.adapter, model.host
         (q,) = adapter.project(host, index, queries, "q")
@@ -240,56 +255,60 @@ class Walk:
         return attention_map(q, k, scale=adapter.scale(host, index))
 
 
-class _Trial:
+class _BlockTrial:
     """One block on trial: its candidates' errors, and its tuning."""
 
-    def __init__(self, walk: Walk, found: Found, block: int, above: int) -> None:
-        self.walk, self.block, self.found = walk, block, found
+    def __init__(
+        self, walk: LayerSearch, found: PatchSlimmingResult, block: int, above: int
+    ) -> None:
+        self.layer_search, self.block, self.found = walk, block, found
         self.model = walk.model(found)
-        self.entering = walk.features.before(block)
+        self.entering = walk.features.tokens_before(block)
         prefix = walk.features.prefix
         self.rows = prefix + walk.patches
-        asked = slice(0, walk.reads) if walk.before_the_head(block) else None
-        kept = Fixed(above, self.model.reducer.get_buffer("cells"))
+        asked = slice(0, walk.rows_read) if walk.is_before_head(block) else None
+        kept = Fixed(above, self.model.method.get_buffer("cells"))
         # Where the next block keeps all rows it leaves them in place, in the order of the grid.
         whole = asked or (slice(None) if above == walk.patches else None)
-        self.taught = [
+        self.targets = [
             tokens.x[:, whole] if whole else kept.move(tokens.x, prefix=prefix)
-            for tokens in walk.features.before(block + 2)
+            for tokens in walk.features.tokens_before(block + 2)
         ]
-        count = sum(each.numel() for each in self.taught)
-        self.scale = sum(float(each.double().square().sum()) for each in self.taught) / count
+        count = sum(each.numel() for each in self.targets)
+        self.scale = sum(float(each.double().square().sum()) for each in self.targets) / count
         self.errors: dict[int, float] = {}
-        self._left: list[Tokens] | None = walk.features.before(block + 1)
+        self._block_outputs: list[Tokens] | None = walk.features.tokens_before(block + 1)
 
     @torch.no_grad()
     def error(self, count: int) -> float:
         """The mean squared error of the next block's features with `count` patch rows."""
         if count not in self.errors:
-            if self._left is None:
-                step = Step(self.block, self.rows, self.rows)
-                self._left = [self.model.run(step, tokens) for tokens in self.entering]
+            if self._block_outputs is None:
+                step = BlockStep(self.block, self.rows, self.rows)
+                self._block_outputs = [
+                    self.model.run_block(step, tokens) for tokens in self.entering
+                ]
             total, numbers = 0.0, 0
-            for tokens, taught in zip(self._left, self.taught, strict=True):
-                off = self._next(count, tokens) - taught
+            for tokens, taught in zip(self._block_outputs, self.targets, strict=True):
+                off = self._next_features(count, tokens) - taught
                 total, numbers = total + float(off.double().square().sum()), numbers + off.numel()
             self.errors[count] = total / numbers
         return self.errors[count]
 
     def tune(self, count: int) -> None:
         """Fits the block, with `count` rows given out, to the dense features after the next one."""
-        search = self.walk.search
-        block = self.walk.dense.adapter.blocks(self.walk.student)[self.block]
+        search = self.layer_search.search
+        block = self.layer_search.dense.adapter.blocks(self.layer_search.student)[self.block]
         parameters = list(block.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=search.lr, weight_decay=0.0)
         noise = torch.Generator().manual_seed(search.seed * 1_000 + self.block)
-        prefix = self.walk.features.prefix
-        with _learning(self.walk.student, parameters):
+        prefix = self.layer_search.features.prefix
+        with _train_only(self.layer_search.student, parameters):
             for _ in range(search.epochs):
                 for number in torch.randperm(len(self.entering), generator=noise).tolist():
-                    step = Step(self.block, self.rows, prefix + count)
-                    tokens = self.model.run(step, self.entering[number])
-                    off = self._next(count, tokens) - self.taught[number]
+                    step = BlockStep(self.block, self.rows, prefix + count)
+                    tokens = self.model.run_block(step, self.entering[number])
+                    off = self._next_features(count, tokens) - self.targets[number]
                     loss = off.square().mean()
                     if not bool(loss.isfinite()):
                         raise Diverged(
@@ -301,18 +320,18 @@ class _Trial:
                     loss.backward()
                     nn.utils.clip_grad_norm_(parameters, 1.0)
                     optimizer.step()
-        self.errors, self._left = {}, None
+        self.errors, self._block_outputs = {}, None
 
-    def _next(self, count: int, tokens: Tokens) -> Tensor:
+    def _next_features(self, count: int, tokens: Tokens) -> Tensor:
         """The features that the next block gives out, of `count` rows of these tokens."""
         if tokens.patches > count:
-            tokens = self.walk.reduction(self.model, count, tokens).apply(tokens)
-        step = self.walk.step(self.found, self.block + 1, tokens)
-        return self.model.run(step, tokens).x
+            tokens = self.layer_search.reduction(self.model, count, tokens).apply(tokens)
+        step = self.layer_search.step(self.found, self.block + 1, tokens)
+        return self.model.run_block(step, tokens).x
 
 
 @contextlib.contextmanager
-def _learning(host: nn.Module, parameters: Sequence[nn.Parameter]) -> Any:
+def _train_only(host: nn.Module, parameters: Sequence[nn.Parameter]) -> Any:
     """While it lasts, these parameters of the host take gradients, and no others do."""
     before = [(each, each.requires_grad) for each in host.parameters()]
     chosen = set(parameters)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerResult:
     """What was found for one block.
 
     Attributes:
@@ -27,7 +27,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Found:
+class PatchSlimmingResult:
     """The pyramid as far as it is known: from the last block down to `layers[-1].block`.
 
     Attributes:
@@ -36,7 +36,7 @@ class Found:
     """
 
     cells: tuple[int, ...]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerResult, ...] = ()
 
     def kept(self) -> dict[int, int]:
         """Patch rows that each block searched so far gives out."""
@@ -47,10 +47,10 @@ class Found:
         return asdict(self)
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Found:
+    def from_json(data: Mapping[str, Any]) -> PatchSlimmingResult:
         """What `to_json` gave."""
         layers = tuple(
-            Layer(**{**each, "curve": tuple((int(n), float(e)) for n, e in each["curve"])})
+            LayerResult(**{**each, "curve": tuple((int(n), float(e)) for n, e in each["curve"])})
             for each in data["layers"]
         )
-        return Found(tuple(data["cells"]), layers)
+        return PatchSlimmingResult(tuple(data["cells"]), layers)

@@ -18,11 +18,11 @@ from patchslim.cli.main import main
 from patchslim.data.hf_dataset import Dataset, is_dataset
 from patchslim.data.images import Images
 from patchslim.errors import BadData, MissingExtra, WrongInput
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.training.config import Course
-from patchslim.training.loader import Feed
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.training.config import TrainConfig
+from patchslim.training.loader import TrainingLoader
 
-PREPARED = Preparation(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+PREPARED = Preprocessing(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 LABELS = [2, 0, 1, 1, 0]
 
 
@@ -90,7 +90,7 @@ def test_rows_give_what_files_give(rows, saved, wanted, name):
     source = rows if name == "object" else saved / name
     images = Dataset(source, prepared=PREPARED, batch=2)
     assert len(images) == 3
-    assert images.labelled
+    assert images.has_labels
     assert [len(pixels) for pixels, _ in images] == [2, 2, 1]
     for _ in range(2):
         pixels, labels = everything(images)
@@ -103,7 +103,7 @@ def test_any_row_by_its_place_also_in_a_copy(rows, saved, name):
     images = Dataset(rows if name == "object" else saved / name, prepared=PREPARED, limit=3)
     assert images.count == 3
     for each in (images, pickle.loads(pickle.dumps(images))):
-        picture = each.picture_of(2)
+        picture = each.load_image(2)
         with Image.open(io.BytesIO(encoded(3))) as wanted:
             assert picture.tobytes() == wanted.tobytes()
         assert (each.name_of(2), each.label_of(2)) == ("row 3", 1)
@@ -112,7 +112,9 @@ def test_any_row_by_its_place_also_in_a_copy(rows, saved, name):
 
 def test_a_feed_reads_rows_in_other_processes_too(rows):
     images = Dataset(rows, prepared=PREPARED)
-    steps = [Feed(images, Course(batch=4, steps=3, workers=n)).steps() for n in (0, 1)]
+    steps = [
+        TrainingLoader(images, TrainConfig(batch=4, steps=3, workers=n)).steps() for n in (0, 1)
+    ]
     for (here,), (there,) in zip(*steps, strict=True):
         assert torch.equal(here.images, there.images)
         assert [LABELS[int(name[-1])] for name in there.names] == there.labels.tolist()
@@ -169,7 +171,7 @@ def test_columns(rows):
     assert everything(Dataset(rows, prepared=PREPARED, label=None))[1] is None
     assert everything(Dataset.for_host(host(), other, prepared=PREPARED))[1] == LABELS
     bare = Dataset.for_host(host(), rows.remove_columns("label"), prepared=PREPARED)
-    assert not bare.labelled
+    assert not bare.has_labels
 
 
 def test_labels_are_whole_numbers_or_none_are_known(hf, rows):
@@ -195,7 +197,7 @@ def test_a_format_of_the_owner_is_left_alone(rows, wanted):
 def test_labels_that_cannot_be_the_hosts_are_left_out_with_a_warning(rows):
     with pytest.warns(UserWarning, match="3 classes and the model 7"):
         images = Dataset.for_host(host(7), rows, prepared=PREPARED)
-    assert not images.labelled
+    assert not images.has_labels
 
 
 def test_a_slimmed_model_is_measured_on_it(rows):

@@ -10,23 +10,20 @@ from timm.models.levit import Levit
 from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
+from child_process import run_in_process
 from patchslim.architectures.evo_levit import EvoLevit
 from patchslim.errors import WrongInput
-from patchslim.report.patch_maps import (
-    CAPTION,
-    PAPER,
-    TINT,
-    Fate,
-    Survival,
+from patchslim.report.patch_maps import Fate, PatchMap, _make_patch_maps, trace_patches
+from patchslim.report.patch_pictures import (
+    BACKGROUND,
+    CAPTION_HEIGHT,
+    GROUP_TINT,
     _caption,
-    _survivals,
-    _tints,
-    draw,
-    png,
-    survivors,
+    _cell_tints,
+    draw_patches,
+    encode_png,
 )
 from patchslim.tokens.tokens import Tokens
-from process import within
 
 GREY = 200
 PATCH = 48  # pixels of a drawn cell, of images of 4 * 4
@@ -49,7 +46,7 @@ def images():
 def drawn(survival, pixels=None):
     """The panel of one survival, on grey unless told otherwise."""
     pixels = np.full((32, 32, 3), GREY, np.uint8) if pixels is None else pixels
-    shown = np.asarray(draw(pixels, [survival])).astype(int)
+    shown = np.asarray(draw_patches(pixels, [survival])).astype(int)
     side = (shown.shape[1] - 8) // 2
     return shown[:side, side + 8 :]
 
@@ -59,7 +56,7 @@ def survival(into, grid=(4, 4), joined=Fate.MERGED):
     fates = [
         Fate.DROPPED if head < 0 else joined if into.count(head) > 1 else Fate.SELF for head in into
     ]
-    return Survival(2, grid, tuple(fates), tuple(into))
+    return PatchMap(2, grid, tuple(fates), tuple(into))
 
 
 def patch(panel, cell):
@@ -81,7 +78,7 @@ INTO = [5, 5, 2, -1, 5, 5, 6, 7, 8, 9, 10, 10, 12, 13, 14, 5]
 def test_every_cell_has_a_fate_and_the_counts_add_up(host, images):
     for method in ("tome", "evit", "topk", "random"):
         slim = patchslim.slim(host, method, keep=0.5)
-        for image in survivors(slim, images, blocks=range(4)):
+        for image in trace_patches(slim, images, blocks=range(4)):
             for survival, rows in zip(image, slim.counts(), strict=True):
                 assert len(survival.fate) == len(survival.into) == 16
                 assert survival.left == rows - 1
@@ -93,7 +90,7 @@ def test_every_cell_has_a_fate_and_the_counts_add_up(host, images):
 def test_fates_are_those_of_the_method(host, images):
     def fates(method):
         slim = patchslim.slim(host, method, keep=0.5)
-        return set(survivors(slim, images, blocks=[3])[0][0].fate)
+        return set(trace_patches(slim, images, blocks=[3])[0][0].fate)
 
     assert fates("tome") == {Fate.SELF, Fate.MERGED}
     assert fates("topk") == {Fate.SELF, Fate.DROPPED}
@@ -103,7 +100,7 @@ def test_fates_are_those_of_the_method(host, images):
 
 def test_merged_cells_point_at_one_cell_of_their_group(host, images):
     slim = patchslim.slim(host, "tome", r=3)
-    (survival,) = survivors(slim, images, blocks=[2])[1]
+    (survival,) = trace_patches(slim, images, blocks=[2])[1]
     for cell, into in enumerate(survival.into):
         assert survival.into[into] == into
         if survival.fate[cell] is Fate.MERGED:
@@ -113,7 +110,7 @@ def test_merged_cells_point_at_one_cell_of_their_group(host, images):
 def test_pictures_leave_the_host_as_it_was(host, images):
     slim = patchslim.slim(host, "tome", r=3)
     host.train()
-    survivors(slim, images)
+    trace_patches(slim, images)
     assert host.training
     host.eval()
 
@@ -122,12 +119,12 @@ def test_blocks_that_do_not_exist_are_refused(host, images):
     slim = patchslim.slim(host, "tome", r=3)
     for blocks in ([4], [-1], []):
         with pytest.raises(WrongInput, match="blocks 0 to 3"):
-            survivors(slim, images, blocks=blocks)
+            trace_patches(slim, images, blocks=blocks)
 
 
 def test_drawing_darkens_what_is_dropped_and_keeps_what_survives(host, images):
     slim = patchslim.slim(host, "topk", keep=0.5)
-    (after,) = survivors(slim, images, blocks=[3])[0]
+    (after,) = trace_patches(slim, images, blocks=[3])[0]
     panel = drawn(after)
     for cell, fate in enumerate(after.fate):
         shown = patch(panel, cell)
@@ -157,12 +154,12 @@ def test_the_image_is_seen_through_the_tint():
     panel = drawn(survival(column), pixels)
     for cell in range(8):
         difference = plain(panel, cell) - plain(panel, cell + 8)
-        assert np.abs(difference - (1 - TINT) * GREY).max() <= 1
+        assert np.abs(difference - (1 - GROUP_TINT) * GREY).max() <= 1
 
 
 @pytest.mark.parametrize("width", range(1, 40))
 def test_neighbours_never_have_colours_alike(width):
-    tints = _tints((5, width)).reshape(5, width, 3)
+    tints = _cell_tints((5, width)).reshape(5, width, 3)
     for one, other in ((tints[1:], tints[:-1]), (tints[:, 1:], tints[:, :-1])):
         assert not one.size or np.abs(one - other).max(axis=2).min() > 50
 
@@ -209,8 +206,10 @@ def test_each_image_is_shown_with_its_own_count(host, images, method):
     images = images.clone()
     images[0, :, :, 8:] = images[0, :, :8, :8].repeat(1, 4, 3)  # most of one image is the same
     slim = patchslim.slim(host, method, keep=0.9, **ADAPTIVE[method])
-    lone = [survivors(slim, images[place : place + 1], blocks=range(4))[0] for place in range(2)]
-    assert survivors(slim, images, blocks=range(4)) == lone
+    lone = [
+        trace_patches(slim, images[place : place + 1], blocks=range(4))[0] for place in range(2)
+    ]
+    assert trace_patches(slim, images, blocks=range(4)) == lone
     traced = zip(*[tokens.lengths() for tokens in slim.trace(images)], strict=True)
     for image, rows in zip(lone, traced, strict=True):
         assert [after.left + 1 for after in image] == list(rows)
@@ -221,7 +220,7 @@ def test_each_image_is_shown_with_its_own_count(host, images, method):
 def test_methods_that_merge_by_threshold_drop_nothing(host, images):
     for method in ("similarity", "tome"):
         slim = patchslim.slim(host, method, **ADAPTIVE[method])
-        for (after,) in survivors(slim, images, blocks=[3]):
+        for (after,) in trace_patches(slim, images, blocks=[3]):
             assert Fate.DROPPED not in after.fate
             assert all(after.into[head] == head for head in after.into)
 
@@ -229,7 +228,7 @@ def test_methods_that_merge_by_threshold_drop_nothing(host, images):
 def test_the_count_of_an_adaptive_method_is_told_beside_its_cap(host, images):
     def captions(method, **settings):
         slim = patchslim.slim(host, method, at=(1,), **settings)
-        return [_caption(after) for (after,) in survivors(slim, images, blocks=[2])]
+        return [_caption(after) for (after,) in trace_patches(slim, images, blocks=[2])]
 
     assert captions("topk", keep=0.5) == ["after block 2: 8 left"] * 2
     assert captions("ats", keep=0.5, floor=8) == ["after block 2: 8 (cap 8)"] * 2
@@ -238,19 +237,21 @@ def test_the_count_of_an_adaptive_method_is_told_beside_its_cap(host, images):
 
 def test_pictures_of_any_shape(host, images):
     slim = patchslim.slim(host, "tome", r=3)
-    survivals = survivors(slim, images)[0]
+    survivals = trace_patches(slim, images)[0]
     for size in ((33, 47), (200, 300), (4, 4)):
-        picture = draw(np.zeros((*size, 3), np.uint8), survivals)
-        assert png(picture).startswith(b"\x89PNG")
+        picture = draw_patches(np.zeros((*size, 3), np.uint8), survivals)
+        assert encode_png(picture).startswith(b"\x89PNG")
     with pytest.raises(WrongInput, match="uint8"):
-        draw(np.zeros((32, 32, 3), np.float32), survivals)
+        draw_patches(np.zeros((32, 32, 3), np.float32), survivals)
     with pytest.raises(WrongInput, match="uint8"):
-        draw(np.zeros((32, 32), np.uint8), survivals)
+        draw_patches(np.zeros((32, 32), np.uint8), survivals)
 
 
 def test_packed_tokens_have_no_grid_to_show(images):
     with pytest.raises(WrongInput, match="trace them"):
-        _survivals(Tokens(x=torch.zeros(1, 5, 4), prefix=1, grid=(2, 2)), 0, None, fuses=False)
+        _make_patch_maps(
+            Tokens(x=torch.zeros(1, 5, 4), prefix=1, grid=(2, 2)), 0, None, fuses=False
+        )
 
 
 # --- patches that wait, and what is remembered of them
@@ -264,21 +265,21 @@ def evo(host, **settings):
 def under(picture, column):
     """The panel of heat in a column."""
     shown = np.asarray(picture).astype(int)
-    side = shown.shape[0] // 2 - CAPTION
+    side = shown.shape[0] // 2 - CAPTION_HEIGHT
     left = column * (side + 8)
-    return shown[side + CAPTION : 2 * side + CAPTION, left : left + side]
+    return shown[side + CAPTION_HEIGHT : 2 * side + CAPTION_HEIGHT, left : left + side]
 
 
 @pytest.mark.parametrize("representative", [True, False])
 def test_what_goes_on_and_what_waits_is_the_whole_grid(host, images, representative):
     slim = evo(host, representative=representative)
     traced = slim.trace(images)
-    for place, image in enumerate(survivors(slim, images, blocks=range(4))):
+    for place, image in enumerate(trace_patches(slim, images, blocks=range(4))):
         assert [after.waiting for after in image] == [0, 8, 8, 8]
         assert [after.left + 1 for after in image] == list(slim.counts())
         for after, tokens in zip(image[1:], traced[1:], strict=True):
             assert after.slow + after.waiting == 16
-            slow = set(tokens.parked.kept[place].tolist())
+            slow = set(tokens.deferred.kept[place].tolist())
             for cell, (fate, into) in enumerate(zip(after.fate, after.into, strict=True)):
                 assert fate is (Fate.SELF if cell in slow else Fate.WAITING)
                 assert into == cell if cell in slow else into not in slow
@@ -286,7 +287,7 @@ def test_what_goes_on_and_what_waits_is_the_whole_grid(host, images, representat
 
 
 def test_what_waits_is_veiled_and_what_goes_on_is_clear(host, images):
-    (after,) = survivors(evo(host), images, blocks=[3])[0]
+    (after,) = trace_patches(evo(host), images, blocks=[3])[0]
     panel = drawn(after)
     for cell, fate in enumerate(after.fate):
         red, _, blue = np.moveaxis(patch(panel, cell), 2, 0)
@@ -298,7 +299,7 @@ def test_what_waits_is_veiled_and_what_goes_on_is_clear(host, images):
 
 
 def test_the_image_is_seen_through_the_veil(host, images):
-    (after,) = survivors(evo(host), images, blocks=[3])[0]
+    (after,) = trace_patches(evo(host), images, blocks=[3])[0]
     (dark, *_), (light, *_) = (
         [patch(drawn(after, pixels), cell) for cell in range(16) if after.fate[cell] == 4]
         for pixels in (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
@@ -310,7 +311,7 @@ def test_the_image_is_seen_through_the_veil(host, images):
 def test_by_itself_the_picture_shows_where_a_method_decides_that_has_rows_wait(host, images):
     def shown(method, at):
         slim = patchslim.slim(host, method, keep_rate=0.5, at=at)
-        return [after.block for after in survivors(slim, images)[0]]
+        return [after.block for after in trace_patches(slim, images)[0]]
 
     assert shown("evo", (1, 2)) == [1, 2]
     assert shown("evo", (2,)) == [2]
@@ -318,9 +319,9 @@ def test_by_itself_the_picture_shows_where_a_method_decides_that_has_rows_wait(h
 
 
 def test_heat_is_what_the_last_decision_was_made_by(host, images):
-    for image, after in zip(images, survivors(evo(host), images, blocks=[2, 3]), strict=True):
+    for image, after in zip(images, trace_patches(evo(host), images, blocks=[2, 3]), strict=True):
         assert after[0].heat == after[1].heat
-        lone = survivors(evo(host), image[None], blocks=[2])[0][0]
+        lone = trace_patches(evo(host), image[None], blocks=[2])[0][0]
         assert torch.allclose(torch.tensor(after[0].heat), torch.tensor(lone.heat), atol=1e-6)
         hottest = torch.tensor(after[0].heat).topk(8).indices
         slow = {cell for cell, fate in enumerate(after[0].fate) if fate is Fate.SELF}
@@ -330,16 +331,18 @@ def test_heat_is_what_the_last_decision_was_made_by(host, images):
 def test_heat_is_in_the_order_of_the_grid_whatever_the_rows_are():
     origin = torch.tensor([[1, -1, 0, 1]])
     tokens = Tokens(x=torch.zeros(1, 3, 4), prefix=1, grid=(2, 2), origin=origin)
-    (after,) = _survivals(tokens, 0, None, fuses=False)
+    (after,) = _make_patch_maps(tokens, 0, None, fuses=False)
     assert after.heat is None
-    (after,) = _survivals(tokens.remembering(torch.tensor([[3.0, 5.0]])), 0, None, fuses=False)
+    (after,) = _make_patch_maps(
+        tokens.with_memory(torch.tensor([[3.0, 5.0]])), 0, None, fuses=False
+    )
     assert after.heat == (5.0, 0.0, 3.0, 5.0)
 
 
 def test_the_brightest_patch_of_the_lower_panel_is_the_hottest(host, images):
     pixels = np.full((32, 32, 3), GREY, np.uint8)
-    after = survivors(evo(host), images, blocks=[0, 1, 3])[1]
-    picture = draw(pixels, after)
+    after = trace_patches(evo(host), images, blocks=[0, 1, 3])[1]
+    picture = draw_patches(pixels, after)
     for column, one in enumerate(after, 1):
         panel = under(picture, column)
         cells = [patch(panel, cell) for cell in range(16)]
@@ -353,21 +356,25 @@ def test_the_brightest_patch_of_the_lower_panel_is_the_hottest(host, images):
 
 def test_there_are_lower_panels_only_where_something_is_remembered(host, images):
     pixels = np.full((32, 32, 3), GREY, np.uint8)
-    cold = survivors(patchslim.slim(host, "tome", r=3), images, blocks=[3])[0]
-    warm = survivors(evo(host), images, blocks=[3])[0]
-    height = draw(pixels, cold).height
-    assert draw(pixels, warm).height == draw(pixels, [*cold, *warm]).height == 2 * height
-    assert (under(draw(pixels, [*cold, *warm]), 1) == PAPER).all()
-    same = Survival(0, (4, 4), (Fate.SELF,) * 16, tuple(range(16)), heat=(0.5,) * 16)
-    assert len(np.unique(under(draw(pixels, [same]), 1).reshape(-1, 3), axis=0)) == 1
+    cold = trace_patches(patchslim.slim(host, "tome", r=3), images, blocks=[3])[0]
+    warm = trace_patches(evo(host), images, blocks=[3])[0]
+    height = draw_patches(pixels, cold).height
+    assert (
+        draw_patches(pixels, warm).height
+        == draw_patches(pixels, [*cold, *warm]).height
+        == 2 * height
+    )
+    assert (under(draw_patches(pixels, [*cold, *warm]), 1) == BACKGROUND).all()
+    same = PatchMap(0, (4, 4), (Fate.SELF,) * 16, tuple(range(16)), heat=(0.5,) * 16)
+    assert len(np.unique(under(draw_patches(pixels, [same]), 1).reshape(-1, 3), axis=0)) == 1
 
 
 def test_captions_say_how_many_go_on_and_wait_and_fit_their_panels(host, images):
-    (after,) = survivors(evo(host), images, blocks=[3])[0]
+    (after,) = trace_patches(evo(host), images, blocks=[3])[0]
     assert _caption(after) == "after block 3: 8 slow, 8 wait"
-    long = Survival(11, (24, 24), (Fate.WAITING,) * 300 + (Fate.SELF,) * 276, tuple(range(576)))
-    shown = np.asarray(draw(np.full((176, 176, 3), GREY, np.uint8), [long])).astype(int)
-    letters = np.abs(shown[-CAPTION:] - PAPER).max(axis=(0, 2)) > 30
+    long = PatchMap(11, (24, 24), (Fate.WAITING,) * 300 + (Fate.SELF,) * 276, tuple(range(576)))
+    shown = np.asarray(draw_patches(np.full((176, 176, 3), GREY, np.uint8), [long])).astype(int)
+    letters = np.abs(shown[-CAPTION_HEIGHT:] - BACKGROUND).max(axis=(0, 2)) > 30
     assert letters[176 + 8 + 40 : -40].any()
     assert not letters[150 : 176 + 8].any()
 
@@ -388,7 +395,7 @@ def test_in_a_pyramid_each_panel_has_the_grid_of_its_stage(kind, method):
     images = torch.randn(2, 3, 128, 128)
     grids = [(8, 8)] * 3 + [(4, 4)] * 3 + [(2, 2)] * 3
     prefix = slim.shape().prefix
-    for image in survivors(slim, images, blocks=range(9)):
+    for image in trace_patches(slim, images, blocks=range(9)):
         assert [after.grid for after in image] == grids
         assert [after.left + prefix for after in image] == list(slim.counts())
         for after in image:
@@ -398,7 +405,7 @@ def test_in_a_pyramid_each_panel_has_the_grid_of_its_stage(kind, method):
             assert not after.waiting or after.slow + after.waiting == cells
     waiting = [after.waiting for after in image]
     assert waiting == ([0, 32, 32, 0, 8, 8, 0, 0, 0] if method == "evo" else [0] * 9)
-    picture = draw(np.full((128, 128, 3), GREY, np.uint8), image)
+    picture = draw_patches(np.full((128, 128, 3), GREY, np.uint8), image)
     assert picture.width == 10 * (256 + 8) - 8
     assert _caption(image[3], several=True) == "after block 3: 16 of 16 left"
 
@@ -408,14 +415,14 @@ def test_the_command_shows_what_waits(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "cat.png")
     command = ["show", "test_vit", tmp_path / "cat.png", "--method", "evo"]
     command += ["--out", tmp_path / "slow.png"]
-    ended = within(*command, "--keep-rate", 0.5, "--at", "2,4")
+    ended = run_in_process(*command, "--keep-rate", 0.5, "--at", "2,4")
     assert ended.code == 0
     assert "after block 2: 50 patches slow, 50 wait\nafter block 4: 50 patches" in ended.out
-    told = json.loads(within(*command, "--keep-rate", 0.5, "--at", "2,4", "--json").out)
+    told = json.loads(run_in_process(*command, "--keep-rate", 0.5, "--at", "2,4", "--json").out)
     assert (told["left"], told["waiting"]) == ({"2": 51, "4": 51}, {"2": 50, "4": 50})
     with Image.open(tmp_path / "slow.png") as picture:
         shown = np.asarray(picture).astype(int)
-    side = shown.shape[0] // 2 - CAPTION
+    side = shown.shape[0] // 2 - CAPTION_HEIGHT
     assert shown.shape[1] == 3 * (side + 8) - 8
     image, panel = shown[:side, :side], shown[:side, side + 8 : 2 * side + 8]
     clear = (image == panel).all(axis=2).reshape(10, side // 10, 10, side // 10).all(axis=(1, 3))

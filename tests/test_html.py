@@ -10,11 +10,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.measurement.measure import measure
-from patchslim.report.charts import by_method
-from patchslim.report.html import Picture, headline, page
-from patchslim.report.patch_maps import draw, png, survivors
+from patchslim.report.charts import group_by_method
+from patchslim.report.html import Picture, headline, render_page
+from patchslim.report.patch_maps import trace_patches
+from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.row import Estimate
-from patchslim.report.svg import Axis, Line, Point, chart
+from patchslim.report.svg import Axis, Line, Point, draw_chart
 
 VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
 
@@ -71,11 +72,11 @@ def report(host, images):
 def strip(host, images):
     slim = patchslim.slim(host, "tome", r=3)
     pixels = np.zeros((32, 32, 3), np.uint8)
-    return Picture("tome <3>", png(draw(pixels, survivors(slim, images)[0])))
+    return Picture("tome <3>", encode_png(draw_patches(pixels, trace_patches(slim, images)[0])))
 
 
 def test_page_is_one_whole_file(report, strip):
-    text = page(report, [strip], notes=["take <care>"])
+    text = render_page(report, [strip], notes=["take <care>"])
     read = Reader(text)
     assert not read.open
     assert all(load.startswith("data:image/png;base64,") for load in read.loads)
@@ -88,7 +89,7 @@ def test_page_is_one_whole_file(report, strip):
 
 
 def test_page_shows_every_number_and_the_certificate(report):
-    read = Reader(page(report))
+    read = Reader(render_page(report))
     for row in report.rows:
         for cell in report.cells(row):
             assert cell in read.text
@@ -100,7 +101,7 @@ def test_page_shows_every_number_and_the_certificate(report):
 
 
 def test_notes_and_captions_are_text_not_markup(report, strip):
-    text = page(replace(report, title="a <b> & c"), [strip], notes=["<script>x</script>"])
+    text = render_page(replace(report, title="a <b> & c"), [strip], notes=["<script>x</script>"])
     assert "<script>" not in text
     assert "tome &lt;3&gt;" in text
     assert "a &lt;b&gt; &amp; c" in text
@@ -108,16 +109,16 @@ def test_notes_and_captions_are_text_not_markup(report, strip):
 
 def test_page_of_costs_alone(host):
     report = measure(patchslim.slim(host, "tome", macs=0.7), repeats=2, batch=1)
-    read = Reader(page(report))
+    read = Reader(render_page(report))
     assert not read.open
     assert "costs alone" in read.text
     assert "Which patches survive" not in read.text
     bare = measure(patchslim.slim(host, "tome", macs=0.7), repeats=0)
-    assert "What it costs" not in Reader(page(bare)).text
+    assert "What it costs" not in Reader(render_page(bare)).text
 
 
 def test_lines_go_by_method_and_random_has_its_own(report):
-    curves = by_method(report)
+    curves = group_by_method(report)
     assert set(curves) == {"tome", "topk", "random"}
     assert [row.name for row in curves["tome"]] == ["tome 0.8", "tome 0.6"]
     assert [row.name for row in curves["random"]] == ["random 0.8", "random 0.6"]
@@ -125,7 +126,7 @@ def test_lines_go_by_method_and_random_has_its_own(report):
 
 def test_lines_of_random_baselines_where_it_has_no_budgets(host):
     report = measure({"tome": patchslim.slim(host, "tome", macs=0.7)}, repeats=0)
-    assert [row.name for row in by_method(report)["random"]] == ["random/tome"]
+    assert [row.name for row in group_by_method(report)["random"]] == ["random/tome"]
 
 
 def test_headline_names_the_cheapest_that_is_close(report):
@@ -156,7 +157,7 @@ def test_axes_have_round_ticks_inside():
 def test_chart_keeps_points_inside_its_frame():
     points = tuple(Point(x / 10, x * x, 0, 200, f"p{x}") for x in range(1, 10))
     x, y = Axis.linear("x", [p.x for p in points]), Axis.linear("y", [p.y for p in points])
-    text = chart("squares", x, y, [Line(f"c{n}", points) for n in range(8)])
+    text = draw_chart("squares", x, y, [Line(f"c{n}", points) for n in range(8)])
     read = Reader(text)
     assert not read.open
     assert "p9" in read.text

@@ -7,37 +7,37 @@ import torch
 from torch import nn
 
 import patchslim
-from patchslim.methods._method import Place, Reducer
+from patchslim.methods._method import Method, Place
 from patchslim.model.model import SlimModel
 from patchslim.tokens.reduction import Keep, Mask, Merge
 
 
-def slimmed(host, reducer, schedule, tail="full"):
+def slim_unchecked(host, method, schedule, tail="full"):
     """The slim model itself, without the checks of `slim`."""
-    return SlimModel(host, patchslim.find_adapter(host), reducer, schedule, tail)
+    return SlimModel(host, patchslim.find_adapter(host), method, schedule, tail)
 
 
-def norms(tokens):
+def row_norms(tokens):
     """How long the features of each patch row are."""
     return tokens.x[:, tokens.prefix :].norm(dim=2)
 
 
-class Longest(Reducer):
+class KeepLongest(Method):
     """Keeps the longest rows, and looks at nothing but the tokens."""
 
     def choose(self, tokens, signals, keep):
-        return Keep(norms(tokens).topk(keep, dim=1).indices)
+        return Keep(row_norms(tokens).topk(keep, dim=1).indices)
 
 
-class LongestBefore(Longest):
+class KeepLongestBefore(KeepLongest):
     place: ClassVar[Place] = Place.BEFORE_BLOCK
 
 
-class LongestOnQueries(Longest):
+class KeepLongestOnQueries(KeepLongest):
     place: ClassVar[Place] = Place.ON_QUERIES
 
 
-class AttentiveOnQueries(Reducer):
+class KeepAttendedOnQueries(Method):
     """Keeps the rows that the class token attends to most; only they ask."""
 
     place: ClassVar[Place] = Place.ON_QUERIES
@@ -47,34 +47,34 @@ class AttentiveOnQueries(Reducer):
         return Keep(signals.class_attention().topk(keep, dim=1).indices)
 
     def macs(self, rows, prefix, block):
-        return block.map_row(rows) + prefix * block.q
+        return block.attention_row_macs(rows) + prefix * block.q
 
 
-class Pairs(Reducer):
+class MergeShortest(Method):
     """Merges the shortest rows, the first of them into the longest and so on."""
 
     proportional = True
 
     def choose(self, tokens, signals, keep):
-        order = norms(tokens).argsort(dim=1, descending=True)
+        order = row_norms(tokens).argsort(dim=1, descending=True)
         gone = order[:, keep:]
         into = torch.arange(gone.shape[1], device=order.device) % keep
         return Merge(order[:, :keep], gone=gone, into=into.expand_as(gone))
 
 
-class PairsBefore(Pairs):
+class MergeShortestBefore(MergeShortest):
     place: ClassVar[Place] = Place.BEFORE_BLOCK
 
 
-class PairsOnMap(Pairs):
+class MergeShortestOnMap(MergeShortest):
     place: ClassVar[Place] = Place.ON_MAP
 
 
-class PairsOnQueries(Pairs):
+class MergeShortestOnQueries(MergeShortest):
     place: ClassVar[Place] = Place.ON_QUERIES
 
 
-class Predictor(Reducer):
+class Predictor(Method):
     """Scores rows by a layer of its own: masks softly while training, removes otherwise."""
 
     place: ClassVar[Place] = Place.BEFORE_BLOCK
@@ -94,27 +94,27 @@ class Predictor(Reducer):
         return (rows - prefix) * self.width
 
 
-class HardMask(Longest):
+class HardMask(KeepLongest):
     """Says of the longest rows that they live and of the others that they do not; removes none."""
 
     place: ClassVar[Place] = Place.BEFORE_BLOCK
 
     def choose(self, tokens, signals, keep):
-        length = norms(tokens)
+        length = row_norms(tokens)
         if tokens.alive is not None:
             length = length * tokens.alive
         kept = length.topk(keep, dim=1).indices
         return Mask(torch.zeros_like(length).scatter(1, kept, 1.0))
 
 
-class Enough(Reducer):
+class KeepAboveMean(Method):
     """Keeps the rows longer than the image's mean, a number of its own for each image."""
 
     place: ClassVar[Place] = Place.BEFORE_FEED
     adaptive = True
 
     def choose(self, tokens, signals, keep):
-        length = norms(tokens)
+        length = row_norms(tokens)
         keep = min(keep, tokens.patches)
         alive = torch.ones_like(length) if tokens.alive is None else tokens.alive.to(length)
         mean = (length * alive).sum(dim=1, keepdim=True) / alive.sum(dim=1, keepdim=True)
@@ -125,7 +125,7 @@ class Enough(Reducer):
 
 
 # Settings with which a method is another one in effect, and is put under the laws again.
-VARIANTS = {
+METHOD_VARIANTS = {
     "similarity": (
         {"threshold": 0.05, "floor": 0.0},
         {"threshold": 0.05, "floor": 0.1, "window": 2},
@@ -160,17 +160,17 @@ VARIANTS = {
 }
 
 
-def shipped():
+def shipped_methods():
     """Every method on disk as it comes, with each of its switches turned over, and its variants."""
-    for name in patchslim.reducer_names():
-        kind = patchslim.find_reducer(name)
+    for name in patchslim.method_names():
+        kind = patchslim.find_method(name)
         plain = kind().eval()
         yield pytest.param(plain, id=name)
         for setting, value in plain.settings().items():
             if isinstance(value, bool):
                 turned = kind(**{setting: not value}).eval()
                 yield pytest.param(turned, id=f"{name}-{setting}={not value}")
-        for settings in VARIANTS.get(name, ()):
+        for settings in METHOD_VARIANTS.get(name, ()):
             told = ",".join(f"{key}={value}" for key, value in settings.items())
             yield pytest.param(kind(**settings).eval(), id=f"{name}-{told}")
 
@@ -178,15 +178,15 @@ def shipped():
 def all_toys():
     """The toys that remove rows when they are not training."""
     for kind in (
-        LongestBefore,
-        Longest,
-        LongestOnQueries,
-        AttentiveOnQueries,
-        PairsBefore,
-        Pairs,
-        PairsOnQueries,
-        PairsOnMap,
+        KeepLongestBefore,
+        KeepLongest,
+        KeepLongestOnQueries,
+        KeepAttendedOnQueries,
+        MergeShortestBefore,
+        MergeShortest,
+        MergeShortestOnQueries,
+        MergeShortestOnMap,
         Predictor,
-        Enough,
+        KeepAboveMean,
     ):
         yield pytest.param(kind().eval(), id=kind.__name__)

@@ -7,22 +7,22 @@ import pytest
 import torch
 
 import patchslim
-from hosts import HOSTS
-from hugging import pixels, tiny_hf
+from hf_hosts import random_pixels, tiny_hf
 from patchslim.model.load import load
 from patchslim.schedules.macs import slim_macs
 from patchslim.tokens.attention import attention_bias
 from patchslim.tokens.packing import (
-    each_image,
-    packed,
-    padded,
-    ragged_attention,
-    reduced,
-    side_by_side,
+    pack,
+    packed_attention,
+    pad,
+    pad_heads,
+    pad_rows,
+    reduce_packed,
 )
 from patchslim.tokens.reduction import Keep, Merge
 from patchslim.tokens.tokens import Borders, Tokens
-from variants import images, tiny_vit
+from small_hosts import HOSTS
+from timm_variants import random_images, tiny_vit
 
 COUNTS = ([3, 1, 4], [1, 5], [5, 1, 1, 2], [1, 2, 1], [7, 6], [2, 12])
 EVEN = ([1, 1, 1], [4, 4], [3], [1])
@@ -74,14 +74,14 @@ def real(tokens, image, part):
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 def test_padding_undoes_packing(counts, prefix):
     start = side(counts, prefix, longest=max(counts) + 2)
-    one = packed(start)
+    one = pack(start)
     assert one.x.shape[:2] == (1, len(counts) * prefix + sum(counts))
     assert one.prefix == len(counts) * prefix
     assert one.patches == sum(counts)
     assert one.x.isfinite().all()
     assert one.lengths() == start.lengths() == [prefix + count for count in counts]
-    assert packed(one) is one
-    back = padded(one)
+    assert pack(one) is one
+    back = pad(one)
     assert back.x.isfinite().all()
     assert back.x.shape[:2] == (len(counts), prefix + max(counts))
     assert back.alive.sum(dim=1).tolist() == counts
@@ -92,7 +92,7 @@ def test_padding_undoes_packing(counts, prefix):
     for image in range(len(counts)):
         for part in ("x", "size", "position"):
             assert torch.equal(real(back, image, part), real(start, image, part)), part
-    again = packed(back)
+    again = pack(back)
     for part in ("x", "size", "position"):
         assert torch.equal(getattr(again, part), getattr(one, part)), part
 
@@ -101,7 +101,7 @@ def test_padding_undoes_packing(counts, prefix):
 @pytest.mark.parametrize("counts", EVEN, ids=str)
 def test_of_equal_numbers_only_the_padding_is_cut_off(counts, prefix):
     start = side(counts, prefix, longest=max(counts) + 3)
-    after = packed(start)
+    after = pack(start)
     assert after.borders is None
     assert after.alive is None
     assert after.x.shape[:2] == (len(counts), prefix + counts[0])
@@ -109,7 +109,7 @@ def test_of_equal_numbers_only_the_padding_is_cut_off(counts, prefix):
         whole = getattr(after, part)
         for image in range(len(counts)):
             assert torch.equal(whole[image], real(start, image, part)), part
-    assert padded(after) is after
+    assert pad(after) is after
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -117,7 +117,7 @@ def test_random_numbers_come_back_as_they_were(seed):
     noise = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 30, (1 + seed,), generator=noise).tolist()
     start = side(counts, seed % 3, sizes=seed % 2 == 0)
-    back = padded(packed(start))
+    back = pad(pack(start))
     assert (back.size is None) == (start.size is None)
     for image, count in enumerate(counts):
         assert torch.equal(back.x[image, : seed % 3 + count], real(start, image, "x"))
@@ -126,42 +126,42 @@ def test_random_numbers_come_back_as_they_were(seed):
 
 def test_what_has_no_padding_is_left_alone():
     start = Tokens(x=draw(2, 5, 8), prefix=1, grid=(2, 2))
-    assert packed(start) is start
-    assert padded(start) is start
+    assert pack(start) is start
+    assert pad(start) is start
     assert start.lengths() == [5, 5]
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_borders_lead_there_and_back(prefix):
     counts = [3, 1, 4]
-    borders = Borders.of(counts, prefix, torch.device("cpu"))
+    borders = Borders.from_counts(counts, prefix, torch.device("cpu"))
     every = torch.arange(3 * prefix + 8)
-    assert torch.equal(borders.order[borders.back], every)
-    assert torch.equal(borders.back[borders.order], every)
+    assert torch.equal(borders.order[borders.inverse_order], every)
+    assert torch.equal(borders.inverse_order[borders.order], every)
     image = torch.tensor([i for _ in range(prefix) for i in range(3)] + [0] * 3 + [1] + [2] * 4)
     wanted = [i for i, count in enumerate(counts) for _ in range(prefix + count)]
     assert image[borders.order].tolist() == wanted
-    assert borders.places(4).tolist() == [[0, 1, 2, 2], [3, 3, 3, 3], [4, 5, 6, 7]]
+    assert borders.padded_index(4).tolist() == [[0, 1, 2, 2], [3, 3, 3, 3], [4, 5, 6, 7]]
 
 
 def test_leading_rows_of_a_packed_batch_are_those_of_every_image():
     start = side([3, 1, 4], 2)
-    one = packed(start).leading(1)
+    one = pack(start).leading_rows(1)
     assert one.x.shape[1] == one.prefix == 3
     assert torch.equal(one.x[0], start.x[:, 0])
     assert one.lengths() == [5, 3, 6]
-    assert torch.equal(padded(one).x, start.x[:, :1])
+    assert torch.equal(pad(one).x, start.x[:, :1])
 
 
 def test_heads_of_packed_rows_come_side_by_side():
     start = side([3, 1, 4], 1)
-    one = packed(start)
+    one = pack(start)
     heads = one.x.unflatten(2, (2, 4)).transpose(1, 2)
-    got = each_image(heads, one.borders)
+    got = pad_heads(heads, one.borders)
     assert got.shape == (3, 2, 5, 4)
-    assert torch.equal(got.transpose(1, 2).flatten(2), padded(one).x)
-    assert torch.equal(side_by_side(one.x, one.borders), padded(one).x)
-    assert each_image(None, one.borders) is None
+    assert torch.equal(got.transpose(1, 2).flatten(2), pad(one).x)
+    assert torch.equal(pad_rows(one.x, one.borders), pad(one).x)
+    assert pad_heads(None, one.borders) is None
 
 
 # --- decisions about packed rows
@@ -197,10 +197,10 @@ def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
     begins, prefix, method, counts, left
 ):
     beside = side(counts, prefix)
-    beside = padded(packed(beside)) if len(set(counts)) > 1 else packed(beside)
+    beside = pad(pack(beside)) if len(set(counts)) > 1 else pack(beside)
     reduction = decided(counts, left, merges=method != "keep", weighed=method == "weighed merge")
-    wanted = packed(reduction.apply(beside))
-    got = reduced(packed(beside) if begins == "packed" else beside, reduction)
+    wanted = pack(reduction.apply(beside))
+    got = reduce_packed(pack(beside) if begins == "packed" else beside, reduction)
     assert got.prefix == wanted.prefix
     assert got.lengths() == wanted.lengths() == [prefix + count for count in left]
     assert (got.borders is None) == (wanted.borders is None)
@@ -212,17 +212,17 @@ def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
 @pytest.mark.parametrize("forgotten", [None, torch.ones(3, 4, dtype=torch.bool)], ids=str)
 def test_rows_of_the_next_image_are_not_taken_for_padding(forgotten):
     """A decision that says nothing of padding keeps what is really there."""
-    one = packed(side([4, 2, 3], 1))
+    one = pack(side([4, 2, 3], 1))
     kept = torch.arange(4).expand(3, -1)
-    got = reduced(one, Keep(kept, forgotten))
+    got = reduce_packed(one, Keep(kept, forgotten))
     assert got.lengths() == one.lengths()
     for part in ("x", "size", "position"):
         assert torch.equal(getattr(got, part), getattr(one, part))
 
 
 def test_images_laid_out_bare_have_no_features():
-    one = packed(side([3, 1, 4], 2))
-    bare, whole = padded(one, bare=True), padded(one)
+    one = pack(side([3, 1, 4], 2))
+    bare, whole = pad(one, bare=True), pad(one)
     assert bare.x.shape == whole.x.shape
     assert bare.x.isnan().all()
     assert torch.equal(bare.size, whole.size)
@@ -234,7 +234,7 @@ def test_images_laid_out_bare_have_no_features():
 
 def of_image(t, tokens, image):
     """Heads of the rows of one image (H, n, d), of packed rows or of images side by side."""
-    whole = each_image(t, tokens.borders) if tokens.borders is not None else t
+    whole = pad_heads(t, tokens.borders) if tokens.borders is not None else t
     return whole[image, :, : tokens.lengths()[image]]
 
 
@@ -248,9 +248,9 @@ def written_out(q, k, v, size):
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 def test_attention_stays_within_each_image(counts, prefix, proportional):
-    tokens = packed(side(counts, prefix))
+    tokens = pack(side(counts, prefix))
     qkv = tuple(draw(1, 2, tokens.x.shape[1], 4, seed=seed) for seed in (5, 6, 7))
-    got = ragged_attention(
+    got = packed_attention(
         qkv,
         queries=tokens,
         keys=tokens,
@@ -258,7 +258,7 @@ def test_attention_stays_within_each_image(counts, prefix, proportional):
         bias=attention_bias(tokens, proportional=proportional),
     )
     assert got.shape == qkv[0].shape
-    sizes = padded(tokens).size
+    sizes = pad(tokens).size
     for image, count in enumerate(counts):
         q, k, v = (of_image(t, tokens, image) for t in qkv)
         size = torch.ones(prefix + count, dtype=torch.float64)
@@ -272,11 +272,11 @@ def test_fewer_rows_may_ask_than_are_asked(asked):
     """Queries and keys are each packed or side by side, as in a method that decides on queries."""
     whole = side([5, 5, 5], 1)
     whole = Tokens(x=whole.x, prefix=1, grid=whole.grid, size=whole.size)
-    some = packed(side([2, 4, 1], 1))
+    some = pack(side([2, 4, 1], 1))
     queries, keys = (some, whole) if asked == "packed" else (whole, some)
     q = draw(queries.x.shape[0], 2, queries.x.shape[1], 4, seed=5)
     k, v = (draw(keys.x.shape[0], 2, keys.x.shape[1], 4, seed=seed) for seed in (6, 7))
-    got = ragged_attention(
+    got = packed_attention(
         (q, k, v),
         queries=queries,
         keys=keys,
@@ -284,7 +284,7 @@ def test_fewer_rows_may_ask_than_are_asked(asked):
         bias=attention_bias(keys, proportional=True),
     )
     assert got.shape == q.shape
-    sizes = padded(keys).size
+    sizes = pad(keys).size
     for image in range(3):
         count = keys.lengths()[image]
         size = torch.ones(count, dtype=torch.float64)
@@ -316,11 +316,11 @@ def same_however_it_is_run(model, x):
     """Asserts packed == padded == alone == another order, answers and costs; gives the counts."""
     logits = model.adapter.logits
     with torch.no_grad():
-        answer, costs = model.answer(x)
+        answer, costs = model.forward_with_costs(x)
         model.packs = False
-        beside, told = model.answer(x)
+        beside, told = model.forward_with_costs(x)
         model.packs = True
-        alone = [model.answer(image) for image in x.split(1)]
+        alone = [model.forward_with_costs(image) for image in x.split(1)]
         turned = logits(model(x.flip(0))).flip(0)
     assert costs == told == [cost for _, (cost,) in alone]
     wanted = logits(answer)
@@ -345,7 +345,7 @@ SUITED = [
 @pytest.mark.parametrize(("method", "name"), SUITED)
 def test_timm_hosts_packed_padded_alone(method, name):
     made, tail = HOSTS[name].build(), "full" if "average" in name else "exact"
-    rows = same_however_it_is_run(model_of(made, method, tail=tail), mixed(images(made, 5)))
+    rows = same_however_it_is_run(model_of(made, method, tail=tail), mixed(random_images(made, 5)))
     assert len(set(rows)) > 1, rows
 
 
@@ -357,14 +357,14 @@ FACES = ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher",
 @pytest.mark.parametrize("label", FACES)
 def test_transformers_hosts_packed_padded_alone(label, method):
     made = tiny_hf(label)
-    rows = same_however_it_is_run(model_of(made, method), mixed(pixels(made, 5)))
+    rows = same_however_it_is_run(model_of(made, method), mixed(random_pixels(made, 5)))
     assert len(set(rows)) > 1, rows
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_image_and_equal_images(method):
     made = tiny_vit()
-    model, x = model_of(made, method), images(made, 1)
+    model, x = model_of(made, method), random_images(made, 1)
     same_however_it_is_run(model, x)
     rows = same_however_it_is_run(model, x.expand(4, -1, -1, -1))
     assert len(set(rows)) == 1
@@ -374,7 +374,7 @@ def test_one_image_and_equal_images(method):
 def test_rows_that_the_host_returns_are_the_same_too(method):
     """With a map back to the pixels nothing is packed, and what comes out has the dense shape."""
     made = tiny_hf("ViTModel")
-    model, x = model_of(made, method), mixed(pixels(made, 3))
+    model, x = model_of(made, method), mixed(random_pixels(made, 3))
     with torch.no_grad():
         together = model(x).last_hidden_state
         alone = torch.cat([model(image).last_hidden_state for image in x.split(1)])
@@ -387,15 +387,15 @@ def test_rows_that_the_host_returns_are_the_same_too(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_cost_of_an_image_is_that_of_the_rows_it_kept(method, tail):
     made = tiny_vit()
-    model, x = model_of(made, method, tail=tail), mixed(images(made, 4))
+    model, x = model_of(made, method, tail=tail), mixed(random_images(made, 4))
     with torch.no_grad():
         traced = [tokens.lengths() for tokens in model.trace(x)]
         costs = model.macs_of(x)
     for image, cost in enumerate(costs):
         counts = [lengths[image] for lengths in traced]
-        named = model.named(3)
+        named = model.scheduled_blocks(3)
         exact = tail == "exact"
-        wanted = slim_macs(model.shape(), model.reducer, counts, tail=exact, named=named)
+        wanted = slim_macs(model.shape(), model.method, counts, tail=exact, named=named)
         assert cost == wanted
         assert cost.total <= model.macs().total
         assert cost.choosing > 0 or method == "duplicates"
@@ -404,7 +404,7 @@ def test_the_cost_of_an_image_is_that_of_the_rows_it_kept(method, tail):
 def test_an_image_that_keeps_all_costs_the_cap_and_no_more():
     made = tiny_vit()
     model = patchslim.slim(made, "similarity", keep_rate=0.7, at=(0, 1), threshold=1e-9)
-    assert {cost.total for cost in model.macs_of(images(made, 4))} == {model.macs().total}
+    assert {cost.total for cost in model.macs_of(random_images(made, 4))} == {model.macs().total}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -416,10 +416,10 @@ def test_a_saved_model_answers_the_same(method, tmp_path):
     model, x = model_of(made, method), mixed(draw(4, 3, 32, 32, dtype=torch.float32))
     model.save(tmp_path / "saved")
     again = load(tmp_path / "saved")
-    assert again.reducer.settings() == model.reducer.settings()
-    assert again.reducer.adaptive
+    assert again.method.settings() == model.method.settings()
+    assert again.method.adaptive
     with torch.no_grad():
-        (wanted, costs), (got, told) = model.answer(x), again.answer(x)
+        (wanted, costs), (got, told) = model.forward_with_costs(x), again.forward_with_costs(x)
     assert torch.equal(got, wanted)
     assert told == costs
 
@@ -427,24 +427,24 @@ def test_a_saved_model_answers_the_same(method, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_in_training_nothing_is_packed_and_gradients_are_finite(method):
     made = tiny_vit()
-    model, x = model_of(made, method).train(), mixed(images(made, 4))
+    model, x = model_of(made, method).train(), mixed(random_images(made, 4))
     tokens = model.embed(x, {}, track=False)
-    for step in model.steps(tokens, tail="full"):
-        tokens = model.run(step, tokens)
+    for step in model.block_steps(tokens, tail="full"):
+        tokens = model.run_block(step, tokens)
         assert tokens.borders is None
         assert tokens.x.shape[0] == 4
     model(x).square().sum().backward()
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    learned = model.learn(x, tail="full")
+    learned = model.forward_training(x, tail="full")
     assert learned.output.isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_of_an_image_do_not_depend_on_its_batch(method):
     made = tiny_vit()
-    model, x = model_of(made, method).train(), mixed(images(made, 3))
+    model, x = model_of(made, method).train(), mixed(random_images(made, 3))
     together, alone = x.clone().requires_grad_(), x.clone().requires_grad_()
     model(together).square().sum().backward()
     for image in alone.split(1):
@@ -457,7 +457,7 @@ def test_gradients_of_an_image_do_not_depend_on_its_batch(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_model_answers_as_it_does_uncompiled(method):
     made = tiny_vit()
-    model, x = model_of(made, method), mixed(images(made, 4))
+    model, x = model_of(made, method), mixed(random_images(made, 4))
     torch.compiler.reset()
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
     with torch.no_grad():
@@ -471,7 +471,7 @@ def test_half_precision_packs_and_stays_finite(method, dtype):
     made = tiny_vit().to(dtype)
     model = model_of(made, method)
     with torch.no_grad():
-        answer, costs = model.answer(mixed(images(made, 4)))
+        answer, costs = model.forward_with_costs(mixed(random_images(made, 4)))
     assert answer.dtype == dtype
     assert answer.isfinite().all()
     assert max(cost.total for cost in costs) <= model.macs().total

@@ -1,4 +1,5 @@
-"""The laws of methods, on every method that is on disk, whatever its settings; and on the toys."""
+"""The laws of methods, on every method that is on disk, whatever its settings; and on the "
+"toy_methods."""
 
 import shutil
 import sys
@@ -9,11 +10,11 @@ import torch
 
 import patchslim
 import patchslim.methods
-import toys
+import toy_methods
 from patchslim.errors import NeedsClassToken, UnknownName
 from patchslim.schedules.schedule import Rate
-from patchslim.testing import METHOD_LAWS, check_reducer
-from patchslim.testing.law import uphold
+from patchslim.testing import METHOD_LAWS, check_method
+from patchslim.testing.law import check_law
 from patchslim.testing.method_laws import (
     compiles_whole,
     exports,
@@ -28,11 +29,11 @@ OF_ADAPTIVE = (padding_changes_nothing, packed_is_padded_is_alone)
 
 def cases():
     """Each law for each method; what takes seconds, for toys and turned switches, is slow."""
-    for subject in [*toys.shipped(), *toys.all_toys()]:
+    for subject in [*toy_methods.shipped_methods(), *toy_methods.all_toys()]:
         for law in METHOD_LAWS:
             if law in OF_ADAPTIVE and not subject.values[0].adaptive:
                 continue  # it has nothing to say there
-            extra = subject.id not in patchslim.reducer_names() and law in SLOW
+            extra = subject.id not in patchslim.method_names() and law in SLOW
             yield pytest.param(
                 *subject.values,
                 law,
@@ -41,14 +42,14 @@ def cases():
             )
 
 
-@pytest.mark.parametrize(("reducer", "law"), list(cases()))
-def test_law(reducer, law):
-    uphold(law, Trial(reducer.eval(), 16), type(reducer).__name__)
+@pytest.mark.parametrize(("method", "law"), list(cases()))
+def test_law(method, law):
+    check_law(law, Trial(method.eval(), 16), type(method).__name__)
 
 
 def test_no_method_is_overlooked():
     files = {path.stem for path in Path(patchslim.methods.__file__).parent.glob("*.py")}
-    assert set(patchslim.reducer_names()) == files - {"__init__"}
+    assert set(patchslim.method_names()) == {name for name in files if not name.startswith("_")}
     assert {"evit", "identity", "random", "tome", "topk"} <= files
 
 
@@ -57,11 +58,11 @@ MIDDLE = '''
 
 import torch
 
-from patchslim.methods._method import Reducer
+from patchslim.methods._method import Method
 from patchslim.tokens.reduction import Keep
 
 
-class Middle(Reducer):
+class Middle(Method):
     """Keeps a run of rows in the middle."""
 
     def choose(self, tokens, signals, keep):
@@ -73,7 +74,7 @@ class Middle(Reducer):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A copy of the folder of methods, in the place of the real one."""
-    copied = tmp_path / "reducers"
+    copied = tmp_path / "methods"
     shutil.copytree(Path(patchslim.methods.__file__).parent, copied)
     monkeypatch.setattr(patchslim.methods, "__path__", [str(copied)])
     yield copied
@@ -85,7 +86,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_file_in_the_folder_is_a_method(folder):
     (folder / "middle.py").write_text(MIDDLE)
-    assert "middle" in patchslim.reducer_names()
+    assert "middle" in patchslim.method_names()
     host = tiny_host()
     slimmed = patchslim.slim(host, "middle", keep_rate=0.75, at=(0,))
     assert slimmed.trace(noise_images(1))[0].cells().tolist() == [list(range(2, 14))]
@@ -93,7 +94,7 @@ def test_a_file_in_the_folder_is_a_method(folder):
     assert cost == slimmed.macs()
     for law in METHOD_LAWS:
         if law not in SLOW:
-            uphold(law, Trial(slimmed.reducer.eval(), 16), "middle")
+            check_law(law, Trial(slimmed.method.eval(), 16), "middle")
     with pytest.raises(UnknownName, match="'middle'"):
         patchslim.slim(host, "midle", keep=0.5)
 
@@ -101,25 +102,25 @@ def test_a_file_in_the_folder_is_a_method(folder):
 def test_a_file_without_one_method_says_so(folder):
     (folder / "broken.py").write_text('"""Nothing here."""\n')
     with pytest.raises(UnknownName, match="defines 0 methods"):
-        patchslim.find_reducer("broken")
+        patchslim.find_method("broken")
 
 
 @torch.no_grad()
 def test_a_method_of_your_own_passes_through_untouched():
-    mine = toys.Predictor(width=16)
+    mine = toy_methods.Predictor(width=16)
     before = {name: value.clone() for name, value in mine.state_dict().items()}
     slimmed = patchslim.slim(tiny_host(), mine, keep_rate=0.7, at=(0, 1))
     slimmed(noise_images())
-    assert slimmed.reducer is mine
+    assert slimmed.method is mine
     assert mine.settings() == {"width": 16}
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
-    assert patchslim.methods._registry.reducer_name(mine) is None
+    assert patchslim.methods._registry.method_name(mine) is None
 
 
 @pytest.mark.slow
 def test_the_whole_check_of_a_method_of_your_own():
-    mine = toys.Predictor(width=24).train()
-    check_reducer(mine, width=24)
+    mine = toy_methods.Predictor(width=24).train()
+    check_method(mine, width=24)
     assert mine.training
     assert all(parameter.grad is None for parameter in mine.parameters())
 
@@ -158,8 +159,8 @@ def test_random_keeps_the_same_places_for_every_image_and_nests_them():
 
 
 def test_seeds_of_random_differ():
-    scene = Trial(patchslim.find_reducer("random")(), 16).scene((14, 14))
-    kind = patchslim.find_reducer("random")
+    scene = Trial(patchslim.find_method("random")(), 16).scene((14, 14))
+    kind = patchslim.find_method("random")
     kept = [
         set(Trial(kind(seed=seed), 16).decide(scene, 98).cells()[0].tolist()) for seed in range(8)
     ]

@@ -21,7 +21,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessResult:
     """What a process left behind."""
 
     code: int
@@ -29,7 +29,7 @@ class Ended:
     err: str
 
 
-def forked(work: Callable[[], Any]) -> int:
+def fork_child(work: Callable[[], Any]) -> int:
     """The id of a child process that does `work` and ends with its exit code."""
     with warnings.catch_warnings():
         # Newer Pythons warn that threads do not survive a fork; no child here needs them.
@@ -40,7 +40,9 @@ def forked(work: Callable[[], Any]) -> int:
     return child
 
 
-def start(argv: list[str], out: int, err: int, first: Callable[[], Any] | None = None) -> int:
+def start_patchslim(
+    argv: list[str], out: int, err: int, first: Callable[[], Any] | None = None
+) -> int:
     """The id of a process that runs `patchslim` on these file descriptors."""
 
     def work() -> int:
@@ -54,21 +56,25 @@ def start(argv: list[str], out: int, err: int, first: Callable[[], Any] | None =
 
         return main(argv)
 
-    return forked(work)
+    return fork_child(work)
 
 
-def patchslim(folder: Path, *argv: object, first: Callable[[], Any] | None = None) -> Ended:
+def run_patchslim(
+    folder: Path, *argv: object, first: Callable[[], Any] | None = None
+) -> ProcessResult:
     """Runs `patchslim` with these arguments to its end, after `first` in a process of its own."""
     if first is None:
-        return within(*argv)
+        return run_in_process(*argv)
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     with out.open("w") as out_file, err.open("w") as err_file:
-        child = start([str(arg) for arg in argv], out_file.fileno(), err_file.fileno(), first)
+        child = start_patchslim(
+            [str(arg) for arg in argv], out_file.fileno(), err_file.fileno(), first
+        )
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return Ended(code, out.read_text(), err.read_text())
+    return ProcessResult(code, out.read_text(), err.read_text())
 
 
-def within(*argv: object) -> Ended:
+def run_in_process(*argv: object) -> ProcessResult:
     """Runs `patchslim` with these arguments in this process, for what no process of its own shows.
 
     A fork of all that the tests have loaded costs more than most commands.
@@ -83,12 +89,12 @@ def within(*argv: object) -> Ended:
         except Exception:  # noqa: BLE001 (an interpreter shows whatever comes)
             code = 1
             traceback.print_exc()
-    return Ended(code, out.getvalue(), err.getvalue())
+    return ProcessResult(code, out.getvalue(), err.getvalue())
 
 
-def killed(work: Callable[[], Any], when: Callable[[], bool]) -> None:
+def kill_when(work: Callable[[], Any], when: Callable[[], bool]) -> None:
     """Starts a process that does `work`, and kills it as soon as `when` is true."""
-    child = forked(work)
+    child = fork_child(work)
     for _ in range(100_000):
         if when():
             break

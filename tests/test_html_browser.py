@@ -10,8 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.measurement.measure import measure
-from patchslim.report.html import Picture, page
-from patchslim.report.patch_maps import draw, png, survivors
+from patchslim.report.html import Picture, render_page
+from patchslim.report.patch_maps import trace_patches
+from patchslim.report.patch_pictures import draw_patches, encode_png
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
@@ -27,9 +28,9 @@ def written(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     report = measure(slimmed, [(images, None)], batch=1, repeats=1)
     pixels = (images[0].permute(1, 2, 0) * 60 + 128).clamp(0, 255).byte().numpy()
-    picture = Picture("tome", png(draw(pixels, survivors(slimmed, images)[0])))
+    picture = Picture("tome", encode_png(draw_patches(pixels, trace_patches(slimmed, images)[0])))
     file = tmp_path / "report.html"
-    file.write_text(page(report, [picture]), encoding="utf-8")
+    file.write_text(render_page(report, [picture]), encoding="utf-8")
     return file
 
 

@@ -67,7 +67,7 @@ def cut(groups, cost, keep):
     stays = torch.zeros(1, len(cost), dtype=torch.bool)
     stays[0, groups.apart[0].topk(keep).indices] = True
     every = torch.arange(len(cost)).unsqueeze(0)
-    heads = grouping.joined(groups, cost.unsqueeze(0), stays, every)
+    heads = grouping.assign_rows(groups, cost.unsqueeze(0), stays, every)
     return torch.where(stays, every, heads)[0].tolist()
 
 
@@ -78,14 +78,14 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 @every_seed
 def test_the_worthier_row_is_heavier_and_of_equal_ones_the_first(seed):
     worth = worths(seed, 9).mul(4).round()
-    got = grouping.heavier(worth.unsqueeze(0))[0]
+    got = grouping.is_heavier(worth.unsqueeze(0))[0]
     for row in range(9):
         assert got[row].nonzero().flatten().tolist() == heavier_rows(row, worth.tolist())
 
 
 def test_rows_that_never_join_are_beyond_all_and_in_their_order():
     for dtype in (torch.float32, torch.float64):
-        far = grouping.never(torch.zeros(2, 1024, dtype=dtype))
+        far = grouping.unjoinable_distance(torch.zeros(2, 1024, dtype=dtype))
         assert far.isfinite().all()
         assert (far[:, 1:] < far[:, :-1]).all()
         assert far.min() > 1e29
@@ -367,7 +367,7 @@ def test_the_row_most_like_the_remaining_ones_goes_in_steps(seed, steps):
             batches.append(sorted(left, key=lambda row: -total[row])[:some])
             left = [row for row in left if row not in batches[-1]]
         alive = torch.ones(1, count, dtype=torch.bool)
-        apart = grouping.iterative(unit.unsqueeze(0), alive, keep, steps).apart[0]
+        apart = grouping.iterative_redundancy(unit.unsqueeze(0), alive, keep, steps).apart[0]
         assert (apart >= steps).nonzero().flatten().tolist() == left
         for step, batch in enumerate(batches):
             assert (apart == step).nonzero().flatten().tolist() == sorted(batch)
@@ -382,7 +382,7 @@ def test_elected_is_the_worthiest_of_each_label(seed):
     count = 2 + seed * 2
     label = torch.randint(min(4, count), (count,), generator=noise)
     worth = worths(seed, count).mul(3).round() - 1  # with equal ones, and negative ones
-    got = grouping.elected(label.unsqueeze(0), worth.unsqueeze(0))[0].tolist()
+    got = grouping.elect_heaviest(label.unsqueeze(0), worth.unsqueeze(0))[0].tolist()
     for row in range(count):
         members = [other for other in range(count) if label[other] == label[row]]
         assert got[row] == min(members, key=lambda other: (-float(worth[other]), other))
@@ -393,7 +393,7 @@ def test_without_parents_a_row_joins_the_nearest_that_stays(seed):
     cost, worth = problem(seed, "spread")
     stays = worth >= worth.median()
     gone = (~stays).nonzero().flatten()
-    got = grouping.joined(Groups(worth[None]), cost[None], stays[None], gone[None])[0]
+    got = grouping.assign_rows(Groups(worth[None]), cost[None], stays[None], gone[None])[0]
     staying = stays.nonzero().flatten().tolist()
     for row, head in zip(gone.tolist(), got.tolist(), strict=True):
         assert head == min(staying, key=lambda other: float(cost[row, other]))
@@ -412,7 +412,7 @@ def test_a_row_joins_its_first_forebear_that_stays_or_else_the_nearest(seed):
     stays[seed] = True
     every = torch.arange(24).unsqueeze(0)
     groups = Groups(worth.unsqueeze(0), parent.unsqueeze(0))
-    got = grouping.joined(groups, cost.unsqueeze(0), stays.unsqueeze(0), every)[0].tolist()
+    got = grouping.assign_rows(groups, cost.unsqueeze(0), stays.unsqueeze(0), every)[0].tolist()
     staying = stays.nonzero().flatten().tolist()
     for row in range(24):
         head = row
@@ -429,7 +429,7 @@ def test_a_long_line_of_parents_is_followed_to_its_end():
     stays = (torch.arange(count) == 0).unsqueeze(0)
     cost = costs(torch.zeros(1, count, 1))
     every = torch.arange(count).unsqueeze(0)
-    assert (grouping.joined(Groups(cost[:, 0], parent), cost, stays, every) == 0).all()
+    assert (grouping.assign_rows(Groups(cost[:, 0], parent), cost, stays, every) == 0).all()
 
 
 # --- images do not know of each other
@@ -443,7 +443,9 @@ WAYS = {
     "density": lambda cost, worth, unit: grouping.density(cost),
     "medoids": lambda cost, worth, unit: grouping.medoids(cost, worth, 5),
     "redundancy": lambda cost, worth, unit: grouping.redundancy(unit, unit[..., 0] < 9),
-    "iterative": lambda cost, worth, unit: grouping.iterative(unit, unit[..., 0] < 9, 5, 4),
+    "iterative": lambda cost, worth, unit: grouping.iterative_redundancy(
+        unit, unit[..., 0] < 9, 5, 4
+    ),
 }
 
 

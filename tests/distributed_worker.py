@@ -21,7 +21,7 @@ from torch import nn
 
 from patchslim.errors import BadSetting, PatchslimError
 from patchslim.runs.checkpoint import read, write
-from patchslim.training.distributed import Processes, spread
+from patchslim.training.distributed import Processes, shard_tensors
 
 OPTIMISERS = {"sgd": (torch.optim.SGD, 0.1), "adamw": (torch.optim.AdamW, 0.01)}
 STEPS, RESTING = 6, 2
@@ -44,11 +44,11 @@ class Toy(nn.Module):
         return self.high(x if self.resting else x + self.rests(x))
 
 
-def batch(step: int) -> torch.Tensor:
+def make_batch(step: int) -> torch.Tensor:
     return torch.randn(8, 5, generator=torch.Generator().manual_seed(100 + step))
 
 
-def learn(processes, name, folder=None, *, shard=False, accumulate=1, start=0, stop=STEPS):
+def train_toy(processes, name, folder=None, *, shard=False, accumulate=1, start=0, stop=STEPS):
     """The full state after `stop` steps; in `folder` the checkpoint to begin with."""
     # Every process makes other weights and is given those of the first.
     toy = Toy(seed=processes.rank)
@@ -60,10 +60,10 @@ def learn(processes, name, folder=None, *, shard=False, accumulate=1, start=0, s
         state = read(folder)
         processes.restore(wrapped, optimiser, state)
         like = {str(place): p for place, p in enumerate(wrapped.parameters())}
-        average = list(spread(state["average"], like).values())
+        average = list(shard_tensors(state["average"], like).values())
     for step in range(start, stop):
         toy.resting = step < RESTING
-        mine = batch(step)[processes.rank :: processes.world]
+        mine = make_batch(step)[processes.rank :: processes.world]
         parts = mine.chunk(accumulate)
         for place, part in enumerate(parts):
             last = place == len(parts) - 1
@@ -74,38 +74,40 @@ def learn(processes, name, folder=None, *, shard=False, accumulate=1, start=0, s
         optimiser.step()
         optimiser.zero_grad()
         with torch.no_grad():
-            wrapped(batch(step))  # as for a validation, which must leave parameters as they are
+            wrapped(
+                make_batch(step)
+            )  # as for a validation, which must leave parameters as they are
             torch._foreach_lerp_(average, list(wrapped.parameters()), 0.5)
-    kept = processes.gathered({str(place): p for place, p in enumerate(average)})
+    kept = processes.gather({str(place): p for place, p in enumerate(average)})
     return {**processes.full_state(wrapped, optimiser), "average": kept}
 
 
-def check(processes, folder):
+def check_processes(processes, folder):
     """What the methods answer in two processes."""
     assert processes.world == 2
-    assert processes.first == (processes.rank == 0)
+    assert processes.is_first == (processes.rank == 0)
     assert processes.mean(processes.rank) == 0.5
     assert processes.any(processes.rank == 1)
     assert not processes.any(False)
-    processes.agree({"lr": 0.1})
+    processes.check_same_settings({"lr": 0.1})
     with pytest.raises(BadSetting, match="batch is 32 in process 0 and 33 in process 1"):
-        processes.agree({"lr": 0.1, "batch": 32 + processes.rank})
+        processes.check_same_settings({"lr": 0.1, "batch": 32 + processes.rank})
     processes.barrier()
 
 
 def together(processes, folder, *, shard=False):
     """Trains in every way, writes the states, and goes on with what one process left."""
-    check(processes, folder)
+    check_processes(processes, folder)
     done = {}
     for name in OPTIMISERS:
         for accumulate in (1, 2):
-            done[f"{name} {accumulate}"] = learn(
+            done[f"{name} {accumulate}"] = train_toy(
                 processes, name, shard=shard, accumulate=accumulate
             )
-        done[f"{name} half"] = learn(processes, name, shard=shard, stop=3)
+        done[f"{name} half"] = train_toy(processes, name, shard=shard, stop=3)
         alone = folder / f"{name}-half.pt"
-        done[f"{name} resumed"] = learn(processes, name, alone, shard=shard, start=3)
-    if processes.first:
+        done[f"{name} resumed"] = train_toy(processes, name, alone, shard=shard, start=3)
+    if processes.is_first:
         write(folder / "done.pt", done)
 
 
@@ -119,7 +121,7 @@ def lose(processes, folder):
     for step in range(10_000):
         if processes.rank == 1 and step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        wrapped(batch(step)).square().mean().backward()
+        wrapped(make_batch(step)).square().mean().backward()
 
 
 def stop(processes, folder):
@@ -127,7 +129,7 @@ def stop(processes, folder):
     for step in range(10_000):
         if processes.rank == 1 and step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        if processes.any(processes.told_to_stop):
+        if processes.any(processes.stop_requested):
             (folder / f"stopped-{processes.rank}.json").write_text(json.dumps(step))
             return
         time.sleep(0.001)
@@ -136,7 +138,7 @@ def stop(processes, folder):
 def main(work: str, folder: str) -> int:
     torch.set_num_threads(1)
     try:
-        with Processes.joined("cpu") as processes:
+        with Processes.connect("cpu") as processes:
             globals()[work](processes, Path(folder))
     except PatchslimError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -144,7 +146,7 @@ def main(work: str, folder: str) -> int:
     return 0
 
 
-def two(work: str, folder: str) -> int:
+def run_pair(work: str, folder: str) -> int:
     """Does the work in this process and a fork of it, with what a launcher would have set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -160,4 +162,4 @@ def two(work: str, folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit((main if "RANK" in os.environ else two)(*sys.argv[1:]))
+    sys.exit((main if "RANK" in os.environ else run_pair)(*sys.argv[1:]))

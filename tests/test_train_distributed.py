@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import patchslim
 from patchslim.example import digits
 from patchslim.runs.checkpoint import read
-from patchslim.runs.log import rows
+from patchslim.runs.log import read_log
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -49,7 +49,7 @@ def test_two_processes_end_where_one_ends(method: str, shard: list[str], tmp_pat
     _, alone = trained(tmp_path / "one", *how, processes=1)
     said, together = trained(tmp_path / "two", *how, *shard)
     assert said.count("measure it") == 1
-    one, two = rows(tmp_path / "one" / "log.csv"), rows(tmp_path / "two" / "log.csv")
+    one, two = read_log(tmp_path / "one" / "log.csv"), read_log(tmp_path / "two" / "log.csv")
     for name in ("loss", "gradient"):
         assert two[-1][name] == pytest.approx(one[-1][name], rel=2e-3)
     begun_with = patchslim.slim(digits.host(), method, macs=0.6).state_dict()

@@ -1,4 +1,4 @@
-"""What the adapter laws share: reducers that shuffle, and how two answers are compared."""
+"""What the adapter laws share: methods that shuffle, and how two answers are compared."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from patchslim.hosts._answers import TOLERANCE, difference
-from patchslim.methods._method import Place, Reducer, Signals
+from patchslim.hosts._answers import TOLERANCE, relative_difference
+from patchslim.methods._method import Method, Place, Signals
 from patchslim.model.model import SlimModel
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
-UNSEEN = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
+ZERO_GRADIENT = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
 
 
-class Shuffle(Reducer):
+class Shuffle(Method):
     """Keeps rows drawn by lot, in shuffled order: nothing may depend on where a row stands."""
 
     place: ClassVar[Place] = Place.BEFORE_BLOCK
@@ -41,23 +41,23 @@ class ShuffleMap(Shuffle):
     place: ClassVar[Place] = Place.ON_MAP
 
 
-def methods(host: Any) -> list[Reducer]:
+def sample_methods(host: Any) -> list[Method]:
     """One shipped method for each kind of reduction that this host can have."""
     adapter = patchslim.find_adapter(host)
-    scored = adapter.has_class_token(host) or adapter.pools_by_query(host)
-    return [patchslim.find_reducer(name)() for name in (["tome", "evit"] if scored else ["tome"])]
+    scored = adapter.has_class_token(host) or adapter.has_query_pooling(host)
+    return [patchslim.find_method(name)() for name in (["tome", "evit"] if scored else ["tome"])]
 
 
-def reduced(host: Any, reducer: Reducer, rule: Schedule, tail: Tail = "full") -> SlimModel:
+def slim_unchecked(host: Any, method: Method, rule: Schedule, tail: Tail = "full") -> SlimModel:
     """What slim() makes, without its check of the host, which has a law of its own."""
-    return SlimModel(host, patchslim.find_adapter(host), reducer, rule, tail)
+    return SlimModel(host, patchslim.find_adapter(host), method, rule, tail)
 
 
 @torch.no_grad()
-def close(got: Tensor, wanted: Tensor, factor: float = 1.0) -> bool:
+def is_close(got: Tensor, wanted: Tensor, factor: float = 1.0) -> bool:
     """Equal to rounding, for values of the size of one or their own."""
     same = got.shape == wanted.shape and got.dtype == wanted.dtype
-    off = difference(got.double(), wanted.double()) if same else float("inf")
+    off = relative_difference(got.double(), wanted.double()) if same else float("inf")
     return off <= factor * TOLERANCE[wanted.dtype]
 
 
@@ -72,11 +72,15 @@ def gradients(run: Callable[[Tensor], Any], host: nn.Module, x: Tensor) -> dict[
     return {name: p.grad for name, p in host.named_parameters()}
 
 
-def same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:
+def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:
     """Asserts that gradients agree, and that every parameter has one that shows."""
     for name, gradient in wanted.items():
         mine = got[name]
-        if "mask_token" in name or name.endswith(UNSEEN) or (mine is not None and not mine.numel()):
+        if (
+            "mask_token" in name
+            or name.endswith(ZERO_GRADIENT)
+            or (mine is not None and not mine.numel())
+        ):
             continue
         assert gradient is not None, name
         assert mine is not None, name
@@ -85,14 +89,14 @@ def same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tensor | Non
         assert float((mine - gradient).abs().max()) <= 10 * TOLERANCE[mine.dtype] * scale, name
 
 
-def found(host: nn.Module) -> list[Any]:
+def host_state(host: nn.Module) -> list[Any]:
     """Everything about a host that slimming could disturb, weights apart."""
     return [
-        (name, type(module), module.training, sorted(vars(module)), hooks(module))
+        (name, type(module), module.training, sorted(vars(module)), count_hooks(module))
         for name, module in host.named_modules()
     ] + [(name, id(p), p.dtype, p.requires_grad) for name, p in host.named_parameters()]
 
 
-def hooks(module: nn.Module) -> int:
+def count_hooks(module: nn.Module) -> int:
     """How many hooks a module has."""
     return sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))

@@ -17,11 +17,11 @@ import patchslim
 from patchslim.data.images import Images
 from patchslim.data.webdataset import Shards, is_shards
 from patchslim.errors import BadData
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.training.config import Course
-from patchslim.training.loader import Feed
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.training.config import TrainConfig
+from patchslim.training.loader import TrainingLoader
 
-PREPARED = Preparation(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+PREPARED = Preprocessing(image_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 LABELS = [2, 0, 1, 1, 0]
 
 
@@ -123,11 +123,16 @@ def test_what_webdataset_writes_is_read(tmp_path, wanted):
 
 def test_any_image_by_its_place_in_any_process(folder):
     images = pickle.loads(pickle.dumps(Shards(folder, prepared=PREPARED)))
-    assert images.picture_of(3).tobytes() == Image.open(io.BytesIO(encoded(3))).tobytes()
+    assert images.load_image(3).tobytes() == Image.open(io.BytesIO(encoded(3))).tobytes()
     assert (images.name_of(3), images.label_of(3)) == ("train-000010.tar/0003.png", 1)
     settings = {"batch": 4, "steps": 3, "randaugment": "rand-m9"}
     fed = [
-        torch.cat([step[0].images for step in Feed(images, Course(**settings, workers=n)).steps()])
+        torch.cat(
+            [
+                step[0].images
+                for step in TrainingLoader(images, TrainConfig(**settings, workers=n)).steps()
+            ]
+        )
         for n in (0, 1)
     ]
     assert torch.equal(*fed)
@@ -145,7 +150,7 @@ def test_extensions_and_keys_are_webdatasets(tmp_path, wanted):
     ]
     images = Shards(write(tmp_path / "0.tar", files), prepared=PREPARED)
     assert images.names == ["0.tar/a/0.JPG", "0.tar/b/0.webp", "0.tar/.hidden/2.jpeg"]
-    assert not images.labelled
+    assert not images.has_labels
     assert everything(images)[1] is None
 
 
@@ -267,11 +272,11 @@ def test_folders_are_told_apart(folder, tmp_path):
 def test_a_host_says_how_they_are_prepared_and_which_labels_it_has(folder, tmp_path):
     slim = patchslim.slim(host(), "tome", r=3)
     images = Shards.for_host(slim, folder, batch=2)
-    assert images.labelled
+    assert images.has_labels
     report = patchslim.measure(slim, images, repeats=0)
     assert report.birth.images == 5
     assert report.prepared == images.prepared
     assert report.rows[1].accuracy is not None
-    assert Shards.for_host(host(9), folder).labelled
+    assert Shards.for_host(host(9), folder).has_labels
     with pytest.warns(UserWarning, match="labels up to 2 and the model 2 classes"):
-        assert not Shards.for_host(host(2), folder).labelled
+        assert not Shards.for_host(host(2), folder).has_labels

@@ -12,12 +12,12 @@ import transformers
 from torch import nn
 
 import patchslim
+from child_process import fork_child, kill_when, needs_fork
 from patchslim.errors import BadFile, BadSchedule, UnknownName, UnsupportedModel
-from patchslim.files import replaced
+from patchslim.files import replace_folder
 from patchslim.model.load import load
-from patchslim.saving.folder import RECIPE, WEIGHTS
+from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
 from patchslim.tokens.reduction import Keep
-from process import forked, killed, needs_fork
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}
 
@@ -95,7 +95,7 @@ def assert_same(one, other):
     assert torch.equal(answer(one, images), answer(other, images))
 
 
-class Scored(patchslim.Reducer):
+class Scored(patchslim.Method):
     """A method of a third party, with a parameter and a setting."""
 
     def __init__(self, *, sign: float = 1.0) -> None:
@@ -124,9 +124,12 @@ def test_a_loaded_model_gives_the_same_answers_bit_for_bit(name, tmp_path):
     loaded = load(tmp_path / "saved")
     assert_same(slimmed, loaded)
     assert loaded.counts() == slimmed.counts()
-    assert loaded.reducer.settings() == slimmed.reducer.settings()
+    assert loaded.method.settings() == slimmed.method.settings()
     assert not loaded.training
-    assert sorted(entry.name for entry in (tmp_path / "saved").iterdir()) == [WEIGHTS, RECIPE]
+    assert sorted(entry.name for entry in (tmp_path / "saved").iterdir()) == [
+        WEIGHTS_FILE,
+        RECIPE_FILE,
+    ]
 
 
 @pytest.mark.parametrize("build", [timm_vit, timm_eva, timm_dinov3, HOSTS["hf-dinov2"]])
@@ -144,7 +147,7 @@ def test_tables_that_are_not_stored_keep_their_own_type(build, tmp_path):
     """timm's own `dtype` leaves rotary tables in full precision, beside weights in half."""
     slimmed = patchslim.slim(build(dtype=torch.bfloat16).eval(), "tome", r=2)
     slimmed.save(tmp_path / "saved")
-    recipe = json.loads((tmp_path / "saved" / RECIPE).read_text())
+    recipe = json.loads((tmp_path / "saved" / RECIPE_FILE).read_text())
     assert recipe["dtype"] == "bfloat16"
     assert "float32" in recipe["buffers"].values()
     assert_same(slimmed, load(tmp_path / "saved"))
@@ -169,16 +172,16 @@ def test_every_kind_of_schedule_and_tail_comes_back(method, budget, tmp_path):
 
 
 def test_settings_come_back(tmp_path):
-    reducer = patchslim.find_reducer("evit")(fuse=False)
-    patchslim.slim(timm_vit().eval(), reducer, keep_rate=0.7, at=(1,)).save(tmp_path / "saved")
-    assert load(tmp_path / "saved").reducer.fuse is False
+    method = patchslim.find_method("evit")(fuse=False)
+    patchslim.slim(timm_vit().eval(), method, keep_rate=0.7, at=(1,)).save(tmp_path / "saved")
+    assert load(tmp_path / "saved").method.fuse is False
 
 
 def test_a_timm_tag_keeps_its_mean_and_std(tmp_path):
     host = timm.create_model("vit_small_patch16_224.augreg_in21k", num_classes=3, **TINY).eval()
     host.pretrained_cfg = {**host.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
     patchslim.slim(host, "tome", r=2).save(tmp_path / "saved")
-    recipe = json.loads((tmp_path / "saved" / RECIPE).read_text())
+    recipe = json.loads((tmp_path / "saved" / RECIPE_FILE).read_text())
     assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
 
 
@@ -189,7 +192,7 @@ def test_tied_weights_are_stored_once_and_stay_tied_by_value(tmp_path):
     slimmed = patchslim.slim(host, "tome", r=2)
     slimmed.save(tmp_path / "saved")
     assert_same(slimmed, load(tmp_path / "saved"))
-    assert len(json.loads((tmp_path / "saved" / RECIPE).read_text())["shared"]) == 2
+    assert len(json.loads((tmp_path / "saved" / RECIPE_FILE).read_text())["shared"]) == 2
 
 
 def test_overlapping_tensors_are_separated(tmp_path):
@@ -210,7 +213,7 @@ def test_a_method_of_ones_own_comes_back_with_its_parameters(tmp_path):
     with pytest.raises(BadFile, match=r"'sign': -1\.0.*'sign': 1\.0"):
         load(tmp_path / "saved", method=Scored())
     with pytest.raises(BadFile, match="ToMe"):
-        load(tmp_path / "saved", method=patchslim.find_reducer("tome")())
+        load(tmp_path / "saved", method=patchslim.find_method("tome")())
     assert_same(slimmed, load(tmp_path / "saved", method=Scored(sign=-1.0)))
 
 
@@ -278,7 +281,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
 
 def test_others_may_read_what_the_umask_lets_them_read(tmp_path):
     patchslim.slim(timm_vit().eval(), "tome", r=2).save(tmp_path / "saved")
-    weights, recipe = (tmp_path / "saved" / name for name in (WEIGHTS, RECIPE))
+    weights, recipe = (tmp_path / "saved" / name for name in (WEIGHTS_FILE, RECIPE_FILE))
     assert weights.stat().st_mode == recipe.stat().st_mode
 
 
@@ -288,7 +291,7 @@ def test_others_may_read_what_the_umask_lets_them_read(tmp_path):
 def killed_while_saving(slimmed, path):
     """Forks a process that saves, and kills it as soon as a file appears. True if it was amid."""
     fresh = path.with_name(f".{path.name}.new")
-    killed(lambda: slimmed.save(path), when=lambda: fresh.exists() and any(fresh.iterdir()))
+    kill_when(lambda: slimmed.save(path), when=lambda: fresh.exists() and any(fresh.iterdir()))
     return fresh.exists()
 
 
@@ -322,7 +325,10 @@ def test_a_process_that_died_between_the_two_renames_loses_nothing(tmp_path):
     (tmp_path / "saved").rename(tmp_path / ".saved.old")
     (tmp_path / ".saved.new").mkdir()
     assert_same(slimmed, load(tmp_path / "saved"))
-    with pytest.raises(RuntimeError, match="cut"), replaced(tmp_path / "saved", {WEIGHTS, RECIPE}):
+    with (
+        pytest.raises(RuntimeError, match="cut"),
+        replace_folder(tmp_path / "saved", {WEIGHTS_FILE, RECIPE_FILE}),
+    ):
         raise RuntimeError("cut")
     assert_same(slimmed, load(tmp_path / "saved"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
@@ -336,7 +342,7 @@ def test_two_processes_that_save_to_one_place_take_turns(tmp_path):
         for _ in range(3):
             slimmed.save(tmp_path / "saved")
 
-    children = [forked(save_often) for _ in range(4)]
+    children = [fork_child(save_often) for _ in range(4)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
     assert_same(slimmed, load(tmp_path / "saved"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
@@ -368,23 +374,23 @@ def saved(pristine, tmp_path) -> Path:
 
 
 def edit(path, **changes):
-    recipe = json.loads((path / RECIPE).read_text())
+    recipe = json.loads((path / RECIPE_FILE).read_text())
     for name, value in changes.items():
         recipe[name] = value
-    (path / RECIPE).write_text(json.dumps(recipe))
+    (path / RECIPE_FILE).write_text(json.dumps(recipe))
 
 
 def test_truncated_weights_are_told_by_their_size(saved):
-    whole = (saved / WEIGHTS).read_bytes()
-    (saved / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    whole = (saved / WEIGHTS_FILE).read_bytes()
+    (saved / WEIGHTS_FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadFile, match=r"truncated: [\d,]+ of [\d,]+ bytes"):
         load(saved)
 
 
 def test_a_flipped_bit_in_the_weights_is_found(saved):
-    data = bytearray((saved / WEIGHTS).read_bytes())
+    data = bytearray((saved / WEIGHTS_FILE).read_bytes())
     data[-5] ^= 1
-    (saved / WEIGHTS).write_bytes(data)
+    (saved / WEIGHTS_FILE).write_bytes(data)
     with pytest.raises(BadFile, match="SHA-256"):
         load(saved)
 
@@ -397,8 +403,8 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
         def __reduce__(self):
             return (Path(tmp_path / "exploded").touch, ())
 
-    (saved / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
-    data = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS_FILE).write_bytes(pickle.dumps(Bomb()))
+    data = (saved / WEIGHTS_FILE).read_bytes()
     edit(saved, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(BadFile, match="not a safetensors file"):
         load(saved)
@@ -445,7 +451,7 @@ def test_an_edited_recipe_gives_one_clear_error(saved, changes, error, message):
 
 
 def test_a_recipe_cannot_make_a_download_happen(saved):
-    host = json.loads((saved / RECIPE).read_text())["host"]
+    host = json.loads((saved / RECIPE_FILE).read_text())["host"]
     edit(saved, host={**host, "architecture": "hf-hub:somebody/something"})
     with pytest.raises((BadFile, UnknownName), match="hf-hub:somebody"):
         load(saved)
@@ -453,7 +459,7 @@ def test_a_recipe_cannot_make_a_download_happen(saved):
 
 def test_a_host_that_takes_the_weights_but_answers_otherwise_is_refused(saved):
     """As after a change of a default in the host's library, which no shape of a weight shows."""
-    host = json.loads((saved / RECIPE).read_text())["host"]
+    host = json.loads((saved / RECIPE_FILE).read_text())["host"]
     edit(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
     with pytest.raises(BadFile, match=r"answers otherwise.*timm \d.*model="):
         load(saved)
@@ -462,24 +468,24 @@ def test_a_host_that_takes_the_weights_but_answers_otherwise_is_refused(saved):
 def test_foreign_and_missing_folders(saved, tmp_path):
     with pytest.raises(BadFile, match="is not there"):
         load(tmp_path / "nowhere")
-    with pytest.raises(BadFile, match=f"no {RECIPE}"):
+    with pytest.raises(BadFile, match=f"no {RECIPE_FILE}"):
         load(tmp_path)
-    (saved / WEIGHTS).unlink()
-    with pytest.raises(BadFile, match=f"has no {WEIGHTS}"):
+    (saved / WEIGHTS_FILE).unlink()
+    with pytest.raises(BadFile, match=f"has no {WEIGHTS_FILE}"):
         load(saved)
-    (saved / RECIPE).write_text("{")
+    (saved / RECIPE_FILE).write_text("{")
     with pytest.raises(BadFile, match="not readable as JSON"):
         load(saved)
-    (saved / RECIPE).write_text("[1, 2]")
+    (saved / RECIPE_FILE).write_text("[1, 2]")
     with pytest.raises(BadFile, match="no format version"):
         load(saved)
     with pytest.raises(BadFile, match="is a file"):
-        load(saved / RECIPE)
+        load(saved / RECIPE_FILE)
 
 
 def test_a_host_whose_rebuilt_form_answers_otherwise_is_refused(saved):
     """A recipe edited so that the host still takes the weights, but computes something else."""
-    host = json.loads((saved / RECIPE).read_text())["host"]
+    host = json.loads((saved / RECIPE_FILE).read_text())["host"]
     edit(saved, host={**host, "args": {**host["args"], "patch_drop_rate": 0.5}})
     with pytest.raises(UnsupportedModel, match="patch_drop_rate"):
         load(saved)

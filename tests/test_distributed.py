@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchslim.errors import BadFile, BrokenRun
+from child_process import fork_child, needs_fork
+from distributed_worker import OPTIMISERS, Toy, run_pair, train_toy
+from patchslim.errors import BadFile, TrainingStopped
 from patchslim.runs.checkpoint import read, write
 from patchslim.training.distributed import Processes
-from process import forked, needs_fork
-from trainee import OPTIMISERS, Toy, learn, two
 
-TRAINEE = Path(__file__).with_name("trainee.py")
+TRAINEE = Path(__file__).with_name("distributed_worker.py")
 SOURCE = TRAINEE.parents[1] / "src"
 PYTHON = [sys.executable]
 FORKED: list[str] = []  # two forks of this process, which has imported everything
@@ -30,14 +30,16 @@ ACCELERATE = [*PYTHON, "-m", "accelerate.commands.launch", "--cpu", "--num_proce
 
 @pytest.fixture
 def alone():
-    with Processes.joined("cpu") as processes:
+    with Processes.connect("cpu") as processes:
         yield processes
 
 
 def launched(launcher, work, folder):
     """Runs the trainee to its end."""
     if launcher == FORKED:
-        code = os.waitstatus_to_exitcode(os.waitpid(forked(lambda: two(work, str(folder))), 0)[1])
+        code = os.waitstatus_to_exitcode(
+            os.waitpid(fork_child(lambda: run_pair(work, str(folder))), 0)[1]
+        )
         return subprocess.CompletedProcess([], code, "", "see what the test has captured")
     launcher_sets = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in launcher_sets}
@@ -65,16 +67,16 @@ def assert_close(found, wanted):
 def assert_two_are_one(alone, launcher, work, folder):
     """Whole runs, and runs that change between one process and two in the middle, are the same."""
     for name in OPTIMISERS:
-        write(folder / f"{name}-half.pt", learn(alone, name, stop=3))
+        write(folder / f"{name}-half.pt", train_toy(alone, name, stop=3))
     ended = launched(launcher, work, folder)
     assert ended.returncode == 0, ended.stderr
     done = read(folder / "done.pt")
     for name in OPTIMISERS:
-        one = learn(alone, name)
+        one = train_toy(alone, name)
         for how in ("1", "2", "resumed"):
             assert_close(done[f"{name} {how}"], one)
         write(folder / "half.pt", done[f"{name} half"])
-        assert_close(learn(alone, name, folder / "half.pt", start=3), one)
+        assert_close(train_toy(alone, name, folder / "half.pt", start=3), one)
 
 
 @needs_fork
@@ -123,31 +125,31 @@ def test_all_stop_together_when_one_is_told_to(tmp_path):
 
 def test_one_process_is_alone(alone):
     toy = Toy()
-    assert (alone.rank, alone.world, alone.first) == (0, 1, True)
+    assert (alone.rank, alone.world, alone.is_first) == (0, 1, True)
     assert alone.wrap(toy, shard=False) is alone.wrap(toy, shard=True) is toy
     assert alone.mean(2.5) == 2.5
     assert (alone.any(True), alone.any(False)) == (True, False)
     alone.barrier()
-    alone.agree({"lr": 0.1})
+    alone.check_same_settings({"lr": 0.1})
     assert not torch.distributed.is_initialized()
 
 
 def test_sigterm_is_noted_while_joined_and_only_then(alone):
-    assert not alone.told_to_stop
+    assert not alone.stop_requested
     os.kill(os.getpid(), signal.SIGTERM)
-    assert alone.told_to_stop
+    assert alone.stop_requested
 
 
 def test_signals_are_left_alone_where_they_are_somebody_elses():
     before = signal.getsignal(signal.SIGTERM)
-    with Processes.joined("cpu"):
+    with Processes.connect("cpu"):
         ours = signal.getsignal(signal.SIGTERM)
-        with Processes.joined("cpu"):
+        with Processes.connect("cpu"):
             assert signal.getsignal(signal.SIGTERM) is ours
     assert signal.getsignal(signal.SIGTERM) is before
 
     def elsewhere():
-        with Processes.joined("cpu"):
+        with Processes.connect("cpu"):
             kept.append(signal.getsignal(signal.SIGTERM))
 
     kept = []
@@ -159,8 +161,11 @@ def test_signals_are_left_alone_where_they_are_somebody_elses():
 
 def test_a_resumed_run_is_the_run_bit_by_bit(alone, tmp_path):
     for name in OPTIMISERS:
-        write(tmp_path / "half.pt", learn(alone, name, stop=3))
-        whole, resumed = learn(alone, name), learn(alone, name, tmp_path / "half.pt", start=3)
+        write(tmp_path / "half.pt", train_toy(alone, name, stop=3))
+        whole, resumed = (
+            train_toy(alone, name),
+            train_toy(alone, name, tmp_path / "half.pt", start=3),
+        )
         for key, tensor in whole["model"].items():
             assert torch.equal(resumed["model"][key], tensor)
 
@@ -212,5 +217,8 @@ def test_half_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(BrokenRun, match="torchrun or accelerate launch"), Processes.joined("cpu"):
+    with (
+        pytest.raises(TrainingStopped, match="torchrun or accelerate launch"),
+        Processes.connect("cpu"),
+    ):
         pass

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
-from comparing import close, found
-from hosts import HOSTS, every_host, slimmed
-from hugging import pixels, tiny_hf
+from comparison import host_state, is_close
+from hf_hosts import random_pixels, tiny_hf
 from patchslim.errors import WrongInput
-from variants import Variant, images
+from small_hosts import HOSTS, every_host, slim_host
+from timm_variants import Variant, random_images
 
 FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
 
@@ -33,9 +33,9 @@ FIXED = ("tome", "evit", "topk", "random")  # methods whose counts are fixed
 def test_head_of_features_is_the_answer(variant: Variant, method: str) -> None:
     """Pooling by size equals pooling the restored sequence."""
     host = variant.build()
-    model, x = slimmed(host, method), images(host)
+    model, x = slim_host(host, method), random_images(host)
     with torch.no_grad():
-        assert close(model.forward_head(model.forward_features(x)), model(x), factor=3)
+        assert is_close(model.forward_head(model.forward_features(x)), model(x), factor=3)
         flat = model.forward_head(model.forward_features(x), pre_logits=True)
         assert flat.shape == host.forward_head(host.forward_features(x), pre_logits=True).shape
 
@@ -43,14 +43,14 @@ def test_head_of_features_is_the_answer(variant: Variant, method: str) -> None:
 @pytest.mark.parametrize("label", ["Dinov2", "Dinov2WithRegisters", "ViT", "DeiT"])
 def test_classifier_of_hidden_state_is_the_answer(label: str) -> None:
     host = tiny_hf(f"{label}ForImageClassification")
-    model, x = slimmed(host), pixels(host)
+    model, x = slim_host(host), random_pixels(host)
     prefix = patchslim.find_adapter(host).prefix(host)
     with torch.no_grad():
         rows = model.forward_features(x)
         read = rows[:, 0]
         if label.startswith("Dino"):
             read = torch.cat([read, rows[:, prefix:].mean(dim=1)], dim=1)
-        assert close(host.classifier(read), model(x).logits, factor=3)
+        assert is_close(host.classifier(read), model(x).logits, factor=3)
 
 
 FLAGS = ("return_prefix_tokens", "norm", "stop_early", "intermediates_only")
@@ -66,7 +66,7 @@ CALLS = [
 @pytest.mark.parametrize("output_fmt", ["NCHW", "NLC"])
 def test_intermediates_equal_the_host(name: str, output_fmt: str) -> None:
     host = HOSTS[name].build()
-    model, x = patchslim.slim(host, "identity"), images(host, 1)
+    model, x = patchslim.slim(host, "identity"), random_images(host, 1)
     with torch.no_grad():
         for call in CALLS:
             got = model.forward_intermediates(x, **call, output_fmt=output_fmt)
@@ -76,7 +76,7 @@ def test_intermediates_equal_the_host(name: str, output_fmt: str) -> None:
 
 def test_intermediates_by_position_and_as_dictionary() -> None:
     host = HOSTS["distilled"].build()
-    model, x = patchslim.slim(host, "identity"), images(host)
+    model, x = patchslim.slim(host, "identity"), random_images(host)
     with torch.no_grad():
         for call in [(2, True, True), ([0, 1], True, False, True, "NLC"), (None, False, True)]:
             same(model.forward_intermediates(x, *call), host.forward_intermediates(x, *call))
@@ -90,17 +90,17 @@ def test_intermediates_by_position_and_as_dictionary() -> None:
 
 @pytest.mark.parametrize("indices", [0, 4, [], [3], [-4]])
 def test_intermediates_of_blocks_that_are_not_there(vit: Any, indices: Any) -> None:
-    model = slimmed(vit)
+    model = slim_host(vit)
     with pytest.raises(WrongInput, match="levels 0 to 2"):
-        model.forward_intermediates(images(vit), indices)
+        model.forward_intermediates(random_images(vit), indices)
 
 
 @every_host
 def test_reduced_intermediates_keep_their_shape(variant: Variant) -> None:
     host = variant.build()
-    x = images(host)
+    x = random_images(host)
     with torch.no_grad():
-        got = slimmed(host).forward_intermediates(x, [0, 2], intermediates_only=True)
+        got = slim_host(host).forward_intermediates(x, [0, 2], intermediates_only=True)
         wanted = host.forward_intermediates(x, [0, 2], intermediates_only=True)
     assert [each.shape for each in got] == [each.shape for each in wanted]
     assert all(torch.isfinite(each).all() for each in got)
@@ -109,7 +109,7 @@ def test_reduced_intermediates_keep_their_shape(variant: Variant) -> None:
 def same(got: Any, wanted: Any) -> None:
     """Asserts that nested lists and tuples of tensors are equal to rounding."""
     if isinstance(wanted, Tensor):
-        assert close(got, wanted)
+        assert is_close(got, wanted)
         return
     assert type(got) is type(wanted)
     assert len(got) == len(wanted)
@@ -123,10 +123,10 @@ def test_timm_feature_getter(indices: Any, norm: Any) -> None:
     from timm.models._features import FeatureGetterNet
 
     host = HOSTS["class token"].build()
-    x = images(host)
+    x = random_images(host)
     net = FeatureGetterNet(patchslim.slim(host, "identity"), out_indices=indices, norm=norm)
     whole = FeatureGetterNet(host, out_indices=indices, norm=norm, prune=False)
-    less = FeatureGetterNet(slimmed(host), out_indices=indices, norm=norm)
+    less = FeatureGetterNet(slim_host(host), out_indices=indices, norm=norm)
     with torch.no_grad():
         same(net(x), whole(x))
         assert [each.shape for each in less(x)] == [each.shape for each in whole(x)]
@@ -135,7 +135,7 @@ def test_timm_feature_getter(indices: Any, norm: Any) -> None:
 
 def test_timm_tools_run_unchanged() -> None:
     host = timm.create_model("test_vit", num_classes=7)
-    model = slimmed(host, r=9)
+    model = slim_host(host, r=9)
     config = timm.data.resolve_model_data_config(model)
     assert config == timm.data.resolve_model_data_config(host)
     transform = timm.data.create_transform(**config)
@@ -153,7 +153,7 @@ def test_timm_tools_run_unchanged() -> None:
 
 
 def test_dense_forward_is_not_on_the_surface(vit: Any) -> None:
-    model = slimmed(vit)
+    model = slim_host(vit)
     with pytest.raises(AttributeError, match=r"\.host"):
         _ = model.blocks
     assert not hasattr(model, "get_intermediate_layers")
@@ -179,13 +179,13 @@ def test_transformers_pipeline(label: str) -> None:
     for mine, its in zip(got, wanted, strict=True):
         assert [each["label"] for each in mine] == [each["label"] for each in its]
         assert math.isclose(mine[0]["score"], its[0]["score"], rel_tol=1e-4)
-    assert [len(each) for each in answers(slimmed(host))] == [3, 3, 3]
+    assert [len(each) for each in answers(slim_host(host))] == [3, 3, 3]
 
 
 @every_host
 def test_copies_and_pickles_give_the_same_answer(variant: Variant) -> None:
     host = variant.build()
-    model, x = slimmed(host), images(host)
+    model, x = slim_host(host), random_images(host)
     with torch.no_grad():
         wanted = model(x)
         twin, thawed = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
@@ -199,22 +199,22 @@ def test_copies_and_pickles_give_the_same_answer(variant: Variant) -> None:
 @pytest.mark.parametrize("classes", [7, 0])
 def test_mixed_precision(variant: Variant, classes: int) -> None:
     host = Variant(variant.label, variant.host, {**variant.args, "num_classes": classes}).build()
-    x = images(host)
+    x = random_images(host)
     with torch.no_grad():
         exact = host(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             wanted = host(x)
-            assert close(patchslim.slim(host, "identity")(x).float(), exact, factor=5e3)
-            got = slimmed(host)(x)
+            assert is_close(patchslim.slim(host, "identity")(x).float(), exact, factor=5e3)
+            got = slim_host(host)(x)
     assert got.dtype == wanted.dtype
     assert torch.isfinite(got).all()
 
 
 def test_weights_move_with_the_model(vit: Any) -> None:
-    model = slimmed(vit)
+    model = slim_host(vit)
     assert set(model.state_dict()) == {f"host.{name}" for name in vit.state_dict()}
     model.double()
-    assert model(images(vit)).dtype == torch.float64 == vit(images(vit)).dtype
+    assert model(random_images(vit)).dtype == torch.float64 == vit(random_images(vit)).dtype
     model.train()
     assert vit.training
     assert vit.blocks[0].training
@@ -222,8 +222,8 @@ def test_weights_move_with_the_model(vit: Any) -> None:
 
 @pytest.mark.parametrize("method", FIXED)
 def test_two_threads_get_the_answers_of_one(vit: Any, method: str) -> None:
-    model = slimmed(vit, method)
-    batches = [images(vit, 1 + n % 3, seed=n) for n in range(24)]
+    model = slim_host(vit, method)
+    batches = [random_images(vit, 1 + n % 3, seed=n) for n in range(24)]
 
     def answer(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -236,13 +236,13 @@ def test_two_threads_get_the_answers_of_one(vit: Any, method: str) -> None:
 
 
 def test_undo_leaves_nothing_behind(vit: Any) -> None:
-    before = found(vit)
-    model = slimmed(vit, macs=0.7)
-    model(images(vit)).sum().backward()  # type: ignore[no-untyped-call]
+    before = host_state(vit)
+    model = slim_host(vit, macs=0.7)
+    model(random_images(vit)).sum().backward()  # type: ignore[no-untyped-call]
     vit.zero_grad()
-    model.forward_intermediates(images(vit))
+    model.forward_intermediates(random_images(vit))
     copy.deepcopy(model)
     assert model.unslim() is vit
     del model
-    assert found(vit) == before
-    assert patchslim.slim(vit, "tome", r=1)(images(vit)).shape == (2, 7)
+    assert host_state(vit) == before
+    assert patchslim.slim(vit, "tome", r=1)(random_images(vit)).shape == (2, 7)

@@ -33,9 +33,12 @@ STEM_GRID = (2, 3)  # for hosts with a convolutional stem, whose images are larg
 PATCH, WIDTH, HEADS, DEPTH, CLASSES = 4, 32, 4, 3, 7
 
 # What only sets the scale: dropped from the comparison, or compared as given or not given.
-SCALE = """img_size in_chans num_classes embed_dim depth num_heads mlp_ratio rope_temperature
+SCALE_ARGUMENTS = """
+img_size in_chans num_classes embed_dim depth num_heads mlp_ratio rope_temperature
 swiglu_align_to head_init_scale weight_init fix_init rope_rescale_coords""".split()
-SWITCHES = "init_values ref_feat_shape attn_pool_num_heads attn_pool_mlp_ratio num_kv_heads".split()
+SWITCH_ARGUMENTS = (
+    "init_values ref_feat_shape attn_pool_num_heads attn_pool_mlp_ratio num_kv_heads".split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Variant:
         """A small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            host = self.host(**small(self.args))
+            host = self.host(**shrink_arguments(self.args))
         if self.prepare is not None:
             self.prepare(host)
         randomise(host)
@@ -74,17 +77,17 @@ class Variant:
         return self.label
 
 
-class Recorded(Exception):
+class ArgumentsRecorded(Exception):
     """Stops a constructor; carries the class and the arguments."""
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[None]:
+def recording_arguments() -> Iterator[None]:
     """Constructors of the host classes note their arguments and stop."""
     originals = {cls: cls.__init__ for cls in HOSTS}
 
     def note(self: nn.Module, **kwargs: Any) -> None:
-        raise Recorded(type(self), kwargs)
+        raise ArgumentsRecorded(type(self), kwargs)
 
     try:
         for cls in HOSTS:
@@ -95,7 +98,7 @@ def recording() -> Iterator[None]:
             cls.__init__ = original  # type: ignore[method-assign]
 
 
-def candidates() -> list[str]:
+def candidate_names() -> list[str]:
     """Names registered by the modules of timm that know one of the host classes."""
     names: list[str] = []
     for module in sorted(timm.list_modules()):
@@ -105,43 +108,49 @@ def candidates() -> list[str]:
     return names
 
 
-def record(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
+def record_arguments(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
     """The host class that a registered name builds and its arguments; None for another class."""
     try:
         with torch.device("meta"):
             timm.create_model(name)
-    except Recorded as found:
+    except ArgumentsRecorded as found:
         host, args = found.args
         return host, args
     return None
 
 
 @functools.cache
-def registered() -> tuple[Variant, ...]:
+def registered_variants() -> tuple[Variant, ...]:
     """All variants of timm's registry, largest group first."""
     groups: dict[Any, list[str]] = {}
     first: dict[Any, tuple[type[nn.Module], dict[str, Any]]] = {}
-    with recording(), warnings.catch_warnings():
+    with recording_arguments(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in candidates():
-            found = record(name)
+        for name in candidate_names():
+            found = record_arguments(name)
             if found is not None:
-                key = kind(*found)
+                key = variant_key(*found)
                 groups.setdefault(key, []).append(name)
                 first.setdefault(key, found)
     ordered = sorted(groups, key=lambda key: (-len(groups[key]), groups[key]))
     return tuple(Variant(groups[key][0], *first[key], names=tuple(groups[key])) for key in ordered)
 
 
-def kind(host: type[nn.Module], args: Mapping[str, Any]) -> tuple[str, frozenset[tuple[str, str]]]:
+def variant_key(
+    host: type[nn.Module], args: Mapping[str, Any]
+) -> tuple[str, frozenset[tuple[str, str]]]:
     """What makes a variant: the class and the arguments that are neither scale nor the default."""
     defaults = DEFAULTS[host]
     parts = set()
     for name, value in args.items():
         plain = name == "patch_size" and "embed_layer" not in args
-        if name in SCALE or plain or canonical(value) == canonical(defaults[name].default):
+        if (
+            name in SCALE_ARGUMENTS
+            or plain
+            or canonical(value) == canonical(defaults[name].default)
+        ):
             continue
-        parts.add((name, "given" if name in SWITCHES else canonical(value)))
+        parts.add((name, "given" if name in SWITCH_ARGUMENTS else canonical(value)))
     return host.__name__, frozenset(parts)
 
 
@@ -152,23 +161,23 @@ def canonical(value: Any) -> str:
         shown = ",".join(f"{name}={canonical(v)}" for name, v in sorted(inner.items()))
         return canonical(value.func) + (f"({shown})" if shown else "")
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__}{len(stages(value))}"
+        return f"{type(value).__name__}{len(stem_stages(value))}"
     name = getattr(value, "__name__", None) or (value if isinstance(value, str) else repr(value))
     plain = str(name).lower().replace("_", "")
     return "none" if plain in ("layernorm", "gelu", "none") else plain
 
 
-def stages(stem: nn.Module) -> list[str]:
+def stem_stages(stem: nn.Module) -> list[str]:
     """The stages of a convolutional stem, by name."""
     return [name for name, _ in getattr(stem, "stages", stem).named_children()]
 
 
-def small(args: Mapping[str, Any]) -> dict[str, Any]:
+def shrink_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
     """The same arguments at a small scale."""
     less = {**args, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     less["num_classes"] = CLASSES if args.get("num_classes", CLASSES) else 0
     if "embed_layer" in args:
-        less["embed_layer"], ratio = small_stem(args["embed_layer"])
+        less["embed_layer"], ratio = shrink_stem(args["embed_layer"])
         ratio *= int(args["patch_size"])
         less["img_size"] = (STEM_GRID[0] * ratio, STEM_GRID[1] * ratio)
     else:
@@ -182,15 +191,15 @@ def small(args: Mapping[str, Any]) -> dict[str, Any]:
     return less
 
 
-def small_stem(embed: functools.partial[nn.Module]) -> tuple[Any, int]:
+def shrink_stem(embed: functools.partial[nn.Module]) -> tuple[Any, int]:
     """A narrow, shallow stem of the same kind, and by how much it shrinks an image."""
     stem = embed.keywords["backbone"]
     match type(stem).__name__:
         case "ResNetV2":
             conv = functools.partial(vision_transformer_hybrid.StdConv2dSame, eps=1e-8)
             less: nn.Module = resnetv2.ResNetV2(
-                layers=[1] * len(stages(stem)),
-                channels=(128,) * len(stages(stem)),
+                layers=[1] * len(stem_stages(stem)),
+                channels=(128,) * len(stem_stages(stem)),
                 stem_chs=32,
                 num_classes=0,
                 global_pool="",
@@ -199,7 +208,7 @@ def small_stem(embed: functools.partial[nn.Module]) -> tuple[Any, int]:
                 conv_layer=conv,
             )
         case "FeatureListNet":
-            last = len([name for name in stages(stem) if name.startswith("layer")])
+            last = len([name for name in stem_stages(stem) if name.startswith("layer")])
             less = resnet.resnet26d(
                 features_only=True,
                 out_indices=[last],
@@ -254,7 +263,7 @@ def tiny_vit(**args: Any) -> Any:
     return Variant("tiny", VisionTransformer, args).build()
 
 
-def images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
+def random_images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
     """Random images that fit the host."""
     parameter = next(host.parameters())
     size = host.patch_embed.img_size
@@ -262,18 +271,18 @@ def images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
     return torch.randn(batch, host.in_chans, *size, generator=noise).to(parameter.dtype)
 
 
-def identity(host: Any, x: Tensor) -> float:
+def identity_error(host: Any, x: Tensor) -> float:
     """By how much a host differs from itself with nothing removed."""
     import patchslim
-    from patchslim.hosts._answers import difference
+    from patchslim.hosts._answers import relative_difference
 
     logits = patchslim.find_adapter(host).logits
     with torch.no_grad():
         got, wanted = logits(patchslim.slim(host, "identity")(x)), logits(host(x))
-    return difference(got.double(), wanted.double())
+    return relative_difference(got.double(), wanted.double())
 
 
-def told(what: str, off: list[float]) -> str:
+def summary_line(what: str, off: list[float]) -> str:
     """One line about how many hosts were compared and how they came out."""
     equal = sum(each == 0 for each in off)
     return f"{what}: keep-everything is bit-equal on {equal}, within {max(off):.1g} on all."
@@ -283,21 +292,25 @@ def main() -> None:
     """Prints how many names map to how many variants, and the identity law on each."""
     import transformers
 
-    from hugging import HUGGING, pixels
-    from options import OPTIONS
+    from hf_hosts import HF_HOSTS, random_pixels
+    from timm_options import OPTIONS
 
     torch.set_num_threads(1)
-    variants = registered()
+    variants = registered_variants()
     for variant in variants:
         print(f"{len(variant.names):4d} names  {variant.host.__name__:26s} {variant.label}")  # noqa: T201
     names = sum(len(variant.names) for variant in variants)
     hosts = [variant.build() for variant in variants]
-    off = [identity(host, images(host)) for host in hosts]
-    print(told(f"timm {timm.__version__}: {names} names -> {len(variants)} variants", off))  # noqa: T201
-    off = [identity(host, images(host)) for host in (each.build() for each in OPTIONS)]
-    print(told(f"{len(OPTIONS)} further options of the two families", off))  # noqa: T201
-    off = [identity(host, pixels(host)) for host in (each.build() for each in HUGGING)]
-    print(told(f"transformers {transformers.__version__}: {len(HUGGING)} kinds of host", off))  # noqa: T201
+    off = [identity_error(host, random_images(host)) for host in hosts]
+    print(summary_line(f"timm {timm.__version__}: {names} names -> {len(variants)} variants", off))  # noqa: T201
+    off = [identity_error(host, random_images(host)) for host in (each.build() for each in OPTIONS)]
+    print(summary_line(f"{len(OPTIONS)} further options of the two families", off))  # noqa: T201
+    off = [
+        identity_error(host, random_pixels(host)) for host in (each.build() for each in HF_HOSTS)
+    ]
+    print(  # noqa: T201
+        summary_line(f"transformers {transformers.__version__}: {len(HF_HOSTS)} kinds of host", off)
+    )
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 from patchslim.data.images import Images
-from patchslim.errors import BadData, BadSetting, BrokenRun, PatchslimError, WrongInput
-from patchslim.hosts._preprocessing import Preparation
-from patchslim.training.augment import augmentation, drawn_from, mixing
-from patchslim.training.config import Course
-from patchslim.training.loader import Feed
+from patchslim.errors import BadData, BadSetting, PatchslimError, TrainingStopped, WrongInput
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.training.augment import augmentation, make_mixup, temporary_seed
+from patchslim.training.config import TrainConfig
+from patchslim.training.loader import TrainingLoader
 
 COUNT = 11
-PLAIN = Preparation(image_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
-GREY = Preparation(image_size=(16, 16), mean=(0.5,), std=(0.5,))
+PLAIN = Preprocessing(image_size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+GREY = Preprocessing(image_size=(16, 16), mean=(0.5,), std=(0.5,))
 STRONG = {"randaugment": "rand-m9-mstd0.5-inc1", "jitter": 0.4, "erasing": 0.5}
 
 
@@ -47,7 +47,7 @@ def images(path, prepared=PLAIN):
 
 
 def course(**settings):
-    return Course(**{"batch": 4, "steps": 5, "workers": 0, **settings})
+    return TrainConfig(**{"batch": 4, "steps": 5, "workers": 0, **settings})
 
 
 def rows(count=10, batch=4, *, labels=True):
@@ -74,24 +74,24 @@ def same(one, other):
 
 
 def test_epochs_run_on_without_gaps_each_in_its_own_order(folder):
-    feed = Feed(images(folder), course(steps=11))
-    assert (feed.count, feed.total) == (COUNT, 11)
+    feed = TrainingLoader(images(folder), course(steps=11))
+    assert (feed.count, feed.total_steps) == (COUNT, 11)
     names = taken(feed)[0]
     epochs = [names[a : a + COUNT] for a in range(0, 4 * COUNT, COUNT)]
     assert all(sorted(epoch) == sorted(images(folder).names) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert taken(Feed(images(folder), course(steps=11, seed=1)))[0] != names
+    assert taken(TrainingLoader(images(folder), course(steps=11, seed=1)))[0] != names
 
 
 def test_the_length_is_the_courses(folder):
-    feed = Feed(images(folder), course(steps=0, epochs=2.0))
-    assert feed.total == 6
+    feed = TrainingLoader(images(folder), course(steps=0, epochs=2.0))
+    assert feed.total_steps == 6
     assert len(list(feed.steps())) == 6
     assert list(feed.steps(6)) == []
 
 
 def test_labels_belong_to_their_images(folder):
-    names, pixels, labels = taken(Feed(images(folder), course()))
+    names, pixels, labels = taken(TrainingLoader(images(folder), course()))
     assert [name[0] for name in names] == ["ab"[label] for label in labels.tolist()]
     assert pixels.shape == (20, 3, 16, 16)
     assert pixels.dtype == torch.float32
@@ -99,26 +99,28 @@ def test_labels_belong_to_their_images(folder):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_change_nothing(folder):
-    wanted = taken(Feed(images(folder), course(**STRONG)))
+    wanted = taken(TrainingLoader(images(folder), course(**STRONG)))
     for workers in (1, 2):
-        feed = Feed(images(folder), course(workers=workers, **STRONG))
+        feed = TrainingLoader(images(folder), course(workers=workers, **STRONG))
         assert same(taken(feed), wanted)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resume_at_any_step_changes_nothing(folder, workers):
-    names, pixels, _ = taken(Feed(images(folder), course(**STRONG)))
+    names, pixels, _ = taken(TrainingLoader(images(folder), course(**STRONG)))
     for start in (1, 3) if workers else range(5):
-        resumed = taken(Feed(images(folder), course(workers=workers, **STRONG)), start)
+        resumed = taken(TrainingLoader(images(folder), course(workers=workers, **STRONG)), start)
         assert resumed[0] == names[4 * start :]
         assert torch.equal(resumed[1], pixels[4 * start :])
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
 def test_processes_and_parts_share_the_same_images(folder, world, accumulate):
-    whole = list(Feed(images(folder), course(**STRONG)).steps())
+    whole = list(TrainingLoader(images(folder), course(**STRONG)).steps())
     settings = course(accumulate=accumulate, **STRONG)
-    feeds = [Feed(images(folder), settings, rank=rank, world=world) for rank in range(world)]
+    feeds = [
+        TrainingLoader(images(folder), settings, rank=rank, world=world) for rank in range(world)
+    ]
     for (wanted,), *ranks in zip(whole, *(feed.steps() for feed in feeds), strict=True):
         assert all(len(parts) == accumulate for parts in ranks)
         parts = [part for rank in ranks for part in rank]
@@ -139,7 +141,7 @@ def test_the_callers_generators_are_left_alone(folder):
     seeded()
     wanted = [numbers(), numbers()]
     seeded()
-    steps = Feed(images(folder), course(**STRONG)).steps()
+    steps = TrainingLoader(images(folder), course(**STRONG)).steps()
     next(steps)
     first = numbers()
     next(steps)
@@ -147,28 +149,28 @@ def test_the_callers_generators_are_left_alone(folder):
 
 
 def test_the_same_image_is_changed_otherwise_in_each_epoch(folder):
-    names, pixels, _ = taken(Feed(images(folder), course(steps=6)))
+    names, pixels, _ = taken(TrainingLoader(images(folder), course(steps=6)))
     again = names.index(names[0], 1)
     assert not torch.equal(pixels[0], pixels[again])
 
 
 def test_memory_does_not_grow_with_the_length_of_the_course():
-    feed = Feed(rows(), course(steps=10**12, batch=2))
-    assert feed.total == 10**12
+    feed = TrainingLoader(rows(), course(steps=10**12, batch=2))
+    assert feed.total_steps == 10**12
     assert len(next(feed.steps(10**11))) == 1
 
 
 def test_fewer_images_than_a_batch(folder):
-    (step,) = Feed(images(folder), course(batch=32, steps=1)).steps()
+    (step,) = TrainingLoader(images(folder), course(batch=32, steps=1)).steps()
     assert len(step[0].images) == 32
     assert len(set(step[0].names[:COUNT])) == COUNT
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(folder):
     with pytest.raises(BadSetting, match=r"batch=4 cannot be shared by 3 .*batch=6"):
-        Feed(images(folder), course(), world=3)
+        TrainingLoader(images(folder), course(), world=3)
     with pytest.raises(BadSetting, match=r"mix pairs of images, and a part of a batch has 1"):
-        Feed(images(folder), course(mixup=0.8, accumulate=2), world=2)
+        TrainingLoader(images(folder), course(mixup=0.8, accumulate=2), world=2)
 
 
 # --- images that cannot be read
@@ -187,17 +189,20 @@ def damaged(folder, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_counted_once_and_the_next_taken(damaged, workers):
-    feed = Feed(images(damaged), course(steps=9, workers=workers))
+    feed = TrainingLoader(images(damaged), course(steps=9, workers=workers))
     names, pixels, labels = taken(feed)
     assert len(pixels) == 36
     assert sorted(line.split(":")[0] for line in feed.unreadable) == ["a/02.png", "b/03.png"]
     assert not {"a/02.png", "b/03.png"} & set(names)
     assert [name[0] for name in names] == ["ab"[label] for label in labels.tolist()]
-    assert same(taken(Feed(images(damaged), course(steps=9))), (names, pixels, labels))
+    assert same(taken(TrainingLoader(images(damaged), course(steps=9))), (names, pixels, labels))
 
 
 def test_other_images_stay_as_they_are(folder, damaged):
-    whole, holed = taken(Feed(images(folder), course())), taken(Feed(images(damaged), course()))
+    whole, holed = (
+        taken(TrainingLoader(images(folder), course())),
+        taken(TrainingLoader(images(damaged), course())),
+    )
     kept = [place for place, name in enumerate(whole[0]) if name[2:4] not in ("02", "03")]
     assert torch.equal(whole[1][kept], holed[1][kept])
 
@@ -206,7 +211,7 @@ def test_other_images_stay_as_they_are(folder, damaged):
 def test_none_readable(tmp_path, workers):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"nothing")
-    feed = Feed(images(tmp_path), course(workers=workers))
+    feed = TrainingLoader(images(tmp_path), course(workers=workers))
     with pytest.raises(BadData, match=r"^3 images one after the other cannot be read"):
         next(feed.steps())
 
@@ -215,7 +220,7 @@ def test_many_unreadable_in_a_row_end_it(tmp_path):
     for number in range(120):
         (tmp_path / f"{number}.png").write_bytes(b"nothing")
     with pytest.raises(BadData, match=r"^100 images one after the other"):
-        next(Feed(images(tmp_path), course()).steps())
+        next(TrainingLoader(images(tmp_path), course()).steps())
 
 
 # --- archives and processes
@@ -230,12 +235,15 @@ def packed(folder, path):
 
 def test_an_open_archive_is_not_shared_with_workers(folder, tmp_path):
     source = images(packed(folder, tmp_path / "train.zip"))
-    wanted = taken(Feed(source, course()))  # and now it is open in this process
-    both = [Feed(source, course(workers=1)).steps(), Feed(source, course()).steps()]
+    wanted = taken(TrainingLoader(source, course()))  # and now it is open in this process
+    both = [
+        TrainingLoader(source, course(workers=1)).steps(),
+        TrainingLoader(source, course()).steps(),
+    ]
     for from_worker, from_here in zip(*both, strict=True):
         assert torch.equal(from_worker[0].images, from_here[0].images)
     copied = pickle.loads(pickle.dumps(source))
-    assert same(taken(Feed(copied, course())), wanted)
+    assert same(taken(TrainingLoader(copied, course())), wanted)
 
 
 @pytest.mark.slow
@@ -270,21 +278,21 @@ def test_workers_that_are_spawned_see_the_same(folder, tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_one_error(folder):
     class Deadly(Images):
-        def file_of(self, place):
+        def read_file(self, place):
             if os.getpid() != here:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().file_of(place)
+            return super().read_file(place)
 
     here = os.getpid()
-    steps = Feed(Deadly(folder, **PLAIN.to_json()), course(workers=1)).steps()
-    with pytest.raises(BrokenRun, match=r"has died .*workers=0"):
+    steps = TrainingLoader(Deadly(folder, **PLAIN.to_json()), course(workers=1)).steps()
+    with pytest.raises(TrainingStopped, match=r"has died .*workers=0"):
         next(steps)
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_between_steps_is_noticed_at_the_next(folder):
     """And not in the midst of the caller's code, where PyTorch would raise."""
-    steps = Feed(images(folder), course(workers=1, steps=10**6)).steps()
+    steps = TrainingLoader(images(folder), course(workers=1, steps=10**6)).steps()
     next(steps)
     (child,) = multiprocessing.active_children()
     os.kill(child.pid, signal.SIGKILL)
@@ -298,28 +306,28 @@ def test_a_compressed_tar_is_refused(folder, tmp_path):
     with tarfile.open(tmp_path / "train.tar.gz", "w:gz") as archive:
         archive.add(folder / "a", "a")
     with pytest.raises(BadData, match=r"compressed tar.*Unpack it once"):
-        Feed(images(tmp_path / "train.tar.gz"), course())
+        TrainingLoader(images(tmp_path / "train.tar.gz"), course())
 
 
 # --- batches in memory
 
 
 def test_rows_in_memory_are_shuffled_the_same_way(folder):
-    feed = Feed(rows(), course(workers=2, steps=5))
+    feed = TrainingLoader(rows(), course(workers=2, steps=5))
     names, pixels, labels = taken(feed)
     assert feed.count == 10
     assert sorted(names[:10]) == sorted(f"image {place}" for place in range(10))
     assert [f"image {int(pixel)}" for pixel in pixels[:, 0, 0, 0]] == names
     assert labels.tolist() == pixels[:, 0, 0, 0].tolist()
-    assert names == taken(Feed(rows(batch=3), course()))[0]
-    assert taken(Feed(rows(labels=False), course()))[2] is None
+    assert names == taken(TrainingLoader(rows(batch=3), course()))[0]
+    assert taken(TrainingLoader(rows(labels=False), course()))[2] is None
     assert feed.name(3) == "image 3"
-    assert Feed(images(folder), course()).name(0) == "a/00.png"
+    assert TrainingLoader(images(folder), course()).name(0) == "a/00.png"
 
 
 def test_the_rows_given_are_not_written_to():
     batches = rows(4)
-    (step,) = Feed(batches, course(steps=1)).steps()
+    (step,) = TrainingLoader(batches, course(steps=1)).steps()
     step[0].images.zero_()
     assert batches[0][0][3].mean() == 3
 
@@ -340,13 +348,13 @@ def test_the_rows_given_are_not_written_to():
 )
 def test_what_cannot_be_read_again_and_in_any_order_is_refused(given, error, message):
     with pytest.raises(error, match=message):
-        Feed(given(), course())
+        TrainingLoader(given(), course())
 
 
 @pytest.mark.parametrize("setting", STRONG)
 def test_changes_of_pictures_are_refused_for_prepared_images(setting):
     with pytest.raises(BadSetting, match=f"{setting}=.*prepared already"):
-        Feed(rows(), course(**{setting: STRONG[setting]}))
+        TrainingLoader(rows(), course(**{setting: STRONG[setting]}))
 
 
 # --- augmentation
@@ -359,7 +367,7 @@ def picture(mode="RGB", size=(40, 30)):
 
 def test_without_a_random_crop_the_picture_is_as_it_is_evaluated():
     for mode in ("center", "squash", "border"):
-        prepared = Preparation(image_size=(16, 20), crop_mode=mode, crop_pct=0.9)
+        prepared = Preprocessing(image_size=(16, 20), crop_mode=mode, crop_pct=0.9)
         plain = augmentation(prepared, course(crop=1, flip=0))
         assert torch.equal(plain(picture()), prepared.transform()(picture()))
         mirrored = augmentation(prepared, course(crop=1, flip=1))
@@ -370,9 +378,9 @@ def test_without_a_random_crop_the_picture_is_as_it_is_evaluated():
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m15-n4-p1", "augmix-m5", "3a"])
 def test_policies_of_timm_run_on_colour_and_grey(prepared, policy):
     changed = augmentation(prepared, course(randaugment=policy, jitter=0.4, erasing=1.0))
-    shown = picture("L" if prepared.grey else "RGB")
+    shown = picture("L" if prepared.is_grey else "RGB")
     for seed in range(12):
-        with drawn_from(seed):
+        with temporary_seed(seed):
             pixels = changed(shown)
         assert pixels.shape == (len(prepared.mean), 16, 16)
         assert pixels.isfinite().all()
@@ -384,9 +392,9 @@ def test_each_setting_changes_something(name):
     value = {**STRONG, "crop": 0.3, "flip": 1.0, "erasing": 1.0}[name]
     plain = augmentation(PLAIN, course(**still))(picture())
     changed = augmentation(PLAIN, course(**{**still, name: value}))
-    with drawn_from(1):
+    with temporary_seed(1):
         one = changed(picture())
-    with drawn_from(1):
+    with temporary_seed(1):
         assert torch.equal(changed(picture()), one)
     assert not torch.equal(one, plain)
 
@@ -399,25 +407,25 @@ def test_colours_change_beside_a_policy_too():
 @pytest.mark.parametrize("policy", ["random", "rand-m9-foo", "rand-x3", "rand-tnothing", "rand-mx"])
 def test_an_unknown_policy_is_refused(folder, policy):
     with pytest.raises(BadSetting, match=r"is not a policy of timm.*rand-m9-mstd0\.5-inc1"):
-        Feed(images(folder), course(randaugment=policy))
+        TrainingLoader(images(folder), course(randaugment=policy))
 
 
 # --- mixing
 
 
 def test_mixing_is_timms_and_leaves_its_input_alone():
-    assert mixing(course(smoothing=0.1), 3) is None
+    assert make_mixup(course(smoothing=0.1), 3) is None
     for settings in ({"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}):
-        mix = mixing(course(**settings, smoothing=0.1), 3)
+        mix = make_mixup(course(**settings, smoothing=0.1), 3)
         pixels, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
         before = pixels.clone()
-        with drawn_from(5):
+        with temporary_seed(5):
             mixed, targets = mix(pixels, labels)
         assert torch.equal(pixels, before)
         assert not torch.equal(mixed, before)
         assert targets.shape == (4, 3)
         assert targets.sum(dim=1).allclose(torch.ones(4))
-        with drawn_from(5):
+        with temporary_seed(5):
             assert torch.equal(mix(pixels, labels)[0], mixed)
     with pytest.raises(BadSetting, match="pairs of images"):
         mix(pixels[:3], labels[:3])
