@@ -36,6 +36,7 @@ from patchslim.measurement.latency import latency
 from patchslim.measurement.score import kl_divergence
 from patchslim.methods.duplicates import Duplicates
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.report.provenance import Provenance
 from patchslim.report.row import Quartiles
 
@@ -308,10 +309,10 @@ def answers(model: SlimModel, images: Tensor) -> dict[str, Any]:
 def costs(model: SlimModel, images: Tensor) -> dict[str, Any]:
     """Patches left of each image, and operations as a share of the host's."""
     spent = model.macs_of(images)
-    left = [cost.rows[-1] - model.shape().prefix for cost in spent]
+    left = [cost.rows[-1] - model.plan.shape.prefix for cost in spent]
     dense = model.dense_macs().total
     return {
-        "patches": model.shape().entering - model.shape().prefix,
+        "patches": model.plan.shape.entering - model.plan.shape.prefix,
         "left": left,
         "macs_share": statistics.mean(cost.total for cost in spent) / dense,
         "choosing_share": statistics.mean(cost.choosing for cost in spent) / dense,
@@ -354,7 +355,10 @@ def rows_of(host: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any
     speedup = speeds(models, images, repeats)
     rows = []
     for name, model in models.items():
-        twin = SlimModel(bare, model.adapter, model.method, model.schedule, model.tail)
+        twin = SlimModel(
+            bare,
+            plan_schedule(bare, model.plan.adapter, model.method, model.schedule, model.plan.tail),
+        )
         row = {
             "name": name,
             "size": images.shape[-1],

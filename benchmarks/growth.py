@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import patchslim
 from patchslim.measurement.latency import latency
 from patchslim.measurement.memory import peak_memory
 from patchslim.methods._method import Signals
+from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.step import BlockStep
 from patchslim.report.provenance import Provenance
-from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "growth.json"
@@ -43,6 +43,29 @@ class Watched(SlimModel):
     spent: float
     largest: tuple[BlockStep, Tokens, Signals] | None
 
+    def start_pass(self) -> ForwardPass:
+        """A forward pass that writes down what its decisions cost."""
+        return WatchedPass(**vars(super().start_pass()), watched=self)
+
+    def own_memory(self) -> int:
+        """Peak bytes of the first decision and move, which are over the most tokens."""
+        if self.largest is None:
+            return 0
+        step, tokens, signals = self.largest
+
+        def work() -> Tokens:
+            keep = step.left - tokens.prefix
+            return self.method.choose(tokens, signals, keep).apply(tokens)
+
+        return peak_memory(work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedPass(ForwardPass):
+    """A forward pass of a watched model."""
+
+    watched: Watched
+
     def _attend_and_reduce(self, step: BlockStep, place: Any, tokens: Tokens) -> Tokens:
         if place is None:
             return super()._attend_and_reduce(step, None, tokens)
@@ -53,27 +76,18 @@ class Watched(SlimModel):
             return tokens
         begun = time.perf_counter()
         reduced = self._choose(step, tokens, signals).apply(tokens)
-        self.spent += time.perf_counter() - begun
-        if self.largest is None:
-            self.largest = (step, tokens, signals)
+        self.watched.spent += time.perf_counter() - begun
+        if self.watched.largest is None:
+            self.watched.largest = (step, tokens, signals)
         return reduced
-
-    def own_memory(self) -> int:
-        """Peak bytes of the first decision and move, which are over the most tokens."""
-        if self.largest is None:
-            return 0
-        step, tokens, signals = self.largest
-
-        def work() -> Tokens:
-            decision: Reduction = self._choose(step, tokens, signals)
-            return decision.apply(tokens)
-
-        return peak_memory(work)
 
 
 def watch(model: SlimModel) -> Watched:
     """The same model, watched."""
-    watched = Watched(model.host, model.adapter, model.method, model.schedule, model.tail)
+    watched = Watched(
+        model.host,
+        model.plan,
+    )
     watched.spent, watched.largest = 0.0, None
     return watched
 
@@ -99,7 +113,7 @@ def grow(size: int, repeats: int) -> tuple[list[dict[str, Any]], Provenance]:
             rows.append(
                 {
                     "size": size,
-                    "tokens": model.shape().entering,
+                    "tokens": model.plan.shape.entering,
                     "method": name,
                     "macs_share": model.macs().total / model.dense_macs().total,
                     "own_time_share": statistics.median(own[1:]) / dense_time,

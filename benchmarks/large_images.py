@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ from patchslim.methods.evit import EViT
 from patchslim.methods.random import Random
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
+from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.model.step import BlockStep
 from patchslim.report.provenance import Provenance
 from patchslim.schedules.budget import make_schedule
@@ -90,17 +92,28 @@ class Clocked(SlimModel):
 
     spent: float = 0.0
 
+    def start_pass(self) -> ForwardPass:
+        """A forward pass that adds up the seconds of its decisions."""
+        return ClockedPass(**vars(super().start_pass()), clocked=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockedPass(ForwardPass):
+    """A forward pass of a model with a clock."""
+
+    clocked: Clocked
+
     def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
         begun = time.process_time()
         reduction = super()._choose(step, tokens, signals)
         reduction.apply(tokens)  # once more than needed, to be on the clock too
-        self.spent += time.process_time() - begun
+        self.clocked.spent += time.process_time() - begun
         return reduction
 
 
 def clocked(model: SlimModel) -> Clocked:
     """The same model with a clock."""
-    return Clocked(model.host, model.adapter, model.method, model.schedule, model.tail).eval()
+    return Clocked(model.host, model.plan).eval()
 
 
 def large_host(data: Path) -> nn.Module:
@@ -127,7 +140,7 @@ def slimmed(host: nn.Module, names: list[str]) -> dict[str, SlimModel]:
     shape = adapter.shape(host)
     rules = {name: make_schedule(shape, METHODS[name], macs=SHARE, tail="exact") for name in names}
     return {
-        name: SlimModel(host, adapter, METHODS[name], rule, "exact").eval()
+        name: SlimModel(host, plan_schedule(host, adapter, METHODS[name], rule, "exact")).eval()
         for name, rule in rules.items()
     }
 

@@ -38,6 +38,7 @@ from patchslim.methods.ats import ATS
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.report.provenance import Provenance
 from patchslim.report.row import Quartiles
 from patchslim.schedules.schedule import Rate, Schedule
@@ -127,7 +128,10 @@ def timed(
     for name, model in models.items():
         whole = model.dense_macs().total
         share = sum(cost.total for cost in model.macs_of(images)) / len(images) / whole
-        padded = SlimModel(host, model.adapter, model.method, model.schedule, model.tail)
+        padded = SlimModel(
+            host,
+            plan_schedule(host, model.plan.adapter, model.method, model.schedule, model.plan.tail),
+        )
         padded.packs = False
         padded.eval()
         forms: dict[str, nn.Module] = {f"{name}, packed": model, f"{name}, padded": padded}

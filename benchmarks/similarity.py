@@ -111,7 +111,7 @@ def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
     made = {name: patchslim.slim(host, name, macs=budget) for name in ("tome", "evit", "topk")}
     for name, settings in FIXED.items():
         made[name] = patchslim.slim(host, Similarity(**settings), macs=budget)
-    places = made["similarity (default: ward)"].deciding_blocks()
+    places = made["similarity (default: ward)"].plan.decision_blocks
     for seed in range(SEEDS):
         lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
         made[f"random, seed {seed}"] = lots
@@ -126,11 +126,11 @@ def deep(host: nn.Module, budget: float) -> dict[str, SlimModel]:
         name: patchslim.slim(host, name, macs=budget)
         for name in ("tome", "evit", "topk", "similarity")
     }
-    late = later_blocks(made["tome"].shape().depth)
+    late = later_blocks(made["tome"].plan.shape.depth)
     made["similarity, from a quarter of the depth"] = patchslim.slim(
         host, "similarity", macs=budget, at=late
     )
-    places = made["similarity"].deciding_blocks()
+    places = made["similarity"].plan.decision_blocks
     for seed in range(SEEDS):
         lots = patchslim.slim(host, Random(seed=seed), macs=budget, at=places)
         made[f"random, seed {seed}"] = lots

@@ -29,6 +29,7 @@ from patchslim.measurement.score import kl_divergence
 from patchslim.methods._method import Signals
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.report.provenance import Provenance
 from patchslim.schedules.schedule import Schedule
 from patchslim.tokens.reduction import Merge, Reduction
@@ -112,8 +113,10 @@ def main() -> None:
             schedule = found.model.schedule
             for by in ("grid", "key"):
                 leaving = Leaving(order=found.record["order"], by=by)
-                adapter = found.model.adapter
-                model = SlimModel(host, adapter, leaving, schedule, "exact").eval()
+                adapter = found.model.plan.adapter
+                model = SlimModel(
+                    host, plan_schedule(host, adapter, leaving, schedule, "exact")
+                ).eval()
                 trial.add(f"content left with the nearest kept patch, by {by}", model, {})
     birth = Provenance.now(
         host, batch=50, image_size=(224, 224), images=sum(map(len, batches)), seed=0

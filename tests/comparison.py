@@ -12,6 +12,7 @@ import patchslim
 from patchslim.hosts._answers import TOLERANCE, relative_difference
 from patchslim.methods._method import Method, Place, Signals
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
@@ -50,7 +51,7 @@ def sample_methods(host: Any) -> list[Method]:
 
 def slim_unchecked(host: Any, method: Method, rule: Schedule, tail: Tail = "full") -> SlimModel:
     """What slim() makes, without its check of the host, which has a law of its own."""
-    return SlimModel(host, patchslim.find_adapter(host), method, rule, tail)
+    return SlimModel(host, plan_schedule(host, patchslim.find_adapter(host), method, rule, tail))
 
 
 @torch.no_grad()

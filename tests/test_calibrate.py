@@ -159,7 +159,7 @@ def test_a_head_that_reads_all_patches_keeps_its_share(readout, method):
     told = found(of=host(readout), method=method, macs=0.7, search=free(images=4, outputs=0.3))
     assert told.record["macs"] <= 0.7
     assert told.model.counts()[-1] == 5
-    assert told.model.tail == "full"
+    assert told.model.plan.tail == "full"
 
 
 def test_images_are_taken_up_to_the_number_asked_for():
@@ -190,7 +190,7 @@ def test_record_and_recipe_hold_every_setting(method, tmp_path):
     if method == "patch_slimming":
         assert recipe["settings"] == {"order": record["order"]}
     else:
-        assert record["gates"].keys() == {str(block) for block in told.model.deciding_blocks()}
+        assert record["gates"].keys() == {str(block) for block in told.model.plan.decision_blocks}
     assert (tmp_path / "pyramid.svg").read_text().lstrip().startswith("<")
 
 

@@ -133,7 +133,7 @@ def test_without_positions_nothing_is_lost(settings, dtype, most):
     got, spent = model.forward_with_costs(images)
     off = float((got - host(images)).abs().max() / host(images).abs().max())
     assert off < most
-    prefix = model.shape().prefix
+    prefix = model.plan.shape.prefix
     assert [cost.rows[0] - prefix for cost in spent][::3] == [1, 64]
     assert spent[0].total < 0.2 * spent[3].total
 

@@ -18,6 +18,7 @@ import patchslim.tokens.attention
 from patchslim.errors import BadSetting, Untrained
 from patchslim.methods._method import Decision
 from patchslim.methods.dynamicvit import KEEP_INDEX, DynamicViT
+from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Constant, Counts, Rate
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.reduction import Keep, Mask
@@ -73,7 +74,7 @@ class Told(DynamicViT):
 
 
 def told(model, stays, kind, schedule=STAGES):
-    return slim_unchecked(model.host, Told(model.method, stays, kind), schedule, model.tail)
+    return slim_unchecked(model.host, Told(model.method, stays, kind), schedule, model.plan.tail)
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def check_draws(model, x, off=None):
     """Draws masks in training, and removes of each image the same patches in evaluation."""
     torch.manual_seed(0)
     with heard(model) as masked:
-        lesson = model.train().forward_training(x, tail=model.tail)
+        lesson = forward_training(model.train(), x, tail=model.plan.tail)
     stays = {each.block: each.alive > 0.5 for each in lesson.decisions}
     counts = torch.stack([each.sum(dim=1) for each in stays.values()], dim=1)
     assert list(stays) == list(AT)
@@ -115,7 +116,7 @@ def check_draws(model, x, off=None):
         own = {block: each[i : i + 1] for block, each in stays.items()}
         removed = told(model, own, Keep, left).eval()
         with heard(removed) as said:
-            alone = removed.forward_training(x[i : i + 1], tail=model.tail)
+            alone = forward_training(removed, x[i : i + 1], tail=model.plan.tail)
         close(lesson.output[i : i + 1], alone.output, off)
         before = torch.ones(1, 64, dtype=torch.bool)
         for block, wanted, got in zip(AT, said, masked, strict=True):
@@ -174,7 +175,7 @@ def missing(module, prefix=""):
 def test_the_answer_alone_teaches_every_predictor_and_the_whole_host(readout, tail):
     model, x = taught(readout, tail=tail), images()
     teacher = model.host(x).detach() + torch.randn(3, 5)
-    lesson = model.train().forward_training(x, tail=tail)
+    lesson = forward_training(model.train(), x, tail=tail)
     answer_loss(lesson.output, teacher, "soft", 1.0).backward()
     assert not missing(model.method)
     assert not missing(model.host)
@@ -183,7 +184,7 @@ def test_the_answer_alone_teaches_every_predictor_and_the_whole_host(readout, ta
 @every_readout
 def test_the_share_alone_teaches_every_predictor_and_what_they_look_at(readout):
     model = taught(readout)
-    lesson = model.train().forward_training(images(), tail="full")
+    lesson = forward_training(model.train(), images(), tail="full")
     model.method.loss(lesson.decisions).backward()
     assert not missing(model.method)
     unseen = {
@@ -211,7 +212,7 @@ def test_the_loss_is_the_squared_distance_from_the_scheduled_share():
 
 
 def test_the_share_that_is_aimed_at_is_the_one_that_inference_leaves():
-    lesson = taught().train().forward_training(images(), tail="full")
+    lesson = forward_training(taught().train(), images(), tail="full")
     assert [each.share for each in lesson.decisions] == [left / 64 for left in LEFT]
 
 
@@ -221,7 +222,7 @@ def test_gradient_descent_on_the_share_reaches_it():
     torch.manual_seed(0)
     shares = []
     for _ in range(60):
-        lesson = model.train().forward_training(x, tail="full")
+        lesson = forward_training(model.train(), x, tail="full")
         optimiser.zero_grad()
         model.method.loss(lesson.decisions).backward()
         optimiser.step()
@@ -262,7 +263,7 @@ def test_an_image_of_which_nothing_is_left_stays_finite(changes):
     for predictor in model.method.predictors.values():
         nn.init.zeros_(predictor.verdict[4].weight)
         predictor.verdict[4].bias.data = torch.tensor([-40.0, 40.0])
-    lesson = model.train().forward_training(images(), tail="full")
+    lesson = forward_training(model.train(), images(), tail="full")
     assert not any(each.alive.any() for each in lesson.decisions)
     assert lesson.output.isfinite().all()
     (lesson.output.square().sum() + model.method.loss(lesson.decisions)).backward()
@@ -273,11 +274,11 @@ def test_an_image_of_which_nothing_is_left_stays_finite(changes):
 
 def in_autocast(model, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return model, model.forward_training(x, tail="full")
+        return model, forward_training(model, x, tail="full")
 
 
 def in_bfloat16(model, x):
-    return model.bfloat16(), model.forward_training(x.bfloat16(), tail="full")
+    return model.bfloat16(), forward_training(model, x.bfloat16(), tail="full")
 
 
 @every_readout
@@ -297,7 +298,7 @@ def test_training_in_half_precision_stays_finite_and_counts_exactly(readout, how
 
 def drawn(model, seed):
     torch.manual_seed(seed)
-    return [each.alive for each in model.train().forward_training(images(), tail="full").decisions]
+    return [each.alive for each in forward_training(model.train(), images(), tail="full").decisions]
 
 
 @torch.no_grad()
@@ -321,7 +322,7 @@ def test_blocks_that_are_computed_again_draw_the_same():
         model = taught()
         model.host.set_grad_checkpointing(recompute)
         torch.manual_seed(0)
-        lesson = model.train().forward_training(images(), tail="full")
+        lesson = forward_training(model.train(), images(), tail="full")
         (lesson.output.square().sum() + model.method.loss(lesson.decisions)).backward()
         gradients.append([each.grad for each in model.parameters()])
     for kept, again in zip(*gradients, strict=True):
@@ -379,7 +380,7 @@ def test_a_made_method_serves_only_the_hosts_that_it_was_made_for():
 def test_larger_images_that_need_more_decisions_are_refused_clearly():
     host = tiny_host(img_size=8, depth=3, dynamic_img_size=True)
     model = slim_unchecked(host, DynamicViT(), Constant(3))
-    assert model.deciding_blocks() == (0,)
+    assert model.plan.decision_blocks == (0,)
     with pytest.raises(BadSetting, match=r"in blocks \(0,\).*decisions in blocks \(1,\)"):
         model(images())
 

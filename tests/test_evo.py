@@ -17,6 +17,7 @@ from patchslim.methods._method import Signals
 from patchslim.methods.evo import Evo
 from patchslim.model.load import load
 from patchslim.model.model import SlimModel
+from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Rate
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.reduction import Defer, Fuse, Keep
@@ -59,7 +60,7 @@ def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative)
     traced = model.trace(noise_images())
     assert [tokens.x.shape[1] for tokens in traced] == [17, *[slow] * 5] == list(model.counts())
     assert {tokens.dense_features().shape[1] for tokens in traced} == {17}
-    assert model.forward_training(noise_images(), tail="full").tokens.x.shape[1] == 17
+    assert forward_training(model, noise_images(), tail="full").tokens.x.shape[1] == 17
     whole = [tokens.deferred.whole for tokens in traced[1:]]
     assert {tokens.x.shape[1] for tokens in whole} == {17}
     assert all(tokens.deferred is None for tokens in whole)
@@ -92,7 +93,7 @@ def still(**changes: Any) -> Any:
 def test_every_row_comes_back_to_its_place(representative, at):
     host = still()
     model = evo(host, at, representative=representative)
-    entered = model.embed(noise_images(), {}, track=False).x
+    entered = model.start_pass().embed(noise_images(), {}, track=False).x
     for tokens in model.trace(noise_images()):
         torch.testing.assert_close(tokens.dense_features(), entered, rtol=0, atol=1e-6)
     _, maps = model.forward_intermediates(noise_images())
@@ -317,7 +318,7 @@ def served(host: Any, x: Tensor, **settings: Any) -> SlimModel:
         slow = (entered - prefix) // 2 + prefix + 1
         assert [tokens.x.shape[1] for tokens in traced] == [entered, slow, slow]
         assert {tokens.dense_features().shape[1] for tokens in traced} == {entered}
-        logits = model.adapter.logits
+        logits = model.plan.adapter.logits
         got, dense = logits(model(x)), logits(host(x))
         assert got.shape == dense.shape
         assert got.isfinite().all()
@@ -474,9 +475,9 @@ def test_an_image_does_not_depend_on_its_batch():
 
 def test_what_the_schedule_says_is_what_happens():
     model = slim_unchecked(deep(), Evo(), Rate(0.5, STAGES))
-    assert model.deciding_blocks() == STAGES
-    tokens = model.embed(noise_images(1), {}, track=False)
-    steps = model.block_steps(tokens, tail="full", layered=True)
+    assert model.plan.decision_blocks == STAGES
+    tokens = model.start_pass().embed(noise_images(1), {}, track=False)
+    steps = model.start_pass().steps(tokens, tail="full", layered=True)
     assert [step.index for step in steps if model.place(step)] == [2, 3, 4, 5]
 
 

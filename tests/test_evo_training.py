@@ -13,6 +13,7 @@ from patchslim.architectures.evo_levit import EvoLevit
 from patchslim.errors import BadSchedule, BadSetting, Diverged, UnsupportedModel, Untrained
 from patchslim.methods.evo import Evo
 from patchslim.model.load import load
+from patchslim.model.training_pass import forward_training
 from patchslim.runs.checkpoint import read
 from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.runs.log import read_log
@@ -79,7 +80,7 @@ def test_the_loss_is_shared_with_a_second_head_on_the_class_token(distil):
     ((images, labels), *_) = batches()
     answers = torch.randn(8, 5) if distil == "soft" else None
     terms = learner(images, Target(labels, answers))
-    lesson = model.forward_training(images, tail="full")
+    lesson = forward_training(model, images, tail="full")
     second = learner.auxiliary[0](lesson.tokens.x[:, 0])
     assert not torch.allclose(second, lesson.output, atol=1e-2)
 
@@ -187,7 +188,7 @@ def test_every_block_selects_at_first_and_every_stage_after_that(tmp_path):
     train(model, batches(), quick(steps=6, layered=0.5), out=tmp_path, progress=told)
     assert found == [(1, 2, 3)] * 3 + [(1, 3)] * 3
     assert (
-        model.forward_training(batches()[0][0], tail="full", layered=True).decisions[1].block == 2
+        forward_training(model, batches()[0][0], tail="full", layered=True).decisions[1].block == 2
     )
 
 
@@ -202,7 +203,7 @@ def test_in_every_block_of_a_pyramid_but_its_strides():
     steps = model.schedule.in_every_block(5, model.resets)
     assert steps.at == (1, 3, 4)
     images = batches(side=64)[0][0]
-    decided = model.train().forward_training(images, tail="full", layered=True).decisions
+    decided = forward_training(model.train(), images, tail="full", layered=True).decisions
     assert [each.block for each in decided] == [1, 3, 4]
 
 

@@ -12,6 +12,7 @@ import patchslim
 import toy_methods
 from patchslim.hosts._registry import find_adapter
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Constant, Counts
 from patchslim.testing.counting import count_macs
@@ -86,7 +87,9 @@ def test_torch_counts_the_same(method, tail, readout):
     first = 16 if method.remembers else 12
     left = [method.fewest(16)] * 3 if method.fewest(16) == 16 else [first, 12, 8]
     schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
-    slimmed = SlimModel(host, find_adapter(host), method.eval(), schedule, tail)
+    slimmed = SlimModel(
+        host, plan_schedule(host, find_adapter(host), method.eval(), schedule, tail)
+    )
     with torch.no_grad():
         (cost,) = slimmed.macs_of(noise_images(1))
     told = cost.total + cost.choosing

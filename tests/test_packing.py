@@ -9,6 +9,7 @@ import torch
 import patchslim
 from hf_hosts import random_pixels, tiny_hf
 from patchslim.model.load import load
+from patchslim.model.training_pass import forward_training
 from patchslim.schedules.macs import slim_macs
 from patchslim.tokens.attention import attention_bias
 from patchslim.tokens.packing import (
@@ -314,7 +315,7 @@ def model_of(made, method, *, tail="full"):
 
 def same_however_it_is_run(model, x):
     """Asserts packed == padded == alone == another order, answers and costs; gives the counts."""
-    logits = model.adapter.logits
+    logits = model.plan.adapter.logits
     with torch.no_grad():
         answer, costs = model.forward_with_costs(x)
         model.packs = False
@@ -395,7 +396,7 @@ def test_the_cost_of_an_image_is_that_of_the_rows_it_kept(method, tail):
         counts = [lengths[image] for lengths in traced]
         named = model.scheduled_blocks(3)
         exact = tail == "exact"
-        wanted = slim_macs(model.shape(), model.method, counts, tail=exact, named=named)
+        wanted = slim_macs(model.plan.shape, model.method, counts, tail=exact, named=named)
         assert cost == wanted
         assert cost.total <= model.macs().total
         assert cost.choosing > 0 or method == "duplicates"
@@ -428,16 +429,16 @@ def test_a_saved_model_answers_the_same(method, tmp_path):
 def test_in_training_nothing_is_packed_and_gradients_are_finite(method):
     made = tiny_vit()
     model, x = model_of(made, method).train(), mixed(random_images(made, 4))
-    tokens = model.embed(x, {}, track=False)
-    for step in model.block_steps(tokens, tail="full"):
-        tokens = model.run_block(step, tokens)
+    tokens = model.start_pass().embed(x, {}, track=False)
+    for step in model.start_pass().steps(tokens, tail="full"):
+        tokens = model.start_pass().run_block(step, tokens)
         assert tokens.borders is None
         assert tokens.x.shape[0] == 4
     model(x).square().sum().backward()
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    learned = model.forward_training(x, tail="full")
+    learned = forward_training(model, x, tail="full")
     assert learned.output.isfinite().all()
 
 

@@ -394,7 +394,7 @@ def test_in_a_pyramid_each_panel_has_the_grid_of_its_stage(kind, method):
     slim = patchslim.slim(host, method, **budget)
     images = torch.randn(2, 3, 128, 128)
     grids = [(8, 8)] * 3 + [(4, 4)] * 3 + [(2, 2)] * 3
-    prefix = slim.shape().prefix
+    prefix = slim.plan.shape.prefix
     for image in trace_patches(slim, images, blocks=range(9)):
         assert [after.grid for after in image] == grids
         assert [after.left + prefix for after in image] == list(slim.counts())

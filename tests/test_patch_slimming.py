@@ -32,7 +32,9 @@ from patchslim.methods.identity import Identity
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.model.step import BlockStep
+from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Constant, Counts
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.attention import attention_map
@@ -122,18 +124,18 @@ def check_blocks(host, x):
     """Every block gives out the dense block's own rows, in both forms of the gather."""
     adapter = patchslim.find_adapter(host)
     dense = slim_unchecked(host, Identity(), Constant(0))
-    tokens = dense.embed(x, {}, track=False)
+    tokens = dense.start_pass().embed(x, {}, track=False)
     order, prefix, rows = shuffled(tokens.grid), tokens.prefix, tokens.x.shape[1]
     model = slim_unchecked(host, PatchSlimming(order=format_order(tokens.grid, order)), Constant(0))
     cells = torch.tensor(order)
     for index in range(len(adapter.blocks(host))):
-        whole = dense.run_block(BlockStep(index, rows, rows), tokens)
-        first = model.run_block(BlockStep(index, rows, prefix + 7), tokens)
+        whole = dense.start_pass().run_block(BlockStep(index, rows, rows), tokens)
+        first = model.start_pass().run_block(BlockStep(index, rows, prefix + 7), tokens)
         assert first.cells().tolist() == [order[:7]] * len(x)
         assert is_close(first.x, Fixed(7, cells).move(whole.x, prefix=prefix))
         fewer = Fixed(7, cells).apply(tokens)
-        rest = dense.run_block(BlockStep(index, prefix + 7, prefix + 7), fewer)
-        second = model.run_block(BlockStep(index, prefix + 7, prefix + 3), fewer)
+        rest = dense.start_pass().run_block(BlockStep(index, prefix + 7, prefix + 7), fewer)
+        second = model.start_pass().run_block(BlockStep(index, prefix + 7, prefix + 3), fewer)
         assert second.cells().tolist() == [order[:3]] * len(x)
         assert is_close(second.x, rest.x[:, : prefix + 3])
         tokens = whole
@@ -159,10 +161,10 @@ def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
     host = tiny_host().double()
     order = shuffled((4, 4))
     model = slim_unchecked(host, PatchSlimming(order=format_order((4, 4), order)), Constant(0))
-    tokens = model.embed(noise_images().double(), {}, track=False)
+    tokens = model.start_pass().embed(noise_images().double(), {}, track=False)
     at = [0, *(1 + cell for cell in order[:5])]
     for index, block in enumerate(host.blocks):
-        after = model.run_block(BlockStep(index, 17, 6), tokens)
+        after = model.start_pass().run_block(BlockStep(index, 17, 6), tokens)
         assert is_close(after.x, block(tokens.x)[:, at])
         tokens = tokens.with_x(block(tokens.x))
 
@@ -420,8 +422,9 @@ def test_what_a_block_keeps_is_part_of_what_the_one_before_kept(method, readout,
 def test_the_budget_is_met_and_the_tail_keeps_the_answer(method, readout, outputs):
     model, x = calibrated(method, readout, outputs), noise_images(4, size=24)
     assert 0.6 < model.macs().total / model.dense_macs().total <= 0.7
-    assert model.tail == ("full" if outputs else "exact")
-    whole = SlimModel(model.host, model.adapter, model.method, model.schedule, "full").eval()
+    assert model.plan.tail == ("full" if outputs else "exact")
+    plan = plan_schedule(model.host, model.plan.adapter, model.method, model.schedule, "full")
+    whole = SlimModel(model.host, plan).eval()
     assert is_close(model(x), whole(x))
 
 
@@ -499,14 +502,14 @@ def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs
 def test_the_gates_of_the_model_are_the_fitted_ones():
     """Gates order patches that they were fitted to much as the exact score does."""
     model = calibrated("patch_slimming_dynamic")
-    assert set(model.method.gates) == {str(block) for block in model.deciding_blocks()}
+    assert set(model.method.gates) == {str(block) for block in model.plan.decision_blocks}
     dense = slim_unchecked(model.host, Identity(), Constant(0))
     walked = LayerSearch(dense, model.host, [noise_images(6, size=24)], FREE, 0)
     found = walked.begin()
     for block in walked.blocks(found):
         kept = model.counts()[block] - 1
         found = walked.search_layer(found, block, tolerance=1.0, kept=kept, say=lambda _: None)
-    for block in model.deciding_blocks():
+    for block in model.plan.decision_blocks:
         weights, told = fit_gate(walked, found, block)
         assert is_close(model.method.gates[str(block)].worth.weight, weights.float())
         assert told > 0.1
@@ -515,24 +518,27 @@ def test_the_gates_of_the_model_are_the_fitted_ones():
 def trained(readout, outputs, tail=None, dtype=torch.float32):
     """A calibrated dynamic model in training mode, as a copy."""
     model = copy.deepcopy(calibrated("patch_slimming_dynamic", readout, outputs)).to(dtype)
-    model.tail = tail or model.tail
+    plan = model.plan
+    model.plan = plan_schedule(
+        model.host, plan.adapter, model.method, model.schedule, tail or plan.tail
+    )
     return model.train()
 
 
 def removed(model, x):
     """For each deciding block the cells that are left in evaluation, as a mask."""
     traced = model.eval().trace(x)
-    nothing = torch.zeros(len(x), model.shape().grid[0] ** 2)
-    return {b: nothing.scatter(1, traced[b].cells(), 1.0) for b in model.deciding_blocks()}
+    nothing = torch.zeros(len(x), model.plan.shape.grid[0] ** 2)
+    return {b: nothing.scatter(1, traced[b].cells(), 1.0) for b in model.plan.decision_blocks}
 
 
 @every_kind
 def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
     model, x = trained(readout, outputs), noise_images(4, size=24)
-    lesson = model.forward_training(x, tail=model.tail)
+    lesson = forward_training(model, x, tail=model.plan.tail)
     counts = dict(enumerate(model.counts()))
     before = torch.ones(4, 36)
-    assert [each.block for each in lesson.decisions] == list(model.deciding_blocks())
+    assert [each.block for each in lesson.decisions] == list(model.plan.decision_blocks)
     for each in lesson.decisions:
         assert set(each.alive.unique().tolist()) == {0.0, 1.0}
         left = counts[each.block] - int(readout == "class")
@@ -550,7 +556,7 @@ def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypat
     if dtype == torch.float64:
         monkeypatch.setattr(patchslim.tokens.attention, "SOFT_MASK_EPS", 1e-15)
     model, x = trained(readout, outputs, tail, dtype), noise_images(4, size=24).to(dtype)
-    lesson = model.forward_training(x, tail=tail)
+    lesson = forward_training(model, x, tail=tail)
     stays = removed(model, x)
     for each in lesson.decisions:
         assert torch.equal(each.alive.float(), stays[each.block])
@@ -562,7 +568,7 @@ def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypat
 def test_gradients_reach_every_gate_and_the_whole_host(readout, outputs):
     model, x = trained(readout, outputs), noise_images(4, size=24)
     noise = torch.randn(4, 5, generator=torch.Generator().manual_seed(3))
-    (model.forward_training(x, tail=model.tail).output * noise).sum().backward()
+    (forward_training(model, x, tail=model.plan.tail).output * noise).sum().backward()
     assert len(model.method.gates) >= 2
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

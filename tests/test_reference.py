@@ -23,6 +23,7 @@ from patchslim.methods._method import Decision
 from patchslim.methods.dynamicvit import DynamicViT
 from patchslim.methods.evit import EViT
 from patchslim.methods.tome import ToMe
+from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Rate
 from patchslim.tokens.attention import attention_bias, attention_map
 from patchslim.tokens.reduction import Mask
@@ -226,7 +227,7 @@ def lesson_of_dynamicvit():
     for each in draws:
         each.retain_grad()
     model, x = dynamicvit(Drawn(draws))
-    return model, model.train().forward_training(x, tail="full"), draws
+    return model, forward_training(model.train(), x, tail="full"), draws
 
 
 def terms_of_dynamicvit(model, lesson):

@@ -81,13 +81,13 @@ HOSTS = {
 def images_for(slimmed, count=3):
     noise = torch.Generator().manual_seed(3)
     dtype = next(slimmed.host.parameters()).dtype
-    shape = (count, *slimmed.adapter.image_shape(slimmed.host))
+    shape = (count, *slimmed.plan.adapter.image_shape(slimmed.host))
     return torch.randn(shape, generator=noise).to(dtype)
 
 
 def answer(slimmed, images):
     with torch.no_grad():
-        return slimmed.adapter.logits(slimmed(images))
+        return slimmed.plan.adapter.logits(slimmed(images))
 
 
 def assert_same(one, other):
@@ -167,7 +167,7 @@ def test_every_kind_of_schedule_and_tail_comes_back(method, budget, tmp_path):
     slimmed = patchslim.slim(timm_vit().eval(), method, **budget)
     slimmed.save(tmp_path / "saved")
     loaded = load(tmp_path / "saved")
-    assert (loaded.schedule, loaded.tail) == (slimmed.schedule, slimmed.tail)
+    assert (loaded.schedule, loaded.plan.tail) == (slimmed.schedule, slimmed.plan.tail)
     assert_same(slimmed, loaded)
 
 

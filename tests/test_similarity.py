@@ -207,7 +207,7 @@ def lossless(model, x, *, kinds=KINDS, tolerance=1e-5):
     with torch.no_grad():
         got, wanted = model(x), model.host(x)
         counts = [tokens.lengths() for tokens in model.trace(x)]
-    prefix = model.shape().prefix
+    prefix = model.plan.shape.prefix
     assert counts[-1] == [kind + prefix for kind in kinds]
     assert float((got - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
 
@@ -259,7 +259,7 @@ def test_tome_with_a_threshold_merges_equal_patches_without_loss(args):
         got, wanted = model(x), made(x)
         counts = [tokens.lengths() for tokens in model.trace(x)]
     assert float((got - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
-    prefix = model.shape().prefix
+    prefix = model.plan.shape.prefix
     assert all(18 <= counts[0][image] - prefix < 36 for image in (0, 2, 3))
     assert [after[1] - prefix for after in counts] == [36] * 8
     assert [counts[-1][image] - prefix for image in (0, 2, 3)] == [3, 5, 1]
@@ -599,7 +599,7 @@ def test_of_many_patches_those_of_a_square_are_compared(name):
     made, x = host(33, depth=2), noise(1, 3, 132, 132)
     model = patchslim.slim(made, method, **settings)
     with torch.no_grad():
-        tokens = model.embed(x, {}, track=False)
+        tokens = model.start_pass().embed(x, {}, track=False)
         q = noise(1, 4, tokens.x.shape[1], 8)
         signals = Signals(tokens.prefix, 0.3, q, q, q)
         keep = model.counts()[0] - 1

@@ -139,7 +139,7 @@ def test_what_is_told_is_what_images_cost_in_the_model(name):
     assert record["cap"] == most(told.model)
     assert record["images"] == COUNT
     assert record["agreement"] == pytest.approx(agreed(told.model, host()))
-    entering = [rows[DEPTH - 2] for rows in told.model.count_rows(every())]
+    entering = [rows[DEPTH - 2] for rows in told.model.start_pass().count_rows(every())]
     assert record["tokens"]["mean"] == pytest.approx(sum(entering) / COUNT)
     assert (record["tokens"]["max"], record["tokens"]["max"] % 1) == (max(entering), 0)
     assert record["settings"] == told.model.method.settings()
@@ -187,7 +187,7 @@ def test_a_cap_that_is_the_budget_gives_a_threshold_too(name):
 def test_a_schedule_is_the_most_that_an_image_keeps(name):
     kept = (37, 31, 25, 25) if name != "duplicates" else (31, 31, 31, 31)
     model = found(name, macs=0.75, schedule=Counts(kept, 37, 1)).model
-    for rows in model.count_rows(every()):
+    for rows in model.start_pass().count_rows(every()):
         assert all(left <= cap for left, cap in zip(rows, kept, strict=True))
     if model.method.tuned_threshold is not None:
         assert model.counts() == kept
@@ -266,7 +266,7 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
     model = calibrate(
         given, images(), method, macs=0.85, search=PatchSlimmingConfig(images=COUNT)
     ).model
-    assert model.tail == "full"
+    assert model.plan.tail == "full"
     assert 0.84 <= spent(model).mean() <= 0.85
 
 

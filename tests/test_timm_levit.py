@@ -304,7 +304,9 @@ def test_what_is_gone_comes_back_as_its_neighbour():
         assert torch.equal(whole.x, before.dense_features())
         assert whole.patches == 35
         assert len(whole.x[0].unique(dim=0)) == 18
-        again = model.run_block(model.block_steps(whole, tail="full")[2], whole.with_origin())
+        again = model.start_pass().run_block(
+            model.start_pass().steps(whole, tail="full")[2], whole.with_origin()
+        )
         assert torch.equal(again.x, after.x)
 
 
@@ -328,7 +330,7 @@ def test_rates_are_of_the_grid_that_there_is(kind):
 @torch.no_grad()
 def test_evo_selects_in_each_stage_of_the_pyramid():
     model = patchslim.slim(host(EvoLevit, depth=(3, 2, 2)), "evo", keep_rate=0.5)
-    assert model.deciding_blocks() == (2, 4, 7)
+    assert model.plan.decision_blocks == (2, 4, 7)
     counts = [1 + n for n in (35, 35, 17 + 1, 12, 6 + 1, 6 + 1, 4, 2 + 1, 2 + 1)]
     traced = model.trace(images())
     assert [tokens.x.shape[1] for tokens in traced] == counts == list(model.counts())
@@ -465,6 +467,6 @@ def test_strides_are_told():
     assert model.strides == (1, 1, 2, 1, 2, 1, 1)
     assert model.resets == {2: 12, 4: 4}
     assert TimmLevit().feature_blocks(model.host) == (1, 3, 6)
-    shape = model.shape()
+    shape = model.plan.shape
     assert shape.dense == (35, 35, 35, 12, 12, 4, 4, 4)
     assert all(one >= other for one, other in pairwise(shape.dense))

@@ -90,7 +90,7 @@ def test_just_below_one_nothing_merges(name):
     model, x = patchslim.slim(made, "tome", r=0, threshold=0.999999), random_images(made, 3)
     with torch.no_grad():
         for tokens in model.trace(x):
-            assert tokens.lengths() == [model.shape().entering] * 3
+            assert tokens.lengths() == [model.plan.shape.entering] * 3
         torch.testing.assert_close(model(x), made(x), atol=1e-5, rtol=1e-5)
         assert {cost.total for cost in model.macs_of(x)} == {model.dense_macs().total}
 
@@ -135,11 +135,11 @@ def test_so_low_that_every_pair_exceeds_it_half_go_in_each_block(name):
     model = patchslim.slim(made, "tome", r=0, threshold=1e-6)
     flat = torch.ones_like(random_images(made, 2))
     with torch.no_grad():
-        traced = [tokens.lengths()[0] - model.shape().prefix for tokens in model.trace(flat)]
+        traced = [tokens.lengths()[0] - model.plan.shape.prefix for tokens in model.trace(flat)]
         # A and B alternate from the first row of the sequence, so an odd number favours one side.
         halves, rows = [], 20
         for _ in traced:
-            a = range(model.shape().prefix % 2, rows, 2)
+            a = range(model.plan.shape.prefix % 2, rows, 2)
             rows -= len(a) if rows > len(a) else 0
             halves.append(rows)
         assert traced == halves

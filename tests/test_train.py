@@ -30,6 +30,7 @@ from patchslim.errors import (
 )
 from patchslim.methods.topk import TopK
 from patchslim.model.model import SlimModel
+from patchslim.model.training_pass import forward_training
 from patchslim.runs.checkpoint import read, write
 from patchslim.runs.log import read_log
 from patchslim.testing.trial import tiny_host
@@ -325,11 +326,11 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
 def test_the_kept_share_falls_as_scheduled() -> None:
     course = TrainConfig(shrink=0.5)
     model = slimmed("tome")
-    tokens = model.adapter.embed(model.host, torch.randn(1, 3, 16, 16), {})
+    tokens = model.plan.adapter.embed(model.host, torch.randn(1, 3, 16, 16), {})
 
     def left(step: int) -> list[int]:
         eased = course.removal_share(step, 100)
-        return [each.left for each in model.block_steps(tokens, tail="full", eased=eased)]
+        return [each.left for each in model.start_pass().steps(tokens, tail="full", eased=eased)]
 
     counts = [left(step) for step in range(100)]
     assert counts[0] == [17, 17, 17]
@@ -346,9 +347,9 @@ def test_final_tokens_are_compared_in_their_own_places(method: str) -> None:
     shown = images()[0][0]
     target = Teacher(tiny_host(), course).make_target(shown, None)
     with torch.no_grad():
-        dense = model.eval().forward_training(shown, tail="full", eased=1e-9)
+        dense = forward_training(model.eval(), shown, tail="full", eased=1e-9)
         assert float(token_loss(dense.tokens, target.tokens)) == pytest.approx(0, abs=1e-6)
-        lesson = model.forward_training(shown, tail="full")
+        lesson = forward_training(model, shown, tail="full")
     rows_of = torch.cat(
         [torch.zeros(len(shown), 1, dtype=torch.long), lesson.tokens.cells() + 1], 1
     )
@@ -385,7 +386,7 @@ def test_a_distilled_host_answers_its_teacher_by_its_own_token(tmp_path: Path) -
     assert not trained.model.host.distilled_training
     student = LossModule(model.train(), course)
     host.set_distilled_training(True)
-    own, taught = model.forward_training(shown, tail="full").output
+    own, taught = forward_training(model, shown, tail="full").output
     terms = student(shown, Target(batches[0][1], torch.zeros(8, 5)))
     torch.testing.assert_close(terms[1], label_loss(own, batches[0][1], 0.0))
     wanted = answer_loss(taught, torch.zeros(8, 5), "token", 1.0)

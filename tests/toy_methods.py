@@ -9,12 +9,15 @@ from torch import nn
 import patchslim
 from patchslim.methods._method import Method, Place
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.tokens.reduction import Keep, Mask, Merge
 
 
 def slim_unchecked(host, method, schedule, tail="full"):
     """The slim model itself, without the checks of `slim`."""
-    return SlimModel(host, patchslim.find_adapter(host), method, schedule, tail)
+    return SlimModel(
+        host, plan_schedule(host, patchslim.find_adapter(host), method, schedule, tail)
+    )
 
 
 def row_norms(tokens):

@@ -61,5 +61,5 @@ def calibration_fingerprint(
         "goal": dict(asked),
         "search": search.to_json(),
         "images": f"{sum(map(len, images))} with digest {pixels.hexdigest()[:12]}",
-        "model": noise_logits(dense.adapter, dense.host),
+        "model": noise_logits(dense.plan.adapter, dense.host),
     }

@@ -20,8 +20,8 @@ from patchslim.errors import BadSchedule, ImpossibleBudget, WrongInput
 from patchslim.hosts._adapter import Adapter
 from patchslim.measurement.score import kl_divergence
 from patchslim.methods._method import Method
-from patchslim.model.check import check_class_token
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import check_class_token, plan_schedule
 from patchslim.schedules.budget import macs_target, make_schedule
 from patchslim.schedules.schedule import Counts, Rate, Schedule, Tail
 from patchslim.tokens.shapes import dense_macs
@@ -81,7 +81,7 @@ def find_threshold(
     say: Progress,
 ) -> tuple[SlimModel, dict[str, Any]]:
     """The model whose threshold meets the goal on these images, and what they cost in it."""
-    check_class_token(host, adapter, method)
+    check_class_token(adapter.describe(host), method)
     search = _ThresholdSearch(host, adapter, method, images, goal, say)
     tolerance = search.find_tolerance()
     model = search.model(tolerance)
@@ -231,7 +231,10 @@ class _ThresholdSearch:
         most = self.max_schedule
         if self.method.tuned_threshold is None:  # the schedule is all that can be turned
             most = self._loosen_schedule(tolerance)
-        return SlimModel(self.host, self.adapter, self._method_at(tolerance), most, self.tail)
+        return SlimModel(
+            self.host,
+            plan_schedule(self.host, self.adapter, self._method_at(tolerance), most, self.tail),
+        )
 
     def _loosen_schedule(self, tolerance: float) -> Schedule:
         """A rate for the places of the schedule, never above what the schedule keeps."""

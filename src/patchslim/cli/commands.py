@@ -34,11 +34,8 @@ from patchslim.cli.text import calibration_lines, facts_text, method_facts, mode
 from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_labels, timm_names
 from patchslim.methods._registry import find_method, method_names
-from patchslim.model.check import check_class_token
-from patchslim.schedules.budget import make_schedule, scheduled_counts
-from patchslim.schedules.macs import slim_macs
-from patchslim.schedules.schedule import Schedule, Tail
-from patchslim.tokens.shapes import dense_macs
+from patchslim.model.plan import make_plan
+from patchslim.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,13 +62,7 @@ def demo(args: Namespace, terminal: Terminal) -> CommandResult:
 def slim(args: Namespace, terminal: Terminal) -> CommandResult:
     """A slimmed model, described, and saved where asked."""
     slimmed = slimmed_model(args, terminal)
-    facts = model_facts(
-        args,
-        slimmed.method,
-        slimmed.counts(),
-        (slimmed.macs(), slimmed.dense_macs()),
-        slimmed.tail,
-    )
+    facts = model_facts(args, slimmed.plan)
     lines = [facts_text(facts)]
     if args.out is not None:
         slimmed.save(args.out)
@@ -109,8 +100,7 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
     _warn_unreadable(unreadable, "left out of the calibration", terminal)
     slimmed, record = calibrated.model, calibrated.record
     model = args.out / MODEL_FOLDER
-    costs = (slimmed.macs(), slimmed.dense_macs())
-    facts = model_facts(args, slimmed.method, slimmed.counts(), costs, slimmed.tail)
+    facts = model_facts(args, slimmed.plan)
     data = args.data or EXAMPLE
     checked = EXAMPLE if data == EXAMPLE else None
     dense = None if slimmed.trained is None else dense_argument(args)
@@ -215,20 +205,13 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
 
 def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
     """Exact costs, from shapes alone."""
-    from patchslim.hosts._registry import find_adapter
-
     host = build_without_weights(args.model, args.image_size)
     method = method_from_args(args, "tome" if has_budget(args) else "identity")
-    adapter = find_adapter(host)
-    check_class_token(host, adapter, method)
-    shape = adapter.shape(host)
-    tail: Tail = args.tail or ("exact" if args.macs is not None else "full")
-    rule = make_schedule(shape, method, args.schedule, tail=tail, **budget_from_args(args))
-    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
-    counts = scheduled_counts(rule, shape, method)
-    cost = slim_macs(shape, method, counts, tail=tail == "exact")
-    facts = model_facts(args, method, counts, (cost, dense_macs(shape)), tail)
-    facts["image_size"] = list(adapter.image_shape(host)[1:])
+    plan = make_plan(host, method, args.schedule, tail=args.tail, **budget_from_args(args))
+    shape = plan.shape
+    plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
+    facts = model_facts(args, plan)
+    facts["image_size"] = list(plan.adapter.describe(host).image_shape[1:])
     return CommandResult(facts_text(facts), facts)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from patchslim.methods._method import Method
 from patchslim.methods._registry import method_name
-from patchslim.tokens.shapes import Cost
+from patchslim.model.plan import Plan
 
 
 def method_facts(method: type[Method]) -> dict[str, Any]:
@@ -31,21 +31,15 @@ def method_facts(method: type[Method]) -> dict[str, Any]:
     }
 
 
-def model_facts(
-    args: Namespace,
-    method: Method,
-    counts: tuple[int, ...],
-    costs: tuple[Cost, Cost],
-    tail: str,
-) -> dict[str, Any]:
-    """What a schedule does to a model, as plain data."""
-    cost, dense = costs
+def model_facts(args: Namespace, plan: Plan) -> dict[str, Any]:
+    """What a plan does to a model, as plain data."""
+    cost, dense = plan.cost, plan.dense_cost
     return {
         "model": args.model,
-        "method": method_name(method),
-        "settings": method.settings(),
-        "tail": tail,
-        "tokens": list(counts),
+        "method": method_name(plan.method),
+        "settings": plan.method.settings(),
+        "tail": plan.tail,
+        "tokens": list(plan.counts),
         "gmacs": round(cost.total / 1e9, 3),
         "dense_gmacs": round(dense.total / 1e9, 3),
         "macs": cost.total,

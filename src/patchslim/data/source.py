@@ -113,7 +113,7 @@ def resolve_preprocessing(host: nn.Module, prepared: Preprocessing | None = None
     """`prepared`, or how `host` is used to see images; a warning where that is only assumed."""
     adapter: Adapter
     if isinstance(host, SlimModel):
-        adapter, host = host.adapter, host.host
+        adapter, host = host.plan.adapter, host.host
     else:
         adapter = find_adapter(host)
     prepared = prepared or find_preprocessing(host, adapter)

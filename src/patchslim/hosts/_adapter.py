@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -18,6 +19,45 @@ from patchslim.tokens.shapes import HostShape
 from patchslim.tokens.tokens import ContentKind, Tokens
 
 Part = Literal["qkv", "qk", "kv", "q", "v"]
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the loop must know about a host, as it is now.
+
+    Attributes:
+        prefix: leading rows that are not patches: class, distillation and register tokens.
+        image_shape: channels, height and width of the images that the host is made for.
+        scales: for each block the factor on the query-key product.
+        dropouts: for each block the attention dropout that is in force now; 0 in evaluation.
+        has_class_token: whether the first row is a class token.
+        rows_read: how many leading rows the head reads; None where it may read all of them.
+        returns_rows: whether the host returns its sequence, which is then put back in order.
+        has_query_pooling: whether the head pools with a query of its own, which can stand in for
+            a class token.
+        strides: for each block how many rows and columns of the grid become one. Empty in a flat
+            host. In a block with a stride the queries are every `stride`-th row and column.
+        feature_blocks: blocks after which the host's own `forward_intermediates` gives features;
+            None for all of them.
+        recomputes_activations: whether the host was asked to recompute activations in the backward
+            pass.
+    """
+
+    prefix: int
+    image_shape: tuple[int, int, int]
+    scales: tuple[float, ...]
+    dropouts: tuple[float, ...]
+    has_class_token: bool
+    rows_read: int | None
+    returns_rows: bool = False
+    has_query_pooling: bool = False
+    strides: tuple[int, ...] = ()
+    feature_blocks: tuple[int, ...] | None = None
+    recomputes_activations: bool = False
+
+    def stride(self, block: int) -> int:
+        """How many rows and columns of the grid become one in a block: 1 in a flat host."""
+        return self.strides[block] if self.strides else 1
 
 
 class Adapter(ABC):
@@ -41,6 +81,24 @@ class Adapter(ABC):
     @abstractmethod
     def unsupported_reason(self, host: nn.Module) -> str | None:
         """Why this very host cannot be served exactly, or None."""
+
+    def describe(self, host: nn.Module) -> HostFacts:
+        """What the loop must know about the host, as it is now."""
+        indices = range(len(self.blocks(host)))
+        strides = tuple(self.stride(host, index) for index in indices)
+        return HostFacts(
+            prefix=self.prefix(host),
+            image_shape=self.image_shape(host),
+            scales=tuple(self.scale(host, index) for index in indices),
+            dropouts=tuple(self.dropout(host, index) for index in indices),
+            has_class_token=self.has_class_token(host),
+            rows_read=self.rows_read(host),
+            returns_rows=self.returns_rows(host),
+            has_query_pooling=self.has_query_pooling(host),
+            strides=strides if max(strides) > 1 else (),
+            feature_blocks=self.feature_blocks(host),
+            recomputes_activations=self.recomputes_activations(host),
+        )
 
     @abstractmethod
     def prefix(self, host: nn.Module) -> int:

@@ -26,6 +26,7 @@ from patchslim.methods._method import Method, Place
 from patchslim.methods._registry import method_name
 from patchslim.methods.random import Random
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.report.provenance import Provenance
 from patchslim.report.report import Report
 from patchslim.report.row import CostDistribution, Quartiles, Row
@@ -148,7 +149,7 @@ def _check_models(
                 "one dense model: slim the same object, say which one it is (dense=), or measure "
                 "twice."
             )
-        if dense is not None and each.shape() != each.adapter.shape(dense):
+        if dense is not None and each.plan.shape != each.plan.adapter.shape(dense):
             raise UnsupportedModel(
                 f"{name!r} is of another architecture than dense=, a {type(dense).__name__}. Give "
                 "the model that it was before it was trained."
@@ -174,7 +175,7 @@ def _open_images(
 ) -> tuple[Tensor, Iterable[Batch] | None]:
     """A sample of the images to time with, and all batches; noise where there are none."""
     if images is None:
-        shape = (1, *some.adapter.image_shape(some.host))
+        shape = (1, *some.plan.adapter.image_shape(some.host))
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)), None
     if isinstance(images, Tensor):
         raise WrongInput(
@@ -207,30 +208,32 @@ def _add_random(models: Mapping[str, SlimModel], sample: Tensor, seed: int) -> d
     for name, model in models.items():
         every[name] = model
         counts = _mean_counts(model, sample)
-        mark = (counts, model.tail, model.method.place)
+        mark = (counts, model.plan.tail, model.method.place)
         if mark in there and not model.method.adaptive:
             continue
         there.add(mark)
-        shape = model.shape(size)
+        shape = model.plan.for_size(model.host, size).shape
         rule = Counts(counts, shape.entering, shape.prefix)
         lots = Random(seed=seed)
         lots.place = model.method.place  # the same rows everywhere, and so the same cost
-        every[f"random/{name}"] = SlimModel(model.host, model.adapter, lots, rule, model.tail)
+        every[f"random/{name}"] = SlimModel(
+            model.host, plan_schedule(model.host, model.plan.adapter, lots, rule, model.plan.tail)
+        )
     return every
 
 
 def _cost_key(model: SlimModel, size: Size) -> tuple[tuple[int, ...], str, Place]:
     """What makes two methods cost the same: counts, place, and how the last block is run."""
-    return model.counts(size), model.tail, model.method.place
+    return model.counts(size), model.plan.tail, model.method.place
 
 
 def _mean_counts(model: SlimModel, images: Tensor) -> tuple[int, ...]:
     """The rows that images keep after each block; on average, where that is their own affair."""
     if not model.method.adaptive:
         return model.counts((images.shape[2], images.shape[3]))
-    left = model.count_rows(_to_host(images, model.host))
+    left = model.start_pass().count_rows(_to_host(images, model.host))
     whole = [round(sum(rows) / len(rows)) for rows in zip(*left, strict=True)]
-    return tuple(max(rows, model.shape().prefix + 1) for rows in whole)
+    return tuple(max(rows, model.plan.shape.prefix + 1) for rows in whole)
 
 
 def _draw_sample(images: Iterable[Batch] | None) -> Tensor | None:
@@ -258,10 +261,10 @@ def _make_forward(some: SlimModel, call: nn.Module, spent: list[int] | None) -> 
     def run(images: Tensor) -> Tensor:
         images = _to_host(images, some.host)
         if not isinstance(call, SlimModel) or spent is None or not call.method.adaptive:
-            return some.adapter.logits(call(images))
+            return some.plan.adapter.logits(call(images))
         output, costs = call.forward_with_costs(images)
         spent.extend(each.total for each in costs)
-        return some.adapter.logits(output)
+        return some.plan.adapter.logits(output)
 
     return run
 

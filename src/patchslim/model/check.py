@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from patchslim.errors import NeedsClassToken, UnsupportedModel
-from patchslim.hosts._adapter import Adapter
+from patchslim.errors import UnsupportedModel
 from patchslim.hosts._answers import TOLERANCE, eval_mode, relative_difference
-from patchslim.methods._method import Method
-from patchslim.methods._registry import find_method, method_names
+from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant
-
-
-def check_class_token(model: nn.Module, adapter: Adapter, method: Method) -> None:
-    """Refuses a method that scores by the class token where nothing can stand in for one."""
-    if not method.needs_class_token or adapter.has_class_token(model):
-        return
-    if not adapter.has_query_pooling(model):
-        free = [name for name in method_names() if not find_method(name).needs_class_token]
-        raise NeedsClassToken(
-            f"{type(method).__name__} scores patches by the class token, and this model has "
-            "none, nor an attention-pooling head to lend its query. Methods that need none: "
-            f"{', '.join(free)}; similarity, with weight='received' or 'size'."
-        )
 
 
 def check_identity(slimmed: SlimModel) -> None:
     """Refuses a host whose answer changes when nothing is removed: it would be served wrongly."""
-    host, adapter = slimmed.host, slimmed.adapter
+    host, adapter = slimmed.host, slimmed.plan.adapter
     parameter = next(host.parameters())
     if parameter.device.type == "meta":
         raise UnsupportedModel(
@@ -37,10 +22,12 @@ def check_identity(slimmed: SlimModel) -> None:
         )
     exactly = torch.autocast(parameter.device.type, enabled=False)
     with eval_mode(host), torch.no_grad(), exactly:
-        shape = (1, *adapter.image_shape(host))
+        shape = (1, *adapter.describe(host).image_shape)
         noise = torch.Generator().manual_seed(0)
         images = torch.randn(shape, generator=noise).to(parameter.device, parameter.dtype)
-        same = SlimModel(host, adapter, find_method("identity")(), Constant(0), slimmed.tail)
+        identity = find_method("identity")()
+        plan = plan_schedule(host, adapter, identity, Constant(0), slimmed.plan.tail)
+        same = SlimModel(host, plan)
         wanted = adapter.logits(host(images)).double()
         got = adapter.logits(same(images)).double()
     off = relative_difference(got, wanted)

@@ -21,6 +21,7 @@ from patchslim.methods._method import Method
 from patchslim.methods._registry import find_method
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.model.recipe import to_plain_data
 from patchslim.saving.folder import (
     RECIPE_FILE,
@@ -65,7 +66,7 @@ def load(
         method = _saved_method(recipe, method)
         adapter, host = _build_host(recipe, model, adapter)
         schedule = Schedule.from_json(recipe["schedule"])
-        slimmed = SlimModel(host, adapter, method, schedule, recipe["tail"])
+        slimmed = SlimModel(host, plan_schedule(host, adapter, method, schedule, recipe["tail"]))
         slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]
         _load_weights(slimmed, state, recipe["buffers"])
         check_identity(slimmed)

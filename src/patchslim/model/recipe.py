@@ -12,26 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._answers import noise_logits
 from patchslim.hosts._preprocessing import find_preprocessing
-from patchslim.methods._method import Method
 from patchslim.methods._registry import method_name
+from patchslim.model.plan import Plan
 from patchslim.saving.folder import FORMAT_VERSION, Recipe
-from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.versions import OLDEST_VERSIONS, installed_version
 
 
 def make_recipe(
     host: nn.Module,
-    adapter: Adapter,
-    method: Method,
-    schedule: Schedule,
-    tail: Tail,
+    plan: Plan,
     trained: dict[str, Any] | None = None,
     calibrated: dict[str, Any] | None = None,
 ) -> Recipe:
     """The recipe of a slimmed model, without what only its weights file can tell."""
+    adapter, method = plan.adapter, plan.method
     package, _, family = type(adapter).__module__.rpartition(".")
     persistent = host.state_dict().keys()
     return {
@@ -42,8 +38,8 @@ def make_recipe(
         "method": method_name(method),
         "method_class": f"{type(method).__module__}.{type(method).__qualname__}",
         "settings": to_plain_data(method.settings()),
-        "schedule": to_plain_data(schedule.to_json()),
-        "tail": tail,
+        "schedule": to_plain_data(plan.schedule.to_json()),
+        "tail": plan.tail,
         "trained": to_plain_data(trained),
         "calibrated": to_plain_data(calibrated),
         "images": to_plain_data(find_preprocessing(host, adapter).to_json()),

@@ -6,23 +6,22 @@ give what the host gives. A host that fails it is refused.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from patchslim.errors import DeepCut, UnsupportedModel, Untrained
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Setting
-from patchslim.methods._registry import make_method
-from patchslim.model.check import check_class_token, check_identity
+from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
-from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
-from patchslim.schedules.macs import slim_macs
+from patchslim.model.plan import Plan, make_plan
 from patchslim.schedules.schedule import Schedule, Tail
-from patchslim.tokens.shapes import Cost, dense_macs
+from patchslim.tokens.shapes import Cost
 from patchslim.versions import check_version
 
 
@@ -66,55 +65,49 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         raise UnsupportedModel("This model is slimmed already; slim its .host instead.")
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
-    adapter = adapter or find_adapter(model)
-    reducer = make_method(method, settings)
-    learned, lacks = reducer.is_trainable, reducer.missing
-    shape = adapter.shape(model)
-    check_class_token(model, adapter, reducer)
-    tail = tail or ("full" if macs is None else "exact")
-    budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
-    rule = make_schedule(shape, reducer, schedule, tail=tail, **budget)
-    rule.warn_if_short(shape.entering, shape.prefix, shape.depth, reducer, shape.resets)
-    slimmed = SlimModel(model, adapter, reducer, rule, tail)
+    plan = make_plan(
+        model,
+        method,
+        schedule,
+        macs=macs,
+        keep=keep,
+        r=r,
+        keep_rate=keep_rate,
+        at=at,
+        tail=tail,
+        adapter=adapter,
+        settings=settings,
+    )
+    return slim_by_plan(model, plan)
+
+
+def slim_by_plan(model: nn.Module, plan: Plan) -> SlimModel:
+    """The model slimmed as planned, after the checks and warnings of `slim`."""
+    method, shape = plan.method, plan.shape
+    was_trained, missing = method.is_trainable, method.missing
+    plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
+    slimmed = SlimModel(model, plan)
     check_identity(slimmed)
-    counts = scheduled_counts(rule, shape, reducer)
-    cost = slim_macs(shape, reducer, counts, tail=tail == "exact")
-    _warn_if_deep(cost, dense_macs(shape))
-    if reducer.is_trainable and not learned:
-        reducer.to(next(model.parameters()))  # made just now: where the host is, and of its type
-        lacks = lacks or (
-            f"{type(reducer).__name__} learns what to keep, and has not been trained yet. Train "
+    _warn_if_deep(plan.cost, plan.dense_cost)
+    if method.is_trainable and not was_trained:
+        method.to(next(model.parameters()))  # made just now: where the host is, and of its type
+        missing = missing or (
+            f"{type(method).__name__} learns what to keep, and has not been trained yet. Train "
             "it: patchslim.train, `patchslim train`."
         )
-    if lacks is not None:
-        warnings.warn(lacks, Untrained, stacklevel=2)
+    if missing is not None:
+        warnings.warn(missing, Untrained, stacklevel=3)
     return slimmed
 
 
-def macs(  # noqa: PLR0913 (the words of slim)
-    model: nn.Module,
-    method: str | Method = "identity",
-    schedule: Schedule | str | Path | None = None,
-    *,
-    macs: float | None = None,
-    keep: float | Sequence[int] | None = None,
-    r: float | Sequence[int] | tuple[int, float] | None = None,
-    keep_rate: float | None = None,
-    at: Sequence[int] | None = None,
-    tail: Tail | None = None,
-    adapter: Adapter | None = None,
-    **settings: Setting,
-) -> Cost:
-    """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device."""
-    adapter = adapter or find_adapter(model)
-    reducer = make_method(method, settings)
-    shape = adapter.shape(model)
-    check_class_token(model, adapter, reducer)
-    tail = tail or ("full" if macs is None else "exact")
-    budget = Budget(macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at)
-    rule = make_schedule(shape, reducer, schedule, tail=tail, **budget)
-    counts = scheduled_counts(rule, shape, reducer)
-    return slim_macs(shape, reducer, counts, tail=tail == "exact")
+def macs(model: nn.Module, method: str | Method = "identity", *args: Any, **asked: Any) -> Cost:
+    """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device.
+
+    Takes what `slim` takes; without a method, those of the untouched model.
+    """
+    names = inspect.signature(slim).parameters
+    settings = {name: asked.pop(name) for name in set(asked) - set(names)}
+    return make_plan(model, method, *args, settings=settings, **asked).cost
 
 
 def _warn_if_deep(cost: Cost, dense: Cost) -> None:
@@ -124,5 +117,5 @@ def _warn_if_deep(cost: Cost, dense: Cost) -> None:
             f"{1 - cost.total / dense.total:.0%} of the operations are removed without any "
             "training. Measure accuracy before you rely on it; beyond half, fine-tuning is needed.",
             DeepCut,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from patchslim.methods._method import Decision, Signals
+from patchslim.methods._method import Decision, Method, Place, Signals
+from patchslim.schedules.macs import skips_last_decision
 from patchslim.tokens.tokens import Tokens
 
 
@@ -52,3 +53,15 @@ class AttentionOutput:
     queries: Tokens
     values: Tensor
     signals: Signals | None
+
+
+def decision_place(method: Method, step: BlockStep) -> Place | None:
+    """Where in this block the method decides, or None where it does not.
+
+    The schedule says so, not the rows at hand: a method that masks leaves them all in place.
+    """
+    if step.stride > 1 or skips_last_decision(method, step.read):
+        return None
+    if step.left >= step.entering and not step.is_scheduled:
+        return None
+    return method.place

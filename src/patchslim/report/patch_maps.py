@@ -81,7 +81,7 @@ def trace_patches(
     method has rows wait, after those in which it decides. The last block is traced as if all its
     rows were computed, even where the exact tail skips it.
     """
-    depth = slimmed.shape().depth
+    depth = slimmed.plan.shape.depth
     chosen = list(_default_blocks(slimmed, depth) if blocks is None else blocks)
     if not chosen or any(not 0 <= block < depth for block in chosen):
         raise WrongInput(f"blocks={chosen}: this host has blocks 0 to {depth - 1}.")
@@ -96,13 +96,13 @@ def trace_patches(
 
 def _default_blocks(slimmed: SlimModel, depth: int) -> tuple[int, ...]:
     """The blocks that are shown where none are asked for."""
-    deciding = slimmed.deciding_blocks() if slimmed.method.defers else ()
+    deciding = slimmed.plan.decision_blocks if slimmed.method.defers else ()
     return deciding or stage_blocks(depth) or (0,)
 
 
 def _row_limits(slimmed: SlimModel, image_size: tuple[int, int]) -> list[int | None]:
     """For each block the most patch rows that an image may keep, where images differ."""
-    shape = slimmed.shape(image_size)
+    shape = slimmed.plan.for_size(slimmed.host, image_size).shape
     if not slimmed.method.adaptive:
         return [None] * shape.depth
     return [rows - shape.prefix for rows in slimmed.counts(image_size)]

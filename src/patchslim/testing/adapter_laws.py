@@ -21,6 +21,7 @@ from patchslim.hosts._answers import TOLERANCE, eval_mode
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Constant, Rate, Schedule, Tail
 from patchslim.testing.counting import count_macs
@@ -65,7 +66,12 @@ class AdapterTrial:
         self, method: str, schedule: Schedule, *, tail: Tail = "full", adapter: Any = None
     ) -> SlimModel:
         """The host slimmed without the checks of `slim`."""
-        return SlimModel(self.host, adapter or self.adapter, find_method(method)(), schedule, tail)
+        return SlimModel(
+            self.host,
+            plan_schedule(
+                self.host, adapter or self.adapter, find_method(method)(), schedule, tail
+            ),
+        )
 
     def half_model(self, *, tail: Tail = "full") -> SlimModel:
         """The host with half of the patches dropped by lot after the first block."""

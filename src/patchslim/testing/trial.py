@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Place, Signals
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant, Counts, Schedule, Tail
 from patchslim.tokens.attention import attention_bias
 from patchslim.tokens.tokens import Tokens
@@ -181,7 +182,7 @@ class Trial:
         """A tiny host slimmed by the method, without the checks of `slim`."""
         host, prefix = self.host(readout, depth=depth), int(readout == "class")
         schedule = self.schedule(prefix, depth=depth)
-        return SlimModel(host, find_adapter(host), self.method, schedule, tail)
+        return SlimModel(host, plan_schedule(host, find_adapter(host), self.method, schedule, tail))
 
     def schedule(self, prefix: int = 1, *, depth: int = 3) -> Schedule:
         """Decisions in two of three blocks, of what the method can do, if anything."""

@@ -10,6 +10,7 @@ from typing import Any
 from patchslim.hosts._answers import noise_logits
 from patchslim.methods._method import Method
 from patchslim.model.model import SlimModel
+from patchslim.model.recipe import make_recipe
 from patchslim.training.config import TrainConfig
 from patchslim.training.loader import TrainingLoader
 from patchslim.training.losses import Teacher
@@ -19,7 +20,7 @@ def run_fingerprint(
     slimmed: SlimModel, teacher: Teacher | None, feed: TrainingLoader, course: TrainConfig
 ) -> dict[str, Any]:
     """The course, the method, the images by their names, and a few answers of the models."""
-    known = slimmed.describe()
+    known = make_recipe(slimmed.host, slimmed.plan)
     names = hashlib.sha256()
     for place in range(feed.count):
         names.update(feed.name(place).encode() + b"\n")
@@ -31,7 +32,7 @@ def run_fingerprint(
         "course": course.to_json(),
         "images": f"{feed.count} named {names.hexdigest()[:12]}",
         "model": known["answers"],
-        "teacher": teacher and noise_logits(slimmed.adapter, teacher.model, slimmed.host),
+        "teacher": teacher and noise_logits(slimmed.plan.adapter, teacher.model, slimmed.host),
     }
 
 

@@ -18,6 +18,8 @@ from patchslim.errors import UnsupportedModel
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
+from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Constant, Tail
 from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Tokens
@@ -50,7 +52,7 @@ class Teacher:
         if course.tokens:
             adapter = find_adapter(model)
             self.token_model = SlimModel(
-                model, adapter, find_method("identity")(), Constant(0), "full"
+                model, plan_schedule(model, adapter, find_method("identity")(), Constant(0), "full")
             )
 
     @torch.no_grad()
@@ -58,8 +60,8 @@ class Teacher:
         """What is to be learned of a batch."""
         if self.token_model is None:
             return Target(labels, logits_of(self.model(images)))
-        lesson = self.token_model.forward_training(images, tail="full")
-        answers = self.token_model.adapter.logits(lesson.output)
+        lesson = forward_training(self.token_model, images, tail="full")
+        answers = self.token_model.plan.adapter.logits(lesson.output)
         return Target(labels, logits_of(answers), lesson.tokens.x)
 
 
@@ -73,10 +75,10 @@ class LossModule(nn.Module):
         self.auxiliary = nn.ModuleList()
         if course.auxiliary:
             answers = 2 if course.distil == "token" else 1  # as the host itself then
-            readers = slimmed.adapter.pooled_classifiers(slimmed.host)[:answers]
+            readers = slimmed.plan.adapter.pooled_classifiers(slimmed.host)[:answers]
             self.auxiliary.extend(copy.deepcopy(readers))
         # Where the patch rows are looked at, the last block has to compute them.
-        self.tail: Tail = "full" if course.tokens else slimmed.tail
+        self.tail: Tail = "full" if course.tokens else slimmed.plan.tail
 
     def forward(
         self,
@@ -87,16 +89,17 @@ class LossModule(nn.Module):
     ) -> Tensor:
         """The terms of the loss (5,) as `TERMS` names them; the logits where there is no target."""
         if target is None:
-            return logits_of(self.slimmed.adapter.logits(self.slimmed(images)))
+            return logits_of(self.slimmed.plan.adapter.logits(self.slimmed(images)))
         course, slimmed = self.course, self.slimmed
-        lesson = slimmed.forward_training(
+        lesson = forward_training(
+            slimmed,
             images,
             tail=self.tail,
             eased=eased,
             layered=layered,
             recompute=course.recompute,
         )
-        labels, answers = self._compute_losses(slimmed.adapter.logits(lesson.output), target)
+        labels, answers = self._compute_losses(slimmed.plan.adapter.logits(lesson.output), target)
         if self.auxiliary:
             row = lesson.tokens.x[:, 0]
             seconds = [reader(row) for reader in self.auxiliary]

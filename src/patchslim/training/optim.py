@@ -43,7 +43,8 @@ def layer_lr_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
 
     What comes before the blocks is one layer, each block is one, and what comes after is one.
     """
-    blocks = {id(block): index for index, block in enumerate(slimmed.adapter.blocks(slimmed.host))}
+    modules = slimmed.plan.adapter.blocks(slimmed.host)
+    blocks = {id(block): index for index, block in enumerate(modules)}
     prefixes = {
         f"{name}.": blocks[id(module)] + 1
         for name, module in slimmed.named_modules()

@@ -148,7 +148,7 @@ def check_layers(slimmed: SlimModel, course: TrainConfig) -> None:
             f"{type(slimmed.method).__name__} would remove a share in every block. Use layered=0 "
             "(--layered 0), or shrink."
         )
-    slimmed.schedule.in_every_block(slimmed.shape().depth, slimmed.resets)
+    slimmed.schedule.in_every_block(slimmed.plan.shape.depth, slimmed.plan.shape.resets)
 
 
 def choose_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: TrainConfig) -> nn.Module:
@@ -164,9 +164,9 @@ def choose_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: TrainC
     if isinstance(teacher, SlimModel) and course.tokens:
         raise UnsupportedModel("tokens= needs a dense teacher; give the SlimModel's .host.")
     parameter = next(host.parameters())
-    image = torch.zeros(1, *slimmed.adapter.image_shape(host), dtype=parameter.dtype)
+    image = torch.zeros(1, *slimmed.plan.adapter.image_shape(host), dtype=parameter.dtype)
     with eval_mode(host), eval_mode(teacher), torch.no_grad():
-        own = logits_of(slimmed.adapter.logits(host(image.to(parameter.device))))
+        own = logits_of(slimmed.plan.adapter.logits(host(image.to(parameter.device))))
         other = logits_of(teacher(image.to(next(teacher.parameters()).device)))
     if own.shape != other.shape:
         raise UnsupportedModel(

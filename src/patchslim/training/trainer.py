@@ -262,7 +262,7 @@ class Trainer:
 
     def _validate(self, done: int, validation: Iterable[Batch], say: Progress) -> dict[str, float]:
         """The scores of the student now; the best so far is kept."""
-        logits = self.slimmed.adapter.logits
+        logits = self.slimmed.plan.adapter.logits
 
         def dense(images: Tensor) -> Tensor:
             answers: Tensor = logits(self.dense(images.to(self.processes.device)))

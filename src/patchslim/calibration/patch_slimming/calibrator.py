@@ -24,6 +24,7 @@ from patchslim.methods._ranking import format_order
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.runs.progress import StepTimer
 from patchslim.schedules.budget import macs_target
 from patchslim.schedules.macs import slim_macs
@@ -48,8 +49,8 @@ class PatchSlimmingCalibrator:
     ) -> None:
         self.dense, self.student, self.search = dense, student, search
         self.state, self.say = state, say
-        self.shape = dense.shape()
-        made, got = dense.adapter.image_shape(dense.host)[1:], tuple(images[0].shape[2:])
+        self.shape = dense.plan.shape
+        made, got = dense.plan.adapter.image_shape(dense.host)[1:], tuple(images[0].shape[2:])
         if got != made:
             raise WrongInput(
                 f"The images have {got[0]}x{got[1]} pixels, and this host is made for "
@@ -139,11 +140,14 @@ class PatchSlimmingCalibrator:
         chosen: Method = PatchSlimming(order=cells)
         if method == "patch_slimming_dynamic":
             chosen = PatchSlimmingDynamic(order=cells, prior=self.search.cover)
-        made = SlimModel(self.student, self.dense.adapter, chosen, schedule, tail)
+        made = SlimModel(
+            self.student,
+            plan_schedule(self.student, self.dense.plan.adapter, chosen, schedule, tail),
+        )
         parameter = next(self.student.parameters())
         chosen.to(parameter.device, parameter.dtype)
         if isinstance(chosen, PatchSlimmingDynamic):
-            for block in made.deciding_blocks():
+            for block in made.plan.decision_blocks:
                 self.say(f"block {block}: fitting its gate")
                 weights, told = fit_gate(self.layer_search, found, block)
                 chosen.gates[str(block)].get_parameter("worth.weight").data.copy_(weights)

@@ -22,6 +22,7 @@ from patchslim.errors import Diverged, ImpossibleBudget
 from patchslim.methods._ranking import cell_worth, covering_order, format_order
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.model.step import BlockStep
 from patchslim.schedules.schedule import Constant
 from patchslim.tokens.attention import attention_map
@@ -41,9 +42,10 @@ class Features:
 
     def __init__(self, dense: SlimModel, images: Sequence[Tensor]) -> None:
         self.dense = dense
-        self.depth = dense.shape().depth
+        self.depth = dense.plan.shape.depth
         with torch.no_grad():
-            self._known = {0: [dense.embed(batch, {}, track=False) for batch in images]}
+            forward = dense.start_pass()
+            self._known = {0: [forward.embed(batch, {}, track=False) for batch in images]}
         first = self._known[0]
         size = sum(each.x.numel() * each.x.element_size() for each in first)
         self._keeps_all = size * (self.depth + 1) <= MAX_FEATURE_BYTES
@@ -63,7 +65,10 @@ class Features:
         known = {0: tokens}
         rows = self.prefix + self.patches
         for index in range(last):
-            tokens = [self.dense.run_block(BlockStep(index, rows, rows), each) for each in tokens]
+            tokens = [
+                self.dense.start_pass().run_block(BlockStep(index, rows, rows), each)
+                for each in tokens
+            ]
             if index + 1 >= first:
                 known[index + 1] = tokens
         return known
@@ -92,7 +97,7 @@ class LayerSearch:
         self.features = Features(dense, images)
         self.depth, self.patches = self.features.depth, self.features.patches
         self.coverage = cell_worth(covering_order(self.features.grid)).double()
-        self.rows_read = None if outputs else dense.adapter.rows_read(dense.host)
+        self.rows_read = None if outputs else dense.plan.adapter.rows_read(dense.host)
 
     def begin(self) -> PatchSlimmingResult:
         """Before the first layer: what the head reads."""
@@ -204,7 +209,7 @@ class LayerSearch:
                         model, index, self._query_tokens(model, step, tokens), tokens
                     )
                 )
-                tokens = model.run_block(step, tokens)
+                tokens = model.start_pass().run_block(step, tokens)
             scores.append(importance_scores(weights, before.x, later)[:, prefix:])
         return scores
 
@@ -225,7 +230,10 @@ class LayerSearch:
         """The student, with the order of cells as far as it is known."""
         method = PatchSlimming(order=format_order(self.features.grid, list(found.cells)))
         method.to(next(self.student.parameters()).device)
-        return SlimModel(self.student, self.dense.adapter, method, Constant(0), "full").eval()
+        return SlimModel(
+            self.student,
+            plan_schedule(self.student, self.dense.plan.adapter, method, Constant(0), "full"),
+        ).eval()
 
     def step(self, found: PatchSlimmingResult, index: int, tokens: Tokens) -> BlockStep:
         """What a block does to these tokens, by what is known."""
@@ -249,10 +257,11 @@ class LayerSearch:
 
     def _attention_map(self, model: SlimModel, index: int, queries: Tokens, keys: Tokens) -> Tensor:
         """The attention map of a block."""
-        adapter, host = model.adapter, model.host
+        adapter, host = model.plan.adapter, model.host
+        scale = adapter.describe(host).scales[index]
         (q,) = adapter.project(host, index, queries, "q")
         k, _ = adapter.project(host, index, keys, "kv")
-        return attention_map(q, k, scale=adapter.scale(host, index))
+        return attention_map(q, k, scale=scale)
 
 
 class _BlockTrial:
@@ -286,7 +295,7 @@ class _BlockTrial:
             if self._block_outputs is None:
                 step = BlockStep(self.block, self.rows, self.rows)
                 self._block_outputs = [
-                    self.model.run_block(step, tokens) for tokens in self.entering
+                    self.model.start_pass().run_block(step, tokens) for tokens in self.entering
                 ]
             total, numbers = 0.0, 0
             for tokens, taught in zip(self._block_outputs, self.targets, strict=True):
@@ -298,7 +307,7 @@ class _BlockTrial:
     def tune(self, count: int) -> None:
         """Fits the block, with `count` rows given out, to the dense features after the next one."""
         search = self.layer_search.search
-        block = self.layer_search.dense.adapter.blocks(self.layer_search.student)[self.block]
+        block = self.layer_search.dense.plan.adapter.blocks(self.layer_search.student)[self.block]
         parameters = list(block.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=search.lr, weight_decay=0.0)
         noise = torch.Generator().manual_seed(search.seed * 1_000 + self.block)
@@ -307,7 +316,7 @@ class _BlockTrial:
             for _ in range(search.epochs):
                 for number in torch.randperm(len(self.entering), generator=noise).tolist():
                     step = BlockStep(self.block, self.rows, prefix + count)
-                    tokens = self.model.run_block(step, self.entering[number])
+                    tokens = self.model.start_pass().run_block(step, self.entering[number])
                     off = self._next_features(count, tokens) - self.targets[number]
                     loss = off.square().mean()
                     if not bool(loss.isfinite()):
@@ -327,7 +336,7 @@ class _BlockTrial:
         if tokens.patches > count:
             tokens = self.layer_search.reduction(self.model, count, tokens).apply(tokens)
         step = self.layer_search.step(self.found, self.block + 1, tokens)
-        return self.model.run_block(step, tokens).x
+        return self.model.start_pass().run_block(step, tokens).x
 
 
 @contextlib.contextmanager

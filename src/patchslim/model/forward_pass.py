@@ -1,21 +1,26 @@
-"""`Blocks`: what becomes of tokens in one block of the host: attention, decision, feed-forward.
+"""`ForwardPass`: one pass through the blocks of a host, with a method's decisions in them.
 
-The one place that knows where in a block a decision falls. It knows nothing of schedules.
+The loop over the blocks is written here, once, and so is the place in a block where a decision
+falls. All that a pass knows stands in values of its own, so that threads may share one model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from patchslim.errors import UnsupportedModel
+from patchslim.errors import UnsupportedModel, WrongInput
+from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.methods._method import Method, Place, Signals
-from patchslim.model.host_api import HostApi
-from patchslim.model.step import AttentionOutput, BlockStep
-from patchslim.schedules.macs import skips_last_decision
+from patchslim.model.plan import Plan, make_steps
+from patchslim.model.step import AttentionOutput, BlockStep, decision_place
+from patchslim.schedules.schedule import Tail
 from patchslim.tokens.attention import attention, attention_bias, attention_map
 from patchslim.tokens.packing import packed_attention, pad, pad_heads, reduce_packed
 from patchslim.tokens.reduction import Reduction
@@ -23,17 +28,116 @@ from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Borders, Tokens
 
 
-class Blocks(HostApi):
-    """The blocks of the host, run one at a time with a method's decisions in them."""
+@dataclass(frozen=True)
+class ForwardPass:
+    """Takes images through the blocks of a host, as a plan says.
 
-    method: Method
-    packs: bool
+    Attributes:
+        host: the untouched model.
+        plan: the adapter, the method and the schedule.
+        facts: what is true of the host now.
+        training: whether the slimmed model is in training mode.
+        packs: whether images of different numbers of tokens are packed; padded otherwise.
+        fixed_size: whether images must have the size that the method was calibrated for.
+    """
+
+    host: nn.Module
+    plan: Plan
+    facts: HostFacts
+    training: bool
+    packs: bool = True
+    fixed_size: bool = False
+
+    @property
+    def adapter(self) -> Adapter:
+        """Takes the host apart."""
+        return self.plan.adapter
+
+    @property
+    def method(self) -> Method:
+        """Decides which tokens stay."""
+        return self.plan.method
+
+    def run(
+        self, images: Any, options: Mapping[str, Any], counts: list[list[int]] | None = None
+    ) -> Any:
+        """What the host returns for the images.
+
+        Where a list is given for `counts`, the tokens of each image are added to it after every
+        block.
+        """
+        tokens = self.embed(images, options, track=self.facts.returns_rows)
+        for step in self.steps(tokens):
+            tokens = self.run_or_recompute(step, tokens)
+            if counts is not None:
+                counts.append(tokens.lengths())
+        return self.adapter.head(self.host, pad(tokens.rejoin()), options)
+
+    def count_rows(self, images: Tensor) -> list[tuple[int, ...]]:
+        """The tokens of each image after each block, prefix included."""
+        counts: list[list[int]] = []
+        self.run(images, {}, counts)
+        return list(zip(*counts, strict=True))
+
+    def steps(
+        self,
+        tokens: Tokens,
+        *,
+        tail: Tail | None = None,
+        eased: float = 1.0,
+        layered: bool = False,
+    ) -> tuple[BlockStep, ...]:
+        """What will happen in each block to `tokens` that enter the first.
+
+        Args:
+            tokens: the embedded images.
+            tail: instead of the plan's own.
+            eased: the share in (0, 1] of what the schedule removes that is removed now.
+            layered: whether every block from the first decision on decides anew.
+        """
+        plan, tail = self.plan, tail or self.plan.tail
+        rows = tokens.x.shape[1]
+        usual = tail == plan.tail and eased == 1.0 and not layered
+        if usual and (rows, self.facts.rows_read) == (plan.shape.entering, plan.shape.read):
+            return plan.steps
+        schedule, resets, depth = plan.schedule, plan.shape.resets, plan.shape.depth
+        if eased != 1:
+            schedule = schedule.ease(eased)
+        if layered:
+            schedule = schedule.in_every_block(depth, resets)
+        counts = schedule.counts(rows, tokens.prefix, depth, self.method, resets)
+        return make_steps(rows, counts, self.facts, self.method, schedule, tail)
+
+    def embed(self, images: Any, options: Mapping[str, Any], *, track: bool) -> Tokens:
+        """The tokens that enter the first block, or one clear error about the images."""
+        channels, height, width = self.facts.image_shape
+        made_for = f"this host takes float images of shape (batch, {channels}, {height}, {width})"
+        if not isinstance(images, Tensor):
+            raise WrongInput(f"Got {type(images).__name__} instead of images: {made_for}.")
+        got = f"Got images of shape {tuple(images.shape)} and type {images.dtype}"
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise WrongInput(f"{got}: {made_for}.")
+        size = (images.shape[2], images.shape[3])
+        reason = self.adapter.size_mismatch(self.host, size, options)
+        if reason is not None:
+            raise WrongInput(f"{got}: {reason}")
+        if self.fixed_size and size != (height, width):
+            raise WrongInput(
+                f"{got}: this model was calibrated for {height}x{width} pixels, and its positions "
+                "are of these. Resize the images, or calibrate the model at their size."
+            )
+        tokens = self.adapter.embed(self.host, images, options)
+        kind = self.method.content_kind
+        if kind is not None:
+            content = partial(self.adapter.patch_content, self.host, images, kind, tokens.grid)
+            tokens = tokens.with_content(content)
+        return tokens.with_origin() if track or self.plan.shape.resets else tokens
 
     def run_or_recompute(
         self, step: BlockStep, tokens: Tokens, *, recompute: bool = False
     ) -> Tokens:
         """The tokens after one block, recomputed in the backward pass where that is asked for."""
-        recompute = recompute or self.adapter.recomputes_activations(self.host)
+        recompute = recompute or self.facts.recomputes_activations
         if recompute and self.training and torch.is_grad_enabled():
             after: Tokens = checkpoint(self.run_block, step, tokens, use_reentrant=False)
             return after
@@ -41,7 +145,7 @@ class Blocks(HostApi):
 
     def run_block(self, step: BlockStep, tokens: Tokens) -> Tokens:
         """The tokens after one block."""
-        place = self.place(step)
+        place = decision_place(self.method, step)
         if place is not None:
             tokens = tokens.rejoin()
         if step.stride > 1:
@@ -85,19 +189,6 @@ class Blocks(HostApi):
         if graph or apart or tokens.origin is not None or not self.method.adaptive:
             return reduction.apply(tokens)
         return reduce_packed(tokens, reduction)
-
-    def place(self, step: BlockStep) -> Place | None:
-        """Where this block decides, or None where it does not.
-
-        The schedule says so, not the rows at hand: a method that masks leaves them all in place.
-        """
-        if step.stride > 1:
-            return None
-        if skips_last_decision(self.method, step.read) or (
-            step.left >= step.entering and not step.is_scheduled
-        ):
-            return None
-        return self.method.place
 
     def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
         """The method's decision about `tokens`."""
@@ -194,9 +285,9 @@ class Blocks(HostApi):
             side = pad(tokens, bare=True)
             bias = attention_bias(side, proportional=self.method.proportional) if maps else None
         readout = None
-        if self.method.needs_class_token and not self.adapter.has_class_token(self.host):
+        if self.method.needs_class_token and not self.facts.has_class_token:
             readout = partial(self.adapter.readout, self.host, pad(tokens))
-        scale = self.adapter.scale(self.host, step.index)
+        scale = self.facts.scales[step.index]
         prefix = tokens.prefix if tokens.borders is None else tokens.borders.prefix
         return Signals(prefix, scale, q, k, v, bias, readout, step.index, step.stride)
 
@@ -224,10 +315,10 @@ class Blocks(HostApi):
         bias: Tensor | None,
     ) -> Tensor:
         """What attention gives to the queries."""
-        scale = self.adapter.scale(self.host, step.index)
+        scale = self.facts.scales[step.index]
         if queries.borders is not None or keys.borders is not None:
             return packed_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)
-        dropout = self.adapter.dropout(self.host, step.index)
+        dropout = self.facts.dropouts[step.index]
         return attention(*qkv, scale=scale, bias=bias, dropout=dropout, training=self.training)
 
 

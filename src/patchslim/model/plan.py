@@ -1,0 +1,161 @@
+"""`Plan`: what is done to a host, as one frozen value, and the one function that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+from torch import nn
+
+from patchslim.errors import NeedsClassToken
+from patchslim.hosts._adapter import Adapter, HostFacts
+from patchslim.hosts._registry import find_adapter
+from patchslim.methods._method import Method, Setting
+from patchslim.methods._registry import find_method, make_method, method_names
+from patchslim.model.step import BlockStep, decision_place
+from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
+from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.schedule import Schedule, Tail
+from patchslim.tokens.shapes import Cost, HostShape, dense_macs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An adapter, a method and a schedule, with what they mean for images of one size.
+
+    Attributes:
+        adapter: takes the host apart.
+        method: decides which tokens stay.
+        schedule: says how many stay after each block.
+        tail: "exact" computes in the last block only the rows that the head reads.
+        shape: the rows and operations of the host.
+        steps: what happens in each block.
+        cost: operations of one image; where images keep different numbers of tokens, the most.
+    """
+
+    adapter: Adapter
+    method: Method
+    schedule: Schedule
+    tail: Tail
+    shape: HostShape
+    steps: tuple[BlockStep, ...]
+    cost: Cost
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens left after each block, prefix included."""
+        return tuple(step.left for step in self.steps)
+
+    @property
+    def decision_blocks(self) -> tuple[int, ...]:
+        """The blocks in which the method decides."""
+        return tuple(s.index for s in self.steps if decision_place(self.method, s) is not None)
+
+    @property
+    def dense_cost(self) -> Cost:
+        """Operations of one image in the untouched host."""
+        return dense_macs(self.shape)
+
+    def for_size(self, host: nn.Module, image_size: tuple[int, int] | None) -> Plan:
+        """The plan for images of another size, and for the host as it is now."""
+        return plan_schedule(
+            host, self.adapter, self.method, self.schedule, self.tail, image_size=image_size
+        )
+
+    def cost_of(self, counts: Sequence[int]) -> Cost:
+        """Operations of an image that has these numbers of tokens after each block."""
+        return slim_macs(
+            self.shape,
+            self.method,
+            counts,
+            tail=self.tail == "exact",
+            named=_scheduled_blocks(self.method, self.schedule, self.shape.depth),
+        )
+
+
+def make_plan(
+    host: nn.Module,
+    method: str | Method,
+    schedule: Schedule | str | Path | None = None,
+    *,
+    tail: Tail | None = None,
+    adapter: Adapter | None = None,
+    settings: Mapping[str, Setting] | None = None,
+    **budget: Unpack[Budget],
+) -> Plan:
+    """The plan that `slim`, `macs` and the command line follow, in the words of `slim`."""
+    adapter = adapter or find_adapter(host)
+    made = make_method(method, settings or {})
+    check_class_token(adapter.describe(host), made)
+    tail = tail or ("full" if budget.get("macs") is None else "exact")
+    rule = make_schedule(adapter.shape(host), made, schedule, tail=tail, **budget)
+    return plan_schedule(host, adapter, made, rule, tail)
+
+
+def plan_schedule(
+    host: nn.Module,
+    adapter: Adapter,
+    method: Method,
+    schedule: Schedule,
+    tail: Tail,
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> Plan:
+    """The plan with these parts, for images of one size: by default the host's own."""
+    shape = adapter.shape(host, image_size)
+    counts = scheduled_counts(schedule, shape, method)
+    steps = make_steps(shape.entering, counts, adapter.describe(host), method, schedule, tail)
+    named = _scheduled_blocks(method, schedule, shape.depth)
+    cost = slim_macs(shape, method, counts, tail=tail == "exact", named=named)
+    return Plan(adapter, method, schedule, tail, shape, steps, cost)
+
+
+def make_steps(
+    rows: int,
+    counts: Sequence[int],
+    facts: HostFacts,
+    method: Method,
+    schedule: Schedule,
+    tail: Tail,
+) -> tuple[BlockStep, ...]:
+    """What happens in each block if `rows` enter the first and `counts` are left after each."""
+    depth = len(counts)
+    scheduled = _scheduled_blocks(method, schedule, depth)
+    entering = (rows, *counts[:-1])
+
+    def step(index: int, last_decision: int) -> BlockStep:
+        is_last = index == depth - 1
+        return BlockStep(
+            index=index,
+            entering=entering[index],
+            left=counts[index],
+            read=facts.rows_read if tail == "exact" and is_last else None,
+            is_scheduled=index in scheduled,
+            is_remembered=index < last_decision,
+            stride=facts.stride(index),
+        )
+
+    steps = tuple([step(index, 0) for index in range(depth)])
+    if not method.remembers:
+        return steps
+    last = max((s.index for s in steps if decision_place(method, s) is not None), default=0)
+    return tuple([step(index, last) for index in range(depth)])
+
+
+def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
+    """The blocks in which the method decides even where the schedule would leave all rows."""
+    return schedule.decision_blocks(depth) if method.always_decides else ()
+
+
+def check_class_token(facts: HostFacts, method: Method) -> None:
+    """Refuses a method that scores by the class token where nothing can stand in for one."""
+    if not method.needs_class_token or facts.has_class_token or facts.has_query_pooling:
+        return
+    free = [name for name in method_names() if not find_method(name).needs_class_token]
+    raise NeedsClassToken(
+        f"{type(method).__name__} scores patches by the class token, and this model has "
+        "none, nor an attention-pooling head to lend its query. Methods that need none: "
+        f"{', '.join(free)}; similarity, with weight='received' or 'size'."
+    )
