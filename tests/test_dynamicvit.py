@@ -245,11 +245,8 @@ def test_before_training_most_patches_are_kept():
     """Training begins near the dense model: sigmoid(2), 0.88, of those that are left."""
     host = tiny_host(img_size=32, depth=4)
     torch.manual_seed(0)
-    lesson = (
-        slim_unchecked(host, DynamicViT(), STAGES)
-        .train()
-        .forward_training(images(batch=8), tail="full")
-    )
+    model = slim_unchecked(host, DynamicViT(), STAGES).train()
+    lesson = forward_training(model, images(batch=8), tail="full")
     share = lesson.decisions[0].alive.mean().item()
     assert share == pytest.approx(torch.tensor(2.0).sigmoid().item(), abs=0.06)
 

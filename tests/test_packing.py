@@ -394,7 +394,7 @@ def test_the_cost_of_an_image_is_that_of_the_rows_it_kept(method, tail):
         costs = model.macs_of(x)
     for image, cost in enumerate(costs):
         counts = [lengths[image] for lengths in traced]
-        named = model.scheduled_blocks(3)
+        named = model.schedule.decision_blocks(3)
         exact = tail == "exact"
         wanted = slim_macs(model.plan.shape, model.method, counts, tail=exact, named=named)
         assert cost == wanted

@@ -298,7 +298,7 @@ def test_padding_leaves_class_attention_at_zero():
 
 
 def test_every_place_has_its_own_cost():
-    shape = slim_unchecked(tiny_host(), KeepLongest(), STEP).shape()
+    shape = slim_unchecked(tiny_host(), KeepLongest(), STEP).plan.shape
     cost = {
         kind.place.value: slim_macs(shape, kind(), (10, 10, 10), tail=False).total
         for kind in (KeepLongestBefore, KeepLongest, KeepLongestOnQueries, MergeShortestOnMap)

@@ -390,7 +390,7 @@ def test_random_stands_beside_it_at_the_mean_of_its_counts(name, models):
     one, lots = row(report, name), row(report, f"random/{name}")
     assert report.baseline(one) == lots
     assert lots.spent is None
-    rows = models[name].count_rows(torch.cat([batch for batch, _ in images()]))
+    rows = models[name].start_pass().count_rows(torch.cat([batch for batch, _ in images()]))
     means = [sum(each) / len(rows) for each in zip(*rows, strict=True)]
     assert lots.tokens == one.tokens == tuple(round(mean) for mean in means)
     assert report.gain(one) == pytest.approx(one.accuracy.value - lots.accuracy.value)
@@ -486,4 +486,4 @@ def test_a_mild_cap_takes_no_place_from_the_method(name, threshold):
     free = patchslim.slim(given, name, threshold=threshold)
     mild = patchslim.slim(given, name, threshold=threshold, macs=0.85)
     assert mild.counts() != free.counts()
-    assert mild.deciding_blocks()[:4] == free.deciding_blocks()[:4]
+    assert mild.plan.decision_blocks[:4] == free.plan.decision_blocks[:4]

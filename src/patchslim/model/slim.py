@@ -19,7 +19,7 @@ from patchslim.hosts._adapter import Adapter
 from patchslim.methods._method import Method, Setting
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import Plan, make_plan
+from patchslim.model.plan import make_plan
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.shapes import Cost
 from patchslim.versions import check_version
@@ -78,25 +78,20 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         adapter=adapter,
         settings=settings,
     )
-    return slim_by_plan(model, plan)
-
-
-def slim_by_plan(model: nn.Module, plan: Plan) -> SlimModel:
-    """The model slimmed as planned, after the checks and warnings of `slim`."""
-    method, shape = plan.method, plan.shape
-    was_trained, missing = method.is_trainable, method.missing
-    plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
+    chosen, shape = plan.method, plan.shape
+    was_trained, missing = chosen.is_trainable, chosen.missing
+    plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, chosen, shape.resets)
     slimmed = SlimModel(model, plan)
     check_identity(slimmed)
     _warn_if_deep(plan.cost, plan.dense_cost)
-    if method.is_trainable and not was_trained:
-        method.to(next(model.parameters()))  # made just now: where the host is, and of its type
+    if chosen.is_trainable and not was_trained:
+        chosen.to(next(model.parameters()))  # made just now: where the host is, and of its type
         missing = missing or (
-            f"{type(method).__name__} learns what to keep, and has not been trained yet. Train "
+            f"{type(chosen).__name__} learns what to keep, and has not been trained yet. Train "
             "it: patchslim.train, `patchslim train`."
         )
     if missing is not None:
-        warnings.warn(missing, Untrained, stacklevel=3)
+        warnings.warn(missing, Untrained, stacklevel=2)
     return slimmed
 
 
@@ -117,5 +112,5 @@ def _warn_if_deep(cost: Cost, dense: Cost) -> None:
             f"{1 - cost.total / dense.total:.0%} of the operations are removed without any "
             "training. Measure accuracy before you rely on it; beyond half, fine-tuning is needed.",
             DeepCut,
-            stacklevel=4,
+            stacklevel=3,
         )
