@@ -465,7 +465,7 @@ def test_half_precision_stays_finite():
 def test_strides_are_told():
     model = patchslim.slim(host(), "tome", r=1)
     assert model.start_pass().facts.strides == (1, 1, 2, 1, 2, 1, 1)
-    assert model.resets == {2: 12, 4: 4}
+    assert model.plan.shape.resets == {2: 12, 4: 4}
     assert TimmLevit().feature_blocks(model.host) == (1, 3, 6)
     shape = model.plan.shape
     assert shape.dense == (35, 35, 35, 12, 12, 4, 4, 4)
