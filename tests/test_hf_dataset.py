@@ -205,7 +205,7 @@ def test_a_slimmed_model_is_measured_on_it(rows):
     images = Dataset.for_host(slim, rows, batch=2)
     lines = []
     report = patchslim.measure(slim, images, repeats=0, progress=lines.append)
-    assert report.birth.images == 5
+    assert report.provenance.images == 5
     assert report.prepared == images.prepared
     assert any("/5 images" in line for line in lines)
     assert report.rows[1].accuracy is not None

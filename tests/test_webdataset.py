@@ -274,7 +274,7 @@ def test_a_host_says_how_they_are_prepared_and_which_labels_it_has(folder, tmp_p
     images = Shards.for_host(slim, folder, batch=2)
     assert images.has_labels
     report = patchslim.measure(slim, images, repeats=0)
-    assert report.birth.images == 5
+    assert report.provenance.images == 5
     assert report.prepared == images.prepared
     assert report.rows[1].accuracy is not None
     assert Shards.for_host(host(9), folder).has_labels
