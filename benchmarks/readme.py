@@ -439,7 +439,8 @@ def _origin_line(origin: dict[str, Any]) -> str:
     return (
         f"{origin['images']} image{'' if origin['images'] == 1 else 's'}, {origin['processor']}, "
         f"{origin['dtype']}, torch {origin['versions']['torch']}, "
-        f"timm {origin['versions']['timm']}, commit {origin['commit']}, {origin['date'][:10]}: `{origin['command']}`"
+        f"timm {origin['versions']['timm']}, commit {origin['commit']}, {origin['date'][:10]}: "
+        f"`{origin['command']}`"
     )
 
 
