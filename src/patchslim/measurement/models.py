@@ -23,10 +23,8 @@ def check_models(
 
     They are slimmed from the same host, or, if `dense` is given, from hosts of its architecture.
     """
-    if isinstance(model, SlimModel):
-        model = {_model_label(model): model}
-    elif isinstance(model, nn.Module):
-        model = {"it": model}
+    if isinstance(model, nn.Module):
+        model = {_model_label(model): model} if isinstance(model, SlimModel) else {"it": model}
     models = dict(model)
     if not models:
         raise UnsupportedModel("There is no model to measure: give at least one.")
