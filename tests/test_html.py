@@ -1,4 +1,4 @@
-"""The page and its pictures: true to the report, whole in one file, and nothing is fetched."""
+"""The page: true to the report, one file with its pictures, and nothing is fetched."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
 
 
 class Reader(HTMLParser):
-    """Tags in balance, all text, and everything that a browser would load."""
+    """Checks that all tags are closed; collects the text and all that a browser would load."""
 
     def __init__(self, text):
         super().__init__()

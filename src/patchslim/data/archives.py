@@ -208,9 +208,9 @@ def list_members(tar: Path) -> list[Member]:
 
 def read_slice(file: Path, offset: int, size: int) -> bytes:
     """Reads `size` bytes from `offset`. Each call opens the file, so processes share nothing."""
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        data = opened.read(size)
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read(size)
     if len(data) < size:
         raise EOFError(f"{file.name} ends before it")
     return data
@@ -218,5 +218,5 @@ def read_slice(file: Path, offset: int, size: int) -> bytes:
 
 def is_compressed(file: Path) -> bool:
     """Whether a file was written by gzip, bzip2, xz or zstd, by its first bytes."""
-    with file.open("rb") as opened:
-        return opened.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)
+    with file.open("rb") as stream:
+        return stream.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)

@@ -133,10 +133,10 @@ def resolve_preprocessing(host: nn.Module, prepared: Preprocessing | None = None
 
 def class_count(host: nn.Module) -> int | None:
     """Returns how many classes a host (or a SlimModel's host) has; None if it does not say."""
-    whole: Any = host.host if isinstance(host, SlimModel) else host
-    count = getattr(whole, "num_classes", None)
+    model: Any = host.host if isinstance(host, SlimModel) else host
+    count = getattr(model, "num_classes", None)
     if count is None:
-        count = getattr(getattr(whole, "config", None), "num_labels", None)
+        count = getattr(getattr(model, "config", None), "num_labels", None)
     return int(count) if count else None
 
 

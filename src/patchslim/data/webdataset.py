@@ -58,7 +58,7 @@ class ShardSample(NamedTuple):
 class Shards(Source):
     """An iterable of batches: images (B, C, H, W) and labels (B,), or None without labels.
 
-    A sample is `key.jpg`, `.jpeg`, `.png` or `.webp`. Its label is in the same shard: a whole
+    A sample is `key.jpg`, `.jpeg`, `.png` or `.webp`. Its label is in the same shard: a target
     number in `key.cls`, or "label" in `key.json`.
 
     Attributes:
@@ -210,14 +210,14 @@ def _find_shards(path: str) -> list[Path]:
             f"{path} is not on this machine, and nothing is fetched. Copy the shards to a folder "
             "and give that, or a pattern such as folder/train-{000000..000009}.tar."
         )
-    whole = Path(path).expanduser()
-    if whole.is_dir():
-        files = [file for file in sorted(whole.iterdir()) if not file.name.startswith(".")]
+    target = Path(path).expanduser()
+    if target.is_dir():
+        files = [file for file in sorted(target.iterdir()) if not file.name.startswith(".")]
         shards = [file for file in files if file.name.lower().endswith(SHARD_SUFFIXES)]
-    elif whole.exists():
-        shards = [whole]
+    elif target.exists():
+        shards = [target]
     else:
-        patterns = map(Path, _expand_ranges(str(whole)))
+        patterns = map(Path, _expand_ranges(str(target)))
         shards = [file for pattern in patterns for file in _expand_stars(pattern)]
     if not shards:
         raise BadData(f"No shards at {path}: give a folder of .tar files or a pattern of them.")
@@ -318,7 +318,7 @@ def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
 def _label_error(shard: Path, name: str, text: bytes) -> BadData:
     """Makes the error for a file that holds no valid label."""
     return BadData(
-        f"{name} in {shard} holds {text[:40]!r}; a label is a whole number from 0: as text in "
+        f"{name} in {shard} holds {text[:40]!r}; a label is a target number from 0: as text in "
         'key.cls, or as "label" in key.json.'
     )
 

@@ -35,9 +35,9 @@ def latency(
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 wait()
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 models[name](images)
                 wait()
                 if number >= 0:
-                    seconds[name].append(time.perf_counter() - begun)
+                    seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -22,9 +22,9 @@ from patchslim.measurement.rows import Measurements, make_row, report_title
 from patchslim.measurement.sample import (
     count_images,
     draw_sample,
+    fill_batch,
     move_to_host,
     open_batches,
-    resize_batch,
 )
 from patchslim.measurement.score import Batch, Forward, Progress, score
 from patchslim.model.model import SlimModel
@@ -88,7 +88,7 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
         }
         total = count_images(images)
         scores = score(forwards, batches, total=total, progress=show) if batches else {}
-        timed_images = move_to_host(resize_batch(opening, batch), first.host)
+        timed_images = move_to_host(fill_batch(opening, batch), first.host)
         measured = Measurements(
             scores=scores,
             spent=spent,

@@ -57,7 +57,7 @@ def draw_sample(images: Iterable[Batch] | None) -> Tensor | None:
     return None
 
 
-def resize_batch(images: Tensor, batch: int) -> Tensor:
+def fill_batch(images: Tensor, batch: int) -> Tensor:
     """Returns `batch` images: the first ones, repeated if there are fewer."""
     return images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
 

@@ -106,9 +106,9 @@ def score(
         seen += len(images)
         answers: dict[str, Tensor] = {}
         for name, forward in forwards.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             answers[name] = forward(images).cpu()
-            tallies[name].seconds += time.perf_counter() - begun
+            tallies[name].seconds += time.perf_counter() - start
             if time.monotonic() - shown > PROGRESS_INTERVAL or seen == total:
                 shown = time.monotonic()
                 rate = seen / max(tallies[name].seconds, 1e-9)

@@ -71,7 +71,7 @@ def _legend(report: Report, curves: Curves) -> str:
     """Lists the names of the lines with their markers."""
     entries = [("dense", "dense"), *_styles(curves).items()]
     if _unjoined_random(report, curves):
-        entries.append(("random, at a method's counts", "lots"))
+        entries.append(("random, at a method's counts", "scattered"))
     labels = [
         f'<span><svg class="key" viewBox="0 0 16 16">{marker(style, 8, 8, name)}</svg>'
         f"{escape(name)}</span>"
@@ -101,7 +101,7 @@ def _make_lines(
 
     # A method that removes nothing is the dense model, so its line starts there.
     start = [report.dense] if joined else []
-    lines = [make_line("lots", _unjoined_random(report, curves), connect=False)]
+    lines = [make_line("scattered", _unjoined_random(report, curves), connect=False)]
     styles = _styles(curves)
     # `random` is drawn first, so that it covers no other line.
     names = sorted(styles, key=lambda name: styles[name] != "rand")

@@ -263,8 +263,8 @@ svg .name { fill: var(--ink); }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .c6 { color: var(--c6); } .c7 { color: var(--c7); } .dense { color: var(--ink); }
-.rand, .lots { color: var(--rand); } .line.rand { stroke-dasharray: 2 3; }
-.mark.lots { fill: var(--card); stroke: currentColor; stroke-width: 1.5; }
+.rand, .scattered { color: var(--rand); } .line.rand { stroke-dasharray: 2 3; }
+.mark.scattered { fill: var(--card); stroke: currentColor; stroke-width: 1.5; }
 .strip { margin: 0 0 18px; } .strip img { display: block; }
 .strip .wide { background: #fafaf8; width: fit-content; max-width: 100%; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3em 1.2em; font-size: .9rem; }
