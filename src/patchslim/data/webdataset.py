@@ -58,7 +58,7 @@ class ShardSample(NamedTuple):
 class Shards(Source):
     """An iterable of batches: images (B, C, H, W) and labels (B,), or None without labels.
 
-    A sample is `key.jpg`, `.jpeg`, `.png` or `.webp`. Its label is in the same shard: a target
+    A sample is `key.jpg`, `.jpeg`, `.png` or `.webp`. Its label is in the same shard: a whole
     number in `key.cls`, or "label" in `key.json`.
 
     Attributes:
@@ -318,7 +318,7 @@ def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
 def _label_error(shard: Path, name: str, text: bytes) -> BadData:
     """Makes the error for a file that holds no valid label."""
     return BadData(
-        f"{name} in {shard} holds {text[:40]!r}; a label is a target number from 0: as text in "
+        f"{name} in {shard} holds {text[:40]!r}; a label is a whole number from 0: as text in "
         'key.cls, or as "label" in key.json.'
     )
 
