@@ -386,16 +386,18 @@ def main() -> None:
             for name, image in drawn(size).items():
                 image.save(options.pages / f"{name}_{size}.png")
         return
-    rows, births = [], []
+    rows, provenances = [], []
     for size in SIZES:
         host = loaded(options.shared / "data", size)
         images = prepared(drawn(size), host)
         rows += rows_of(host, images, options.repeats)
         count = len(images)
-        birth = Provenance.now(host, batch=count, image_size=(size, size), images=count, seed=0)
-        births.append(asdict(birth))
+        provenance = Provenance.now(
+            host, batch=count, image_size=(size, size), images=count, seed=0
+        )
+        provenances.append(asdict(provenance))
     names = [page.__name__ for page in PAGES]
-    data = {"pages": names, "repeats": options.repeats, "rows": rows, "births": births}
+    data = {"pages": names, "repeats": options.repeats, "rows": rows, "births": provenances}
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 

@@ -230,12 +230,12 @@ def main() -> None:
             reports.append([report.to_json() for report in both])
         if options.train_only:
             continue
-        birth = Provenance.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
+        provenance = Provenance.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
         found[kind] = {
             "course": course_for(0, options.epochs, evo=True).to_json(),
             "reports": reports,
             "training": steps(kind, options.repeats),
-            "birth": asdict(birth),
+            "birth": asdict(provenance),
         }
     if found:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

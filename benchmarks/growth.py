@@ -124,8 +124,8 @@ def grow(size: int, repeats: int) -> tuple[list[dict[str, Any]], Provenance]:
                     "speedup": statistics.median(ratios),
                 }
             )
-    birth = Provenance.now(host, batch=1, image_size=(size, size), images=0, seed=0)
-    return rows, birth
+    provenance = Provenance.now(host, batch=1, image_size=(size, size), images=0, seed=0)
+    return rows, provenance
 
 
 def main() -> None:
@@ -136,15 +136,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
-    births = []
+    provenances = []
     for size in map(int, options.sizes.split(",")):
-        found, birth = grow(size, repeats=15 if size < 500 else 3)
+        found, provenance = grow(size, repeats=15 if size < 500 else 3)
         rows += found
-        births.append(asdict(birth))
+        provenances.append(asdict(provenance))
         for row in found:
             print(json.dumps(row), flush=True)
     options.out.parent.mkdir(exist_ok=True)
-    result = {"share": SHARE, "rows": rows, "births": births}
+    result = {"share": SHARE, "rows": rows, "births": provenances}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

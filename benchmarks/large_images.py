@@ -226,8 +226,8 @@ def main() -> None:
     models = slimmed(host, options.methods.split(";"))
     with torch.inference_mode():
         rows = measured(host, models, image, options.rounds)
-    birth = Provenance.now(host, batch=1, image_size=(SIZE, SIZE), images=1, seed=0)
-    result = {"share": SHARE, "rounds": options.rounds, "rows": rows, "birth": asdict(birth)}
+    provenance = Provenance.now(host, batch=1, image_size=(SIZE, SIZE), images=1, seed=0)
+    result = {"share": SHARE, "rounds": options.rounds, "rows": rows, "birth": asdict(provenance)}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

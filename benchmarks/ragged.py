@@ -80,11 +80,16 @@ def main() -> None:
             said(f"{title}, batch {batch}")
             some = images[:: len(images) // batch][:batch].contiguous()
             rows += timed(title, host, models, some, options.repeats)
-    birth = Provenance.now(
+    provenance = Provenance.now(
         tiny, batch=max(BATCHES), image_size=(224, 224), images=len(images), seed=0
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {"birth": asdict(birth), "repeats": options.repeats, "rows": rows, "answers": answers}
+    found = {
+        "birth": asdict(provenance),
+        "repeats": options.repeats,
+        "rows": rows,
+        "answers": answers,
+    }
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     for row in rows:
         print(

@@ -64,20 +64,20 @@ def averaged(rows: tuple[Row, ...]) -> list[str]:
 
 
 def deit_tiny(keep: Callable[[Row], bool]) -> str:
-    """The rows of the DeiT-Ti table that `keep` selects, random last, with the certificate."""
+    """The rows of the DeiT-Ti table that `keep` selects, random last, with their provenance."""
     report = Report.load(RESULTS / "deit_tiny.json")
     rows = [row for row in report.rows if " seed" not in row.name and keep(row)]
     lines = [accuracy_table(rows), *averaged(report.rows)]
-    return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{provenance_line(report)}</sub>"])
 
 
-def certificate(report: Report) -> str:
-    """The birth certificate in one line."""
-    birth = report.birth
-    versions = ", ".join(f"{name} {version}" for name, version in birth.versions.items())
+def provenance_line(report: Report) -> str:
+    """Where, when and how a report was measured, in one line."""
+    origin = report.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     return (
-        f"{birth.images} images, {birth.processor}, {birth.threads} threads, {birth.dtype}, "
-        f"{versions}, commit {birth.commit}, {birth.date[:10]}: `{birth.command}`"
+        f"{origin.images} images, {origin.processor}, {origin.threads} threads, {origin.dtype}, "
+        f"{versions}, commit {origin.commit}, {origin.date[:10]}: `{origin.command}`"
     )
 
 
@@ -94,11 +94,11 @@ def speed() -> str:
                 continue
             ratio = row.speedup
             lines.append(
-                f"| {row.name} | {report.birth.batch} | {row.macs / 1e9:.3f} G | "
+                f"| {row.name} | {report.provenance.batch} | {row.macs / 1e9:.3f} G | "
                 f"{1 / row.macs_share:.2f}x | {ratio.median:.2f}x "
                 f"[{ratio.low:.2f}, {ratio.high:.2f}] | {row.conversion:.2f} |"
             )
-    return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{provenance_line(reports[0])}</sub>"])
 
 
 LONGER = (
@@ -120,7 +120,7 @@ def trained(*names: str) -> str:
     facts = []
     for data in map(_read, (f"{name}.json" for name in names)):
         report = Report.from_json(data["report"])
-        facts.append(f"<sub>{certificate(report)}</sub>")
+        facts.append(f"<sub>{provenance_line(report)}</sub>")
         by_name = {row.name: row for row in report.rows}
         for row in report.rows:
             line = _trained_row(row, by_name, data["courses"])
@@ -162,7 +162,7 @@ def slimming() -> str:
     for name in names:
         cells = [_outcome(rows[budget].get(name)) for budget in data]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    facts = [f"<sub>{certificate(report)}</sub>" for report in reports.values()]
+    facts = [f"<sub>{provenance_line(report)}</sub>" for report in reports.values()]
     return "\n".join([*lines, "", "<br>\n".join(facts)])
 
 
@@ -192,11 +192,11 @@ def choices() -> str:
         f"| {100 * row['agreement']:.1f} | {100 * row['worst_share']:.0f} % |"
         for row in data["rows"]
     ]
-    birth = data["birth"]
+    origin = data["birth"]
     facts = (
-        f"{birth['images']} images, {birth['processor']}, {birth['threads']} threads, torch "
-        f"{birth['versions']['torch']}, commit {birth['commit']}, {birth['date'][:10]}: "
-        f"`{birth['command']}`"
+        f"{origin['images']} images, {origin['processor']}, {origin['threads']} threads, torch "
+        f"{origin['versions']['torch']}, commit {origin['commit']}, {origin['date'][:10]}: "
+        f"`{origin['command']}`"
     )
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
@@ -204,7 +204,7 @@ def choices() -> str:
 def train_speed() -> str:
     """Seconds of a training step beside the dense model's."""
     data = _read("train_speed_cpu.json")
-    birth = data["birth"]
+    origin = data["birth"]
     lines = [
         "| a training step | MACs | seconds | measured speed-up [quartiles] | conversion |",
         "|---|--:|--:|--:|--:|",
@@ -217,10 +217,10 @@ def train_speed() -> str:
             f"{row['conversion']:.2f} |"
         )
     facts = (
-        f"{data['model']}, batch {birth['batch']}, {data['precision']}, {data['repeats']} rounds "
-        f"interleaved, {birth['processor']}, {birth['threads']} threads, torch "
-        f"{birth['versions']['torch']}, commit {birth['commit']}, {birth['date'][:10]}: "
-        f"`{birth['command']}`"
+        f"{data['model']}, batch {origin['batch']}, {data['precision']}, {data['repeats']} rounds "
+        f"interleaved, {origin['processor']}, {origin['threads']} threads, torch "
+        f"{origin['versions']['torch']}, commit {origin['commit']}, {origin['date'][:10]}: "
+        f"`{origin['command']}`"
     )
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
@@ -244,12 +244,12 @@ def documents() -> str:
             f"| {got['same_top1']} of {len(left)} "
             f"| {row['no_positions']['largest_difference']:.1g} |"
         )
-    birth = data["births"][0]
+    origin = data["births"][0]
     facts = (
-        f"{birth['images']} images, {data['repeats']} rounds interleaved, {birth['processor']}, "
-        f"threads: {birth['threads']}, {birth['dtype']}, torch {birth['versions']['torch']}, timm "
-        f"{birth['versions']['timm']}, commit {birth['commit']}, {birth['date'][:10]}: "
-        f"`{birth['command']}`"
+        f"{origin['images']} images, {data['repeats']} rounds interleaved, {origin['processor']}, "
+        f"threads: {origin['threads']}, {origin['dtype']}, torch {origin['versions']['torch']}, "
+        f"timm {origin['versions']['timm']}, commit {origin['commit']}, {origin['date'][:10]}: "
+        f"`{origin['command']}`"
     )
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
@@ -268,7 +268,7 @@ def similarity(wanted: Callable[[str], bool], name: str = "similarity.json") -> 
     if wanted("random"):
         lots = [_of_seeds(each) for each in budgets.values()]
         lines.append(f"| random (mean of its seeds) | {' | '.join(lots)} |")
-    facts = "; ".join(f"{label} {value}" for label, value in first.birth.lines())
+    facts = "; ".join(f"{label} {value}" for label, value in first.provenance.lines())
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
@@ -308,7 +308,7 @@ def per_image_speed() -> str:
         f"{row['name']} {row['kl']:.2g} at {row['share']:.3f}" for row in data["answers"]
     )
     lines += ["", f"KL (nats) of these thresholds on DeiT-Ti, all 500 images: {told}."]
-    facts = f"{data['repeats']} rounds interleaved, {_born(data['birth'])}"
+    facts = f"{data['repeats']} rounds interleaved, {_origin_line(data['birth'])}"
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
@@ -329,7 +329,7 @@ def worst_case() -> str:
     lines.append(f"| **the cap** | | {' | '.join(f'**{cap:.3f}**' for cap in caps.values())} |")
     cells = " | ".join(f"{most:.3f}" for most in free)
     lines.append(f"| the most without it, of {data['free']} of each kind | | {cells} |")
-    return "\n".join([*lines, "", f"<sub>{_born(data['birth'])}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{_origin_line(data['birth'])}</sub>"])
 
 
 def large_images() -> str:
@@ -347,7 +347,7 @@ def large_images() -> str:
         else f"| {row['method']} | refused: not meant for this size | - | - | - | - |"
         for row in data["rows"]
     ]
-    facts = f"processor time on one thread, {data['rounds']} rounds, {_born(data['birth'])}"
+    facts = f"processor time on one thread, {data['rounds']} rounds, {_origin_line(data['birth'])}"
     key = "Shares of the dense model's; bold: above it, or above a tenth of its time."
     return "\n".join([*lines, "", key, "", f"<sub>{facts}</sub>"])
 
@@ -356,7 +356,9 @@ def evo_scratch() -> str:
     """Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     whole = _read("evo_cifar.json")
     first = next(iter(whole.values()))["reports"][0]
-    batches = " | ".join(f"faster, batch {Report.from_json(each).birth.batch}" for each in first)
+    batches = " | ".join(
+        f"faster, batch {Report.from_json(each).provenance.batch}" for each in first
+    )
     lines = [
         f"| CIFAR-10 | seed | MACs | dense, top-1 % | evo | Δ 95 % | {batches} |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -376,7 +378,7 @@ def evo_scratch() -> str:
                 f"{_percent(report.dense.accuracy)} | {_percent(row.accuracy)} | "
                 f"{_interval(row.change)} | {timed} |"
             )
-        facts.append(certificate(Report.from_json(data["reports"][0][0])))
+        facts.append(provenance_line(Report.from_json(data["reports"][0][0])))
     return "\n".join([*lines, "", f"<sub>{'<br>'.join(dict.fromkeys(facts))}</sub>"])
 
 
@@ -395,7 +397,7 @@ def evo_training() -> str:
                 f"{row['seconds_an_epoch']:.0f} | {ratio['median']:.2f}x "
                 f"[{ratio['low']:.2f}, {ratio['high']:.2f}] |"
             )
-    return "\n".join([*lines, "", f"<sub>{_born(next(iter(data.values()))['birth'])}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{_origin_line(next(iter(data.values()))['birth'])}</sub>"])
 
 
 def evo_stock() -> str:
@@ -403,7 +405,7 @@ def evo_stock() -> str:
     report = Report.from_json(_read("evo.json")["stock"])
     rows = [row for row in report.rows if " seed" not in row.name]
     lines = [accuracy_table(rows), *averaged(report.rows)]
-    return "\n".join([*lines, "", f"<sub>{certificate(report)}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{provenance_line(report)}</sub>"])
 
 
 def evo_speed() -> str:
@@ -420,11 +422,11 @@ def evo_speed() -> str:
                     continue
                 ratio = row.speedup
                 lines.append(
-                    f"| {host}: {row.name} | {report.birth.batch} | {row.macs_share:.3f} | "
+                    f"| {host}: {row.name} | {report.provenance.batch} | {row.macs_share:.3f} | "
                     f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] | "
                     f"{row.conversion:.2f} |"
                 )
-    return "\n".join([*lines, "", f"<sub>{certificate(reports[0])}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{provenance_line(reports[0])}</sub>"])
 
 
 def _aim(share: float, most: float) -> str:
@@ -432,12 +434,13 @@ def _aim(share: float, most: float) -> str:
     return f"{share:.1%}" if share <= most else f"**{share:.1%}**"
 
 
-def _born(birth: dict[str, Any]) -> str:
-    """A birth certificate as it is written in a result, in one line."""
+def _origin_line(origin: dict[str, Any]) -> str:
+    """The provenance in a result on disk (its key there is "birth"), in one line."""
     return (
-        f"{birth['images']} image{'' if birth['images'] == 1 else 's'}, {birth['processor']}, "
-        f"{birth['dtype']}, torch {birth['versions']['torch']}, timm {birth['versions']['timm']}, "
-        f"commit {birth['commit']}, {birth['date'][:10]}: `{birth['command']}`"
+        f"{origin['images']} image{'' if origin['images'] == 1 else 's'}, {origin['processor']}, "
+        f"{origin['dtype']}, torch {origin['versions']['torch']}, "
+        f"timm {origin['versions']['timm']}, commit {origin['commit']}, {origin['date'][:10]}: "
+        f"`{origin['command']}`"
     )
 
 

@@ -118,10 +118,10 @@ def main() -> None:
                     host, plan_schedule(host, adapter, leaving, schedule, "exact")
                 ).eval()
                 trial.add(f"content left with the nearest kept patch, by {by}", model, {})
-    birth = Provenance.now(
+    provenance = Provenance.now(
         host, batch=50, image_size=(224, 224), images=sum(map(len, batches)), seed=0
     )
-    data = {"birth": asdict(birth), "rows": trial.rows, "worst_images": trial.worst()}
+    data = {"birth": asdict(provenance), "rows": trial.rows, "worst_images": trial.worst()}
     RESULT.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

@@ -91,10 +91,10 @@ def main() -> None:
             }
         )
         print(f"{name:<12} {share:.3f} of the MACs, {speedup.median:.2f}x as fast")
-    birth = Provenance.now(host, batch=options.batch, image_size=(224, 224), images=0, seed=0)
+    provenance = Provenance.now(host, batch=options.batch, image_size=(224, 224), images=0, seed=0)
     out = RESULTS / f"train_speed_{crew.device.type}.json"
     data = {"model": options.model, "precision": options.precision, "repeats": options.repeats}
-    data |= {"rows": rows, "birth": asdict(birth)}
+    data |= {"rows": rows, "birth": asdict(provenance)}
     out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

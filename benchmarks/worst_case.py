@@ -243,14 +243,14 @@ def main() -> None:
                 row["max_without_cap"] = max(shares(free[name], shown[:BATCH]))
             rows.append(row)
             said(json.dumps(row))
-    birth = Provenance.now(
+    provenance = Provenance.now(
         host,
         batch=BATCH,
         image_size=images.image_size,
         images=sum(row["images"] for row in rows) // len(capped),
         seed=0,
     )
-    result = {"rows": rows, "free": BATCH, "steps": options.steps, "birth": asdict(birth)}
+    result = {"rows": rows, "free": BATCH, "steps": options.steps, "birth": asdict(provenance)}
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     over = [row for row in rows if row["max"] > row["cap"]]
     if over:

@@ -50,7 +50,7 @@ def test_demo_writes_what_it_returns(host, few, tmp_path):
     methods = {row.method for row in report.rows}
     assert methods == {"dense", *SHOWN}
     assert all(text.count(f"{name} is missing: it learns") == 1 for name in LEARN)
-    assert report.birth.images == 4
+    assert report.provenance.images == 4
     assert all(report.baseline(row) for row in report.rows if row.method not in ("dense", "random"))
     assert lines[0].startswith("slimming: ")
     assert any("4/4 images" in line for line in lines)

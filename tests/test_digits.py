@@ -1,4 +1,4 @@
-"""The embedded digits example: its scenes, its handwritten digits and its trained host."""
+"""The digits example: its scenes, its handwritten digits and its trained host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: the pixels of `Images`, labels, columns, and rows that cannot be read."""
+"""Hugging Face datasets: the same pixels as `Images`, labels, columns, and unreadable rows."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def hf():
     return pytest.importorskip("datasets", reason="needs patchslim[hf]")
 
 
-def encoded(seed):
+def encode_image(seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
@@ -43,7 +43,7 @@ def rows(hf):
     features = hf.Features(
         {"image": hf.Image(), "label": hf.ClassLabel(names=["ant", "bee", "cat"])}
     )
-    cells = [{"bytes": encoded(seed), "path": None} for seed in range(len(LABELS))]
+    cells = [{"bytes": encode_image(seed), "path": None} for seed in range(len(LABELS))]
     return hf.Dataset.from_dict({"image": cells, "label": LABELS}, features=features)
 
 
@@ -63,12 +63,12 @@ def quiet(hf):
     hf.enable_progress_bars()
 
 
-def host(classes=3):
+def make_host(classes=3):
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **settings).eval()
 
 
-def everything(images):
+def read_all(images):
     batches = list(images)
     labels = [each for _, each in batches]
     return torch.cat([each for each, _ in batches]), (
@@ -77,24 +77,24 @@ def everything(images):
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory):
-    """What `Images` makes of the same pictures in files."""
+def expected_pixels(tmp_path_factory):
+    """The pixels that `Images` reads from the same pictures in files."""
     path = tmp_path_factory.mktemp("files")
     for seed in range(len(LABELS)):
-        (path / f"{seed}.png").write_bytes(encoded(seed))
-    return everything(Images(path, **PREPARED.to_json()))[0]
+        (path / f"{seed}.png").write_bytes(encode_image(seed))
+    return read_all(Images(path, **PREPARED.to_json()))[0]
 
 
 @pytest.mark.parametrize("name", ["object", "one", "single", "several/test"])
-def test_rows_give_what_files_give(rows, saved, wanted, name):
+def test_rows_give_what_files_give(rows, saved, expected_pixels, name):
     source = rows if name == "object" else saved / name
     images = Dataset(source, prepared=PREPARED, batch=2)
     assert len(images) == 3
     assert images.has_labels
     assert [len(pixels) for pixels, _ in images] == [2, 2, 1]
     for _ in range(2):
-        pixels, labels = everything(images)
-        assert torch.equal(pixels, wanted)
+        pixels, labels = read_all(images)
+        assert torch.equal(pixels, expected_pixels)
         assert labels == LABELS
 
 
@@ -104,8 +104,8 @@ def test_any_row_by_its_place_also_in_a_copy(rows, saved, name):
     assert images.count == 3
     for each in (images, pickle.loads(pickle.dumps(images))):
         picture = each.load_image(2)
-        with Image.open(io.BytesIO(encoded(3))) as wanted:
-            assert picture.tobytes() == wanted.tobytes()
+        with Image.open(io.BytesIO(encode_image(3))) as expected_pixels:
+            assert picture.tobytes() == expected_pixels.tobytes()
         assert (each.name_of(2), each.label_of(2)) == ("row 3", 1)
     assert Dataset(rows, prepared=PREPARED, label=None).label_of(2) is None
 
@@ -121,7 +121,7 @@ def test_a_feed_reads_rows_in_other_processes_too(rows):
 
 
 def test_splits_are_named(hf, saved, rows):
-    assert len(everything(Dataset(saved / "several", prepared=PREPARED, split="test"))[0]) == 5
+    assert len(read_all(Dataset(saved / "several", prepared=PREPARED, split="test"))[0]) == 5
     both = hf.DatasetDict({"train": rows, "test": rows})
     for source, split in ((saved / "several", None), (both, "val")):
         with pytest.raises(BadData, match=r"splits train, test.*split='test'"):
@@ -130,29 +130,29 @@ def test_splits_are_named(hf, saved, rows):
         Dataset(rows, prepared=PREPARED, split="test")
 
 
-def test_limit_is_spread(rows, wanted):
-    pixels, labels = everything(Dataset(rows, prepared=PREPARED, limit=2))
-    assert torch.equal(pixels, wanted[[0, 2]])
+def test_limit_is_spread(rows, expected_pixels):
+    pixels, labels = read_all(Dataset(rows, prepared=PREPARED, limit=2))
+    assert torch.equal(pixels, expected_pixels[[0, 2]])
     assert labels == [2, 1]
     with pytest.raises(BadData, match="limit=0"):
         Dataset(rows, prepared=PREPARED, limit=0)
 
 
-def test_unreadable_rows_are_named_by_their_place_and_left_out(hf, wanted):
-    cells = [{"bytes": encoded(seed), "path": None} for seed in range(5)]
-    cells[1] = {"bytes": encoded(1)[:300], "path": None}
+def test_unreadable_rows_are_named_by_their_place_and_left_out(hf, expected_pixels):
+    cells = [{"bytes": encode_image(seed), "path": None} for seed in range(5)]
+    cells[1] = {"bytes": encode_image(1)[:300], "path": None}
     cells[3] = None
     cells[4] = {"bytes": None, "path": "/nowhere/4.png"}
     features = hf.Features({"image": hf.Image(), "label": hf.Value("int64")})
     broken = hf.Dataset.from_dict({"image": cells, "label": LABELS}, features=features)
     images = Dataset(broken, prepared=PREPARED)
     for _ in range(2):
-        pixels, labels = everything(images)
-        assert torch.equal(pixels, wanted[[0, 2]])
+        pixels, labels = read_all(images)
+        assert torch.equal(pixels, expected_pixels[[0, 2]])
         assert labels == [2, 1]
         assert [line.split(":")[0] for line in images.unreadable] == ["row 1", "row 3", "row 4"]
     fewer = Dataset(broken.select([0, 2, 1, 4, 3]), prepared=PREPARED, limit=2)
-    assert len(everything(fewer)[0]) == 1
+    assert len(read_all(fewer)[0]) == 1
     assert [line.split(":")[0] for line in fewer.unreadable] == ["row 2"]
     with pytest.raises(BadData, match=r"None of the 2 images in column 'image' .*row 0"):
         list(Dataset(broken.select([3, 4]), prepared=PREPARED))
@@ -167,10 +167,10 @@ def test_columns(rows):
     with pytest.raises(BadData, match=r"Column 'label' holds .*, not images"):
         Dataset(rows, prepared=PREPARED, image="label", label=None)
     named = Dataset(other, prepared=PREPARED, image="img", label="fine")
-    assert everything(named)[1] == LABELS
-    assert everything(Dataset(rows, prepared=PREPARED, label=None))[1] is None
-    assert everything(Dataset.for_host(host(), other, prepared=PREPARED))[1] == LABELS
-    bare = Dataset.for_host(host(), rows.remove_columns("label"), prepared=PREPARED)
+    assert read_all(named)[1] == LABELS
+    assert read_all(Dataset(rows, prepared=PREPARED, label=None))[1] is None
+    assert read_all(Dataset.for_host(make_host(), other, prepared=PREPARED))[1] == LABELS
+    bare = Dataset.for_host(make_host(), rows.remove_columns("label"), prepared=PREPARED)
     assert not bare.has_labels
 
 
@@ -179,33 +179,35 @@ def test_labels_are_whole_numbers_or_none_are_known(hf, rows):
     with pytest.raises(BadData, match="class_encode_column"):
         Dataset(words, prepared=PREPARED)
     secret = rows.remove_columns("label").add_column("label", [-1] * 5)
-    assert everything(Dataset(secret, prepared=PREPARED))[1] is None
+    assert read_all(Dataset(secret, prepared=PREPARED))[1] is None
 
 
-def test_encoded_bytes_in_a_plain_column(hf, wanted):
-    plain = hf.Dataset.from_dict({"image": [encoded(0), encoded(1)]})
+def test_encoded_bytes_in_a_plain_column(hf, expected_pixels):
+    plain = hf.Dataset.from_dict({"image": [encode_image(0), encode_image(1)]})
     plain = plain.cast_column("image", hf.Value("binary"))
-    assert torch.equal(everything(Dataset(plain, prepared=PREPARED, label=None))[0], wanted[:2])
+    assert torch.equal(
+        read_all(Dataset(plain, prepared=PREPARED, label=None))[0], expected_pixels[:2]
+    )
 
 
-def test_a_format_of_the_owner_is_left_alone(rows, wanted):
+def test_a_format_of_the_owner_is_left_alone(rows, expected_pixels):
     shown = rows.with_format("numpy")
-    assert torch.equal(everything(Dataset(shown, prepared=PREPARED))[0], wanted)
+    assert torch.equal(read_all(Dataset(shown, prepared=PREPARED))[0], expected_pixels)
     assert shown.format["type"] == "numpy"
 
 
 def test_labels_that_cannot_be_the_hosts_are_left_out_with_a_warning(rows):
     with pytest.warns(UserWarning, match="3 classes and the model 7"):
-        images = Dataset.for_host(host(7), rows, prepared=PREPARED)
+        images = Dataset.for_host(make_host(7), rows, prepared=PREPARED)
     assert not images.has_labels
 
 
 def test_a_slimmed_model_is_measured_on_it(rows):
-    slim = patchslim.slim(host(), "tome", r=3)
+    slim = patchslim.slim(make_host(), "tome", r=3)
     images = Dataset.for_host(slim, rows, batch=2)
     lines = []
     report = patchslim.measure(slim, images, repeats=0, progress=lines.append)
-    assert report.birth.images == 5
+    assert report.provenance.images == 5
     assert report.prepared == images.prepared
     assert any("/5 images" in line for line in lines)
     assert report.rows[1].accuracy is not None
@@ -242,7 +244,7 @@ def test_folders_are_told_apart(saved, tmp_path):
 
 
 def test_the_command_measures_a_saved_dataset(saved, tmp_path, capsys):
-    patchslim.slim(host(), "tome", r=3).save(tmp_path / "slim")
+    patchslim.slim(make_host(), "tome", r=3).save(tmp_path / "slim")
     model = str(tmp_path / "slim")
     table = tmp_path / "report.csv"
     told = ["--limit", "4", "--repeats", "0", "--batch", "2", "--csv", str(table), "--json"]

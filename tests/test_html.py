@@ -1,4 +1,4 @@
-"""The page and its pictures: true to the report, whole in one file, and nothing is fetched."""
+"""The page: true to the report, one file with its pictures, and nothing is fetched."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
 
 
 class Reader(HTMLParser):
-    """Tags in balance, all text, and everything that a browser would load."""
+    """Checks that all tags are closed; collects the text and all that a browser would load."""
 
     def __init__(self, text):
         super().__init__()
@@ -88,12 +88,12 @@ def test_page_is_one_whole_file(report, strip):
     assert read.tags.count("svg") == 3 + 5  # charts, and keys of the legend
 
 
-def test_page_shows_every_number_and_the_certificate(report):
+def test_page_shows_every_number_and_the_provenance(report):
     read = Reader(render_page(report))
     for row in report.rows:
         for cell in report.cells(row):
             assert cell in read.text
-    for label, value in report.birth.lines():
+    for label, value in report.provenance.lines():
         assert label in read.text
         assert value in read.text
     assert "chance" in read.text

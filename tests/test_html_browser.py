@@ -1,4 +1,4 @@
-"""The page in a real browser: it renders whole, from one file, without a complaint."""
+"""The page in a real browser: it renders from its one file, without an error."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run -
 
 
 @pytest.fixture
-def written(tmp_path):
+def page_file(tmp_path):
     torch.manual_seed(0)
     host = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2)
     slimmed = patchslim.slim(host.eval(), "tome", macs=0.7)
@@ -35,11 +35,11 @@ def written(tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-def test_a_browser_shows_the_table_the_charts_and_the_pictures(written, tmp_path):
+def test_a_browser_shows_the_table_the_charts_and_the_pictures(page_file, tmp_path):
     shot = tmp_path / "shot.png"
     done = subprocess.run(
         [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}",
-         "--window-size=1240,1600", written.as_uri()],
+         "--window-size=1240,1600", page_file.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
@@ -49,10 +49,10 @@ def test_a_browser_shows_the_table_the_charts_and_the_pictures(written, tmp_path
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-def test_what_a_browser_made_of_the_page_holds_every_row(written, tmp_path):
+def test_what_a_browser_made_of_the_page_holds_every_row(page_file, tmp_path):
     done = subprocess.run(
         [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         written.as_uri()],
+         page_file.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "<svg" in done.stdout

@@ -1,4 +1,4 @@
-"""The Hub's own client, on a cache that it fills itself and on an address where nobody answers."""
+"""The Hub's own client, with a cache filled by the test and an address where nobody answers."""
 
 import subprocess
 import sys

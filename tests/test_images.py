@@ -1,4 +1,4 @@
-"""Images from folders and archives: order, labels, preparation, and files that cannot be read."""
+"""Images from folders and archives: order, labels, preprocessing, and unreadable files."""
 
 import copy
 import os
@@ -31,12 +31,12 @@ PLAIN = {
 NAMES = ["ant/1.png", "ant/2.jpg", "bee/1.png", "bee/sub/2.JPEG", "cat/1.webp"]
 
 
-def host(**more):
+def make_host(**more):
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return timm.create_model("vit_tiny_patch16_224", **settings, **more).eval()
 
 
-def draw(path, seed=0, size=(48, 40), mode="RGB"):
+def draw_image(path, seed=0, size=(48, 40), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
@@ -46,14 +46,14 @@ def draw(path, seed=0, size=(48, 40), mode="RGB"):
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "val"
     for seed, name in enumerate(NAMES):
-        draw(path / name, seed)
+        draw_image(path / name, seed)
     (path / "README.txt").write_text("not an image")
     (path / "ant" / ".hidden.png").write_bytes(b"")
     return path
 
 
-def packed(folder, path, inside=""):
-    """The folder as a zip or tar, with its files in reverse order."""
+def pack_folder(folder, path, inside=""):
+    """Packs the folder as a zip or tar, with its files in reverse order."""
     files = sorted((f for f in folder.rglob("*") if f.is_file()), reverse=True)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -68,7 +68,7 @@ def packed(folder, path, inside=""):
     return path
 
 
-def everything(images):
+def read_all(images):
     batches = list(images)
     pixels = torch.cat([each for each, _ in batches])
     labels = [each for _, each in batches]
@@ -88,17 +88,17 @@ def test_a_folder_gives_sorted_images_with_labels_of_sorted_folders(folder):
 
 def test_a_second_pass_gives_the_same(folder):
     images = Images(folder, **PLAIN)
-    assert torch.equal(everything(images)[0], everything(images)[0])
+    assert torch.equal(read_all(images)[0], read_all(images)[0])
 
 
 @pytest.mark.parametrize("name", ["val.zip", "val.tar", "val.tar.gz", "VAL.ZIP"])
 @pytest.mark.parametrize("inside", ["", "imagenet/val/"])
 def test_archives_give_what_the_folder_gives(folder, tmp_path, name, inside):
-    archive = packed(folder, tmp_path / name.replace("VAL.ZIP", "other.zip"), inside)
+    archive = pack_folder(folder, tmp_path / name.replace("VAL.ZIP", "other.zip"), inside)
     if name == "VAL.ZIP":
         archive = archive.rename(tmp_path / name)
-    wanted, labels = everything(Images(folder, **PLAIN))
-    got, found = everything(Images(archive, **PLAIN))
+    wanted, labels = read_all(Images(folder, **PLAIN))
+    got, found = read_all(Images(archive, **PLAIN))
     assert torch.equal(got, wanted)
     assert found == labels
 
@@ -108,15 +108,15 @@ def test_a_flat_folder_has_no_labels(folder, tmp_path):
         shutil.copy(folder / "ant" / "1.png", tmp_path / f"{number}.png")
     images = Images(tmp_path, **PLAIN)
     assert not images.has_labels
-    pixels, labels = everything(images)
+    pixels, labels = read_all(images)
     assert (len(pixels), labels) == (3, None)
 
 
 def test_a_single_image(folder):
     images = Images(folder / "ant" / "1.png", **PLAIN)
-    pixels, labels = everything(images)
+    pixels, labels = read_all(images)
     assert (tuple(pixels.shape), labels) == ((1, 3, 32, 32), None)
-    assert torch.equal(pixels, everything(Images(folder, **PLAIN))[0][:1])
+    assert torch.equal(pixels, read_all(Images(folder, **PLAIN))[0][:1])
 
 
 def test_a_single_class_folder_stays_a_class(folder, tmp_path):
@@ -126,12 +126,12 @@ def test_a_single_class_folder_stays_a_class(folder, tmp_path):
 
 def test_preparation_is_timms(folder):
     cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.9, "crop_mode": "center"}
-    model = host(pretrained_cfg_overlay={**cfg, "interpolation": "bilinear"})
+    model = make_host(pretrained_cfg_overlay={**cfg, "interpolation": "bilinear"})
     config = {**timm.data.resolve_model_data_config(model), "input_size": (3, 32, 32)}
     transform = timm.data.create_transform(**config, is_training=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        got, _ = everything(Images.for_host(model, folder))
+        got, _ = read_all(Images.for_host(model, folder))
     wanted = torch.stack([transform(Image.open(folder / name).convert("RGB")) for name in NAMES])
     assert torch.equal(got, wanted)
 
@@ -142,13 +142,13 @@ def test_every_kind_of_picture_becomes_three_channels(tmp_path, mode):
     if mode == "I;16":
         Image.fromarray(np.zeros((40, 48), np.uint16)).save(path)
     else:
-        draw(path, mode=mode)
-    assert everything(Images(path, **PLAIN))[0].shape == (1, 3, 32, 32)
+        draw_image(path, mode=mode)
+    assert read_all(Images(path, **PLAIN))[0].shape == (1, 3, 32, 32)
 
 
 def test_a_grey_host_gets_one_channel(folder):
-    model = host(in_chans=1, num_classes=3)
-    pixels, _ = everything(Images.for_host(model, folder))
+    model = make_host(in_chans=1, num_classes=3)
+    pixels, _ = read_all(Images.for_host(model, folder))
     assert pixels.shape == (5, 1, 32, 32)
     with torch.no_grad():
         assert model(pixels).shape == (5, 3)
@@ -171,7 +171,7 @@ def test_limit_is_spread_so_that_classes_stay_balanced(tmp_path):
 def test_classes_file_gives_the_labels(folder, tmp_path):
     listed = tmp_path / "classes.txt"
     listed.write_text("cat\ndog\nant\n\nbee\n\n")
-    assert everything(Images(folder, **PLAIN, classes=listed))[1] == [2, 2, 4, 4, 0]
+    assert read_all(Images(folder, **PLAIN, classes=listed))[1] == [2, 2, 4, 4, 0]
 
 
 def test_a_folder_that_is_not_listed_is_named_with_the_nearest(folder, tmp_path):
@@ -186,15 +186,15 @@ def test_a_folder_that_is_not_listed_is_named_with_the_nearest(folder, tmp_path)
 
 
 def test_labels_that_cannot_be_the_hosts_are_left_out_with_a_warning(folder, tmp_path):
-    model = host(num_classes=1000)
+    model = make_host(num_classes=1000)
     with pytest.warns(UserWarning, match="3 class folders and the model 1000 classes.*--classes"):
         images = Images.for_host(model, folder)
-    assert everything(images)[1] is None
+    assert read_all(images)[1] is None
     listed = tmp_path / "classes.txt"
     listed.write_text("\n".join(["ant", "bee", "x", "y", "cat"]))
-    assert everything(Images.for_host(model, folder, classes=listed))[1] == [0, 0, 1, 1, 4]
+    assert read_all(Images.for_host(model, folder, classes=listed))[1] == [0, 0, 1, 1, 4]
     with pytest.raises(BadData, match="labels up to 4, and the model has 4 classes"):
-        Images.for_host(host(num_classes=4), folder, classes=listed)
+        Images.for_host(make_host(num_classes=4), folder, classes=listed)
 
 
 def test_unreadable_images_are_named_and_counted_and_the_rest_is_read(folder, tmp_path):
@@ -205,7 +205,7 @@ def test_unreadable_images_are_named_and_counted_and_the_rest_is_read(folder, tm
     (path / "cat" / "0.png").write_bytes(b"")
     images = Images(path, **PLAIN, batch=2)
     for _ in range(2):
-        pixels, labels = everything(images)
+        pixels, labels = read_all(images)
         assert (len(pixels), labels) == (4, [0, 1, 1, 2])
         assert [entry.split(":")[0] for entry in images.unreadable] == [
             "ant/2.jpg", "bee/0.png", "cat/0.png",
@@ -213,14 +213,14 @@ def test_unreadable_images_are_named_and_counted_and_the_rest_is_read(folder, tm
 
 
 def test_a_damaged_member_of_an_archive_is_one_unreadable_image(folder, tmp_path):
-    archive = packed(folder, tmp_path / "val.zip")
+    archive = pack_folder(folder, tmp_path / "val.zip")
     with zipfile.ZipFile(archive) as whole:
         at = whole.getinfo("bee/1.png").header_offset + 200
     data = bytearray(archive.read_bytes())
     data[at] ^= 255
     archive.write_bytes(data)
     images = Images(archive, **PLAIN)
-    assert len(everything(images)[0]) == 4
+    assert len(read_all(images)[0]) == 4
     assert images.unreadable[0].startswith("bee/1.png")
 
 
@@ -247,15 +247,15 @@ def test_nothing_to_read(tmp_path, make, message):
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
 def test_a_truncated_archive(folder, tmp_path, name):
-    archive = packed(folder, tmp_path / name)
+    archive = pack_folder(folder, tmp_path / name)
     data = archive.read_bytes()
     archive.write_bytes(data[: len(data) // 2])
     with pytest.raises(BadData, match=r"damaged or truncated archive"):
-        everything(Images(archive, **PLAIN))
+        read_all(Images(archive, **PLAIN))
 
 
 def test_a_bad_header_within_a_tar_is_not_taken_for_its_end(folder, tmp_path):
-    archive = packed(folder, tmp_path / "a.tar")
+    archive = pack_folder(folder, tmp_path / "a.tar")
     data = bytearray(archive.read_bytes())
     at = data.index(b"bee/1.png")
     data[at : at + 200] = b"x" * 200
@@ -266,7 +266,7 @@ def test_a_bad_header_within_a_tar_is_not_taken_for_its_end(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "val.zip", "val.tar", "val.tar.gz"])
 def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
-    path = packed(folder, tmp_path / name) if name else folder
+    path = pack_folder(folder, tmp_path / name) if name else folder
     images = Images(path, **PLAIN)
     assert images.count == 5
     assert images.has_random_access == (name != "val.tar.gz")
@@ -279,7 +279,7 @@ def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
 
 
 def test_an_archive_that_is_open_is_opened_anew_in_a_forked_process(folder, tmp_path):
-    images = Images(packed(folder, tmp_path / "val.zip"), **PLAIN)
+    images = Images(pack_folder(folder, tmp_path / "val.zip"), **PLAIN)
     before = images.load_image(0).tobytes()
     child = os.fork()
     if child == 0:
@@ -295,23 +295,23 @@ def test_what_is_said_of_an_unreadable_image_is_the_same_each_time(folder, tmp_p
     (tmp_path / "a.png").write_bytes(b"no image")
     shutil.copy(folder / "ant" / "1.png", tmp_path / "b.png")
     images = Images(tmp_path, **PLAIN)
-    everything(images)
+    read_all(images)
     assert images.unreadable == ["a.png: this is no image that Pillow knows"]
 
 
 def test_a_slimmed_model_has_its_hosts_preparation(folder):
-    model = host(num_classes=3)
+    model = make_host(num_classes=3)
     slimmed = patchslim.slim(model, "tome", r=2)
     assert torch.equal(
-        everything(Images.for_host(slimmed, folder))[0],
-        everything(Images.for_host(model, folder))[0],
+        read_all(Images.for_host(slimmed, folder))[0],
+        read_all(Images.for_host(model, folder))[0],
     )
 
 
 # --- what hosts say about preparation
 
 
-def hf(path=None):
+def make_hf_host(path=None):
     settings = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1}
     config = transformers.ViTConfig(
         **settings, num_attention_heads=2, intermediate_size=32, num_labels=3
@@ -338,13 +338,13 @@ def test_a_local_hugging_face_folder_says_how_images_are_prepared(folder, tmp_pa
         size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resample=2, **more
     )
     processor.save_pretrained(tmp_path)
-    model = hf(tmp_path)
+    model = make_hf_host(tmp_path)
     found = find_preprocessing(model, patchslim.find_adapter(model))
     assert found == Preprocessing(
         image_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), crop_pct=pct,
         interpolation="bilinear", crop_mode=mode,
     )  # fmt: skip
-    pixels, labels = everything(Images.for_host(model, folder))
+    pixels, labels = read_all(Images.for_host(model, folder))
     pictures = [Image.open(folder / file).convert("RGB") for file in NAMES]
     theirs = processor(pictures, return_tensors="pt")["pixel_values"]
     assert labels == [0, 0, 1, 1, 2]
@@ -353,10 +353,10 @@ def test_a_local_hugging_face_folder_says_how_images_are_prepared(folder, tmp_pa
 
 def test_a_host_that_does_not_say_is_given_imagenets_with_a_warning(folder):
     with pytest.warns(UserWarning, match="does not say how its images are prepared"):
-        images = Images.for_host(hf(), folder)
+        images = Images.for_host(make_hf_host(), folder)
     assert images.mean == (0.485, 0.456, 0.406)
     said = Preprocessing(image_size=(32, 32), mean=(0.1, 0.1, 0.1))
-    assert Images.for_host(hf(), folder, prepared=said).mean == (0.1, 0.1, 0.1)
+    assert Images.for_host(make_hf_host(), folder, prepared=said).mean == (0.1, 0.1, 0.1)
 
 
 def test_preparation_survives_json():

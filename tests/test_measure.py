@@ -1,4 +1,4 @@
-"""Laws of measuring: every number beside dense and random, nothing of the host is left changed."""
+"""Laws of measuring: dense and random beside every number, and the host is left as it was."""
 
 import csv
 import json
@@ -152,7 +152,7 @@ def test_host_is_left_as_it_was(host, tome, data):
 def test_images_may_come_once_and_without_labels(tome, data):
     once = ((pixels, None) for pixels, _ in data)
     report = measure(tome, once, repeats=0)
-    assert report.birth.images == 12
+    assert report.provenance.images == 12
     row = report.rows[1]
     assert row.accuracy is None
     assert row.latency is None
@@ -168,15 +168,15 @@ def test_without_images_there_are_costs_alone(tome):
     assert (row.accuracy, row.agreement, row.kl) == (None, None, None)
     assert row.latency.repeats == 2
     assert row.memory > 0
-    assert report.birth.images == 0
+    assert report.provenance.images == 0
 
 
 def test_random_is_not_measured_twice_at_the_same_counts(host):
     models = {"topk": patchslim.slim(host, "topk", macs=0.6)}
-    models["lots"] = patchslim.slim(host, Random(), macs=0.6)
+    models["chance"] = patchslim.slim(host, Random(), macs=0.6)
     report = measure(models, repeats=0)
-    assert [row.name for row in report.rows] == ["dense", "topk", "lots"]
-    assert report.baseline(report.rows[1]).name == "lots"
+    assert [row.name for row in report.rows] == ["dense", "topk", "chance"]
+    assert report.baseline(report.rows[1]).name == "chance"
 
 
 def test_a_fused_row_counts_for_random_too(host):
@@ -201,14 +201,14 @@ def images(fill=0.0, count=2, side=32):
     return torch.full((count, 3, side, side), fill)
 
 
-def broken(place):
+def images_with_nan(index):
     pixels = images(count=4)
-    pixels[place, 0, 1, 1] = float("nan")
+    pixels[index, 0, 1, 1] = float("nan")
     return pixels
 
 
 BAD = {
-    "nan": ([(images(), None), (broken(2), None)], WrongInput, "Image 2 of batch 1"),
+    "nan": ([(images(), None), (images_with_nan(2), None)], WrongInput, "Image 2 of batch 1"),
     "infinite": ([(images(float("inf")), None)], WrongInput, "Image 0 of batch 0"),
     "size": ([(images(side=40), None)], WrongInput, "40"),
     "size later": ([(images(), None), (images(side=40), None)], WrongInput, "one image size"),
@@ -312,7 +312,7 @@ def test_peak_memory_leaves_out_what_was_there():
     assert peak_memory(lambda: there[:10] * 2) < 1000
 
 
-def test_spread_is_median_and_quartiles():
+def test_quartiles_by_hand():
     assert Quartiles.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Quartiles(3.0, 2.0, 4.0, 5)
 
 
@@ -325,31 +325,31 @@ def test_estimates_have_errors_even_at_the_ends():
     assert Estimate.mean(torch.tensor([1.0])).error is None
 
 
-def test_report_cannot_be_built_without_its_certificate(report):
-    with pytest.raises(TypeError, match="birth"):
-        Report(rows=report.rows, title="no birth")
-    with pytest.raises(TypeError, match="birth certificate"):
-        Report(report.rows, None, "no birth")
+def test_report_cannot_be_built_without_its_provenance(report):
+    with pytest.raises(TypeError, match="provenance"):
+        Report(rows=report.rows, title="no provenance")
+    with pytest.raises(TypeError, match="provenance"):
+        Report(report.rows, None, "no provenance")
     with pytest.raises(ValueError, match="dense"):
         replace(report, rows=report.rows[1:])
 
 
-def test_certificate_says_what_matters(report):
-    birth = report.birth
-    assert birth.device == "cpu"
-    assert birth.processor
-    assert birth.threads == torch.get_num_threads()
-    assert birth.dtype == "float32"
-    assert (birth.batch, birth.image_size, birth.images) == (3, (32, 32), 12)
-    assert {"python", "torch", "timm", "patchslim"} <= set(birth.versions)
-    assert birth.commit
-    assert birth.date.endswith("+00:00")
+def test_provenance_says_what_matters(report):
+    provenance = report.provenance
+    assert provenance.device == "cpu"
+    assert provenance.processor
+    assert provenance.threads == torch.get_num_threads()
+    assert provenance.dtype == "float32"
+    assert (provenance.batch, provenance.image_size, provenance.images) == (3, (32, 32), 12)
+    assert {"python", "torch", "timm", "patchslim"} <= set(provenance.versions)
+    assert provenance.commit
+    assert provenance.date.endswith("+00:00")
 
 
 def test_commit_is_none_without_git(host, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    birth = Provenance.now(host, batch=1, image_size=(32, 32), images=0, seed=0)
-    assert birth.commit == "none"
+    provenance = Provenance.now(host, batch=1, image_size=(32, 32), images=0, seed=0)
+    assert provenance.commit == "none"
 
 
 def test_reports_survive_their_file(report, tmp_path):
@@ -417,8 +417,8 @@ def test_csv_is_empty_where_nothing_was_measured(report, tome, tmp_path):
 
 
 def test_csv_gives_both_sides_where_they_differ(report):
-    birth = replace(report.birth, image_size=(32, 48))
-    row = next(csv.DictReader(replace(report, birth=birth).csv().splitlines()))
+    provenance = replace(report.provenance, image_size=(32, 48))
+    row = next(csv.DictReader(replace(report, provenance=provenance).csv().splitlines()))
     assert (row["img_size"], row["infer_img_size"]) == ("32x48", "32x48")
 
 
@@ -471,5 +471,5 @@ def test_tables_align_and_show_what_is_missing(report):
     table = [line for line in shown.markdown().splitlines() if line.startswith("|")]
     assert len(table) == len(shown.rows) + 2
     assert all(line.replace("\\|", "").count("|") == len(COLUMNS) + 1 for line in table)
-    for label, value in shown.birth.lines():
+    for label, value in shown.provenance.lines():
         assert f"{label}: {value}" in shown.table()

@@ -1,4 +1,4 @@
-"""Pictures are true: each cell is shown by what became of it, and no image by another's counts."""
+"""Pictures are true: every patch is shown by its fate, every image by its own counts."""
 
 import json
 
@@ -43,31 +43,31 @@ def images():
     return torch.randn(2, 3, 32, 32)
 
 
-def drawn(survival, pixels=None):
-    """The panel of one survival, on grey unless told otherwise."""
+def draw_panel(survival, pixels=None):
+    """Draws the panel of one map, by default over a grey image."""
     pixels = np.full((32, 32, 3), GREY, np.uint8) if pixels is None else pixels
     shown = np.asarray(draw_patches(pixels, [survival])).astype(int)
     side = (shown.shape[1] - 8) // 2
     return shown[:side, side + 8 :]
 
 
-def survival(into, grid=(4, 4), joined=Fate.MERGED):
-    """What became of a grid of which each cell joined `into`, -1 where it was dropped."""
+def patch_map_of(into, grid=(4, 4), joined=Fate.MERGED):
+    """Makes a map of a grid of which each cell joined the cell `into`, or was dropped (-1)."""
     fates = [
         Fate.DROPPED if head < 0 else joined if into.count(head) > 1 else Fate.SELF for head in into
     ]
     return PatchMap(2, grid, tuple(fates), tuple(into))
 
 
-def patch(panel, cell):
-    """The pixels of one of 4 * 4 cells."""
+def cell_pixels(panel, cell):
+    """Returns the pixels of one of 4 * 4 cells."""
     down, across = divmod(cell, 4)
     return panel[down * PATCH : (down + 1) * PATCH, across * PATCH : (across + 1) * PATCH]
 
 
-def plain(panel, cell):
-    """A pixel of a cell that neither an outline nor a mark is near to."""
-    return patch(panel, cell)[PATCH // 5, PATCH // 5]
+def cell_pixel(panel, cell):
+    """Returns a pixel of a cell that is far from its outline and its dot."""
+    return cell_pixels(panel, cell)[PATCH // 5, PATCH // 5]
 
 
 ALONE = list(range(16))
@@ -125,35 +125,35 @@ def test_blocks_that_do_not_exist_are_refused(host, images):
 def test_drawing_darkens_what_is_dropped_and_keeps_what_survives(host, images):
     slim = patchslim.slim(host, "topk", keep=0.5)
     (after,) = trace_patches(slim, images, blocks=[3])[0]
-    panel = drawn(after)
+    panel = draw_panel(after)
     for cell, fate in enumerate(after.fate):
-        shown = patch(panel, cell)
+        shown = cell_pixels(panel, cell)
         assert shown.max() < 60 if fate is Fate.DROPPED else (shown == GREY).all()
 
 
 def test_untouched_patches_are_shown_as_they_are():
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
     large = pixels.repeat(6, axis=0).repeat(6, axis=1)
-    assert (drawn(survival(ALONE), pixels) == large).all()
+    assert (draw_panel(patch_map_of(ALONE), pixels) == large).all()
 
 
 def test_each_group_has_a_colour_of_its_own_wherever_its_patches_are():
-    panel = drawn(survival(INTO))
-    square, pair = plain(panel, 0), plain(panel, 11)
+    panel = draw_panel(patch_map_of(INTO))
+    square, pair = cell_pixel(panel, 0), cell_pixel(panel, 11)
     assert np.abs(square - pair).max() > 30
-    assert all((plain(panel, cell) == square).all() for cell in (0, 1, 4, 5, 15))
-    assert all((plain(panel, cell) == pair).all() for cell in (10, 11))
-    assert all((plain(panel, cell) == GREY).all() for cell in (2, 6, 7, 8, 9, 12, 13, 14))
-    assert plain(panel, 3).max() < 60
+    assert all((cell_pixel(panel, cell) == square).all() for cell in (0, 1, 4, 5, 15))
+    assert all((cell_pixel(panel, cell) == pair).all() for cell in (10, 11))
+    assert all((cell_pixel(panel, cell) == GREY).all() for cell in (2, 6, 7, 8, 9, 12, 13, 14))
+    assert cell_pixel(panel, 3).max() < 60
 
 
 def test_the_image_is_seen_through_the_tint():
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:16] = GREY
     column = [cell % 4 for cell in range(16)]  # each column is one group
-    panel = drawn(survival(column), pixels)
+    panel = draw_panel(patch_map_of(column), pixels)
     for cell in range(8):
-        difference = plain(panel, cell) - plain(panel, cell + 8)
+        difference = cell_pixel(panel, cell) - cell_pixel(panel, cell + 8)
         assert np.abs(difference - (1 - GROUP_TINT) * GREY).max() <= 1
 
 
@@ -165,32 +165,36 @@ def test_neighbours_never_have_colours_alike(width):
 
 
 def test_groups_are_outlined_between_each_other_and_never_inside():
-    panel = drawn(survival(INTO))
-    right, below = patch(panel, 1)[:, -1], patch(panel, 4)[-1]
+    panel = draw_panel(patch_map_of(INTO))
+    right, below = cell_pixels(panel, 1)[:, -1], cell_pixels(panel, 4)[-1]
     for edge, cell in ((right, 1), (below, 4)):
-        assert (edge > plain(panel, cell)).any(axis=1).all()
-    assert (patch(panel, 0)[:, -1] == plain(panel, 0)).all()
-    assert (patch(panel, 0)[-1] == plain(panel, 0)).all()
-    assert (patch(panel, 10)[:-1, -1] == plain(panel, 10)).all()
-    assert (patch(panel, 8)[:, -1] == GREY).all()  # two patches that are themselves
+        assert (edge > cell_pixel(panel, cell)).any(axis=1).all()
+    assert (cell_pixels(panel, 0)[:, -1] == cell_pixel(panel, 0)).all()
+    assert (cell_pixels(panel, 0)[-1] == cell_pixel(panel, 0)).all()
+    assert (cell_pixels(panel, 10)[:-1, -1] == cell_pixel(panel, 10)).all()
+    assert (cell_pixels(panel, 8)[:, -1] == GREY).all()  # two patches that are themselves
 
 
 def test_the_patch_that_others_joined_is_marked_and_no_other():
-    panel = drawn(survival(INTO))
-    marked = {cell for cell in range(16) if patch(panel, cell)[PATCH // 2, PATCH // 2].min() == 255}
+    panel = draw_panel(patch_map_of(INTO))
+    marked = {
+        cell for cell in range(16) if cell_pixels(panel, cell)[PATCH // 2, PATCH // 2].min() == 255
+    }
     assert marked == {5, 10}
-    rims = patch(panel, 5)[PATCH // 2, : PATCH // 2].max(axis=1)
+    rims = cell_pixels(panel, 5)[PATCH // 2, : PATCH // 2].max(axis=1)
     assert rims.min() < 100 < rims[0]
 
 
 def test_fused_patches_are_dimmed_in_their_mean_colour_without_a_mark():
     pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3)).astype(np.uint8)
     fused = [0 if cell < 6 else cell for cell in range(16)]
-    panel = drawn(survival(fused, joined=Fate.FUSED), pixels.repeat(8, axis=0).repeat(8, axis=1))
+    panel = draw_panel(
+        patch_map_of(fused, joined=Fate.FUSED), pixels.repeat(8, axis=0).repeat(8, axis=1)
+    )
     flat = pixels.reshape(16, 3).astype(float)
     for cell in range(16):
         wanted = 0.45 * (0.2 * flat[cell] + 0.8 * flat[:6].mean(axis=0)) if cell < 6 else flat[cell]
-        assert np.abs(patch(panel, cell) - wanted).max() <= 1
+        assert np.abs(cell_pixels(panel, cell) - wanted).max() <= 1
 
 
 ADAPTIVE = {
@@ -257,13 +261,13 @@ def test_packed_tokens_have_no_grid_to_show(images):
 # --- patches that wait, and what is remembered of them
 
 
-def evo(host, **settings):
-    """Half of the patches wait from block 1 on, and others from block 2 on."""
+def slim_evo(host, **settings):
+    """Slims so that half of the patches wait from block 1 on, and another half from block 2 on."""
     return patchslim.slim(host, "evo", keep_rate=0.5, at=(1, 2), **settings)
 
 
-def under(picture, column):
-    """The panel of heat in a column."""
+def heat_panel(picture, column):
+    """Returns the panel of heat in a column."""
     shown = np.asarray(picture).astype(int)
     side = shown.shape[0] // 2 - CAPTION_HEIGHT
     left = column * (side + 8)
@@ -272,7 +276,7 @@ def under(picture, column):
 
 @pytest.mark.parametrize("representative", [True, False])
 def test_what_goes_on_and_what_waits_is_the_whole_grid(host, images, representative):
-    slim = evo(host, representative=representative)
+    slim = slim_evo(host, representative=representative)
     traced = slim.trace(images)
     for place, image in enumerate(trace_patches(slim, images, blocks=range(4))):
         assert [after.waiting for after in image] == [0, 8, 8, 8]
@@ -287,21 +291,25 @@ def test_what_goes_on_and_what_waits_is_the_whole_grid(host, images, representat
 
 
 def test_what_waits_is_veiled_and_what_goes_on_is_clear(host, images):
-    (after,) = trace_patches(evo(host), images, blocks=[3])[0]
-    panel = drawn(after)
+    (after,) = trace_patches(slim_evo(host), images, blocks=[3])[0]
+    panel = draw_panel(after)
     for cell, fate in enumerate(after.fate):
-        red, _, blue = np.moveaxis(patch(panel, cell), 2, 0)
+        red, _, blue = np.moveaxis(cell_pixels(panel, cell), 2, 0)
         if fate is Fate.WAITING:
             assert (blue > red + 20).all()
             assert len(np.unique(red)) == 2  # a veil, and its stripes
         else:
-            assert (patch(panel, cell) == GREY).all()
+            assert (cell_pixels(panel, cell) == GREY).all()
 
 
 def test_the_image_is_seen_through_the_veil(host, images):
-    (after,) = trace_patches(evo(host), images, blocks=[3])[0]
+    (after,) = trace_patches(slim_evo(host), images, blocks=[3])[0]
     (dark, *_), (light, *_) = (
-        [patch(drawn(after, pixels), cell) for cell in range(16) if after.fate[cell] == 4]
+        [
+            cell_pixels(draw_panel(after, pixels), cell)
+            for cell in range(16)
+            if after.fate[cell] == 4
+        ]
         for pixels in (np.full((32, 32, 3), level, np.uint8) for level in (0, 255))
     )
     assert (light > dark).all()
@@ -319,9 +327,11 @@ def test_by_itself_the_picture_shows_where_a_method_decides_that_has_rows_wait(h
 
 
 def test_heat_is_what_the_last_decision_was_made_by(host, images):
-    for image, after in zip(images, trace_patches(evo(host), images, blocks=[2, 3]), strict=True):
+    for image, after in zip(
+        images, trace_patches(slim_evo(host), images, blocks=[2, 3]), strict=True
+    ):
         assert after[0].heat == after[1].heat
-        lone = trace_patches(evo(host), image[None], blocks=[2])[0][0]
+        lone = trace_patches(slim_evo(host), image[None], blocks=[2])[0][0]
         assert torch.allclose(torch.tensor(after[0].heat), torch.tensor(lone.heat), atol=1e-6)
         hottest = torch.tensor(after[0].heat).topk(8).indices
         slow = {cell for cell, fate in enumerate(after[0].fate) if fate is Fate.SELF}
@@ -341,11 +351,11 @@ def test_heat_is_in_the_order_of_the_grid_whatever_the_rows_are():
 
 def test_the_brightest_patch_of_the_lower_panel_is_the_hottest(host, images):
     pixels = np.full((32, 32, 3), GREY, np.uint8)
-    after = trace_patches(evo(host), images, blocks=[0, 1, 3])[1]
+    after = trace_patches(slim_evo(host), images, blocks=[0, 1, 3])[1]
     picture = draw_patches(pixels, after)
     for column, one in enumerate(after, 1):
-        panel = under(picture, column)
-        cells = [patch(panel, cell) for cell in range(16)]
+        panel = heat_panel(picture, column)
+        cells = [cell_pixels(panel, cell) for cell in range(16)]
         assert all((cell == cell[0, 0]).all() for cell in cells)
         bright = [float(cell[0, 0] @ (0.299, 0.587, 0.114)) for cell in cells]
         assert int(np.argmax(bright)) == int(np.argmax(one.heat))
@@ -357,20 +367,20 @@ def test_the_brightest_patch_of_the_lower_panel_is_the_hottest(host, images):
 def test_there_are_lower_panels_only_where_something_is_remembered(host, images):
     pixels = np.full((32, 32, 3), GREY, np.uint8)
     cold = trace_patches(patchslim.slim(host, "tome", r=3), images, blocks=[3])[0]
-    warm = trace_patches(evo(host), images, blocks=[3])[0]
+    warm = trace_patches(slim_evo(host), images, blocks=[3])[0]
     height = draw_patches(pixels, cold).height
     assert (
         draw_patches(pixels, warm).height
         == draw_patches(pixels, [*cold, *warm]).height
         == 2 * height
     )
-    assert (under(draw_patches(pixels, [*cold, *warm]), 1) == BACKGROUND).all()
+    assert (heat_panel(draw_patches(pixels, [*cold, *warm]), 1) == BACKGROUND).all()
     same = PatchMap(0, (4, 4), (Fate.SELF,) * 16, tuple(range(16)), heat=(0.5,) * 16)
-    assert len(np.unique(under(draw_patches(pixels, [same]), 1).reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(heat_panel(draw_patches(pixels, [same]), 1).reshape(-1, 3), axis=0)) == 1
 
 
 def test_captions_say_how_many_go_on_and_wait_and_fit_their_panels(host, images):
-    (after,) = trace_patches(evo(host), images, blocks=[3])[0]
+    (after,) = trace_patches(slim_evo(host), images, blocks=[3])[0]
     assert _caption(after) == "after block 3: 8 slow, 8 wait"
     long = PatchMap(11, (24, 24), (Fate.WAITING,) * 300 + (Fate.SELF,) * 276, tuple(range(576)))
     shown = np.asarray(draw_patches(np.full((176, 176, 3), GREY, np.uint8), [long])).astype(int)

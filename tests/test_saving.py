@@ -1,4 +1,4 @@
-"""Saving and loading: the same answers bit for bit, whole or not at all, no trust in the file."""
+"""Saving and loading: the same answers bit for bit, all or nothing, and files are not trusted."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def timm_vit(**more):
     return timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 5, **more})
 
 
-def changed(model, method, *args, **kwargs):
-    """The model after one of timm's own methods changed it."""
+def change_model(model, method, *args, **kwargs):
+    """Calls one of timm's own methods that change a model, and returns the model."""
     getattr(model, method)(*args, **kwargs)
     return model
 
@@ -42,7 +42,7 @@ def timm_dinov3(**more):
     return timm.create_model("vit_small_patch16_dinov3", **settings, **more)
 
 
-def hf(family, task="ForImageClassification", **more):
+def make_hf_host(family, task="ForImageClassification", **more):
     config = getattr(transformers, f"{family}Config")(
         hidden_size=32,
         num_hidden_layers=3,
@@ -64,39 +64,39 @@ HOSTS = {
     "timm-wide": lambda: timm_vit(
         img_size=(32, 48), dynamic_img_size=True, act_layer="relu", norm_layer="rmsnorm"
     ),
-    "timm-new-head": lambda: changed(timm_vit(), "reset_classifier", 3, global_pool="avg"),
-    "timm-new-size": lambda: changed(timm_vit(), "set_input_size", img_size=(48, 32)),
+    "timm-new-head": lambda: change_model(timm_vit(), "reset_classifier", 3, global_pool="avg"),
+    "timm-new-size": lambda: change_model(timm_vit(), "set_input_size", img_size=(48, 32)),
     "timm-distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", **TINY),
     "timm-no-head": lambda: timm_vit(num_classes=0, global_pool=""),
     "timm-eva02": timm_eva,
     "timm-dinov3": timm_dinov3,
-    "hf-vit": lambda: hf("ViT"),
-    "hf-bare-vit": lambda: hf("ViT", "Model"),
-    "hf-deit-teacher": lambda: hf("DeiT", "ForImageClassificationWithTeacher"),
-    "hf-dinov2": lambda: hf("Dinov2"),
-    "hf-dinov2-registers": lambda: hf("Dinov2WithRegisters", num_register_tokens=2),
+    "hf-vit": lambda: make_hf_host("ViT"),
+    "hf-bare-vit": lambda: make_hf_host("ViT", "Model"),
+    "hf-deit-teacher": lambda: make_hf_host("DeiT", "ForImageClassificationWithTeacher"),
+    "hf-dinov2": lambda: make_hf_host("Dinov2"),
+    "hf-dinov2-registers": lambda: make_hf_host("Dinov2WithRegisters", num_register_tokens=2),
 }  # fmt: skip
 
 
-def images_for(slimmed, count=3):
+def make_images(slimmed, count=3):
     noise = torch.Generator().manual_seed(3)
     dtype = next(slimmed.host.parameters()).dtype
     shape = (count, *slimmed.plan.adapter.image_shape(slimmed.host))
     return torch.randn(shape, generator=noise).to(dtype)
 
 
-def answer(slimmed, images):
+def logits_of(slimmed, images):
     with torch.no_grad():
         return slimmed.plan.adapter.logits(slimmed(images))
 
 
 def assert_same(one, other):
-    images = images_for(one)
-    assert torch.equal(answer(one, images), answer(other, images))
+    images = make_images(one)
+    assert torch.equal(logits_of(one, images), logits_of(other, images))
 
 
 class Scored(patchslim.Method):
-    """A method of a third party, with a parameter and a setting."""
+    """A method of somebody else, with a parameter and a setting."""
 
     def __init__(self, *, sign: float = 1.0) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ class Scored(patchslim.Method):
         return Keep(score.topk(keep, dim=1).indices)
 
 
-class Fat(Scored):
-    """The same with as many parameters as it takes for a save to last a while."""
+class LargeScored(Scored):
+    """The same with so many parameters that saving takes a while."""
 
     def __init__(self, *, sign: float = 1.0, million: int = 8) -> None:
         super().__init__(sign=sign)
@@ -288,8 +288,8 @@ def test_others_may_read_what_the_umask_lets_them_read(tmp_path):
 # --- interruptions: real processes, killed
 
 
-def killed_while_saving(slimmed, path):
-    """Forks a process that saves, and kills it as soon as a file appears. True if it was amid."""
+def kill_while_saving(slimmed, path):
+    """Kills a process that saves as soon as a file appears; True if it was still saving."""
     fresh = path.with_name(f".{path.name}.new")
     kill_when(lambda: slimmed.save(path), when=lambda: fresh.exists() and any(fresh.iterdir()))
     return fresh.exists()
@@ -298,12 +298,12 @@ def killed_while_saving(slimmed, path):
 @needs_fork
 def test_a_save_that_is_killed_leaves_the_old_one_whole_and_the_next_clears_up(tmp_path):
     path = tmp_path / "saved"
-    old = patchslim.slim(timm_vit().eval(), Fat(million=1), keep=0.5)
+    old = patchslim.slim(timm_vit().eval(), LargeScored(million=1), keep=0.5)
     old.save(path)
-    fat = patchslim.slim(timm_vit().eval(), Fat(), keep=0.5)
-    assert any(killed_while_saving(fat, path) for _ in range(5)), "no kill came in time"
+    fat = patchslim.slim(timm_vit().eval(), LargeScored(), keep=0.5)
+    assert any(kill_while_saving(fat, path) for _ in range(5)), "no kill came in time"
     assert (tmp_path / ".saved.new").exists()
-    assert_same(old, load(path, method=Fat(million=1)))
+    assert_same(old, load(path, method=LargeScored(million=1)))
     new = patchslim.slim(timm_vit().eval(), "tome", r=2)
     new.save(path)
     assert_same(new, load(path))
@@ -312,14 +312,14 @@ def test_a_save_that_is_killed_leaves_the_old_one_whole_and_the_next_clears_up(t
 
 @needs_fork
 def test_a_first_save_that_is_killed_leaves_nothing_to_load(tmp_path):
-    fat = patchslim.slim(timm_vit().eval(), Fat(), keep=0.5)
-    assert any(killed_while_saving(fat, tmp_path / str(n)) for n in range(5))
+    fat = patchslim.slim(timm_vit().eval(), LargeScored(), keep=0.5)
+    assert any(kill_while_saving(fat, tmp_path / str(n)) for n in range(5))
     with pytest.raises(BadFile, match="is not there"):
         load(tmp_path / "0")
 
 
 def test_a_process_that_died_between_the_two_renames_loses_nothing(tmp_path):
-    """The state on disk at that moment, made by hand: the old aside, the new not yet in place."""
+    """Makes by hand what is on disk then: the old folder set aside, the new one not yet there."""
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
     slimmed.save(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / ".saved.old")
@@ -351,7 +351,7 @@ def test_two_processes_that_save_to_one_place_take_turns(tmp_path):
 def test_a_full_disk_is_reported_and_leaves_the_old_save_whole(small_disk):
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
     slimmed.save(small_disk / "saved")
-    fat = patchslim.slim(timm_vit().eval(), Fat(million=1), keep=0.5)
+    fat = patchslim.slim(timm_vit().eval(), LargeScored(million=1), keep=0.5)
     with pytest.raises(BadFile, match=r"(?i)could not save.*no space left.*as it was"):
         fat.save(small_disk / "saved")
     assert_same(slimmed, load(small_disk / "saved"))
@@ -373,7 +373,7 @@ def saved(pristine, tmp_path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "saved"))
 
 
-def edit(path, **changes):
+def edit_recipe(path, **changes):
     recipe = json.loads((path / RECIPE_FILE).read_text())
     for name, value in changes.items():
         recipe[name] = value
@@ -405,14 +405,14 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
 
     (saved / WEIGHTS_FILE).write_bytes(pickle.dumps(Bomb()))
     data = (saved / WEIGHTS_FILE).read_bytes()
-    edit(saved, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    edit_recipe(saved, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(BadFile, match="not a safetensors file"):
         load(saved)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_a_future_format_names_the_version_that_reads_it(saved):
-    edit(saved, patchslim=2, package="9.1.0")
+    edit_recipe(saved, patchslim=2, package="9.1.0")
     with pytest.raises(
         BadFile, match=r"format 2, written by patchslim 9\.1\.0.*'patchslim>=9\.1\.0'"
     ):
@@ -445,22 +445,22 @@ def test_a_future_format_names_the_version_that_reads_it(saved):
     ],
 )  # fmt: skip
 def test_an_edited_recipe_gives_one_clear_error(saved, changes, error, message):
-    edit(saved, **changes)
+    edit_recipe(saved, **changes)
     with pytest.raises(error, match=message):
         load(saved)
 
 
 def test_a_recipe_cannot_make_a_download_happen(saved):
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
-    edit(saved, host={**host, "architecture": "hf-hub:somebody/something"})
+    edit_recipe(saved, host={**host, "architecture": "hf-hub:somebody/something"})
     with pytest.raises((BadFile, UnknownName), match="hf-hub:somebody"):
         load(saved)
 
 
 def test_a_host_that_takes_the_weights_but_answers_otherwise_is_refused(saved):
-    """As after a change of a default in the host's library, which no shape of a weight shows."""
+    """As if a default in the host's library had changed, which no shape of a weight shows."""
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
-    edit(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
+    edit_recipe(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
     with pytest.raises(BadFile, match=r"answers otherwise.*timm \d.*model="):
         load(saved)
 
@@ -484,8 +484,8 @@ def test_foreign_and_missing_folders(saved, tmp_path):
 
 
 def test_a_host_whose_rebuilt_form_answers_otherwise_is_refused(saved):
-    """A recipe edited so that the host still takes the weights, but computes something else."""
+    """The recipe is edited: the host still takes the weights, but computes something else."""
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
-    edit(saved, host={**host, "args": {**host["args"], "patch_drop_rate": 0.5}})
+    edit_recipe(saved, host={**host, "args": {**host["args"], "patch_drop_rate": 0.5}})
     with pytest.raises(UnsupportedModel, match="patch_drop_rate"):
         load(saved)

@@ -455,7 +455,7 @@ def test_without_a_name_it_is_called_by_its_cap(models):
 def test_without_images_there_are_costs_on_noise(models, tmp_path):
     report = measure({"ats": models["ats"]}, repeats=1, batch=2)
     one = row(report, "ats")
-    assert (one.accuracy, one.agreement, one.kl, report.birth.images) == (None, None, None, 0)
+    assert (one.accuracy, one.agreement, one.kl, report.provenance.images) == (None, None, None, 0)
     assert 0 < one.spent.mean <= one.spent.cap == pytest.approx(most(models["ats"]))
     assert report.baseline(one).name == "random/ats"
     report.save(tmp_path / "report.json")

@@ -1,20 +1,20 @@
-"""Every error a user can meet, in one tree: catch `PatchslimError` and you catch them all.
+"""Every error that patchslim raises on purpose, in one tree: `PatchslimError` catches them all.
 
 PatchslimError
-├── UnsupportedModel      a host we cannot serve exactly
-│   └── NeedsClassToken   a method that reads a class token, a host that has none
-├── UnknownName           no such method, model or option; the nearest names are given
+├── UnsupportedModel      a host that cannot be slimmed without changing its answers
+│   └── NeedsClassToken   a method that reads the class token, on a host without one
+├── UnknownName           no such method, model or option; the message has the nearest names
 ├── BadSetting            a method's setting of the wrong type
 ├── BadSchedule           a schedule that cannot be run on this host
 │   └── ImpossibleBudget  a budget outside what the method can reach
 ├── WrongInput            images of the wrong shape, type or size, or with NaN in them
-├── BadData               a folder or archive without usable images
-├── BadFile               a truncated, foreign or future file
+├── BadData               a folder, archive or dataset that cannot be used as it is
+├── BadFile               a file that is truncated, not ours, or of a newer version
 ├── MissingExtra          an optional dependency that is not installed
 ├── OldVersion            a library older than the oldest one that is tested
 ├── BrokenLaw             a method or family, perhaps your own, that breaks its contract
-├── BrokenRun             training that was stopped: by a signal, or because a process was lost
-└── Diverged              training whose loss or gradient is no number, or exploded
+├── TrainingStopped       training that was stopped by a signal, or because a process died
+└── Diverged              training whose loss or gradient is NaN, infinite, or exploded
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collections.abc import Iterable
 
 
 class PatchslimError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors that this package raises on purpose."""
 
 
 class UnsupportedModel(PatchslimError):
-    """The host is of a kind that cannot be served exactly."""
+    """The host cannot be slimmed without changing its answers."""
 
 
 class NeedsClassToken(UnsupportedModel):
@@ -36,14 +36,14 @@ class NeedsClassToken(UnsupportedModel):
 
 
 class UnknownName(PatchslimError):
-    """A name that is not known; the message lists the nearest ones."""
+    """A name is not known; the message lists the nearest ones."""
 
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str], cure: str = "") -> UnknownName:
-        """The error for `name`, with the nearest of `known` first."""
+        """Makes the error for `name`, with the nearest of `known` first."""
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
         listed = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
         return cls(f"Unknown {kind} {name!r}.{hint} Known: {listed}.{' ' + cure if cure else ''}")
 
@@ -53,11 +53,11 @@ class BadSetting(PatchslimError):
 
 
 class BadSchedule(PatchslimError):
-    """The schedule cannot be run as given."""
+    """The schedule cannot be run on this host."""
 
 
 class ImpossibleBudget(BadSchedule):
-    """The budget is outside what this method can reach on this host."""
+    """The budget is more, or less, than this method can reach on this host."""
 
 
 class WrongInput(PatchslimError):
@@ -65,15 +65,15 @@ class WrongInput(PatchslimError):
 
 
 class BadData(PatchslimError):
-    """The data set has nothing usable in it."""
+    """A folder, archive or dataset cannot be used as it is."""
 
 
 class BadFile(PatchslimError):
-    """A file is truncated, foreign, or written by a newer version."""
+    """A file is truncated, not ours, or written by a newer version."""
 
 
 class MissingExtra(PatchslimError, ImportError):
-    """An optional dependency is needed and not installed."""
+    """An optional dependency is needed, and it is not installed."""
 
 
 class OldVersion(PatchslimError):
@@ -81,7 +81,7 @@ class OldVersion(PatchslimError):
 
 
 class BrokenLaw(PatchslimError):
-    """A method or a family does not keep a law that the core relies on; `law` is its name."""
+    """A method or a family breaks a law that the core relies on; `law` is its name."""
 
     def __init__(self, message: str, law: str = "") -> None:
         super().__init__(message)
@@ -89,20 +89,20 @@ class BrokenLaw(PatchslimError):
 
 
 class TrainingStopped(PatchslimError):
-    """Training was stopped: by a signal, or because another of its processes was lost."""
+    """Training was stopped by a signal, or because another of its processes died."""
 
 
 class Diverged(PatchslimError):
-    """Training was stopped: the loss or the gradient is no number, or it exploded."""
+    """Training was stopped: the loss or the gradient is NaN or infinite, or it exploded."""
 
 
 class ShortSchedule(UserWarning):
-    """A method could not remove as many tokens as the schedule asked at some block."""
+    """A method could not remove as many tokens at some block as the schedule asked for."""
 
 
 class Untrained(UserWarning):
-    """A method that has to be trained is used as it was made."""
+    """A method that has to be trained is used untrained."""
 
 
 class DeepCut(UserWarning):
-    """More than half of the operations are removed without any training."""
+    """More than half of the MACs are removed without any training."""

@@ -1,8 +1,8 @@
-"""A file, or a folder of files, that is replaced whole or not at all, whatever is in it.
+"""Replaces a file, or a folder of files, as a whole or not at all.
 
-The new one is written to a hidden place beside the target, and then changes places with it. A
-process that dies on the way leaves at most `.NAME.new` and, of a folder, `.NAME.old`; the next one
-clears them away, and reading finds the old content until then.
+The new content is written to a hidden sibling of the target, which is then renamed to the target.
+A process that dies on the way leaves at most `.NAME.new` and, for a folder, `.NAME.old`. The next
+writer clears them away, and until then readers find the old content.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from patchslim.errors import BadFile
 
 @contextlib.contextmanager
 def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
-    """An empty folder to fill with the files `holds`; it becomes `path` when the block succeeds."""
+    """Gives an empty folder to fill with the files `holds`; it becomes `path` if nothing fails."""
     fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_folder(path.parent):
@@ -41,7 +41,7 @@ def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """The path of a file to write; it becomes `path` when the block succeeds."""
+    """Gives the path of a file to write; it becomes `path` if nothing fails."""
     fresh = _hidden_sibling(path, "new")
     with _lock_folder(path.parent):
         try:
@@ -54,17 +54,18 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def find_complete(path: Path) -> Path:
-    """Where the content of `path` is to be read: there, or aside if a replacement was cut short."""
+    """Returns where to read `path`: there, or beside it if replacing it was interrupted."""
     old = _hidden_sibling(path, "old")
     return old if old.exists() and not path.exists() else path
 
 
 def _hidden_sibling(path: Path, suffix: str) -> Path:
+    """Returns `.NAME.suffix` beside a path."""
     return path.with_name(f".{path.name}.{suffix}")
 
 
 def _finish_interrupted(path: Path) -> None:
-    """Ends what an interrupted process began. Only safe while nobody else writes here."""
+    """Cleans up after an interrupted writer. Safe only while the folder is locked."""
     fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
@@ -74,7 +75,7 @@ def _finish_interrupted(path: Path) -> None:
 
 
 def _check_nothing_lost(path: Path, holds: Collection[str]) -> None:
-    """Replacing a folder deletes what is in it, so it may hold nothing but what is replaced."""
+    """Refuses to replace a folder that holds anything but the files that are replaced."""
     if not path.exists():
         return
     if not path.is_dir():
@@ -89,7 +90,10 @@ def _check_nothing_lost(path: Path, holds: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def _lock_folder(parent: Path) -> Iterator[None]:
-    """One writer at a time in `parent`, if the system can say so; the lock dies with its owner."""
+    """Lets one process at a time write in `parent`, if the system has locks for folders.
+
+    The system releases the lock if its owner dies.
+    """
     if os.name == "nt":
         yield
         return
@@ -97,7 +101,7 @@ def _lock_folder(parent: Path) -> Iterator[None]:
 
     handle = os.open(parent, os.O_RDONLY)
     try:
-        # Some network file systems cannot lock a folder. One writer is still safe there.
+        # Some network file systems cannot lock a folder. There a single writer is still safe.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -106,7 +110,7 @@ def _lock_folder(parent: Path) -> Iterator[None]:
 
 
 def _sync_to_disk(path: Path) -> None:
-    """Has the disk hold what was written, so that a rename cannot come before it."""
+    """Waits until the content is on the disk, so that a crash cannot keep the rename alone."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -117,6 +121,6 @@ def _sync_to_disk(path: Path) -> None:
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Writes `text` to `path` so that an interruption leaves the old file whole."""
+    """Writes `text` to `path`; if that is interrupted, the old file is still whole."""
     with replace_file(Path(path)) as fresh:
         fresh.write_text(text, encoding="utf-8")

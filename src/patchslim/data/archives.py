@@ -1,4 +1,7 @@
-"""Zip and tar archives of images, read member by member."""
+"""Reads files out of folders and of zip and tar archives, one at a time.
+
+`open_files` opens whatever holds the files. Any number of processes may read at once.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +13,179 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-# All that Pillow and the archive readers raise for a file that is not what it says.
+# All errors that Pillow and the archive readers raise for a damaged file.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
     tarfile.TarError, zlib.error, KeyError, IndexError)  # fmt: skip
 
 
-COMPRESSED_MAGIC = (
-    b"\x1f\x8b",
-    b"BZh",
-    b"\xfd7zXZ\x00",
-    b"\x28\xb5\x2f\xfd",
-)  # gzip, bzip2, xz, zstd
-
-
+# The first bytes of files that gzip, bzip2, xz and zstd write.
+COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 TAR_BLOCK = 512  # bytes of a header in a tar
+ZIP_SUFFIXES = (".zip",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+class Files(Protocol):
+    """Files in a folder or in an archive."""
+
+    def names(self) -> list[str]:
+        """Lists the names of all files, with the folders they are in."""
+
+    def read(self, name: str) -> bytes:
+        """Reads one file."""
+
+
+def open_files(path: Path) -> Files:
+    """Opens a folder or an archive; any other file is taken for the only one."""
+    name = path.name.lower()
+    if path.is_dir():
+        return Folder(path)
+    if name.endswith(ZIP_SUFFIXES):
+        return Zip(path)
+    if name.endswith(TAR_SUFFIXES):
+        return CompressedTar(path) if is_compressed(path) else Tar(path)
+    return SingleFile(path)
+
+
+class Folder:
+    """The files below a folder, at any depth."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def names(self) -> list[str]:
+        """Lists the paths of all files, relative to the folder."""
+        files = (file for file in self._path.rglob("*") if file.is_file())
+        return [file.relative_to(self._path).as_posix() for file in files]
+
+    def read(self, name: str) -> bytes:
+        """Reads one file."""
+        return (self._path / name).read_bytes()
+
+
+class SingleFile(Folder):
+    """One file by itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent)
+        self._name = path.name
+
+    def names(self) -> list[str]:
+        """Lists the one name."""
+        return [self._name]
 
 
 class Closeable(Protocol):
-    """What can be closed."""
+    """Anything with a `close` method, such as an open archive."""
 
     def close(self) -> object:
-        """Gives the file back."""
+        """Closes the file."""
 
 
 Archive = TypeVar("Archive", bound=Closeable)
 
 
 class ProcessLocal(Generic[Archive]):
-    """An open archive that no two processes share: each opens it at its own first read.
+    """An archive that every process opens for itself, when it first reads from it.
 
-    A handle that lives on in a forked process has one position for both, and they would read from
-    each other's places.
+    A file that is open during a fork has one position for both processes: each would move the
+    other's. So a fork or a pickled copy opens the archive again.
     """
 
-    def __init__(self, path: Path, opening: Callable[[Path], Archive]) -> None:
-        self._path, self._opening = path, opening
-        self._held: tuple[int, Archive] | None = None
+    def __init__(self, path: Path, open_archive: Callable[[Path], Archive]) -> None:
+        self._path, self._open_archive = path, open_archive
+        self._opened: tuple[int, Archive] | None = None  # by which process, and what
 
     def __call__(self) -> Archive:
-        """The archive, open in this process."""
-        if self._held is None or self._held[0] != os.getpid():
+        """Returns the archive, opened by this process."""
+        if self._opened is None or self._opened[0] != os.getpid():
             self.close()
-            self._held = os.getpid(), self._opening(self._path)
-        return self._held[1]
+            self._opened = os.getpid(), self._open_archive(self._path)
+        return self._opened[1]
 
     def close(self) -> None:
-        """Closes this process's copy, if there is one."""
-        if self._held is not None:
-            self._held[1].close()
-        self._held = None
+        """Closes the archive if it is open."""
+        if self._opened is not None:
+            self._opened[1].close()
+        self._opened = None
 
     def __del__(self) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None}
+        return {**self.__dict__, "_opened": None}
+
+
+class Zip:
+    """The files in a zip."""
+
+    def __init__(self, path: Path) -> None:
+        self._archive = ProcessLocal(path, zipfile.ZipFile)
+
+    def names(self) -> list[str]:
+        """Lists all files, without the folders."""
+        return [name for name in self._archive().namelist() if not name.endswith("/")]
+
+    def read(self, name: str) -> bytes:
+        """Reads one file."""
+        return self._archive().read(name)
+
+
+class Tar:
+    """The files in an uncompressed tar."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members = {member.name: member for member in list_members(path)}
+
+    def names(self) -> list[str]:
+        """Lists all files."""
+        return list(self._members)
+
+    def read(self, name: str) -> bytes:
+        """Reads one file."""
+        _, offset, size = self._members[name]
+        return read_slice(self._path, offset, size)
+
+
+class OpenTar:
+    """An open tar with an index of its files by name."""
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path)  # noqa: SIM115 (closed below, or by its owner)
+        try:
+            self.members = {info.name: info for info in self._tar.getmembers() if info.isfile()}
+        except READ_ERRORS:
+            self._tar.close()
+            raise
+
+    def read(self, name: str) -> bytes:
+        """Reads one file."""
+        file = self._tar.extractfile(self.members[name])
+        return b"" if file is None else file.read()
+
+    def close(self) -> None:
+        """Closes the tar."""
+        self._tar.close()
+
+
+class CompressedTar:
+    """The files in a compressed tar; to read one, all that come before it are unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        self._archive = ProcessLocal(path, OpenTar)
+
+    def names(self) -> list[str]:
+        """Lists all files."""
+        return list(self._archive().members)
+
+    def read(self, name: str) -> bytes:
+        """Reads one file."""
+        return self._archive().read(name)
 
 
 class Member(NamedTuple):
-    """One file in an uncompressed tar, and where its bytes lie."""
+    """The name of a file in an uncompressed tar, and where its bytes are."""
 
     name: str
     offset: int
@@ -76,27 +193,30 @@ class Member(NamedTuple):
 
 
 def list_members(tar: Path) -> list[Member]:
-    """The files in an uncompressed tar, by its headers; one of UNREADABLE where it is damaged."""
-    with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
-        found = [Member(each.name, each.offset_data, each.size) for each in opened if each.isfile()]
-        # tarfile takes a header that it cannot read for the end; the end is a block of zeros.
-        file.seek(opened.offset)
+    """Lists the files in an uncompressed tar; raises one of READ_ERRORS if it is damaged."""
+    with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        members = [
+            Member(info.name, info.offset_data, info.size) for info in archive if info.isfile()
+        ]
+        # tarfile stops without an error at a header that it cannot read, as if the archive ended
+        # there. A real end is a block of zeros.
+        file.seek(archive.offset)
         if file.read(TAR_BLOCK).strip(b"\0"):
-            raise tarfile.ReadError(f"bad header at byte {opened.offset}")
-    return found
+            raise tarfile.ReadError(f"bad header at byte {archive.offset}")
+    return members
 
 
 def read_slice(file: Path, offset: int, size: int) -> bytes:
-    """So many bytes of a file from an offset; the file is opened anew, so nothing is shared."""
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        data = opened.read(size)
+    """Reads `size` bytes from `offset`. Each call opens the file, so processes share nothing."""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read(size)
     if len(data) < size:
         raise EOFError(f"{file.name} ends before it")
     return data
 
 
 def is_compressed(file: Path) -> bool:
-    """Whether a file begins as gzip, bzip2, xz or zstd write it."""
-    with file.open("rb") as opened:
-        return opened.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)
+    """Whether a file was written by gzip, bzip2, xz or zstd, by its first bytes."""
+    with file.open("rb") as stream:
+        return stream.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)

@@ -1,7 +1,7 @@
-"""`Dataset`: batches of prepared images from a Hugging Face dataset that lies on this machine.
+"""`Dataset`: batches of prepared images from a Hugging Face dataset on this machine.
 
-It reads what `Dataset.save_to_disk` wrote, or a dataset that is open already; it fetches nothing.
-It knows nothing of models beyond the `Preparation` it is given.
+It reads a folder that `datasets.Dataset.save_to_disk` wrote, or a dataset that is already loaded.
+It fetches nothing, and all it knows of the model is its `Preprocessing`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from patchslim.hosts._preprocessing import Preprocessing
 
 @dataclass(kw_only=True)
 class Dataset(Source):
-    """An iterable of batches: images (B, C, H, W) and labels (B,), or None where there are none.
+    """An iterable of batches: images (B, C, H, W) and labels (B,), or None without labels.
 
     Attributes:
         source: a `datasets.Dataset`, or the folder that its `save_to_disk` wrote.
         prepared: how every image is resized, cropped and normalised.
-        image, label: the columns; label=None leaves labels out.
-        split: which one, where `source` holds several.
-        limit: how many rows to take, spread evenly.
+        image: the column of images.
+        label: the column of labels; None leaves labels out.
+        split: the split to read, if `source` has several.
+        limit: how many rows to read, spread evenly.
         batch: how many images a batch has.
-        dataset: the rows that will be read, with the encoded image of each.
-        unreadable: the rows of the latest pass that could not be read, and were left out.
+        dataset: the rows that are read, with the encoded image of each.
+        unreadable: the rows that could not be read in the latest pass, and were left out.
     """
 
     source: Any = field(kw_only=False)
@@ -52,8 +53,8 @@ class Dataset(Source):
                     f"{', '.join(rows.column_names)}. Say which hold the images and the labels "
                     "(image=, label=; label=None for no labels)."
                 )
-        self._places = pick_evenly(len(rows), self.limit)
-        chosen = rows.select(self._places)
+        self._row_numbers = pick_evenly(len(rows), self.limit)
+        chosen = rows.select(self._row_numbers)
         self._labels = [] if self.label is None else _read_labels(chosen, self.label)
         self.dataset = _disable_decoding(chosen.select_columns([self.image]), self.image)
 
@@ -68,20 +69,20 @@ class Dataset(Source):
         limit: int | None = None,
         batch: int = 32,
     ) -> Dataset:
-        """The dataset prepared as `host` (or a SlimModel of it) is used to, or as `prepared` says.
+        """Opens a dataset for `host` (or a SlimModel), with the host's own preprocessing.
 
-        The columns are `image` and `label`, or else the only ones of images and of classes. Labels
-        that cannot be the host's (another number of classes) are left out with a warning.
+        `prepared` replaces that preprocessing. The columns are `image` and `label`, or else the
+        only column of images and the only column of classes. If the dataset has another number of
+        classes than the host, labels are left out with a warning.
         """
         rows = open_dataset(source, split)
         label = _label_column(rows)
         names = getattr(rows.features[label], "names", None) if label else None
-        known = class_count(host)
-        if names and known is not None and len(names) != known:
+        classes = class_count(host)
+        if names and classes is not None and len(names) != classes:
             warnings.warn(
-                f"{_display_name(source)} has {len(names)} classes and the model {known}, "
-                "so labels are "
-                "left out and no accuracy is measured.",
+                f"{_display_name(source)} has {len(names)} classes and the model {classes}, so "
+                "labels are left out and no accuracy is measured.",
                 stacklevel=2,
             )
             label = None
@@ -102,34 +103,34 @@ class Dataset(Source):
     @property
     def count(self) -> int:
         """How many rows there are, readable or not."""
-        return len(self._places)
+        return len(self._row_numbers)
 
-    def name_of(self, place: int) -> str:
-        """The number of the row in the whole dataset."""
-        return f"row {self._places[place]}"
+    def name_of(self, index: int) -> str:
+        """Names a row by its number in the whole dataset."""
+        return f"row {self._row_numbers[index]}"
 
-    def label_of(self, place: int) -> int | None:
-        """The label of a row; None where there are none."""
-        return self._labels[place] if self._labels else None
+    def label_of(self, index: int) -> int | None:
+        """Returns the label of a row; None without labels."""
+        return self._labels[index] if self._labels else None
 
-    def read_file(self, place: int) -> bytes:
-        """The encoded image of a row; one of UNREADABLE where that cannot be read."""
-        return _image_bytes(self.dataset[place][self.image])
+    def read_file(self, index: int) -> bytes:
+        """Reads the encoded image of a row; raises one of READ_ERRORS if it cannot."""
+        return _image_bytes(self.dataset[index][self.image])
 
     def location(self) -> str:
-        """The column of images."""
+        """Names the column of images."""
         return f"column {self.image!r}"
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Whether `save_to_disk` of the datasets library wrote this folder; asked without it."""
+    """Whether `save_to_disk` wrote this folder; the datasets library is not needed to tell."""
     folder = Path(path).expanduser()
-    one = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
-    return one or (folder / "dataset_dict.json").is_file()
+    has_split = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
+    return has_split or (folder / "dataset_dict.json").is_file()
 
 
 def open_dataset(source: Any, split: str | None) -> Any:
-    """The `datasets.Dataset` of one split, as plain rows."""
+    """Opens one split as a `datasets.Dataset` of plain Python rows."""
     library = _import_datasets()
     if isinstance(source, str | Path):
         source = _load_from_disk(Path(source).expanduser())
@@ -156,7 +157,7 @@ def open_dataset(source: Any, split: str | None) -> Any:
 
 
 def _import_datasets() -> Any:
-    """The datasets library."""
+    """Imports the datasets library, or says how to install it."""
     try:
         import datasets
     except ImportError as error:
@@ -165,7 +166,7 @@ def _import_datasets() -> Any:
 
 
 def _load_from_disk(folder: Path) -> Any:
-    """What `save_to_disk` wrote into a local folder."""
+    """Loads what `save_to_disk` wrote, without showing progress bars."""
     library = _import_datasets()
     if not is_dataset(folder):
         raise BadData(
@@ -185,7 +186,7 @@ def _load_from_disk(folder: Path) -> Any:
 
 
 def _disable_decoding(rows: Any, column: str) -> Any:
-    """The rows with their images left as they are in the file, so that one can be unreadable."""
+    """Returns the rows with encoded images, so that a damaged one stops only its own reading."""
     library = _import_datasets()
     feature = rows.features[column]
     if isinstance(feature, library.Image):
@@ -199,19 +200,19 @@ def _disable_decoding(rows: Any, column: str) -> Any:
 
 
 def _image_bytes(cell: Any) -> bytes:
-    """The encoded image, which lies in the row or in a local file that the row names."""
+    """Reads an encoded image from the row itself, or from the local file that the row names."""
     if isinstance(cell, bytes):
         return cell
-    held = cell or {}
-    if held.get("bytes") is not None:
-        return bytes(held["bytes"])
-    if held.get("path"):
-        return Path(held["path"]).read_bytes()
+    entry = cell or {}
+    if entry.get("bytes") is not None:
+        return bytes(entry["bytes"])
+    if entry.get("path"):
+        return Path(entry["path"]).read_bytes()
     raise ValueError("there is no image in it")
 
 
 def _read_labels(rows: Any, column: str) -> list[int]:
-    """The label of each row; none where all are negative, as in test splits without labels."""
+    """Reads all labels; returns none if all are negative, as in test splits without labels."""
     labels = list(rows.select_columns([column]).with_format(None)[column])
     if not all(isinstance(label, int) for label in labels):
         raise BadData(
@@ -223,21 +224,21 @@ def _read_labels(rows: Any, column: str) -> list[int]:
 
 
 def _image_column(rows: Any) -> str:
-    """The column `image`, or the only one that holds images."""
+    """Finds the column of images: `image`, or else the only one that holds images."""
     kind = _import_datasets().Image
-    found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
-    return found[0] if len(found) == 1 and "image" not in rows.features else "image"
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    return columns[0] if len(columns) == 1 and "image" not in rows.features else "image"
 
 
 def _label_column(rows: Any) -> str | None:
-    """The column `label`, or the only one that holds classes; None where there is none."""
+    """Finds the column of labels: `label`, or else the only one that holds classes; or None."""
     if "label" in rows.features:
         return "label"
     kind = _import_datasets().ClassLabel
-    found = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
-    return found[0] if len(found) == 1 else None
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    return columns[0] if len(columns) == 1 else None
 
 
 def _display_name(source: Any) -> str:
-    """What to call the dataset in a message."""
+    """Names the dataset for a message."""
     return str(source) if isinstance(source, str | Path) else "The dataset"

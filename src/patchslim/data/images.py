@@ -1,53 +1,43 @@
 """`Images`: batches of prepared images from a folder, a zip, a tar or a single file.
 
-It knows nothing of models beyond the `Preparation` it is given. Order is that of sorted names, so
-that two runs see the same images.
+All it knows of the model is its `Preprocessing`. Images come in the order of their names, so that
+two runs see the same images in the same order.
 """
 
 from __future__ import annotations
 
 import difflib
-import tarfile
 import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from torch import nn
 
-from patchslim.data.archives import (
-    READ_ERRORS,
-    ProcessLocal,
-    is_compressed,
-    list_members,
-    read_slice,
-)
+from patchslim.data.archives import READ_ERRORS, CompressedTar, Files, open_files
 from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
 from patchslim.errors import BadData
 from patchslim.hosts._preprocessing import Preprocessing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-ZIPS = (".zip",)
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(kw_only=True)
 class Images(Source):
-    """An iterable of batches: images (B, C, H, W) and labels (B,), or None where there are none.
+    """An iterable of batches: images (B, C, H, W) and labels (B,), or None without labels.
 
-    Labels are the places of the class folders in sorted order, or in the file `classes`.
+    The label of an image is the number of its class folder, counted from 0 in sorted order or in
+    that of the file `classes`.
 
     Attributes:
-        path: a folder, with class folders or flat, a .zip or .tar of one, or one image.
-        image_size, mean, std, crop_pct, interpolation, crop_mode, stated: see `Preparation`.
-        prepared: all of these in one.
-        classes: a file with the name of one class folder a line, in the order of the labels.
-        limit: how many images to take, spread evenly over the sorted names.
+        path: a folder, with or without class folders; a .zip or .tar of one; or one image.
+        image_size, mean, std, crop_pct, interpolation, crop_mode, stated: see `Preprocessing`.
+        prepared: all of these in one value.
+        classes: a file with the name of one class folder on each line, in the order of the labels.
+        limit: how many images to read, spread evenly over the sorted names.
         batch: how many images a batch has.
-        names: the images that will be read.
-        folders: the class folders in sorted order; empty where there are none.
-        unreadable: the images of the latest pass that could not be read, and were left out.
+        names: the images that are read.
+        folders: the class folders in sorted order; empty if there are none.
+        unreadable: the images that could not be read in the latest pass, and were left out.
     """
 
     path: Path = field(kw_only=False)
@@ -80,9 +70,10 @@ class Images(Source):
         self._files, names = _find_images(self.path)
         self.has_random_access = not isinstance(self._files, CompressedTar)
         self._depth = _class_depth(names)
-        self.folders = [] if self._depth is None else sorted({self._class_folder(n) for n in names})
+        has_folders = self._depth is not None
+        self.folders = sorted({self._class_folder(n) for n in names}) if has_folders else []
         self._labels = _read_labels(self.path, self.folders, self.classes)
-        self.names = [names[place] for place in pick_evenly(len(names), self.limit)]
+        self.names = [names[index] for index in pick_evenly(len(names), self.limit)]
 
     @classmethod
     def for_host(
@@ -95,9 +86,10 @@ class Images(Source):
         limit: int | None = None,
         batch: int = 32,
     ) -> Images:
-        """Images prepared as `host` (or a SlimModel of it) is used to, or as `prepared` says.
+        """Opens images for `host` (or a SlimModel), with the host's own preprocessing.
 
-        Labels that cannot be the host's (another number of classes) are left out with a warning.
+        `prepared` replaces that preprocessing. If there are more or fewer class folders than the
+        host has classes, labels are left out with a warning, unless `classes` orders the folders.
         """
         settings = resolve_preprocessing(host, prepared).to_json()
         images = cls(Path(path), **settings, classes=classes, limit=limit, batch=batch)
@@ -111,7 +103,7 @@ class Images(Source):
 
     @property
     def dataset(self) -> list[str]:
-        """The images that will be read, by the name that loaders of batches give them."""
+        """The images that are read, under the name that a torch DataLoader gives them."""
         return self.names
 
     @property
@@ -119,39 +111,43 @@ class Images(Source):
         """How many images there are, readable or not."""
         return len(self.names)
 
-    def name_of(self, place: int) -> str:
-        """The path of an image inside the folder or archive."""
-        return self.names[place]
+    def name_of(self, index: int) -> str:
+        """Names an image by its path inside the folder or archive."""
+        return self.names[index]
 
-    def label_of(self, place: int) -> int | None:
-        """The label of an image's class folder; None where there are none."""
-        return self._labels[self._class_folder(self.names[place])] if self._labels else None
+    def label_of(self, index: int) -> int | None:
+        """Returns the label of an image's class folder; None without labels."""
+        return self._labels[self._class_folder(self.names[index])] if self._labels else None
 
-    def read_file(self, place: int) -> bytes:
-        """The file of an image; one of UNREADABLE where that cannot be read."""
-        return self._files.read(self.names[place])
+    def read_file(self, index: int) -> bytes:
+        """Reads the encoded file of an image; raises one of READ_ERRORS if it cannot."""
+        return self._files.read(self.names[index])
 
     def location(self) -> str:
-        """The folder, archive or file."""
+        """Names the folder, archive or file."""
         return str(self.path)
 
     def _class_folder(self, name: str) -> str:
-        """The class folder of an image."""
+        """Returns the class folder of an image."""
         return PurePosixPath(name).parts[self._depth or 0]
 
     def _check_labels(self, known: int | None) -> None:
-        """Drops labels that cannot be those of a host with `known` classes, and says so."""
-        count = (
-            max(self._labels.values()) + 1 if self.classes and self._labels else len(self._labels)
-        )
-        if not count or known is None or count == known:
+        """Leaves labels out, with a warning, if they cannot be those of a host of `known` classes.
+
+        Labels from a file `classes` are an error then, since somebody gave that file on purpose.
+        """
+        if not self._labels or known is None:
             return
         if self.classes is not None:
-            if count > known:
+            highest = max(self._labels.values())
+            if highest >= known:
                 raise BadData(
-                    f"{self.classes} gives labels up to {count - 1}, and the model has {known} "
+                    f"{self.classes} gives labels up to {highest}, and the model has {known} "
                     "classes. Give the list that the model was trained with."
                 )
+            return
+        count = len(self._labels)
+        if count == known:
             return
         self._labels = {}
         warnings.warn(
@@ -162,120 +158,14 @@ class Images(Source):
         )
 
 
-class Files(Protocol):
-    """Where files lie."""
-
-    def names(self) -> list[str]:
-        """All of them."""
-
-    def read(self, name: str) -> bytes:
-        """The content of one."""
-
-
-class Folder:
-    """The files below a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        """All of them."""
-        files = (file for file in self._path.rglob("*") if file.is_file())
-        return [file.relative_to(self._path).as_posix() for file in files]
-
-    def read(self, name: str) -> bytes:
-        """The content of one."""
-        return (self._path / name).read_bytes()
-
-
-class SingleFile(Folder):
-    """One file by itself."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.parent)
-        self._name = path.name
-
-    def names(self) -> list[str]:
-        """The one."""
-        return [self._name]
-
-
-class Zip:
-    """The files in a zip."""
-
-    def __init__(self, path: Path) -> None:
-        self._open = ProcessLocal(path, zipfile.ZipFile)
-
-    def names(self) -> list[str]:
-        """All of them."""
-        return [name for name in self._open().namelist() if not name.endswith("/")]
-
-    def read(self, name: str) -> bytes:
-        """The content of one."""
-        return self._open().read(name)
-
-
-class Tar:
-    """The files in an uncompressed tar."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._members = {each.name: each for each in list_members(path)}
-
-    def names(self) -> list[str]:
-        """All of them."""
-        return list(self._members)
-
-    def read(self, name: str) -> bytes:
-        """The content of one."""
-        _, offset, size = self._members[name]
-        return read_slice(self._path, offset, size)
-
-
-class OpenTar:
-    """A compressed tar that is open, and its files by name."""
-
-    def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path)  # noqa: SIM115 (closed below, or by its owner)
-        try:
-            self.members = {each.name: each for each in self._tar.getmembers() if each.isfile()}
-        except READ_ERRORS:
-            self._tar.close()
-            raise
-
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        file = self._tar.extractfile(self.members[name])
-        return b"" if file is None else file.read()
-
-    def close(self) -> None:
-        """Gives the file back."""
-        self._tar.close()
-
-
-class CompressedTar:
-    """The files in a compressed tar, of which one is read by unpacking all that lies before it."""
-
-    def __init__(self, path: Path) -> None:
-        self._open = ProcessLocal(path, OpenTar)
-
-    def names(self) -> list[str]:
-        """All of them."""
-        return list(self._open().members)
-
-    def read(self, name: str) -> bytes:
-        """The content of one."""
-        return self._open().read(name)
-
-
 def _find_images(path: Path) -> tuple[Files, list[str]]:
-    """Where the files lie, and the sorted names of the images among them."""
+    """Opens the files, and returns them with the sorted names of the images among them."""
     if not path.exists():
         raise BadData(
             f"There is no {path}. Give a folder of images, a .zip or .tar of one, or an image."
         )
     try:
-        files = _open_files(path)
+        files = open_files(path)
         names = files.names()
     except READ_ERRORS as error:
         raise BadData(f"{path} is a damaged or truncated archive: {error}") from error
@@ -289,29 +179,18 @@ def _find_images(path: Path) -> tuple[Files, list[str]]:
     return files, images
 
 
-def _open_files(path: Path) -> Files:
-    """The files in a folder or an archive, or the one file."""
-    name = path.name.lower()
-    if path.is_dir():
-        return Folder(path)
-    if name.endswith(ZIPS):
-        return Zip(path)
-    if name.endswith(TARS):
-        return CompressedTar(path) if is_compressed(path) else Tar(path)
-    return SingleFile(path)
-
-
 def _is_image(name: str) -> bool:
-    """Whether the name is an image's, and neither hidden nor a Macintosh archive's shadow."""
+    """Whether a name is that of an image, not hidden and not metadata that macOS adds to a zip."""
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
     return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
 def _class_depth(names: list[str]) -> int | None:
-    """Which part of each path is the class folder, below folders that all images share.
+    """Returns how deep in each path the class folder is: 0 for the first folder of the path.
 
-    None where some image lies in no folder: then there are no classes.
+    Folders that all images share are no class folders. If some image is in no folder, there are
+    no classes, and the depth is None.
     """
     paths = [PurePosixPath(name).parts[:-1] for name in names]
     depth, deepest = 0, min(map(len, paths))
@@ -323,7 +202,7 @@ def _class_depth(names: list[str]) -> int | None:
 
 
 def _read_labels(path: Path, folders: list[str], classes: str | Path | None) -> dict[str, int]:
-    """The label of each class folder; none where there are no folders."""
+    """Returns the label of each class folder: its number in sorted order or in `classes`."""
     if classes is None:
         return {folder: label for label, folder in enumerate(folders)}
     if not folders:
@@ -334,13 +213,13 @@ def _read_labels(path: Path, folders: list[str], classes: str | Path | None) -> 
         raise BadData(
             f"{classes} is not a list of class folders, one name a line: {error}"
         ) from error
-    places = {line.strip(): label for label, line in enumerate(lines)}
-    strange = [folder for folder in folders if folder not in places]
-    if strange:
-        near = difflib.get_close_matches(strange[0], places, n=3, cutoff=0.5)
+    labels = {line.strip(): label for label, line in enumerate(lines)}
+    unknown = [folder for folder in folders if folder not in labels]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], labels, n=3, cutoff=0.5)
         hint = f" Nearest: {', '.join(near)}." if near else f" It begins with {lines[:3]}."
         raise BadData(
-            f"{len(strange)} of {len(folders)} class folders in {path} are not in {classes}, such "
-            f"as {strange[0]!r}.{hint}"
+            f"{len(unknown)} of {len(folders)} class folders in {path} are not in {classes}, such "
+            f"as {unknown[0]!r}.{hint}"
         )
-    return {folder: places[folder] for folder in folders}
+    return {folder: labels[folder] for folder in folders}

@@ -1,6 +1,8 @@
-"""`Source`: what every source of images shares: batches in order, any one image, unreadable ones.
+"""`Source`: the base of everything that images are read from.
 
-It does not know where the images lie, nor what is trained or measured on them.
+A source knows how many images it has, reads any one of them, makes batches of all of them, and
+notes which could not be read. This file does not know where the images are stored, nor what is
+trained or measured on them.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ Batches = Iterator[Batch]
 
 
 class Source(ABC):
-    """Images with their labels: an iterable of batches in order, and any image by its place.
+    """Images with their labels: iterate over it for batches, or read any image by its index.
 
-    Another process may read too, forked or with a pickled copy: no open file is shared.
+    Several processes may read at once, forked or with a pickled copy each; no open file is shared.
 
     Attributes:
-        prepared: how every image is resized, cropped and normalised before evaluation.
+        prepared: how every image is resized, cropped and normalised for evaluation.
         batch: how many images a batch has.
-        unreadable: the images of the latest pass that could not be read, and were left out.
-        any_order: whether one image can be read without reading those before it.
+        unreadable: the images that could not be read in the latest pass, and were left out.
+        has_random_access: whether an image can be read without reading those before it.
     """
 
     prepared: Preprocessing
@@ -54,63 +56,66 @@ class Source(ABC):
         """Whether the images come with labels."""
 
     @abstractmethod
-    def name_of(self, place: int) -> str:
-        """What to call an image in a message."""
+    def name_of(self, index: int) -> str:
+        """Names an image for a message."""
 
     @abstractmethod
-    def label_of(self, place: int) -> int | None:
-        """The label of an image; None where there are none."""
+    def label_of(self, index: int) -> int | None:
+        """Returns the label of an image; None if the images have no labels."""
 
     @abstractmethod
-    def read_file(self, place: int) -> bytes:
-        """The file of an image; one of UNREADABLE where that cannot be read."""
+    def read_file(self, index: int) -> bytes:
+        """Reads the encoded file of an image; raises one of READ_ERRORS if it cannot."""
 
     @abstractmethod
     def location(self) -> str:
-        """What to call the whole in a message."""
+        """Says for a message where all the images are."""
 
-    def load_image(self, place: int) -> Any:
-        """The decoded image in the host's channels; one of UNREADABLE where that cannot be."""
-        return decode_image(self.read_file(place), grey=self.prepared.is_grey)
+    def load_image(self, index: int) -> Any:
+        """Decodes an image, grey or RGB like the host; raises one of READ_ERRORS if it cannot."""
+        return decode_image(self.read_file(index), grey=self.prepared.is_grey)
 
     def __len__(self) -> int:
-        """The number of batches, if every image is readable."""
+        """The number of batches, provided that every image can be read."""
         return -(-self.count // self.batch)
 
     def __iter__(self) -> Batches:
-        """Batches of the readable images."""
+        """Yields batches of all images that can be read."""
         return self.sample_batches(self.count)
 
     def sample_batches(self, count: int) -> Batches:
-        """Batches of the readable ones of at most `count` images, evenly spread."""
+        """Yields batches of at most `count` images, spread evenly; unreadable ones are left out."""
         self.unreadable = []
-        places = pick_evenly(self.count, count)
-        yield from stack_batches(self._load_images(places), self.batch)
-        if len(self.unreadable) == len(places):
+        indices = pick_evenly(self.count, count)
+        yield from stack_batches(self._load_images(indices), self.batch)
+        if len(self.unreadable) == len(indices):
             raise BadData(
-                f"None of the {len(places)} images in {self.location()} can be read; the first is "
+                f"None of the {len(indices)} images in {self.location()} can be read; the first is "
                 f"{self.unreadable[0]}."
             )
 
-    def _load_images(self, places: Iterable[int]) -> Iterator[tuple[Tensor, int | None]]:
-        """The readable images, each resized, cropped and normalised, with their labels."""
+    def _load_images(self, indices: Iterable[int]) -> Iterator[tuple[Tensor, int | None]]:
+        """Yields the images that can be read, resized, cropped and normalised, with labels."""
         transform = self.prepared.transform()
-        for place in places:
+        for index in indices:
             try:
-                picture = self.load_image(place)
+                picture = self.load_image(index)
             except READ_ERRORS as error:
-                self.unreadable.append(describe_unreadable(self.name_of(place), error))
+                self.unreadable.append(describe_unreadable(self.name_of(index), error))
                 continue
-            yield transform(picture), self.label_of(place)
+            yield transform(picture), self.label_of(index)
 
 
 def describe_unreadable(name: str, error: BaseException) -> str:
-    """One line that names an unreadable image and says why."""
+    """Writes a line that names an unreadable image and says why it is unreadable."""
     return f"{name}: {str(error) or type(error).__name__}"
 
 
 def resolve_preprocessing(host: nn.Module, prepared: Preprocessing | None = None) -> Preprocessing:
-    """`prepared`, or how `host` is used to see images; a warning where that is only assumed."""
+    """Returns `prepared`, or else how the images of `host` were prepared in its training.
+
+    It warns if the host does not say, so that ImageNet's values are assumed.
+    """
     adapter: Adapter
     if isinstance(host, SlimModel):
         adapter, host = host.plan.adapter, host.host
@@ -127,42 +132,45 @@ def resolve_preprocessing(host: nn.Module, prepared: Preprocessing | None = None
 
 
 def class_count(host: nn.Module) -> int | None:
-    """How many classes the host (or that of a SlimModel) tells apart, where it says so."""
-    whole: Any = host.host if isinstance(host, SlimModel) else host
-    found = getattr(whole, "num_classes", None)
-    if found is None:
-        found = getattr(getattr(whole, "config", None), "num_labels", None)
-    return int(found) if found else None
+    """Returns how many classes a host (or a SlimModel's host) has; None if it does not say."""
+    model: Any = host.host if isinstance(host, SlimModel) else host
+    count = getattr(model, "num_classes", None)
+    if count is None:
+        count = getattr(getattr(model, "config", None), "num_labels", None)
+    return int(count) if count else None
 
 
 def stack_batches(pairs: Iterable[tuple[Tensor, int | None]], batch: int) -> Batches:
-    """Batches of `batch` images with their labels; the last one may be smaller."""
-    left = iter(pairs)
-    while taken := list(itertools.islice(left, batch)):
-        labels = [label for _, label in taken if label is not None]
-        yield torch.stack([image for image, _ in taken]), torch.tensor(labels) if labels else None
+    """Yields batches of `batch` images with their labels; the last one may be smaller."""
+    remaining = iter(pairs)
+    while chunk := list(itertools.islice(remaining, batch)):
+        labels = [label for _, label in chunk if label is not None]
+        yield torch.stack([image for image, _ in chunk]), torch.tensor(labels) if labels else None
 
 
 def pick_evenly(count: int, limit: int | None) -> list[int]:
-    """At most `limit` of `count` places, evenly spread, so that sorted classes stay balanced."""
+    """Picks at most `limit` of `count` indices, evenly spread.
+
+    Images are sorted by class, so the classes stay balanced.
+    """
     if limit is None or limit >= count:
         return list(range(count))
     if limit < 1:
         raise BadData(f"limit={limit}: give the number of images to take, 1 or more.")
-    return [place * count // limit for place in range(limit)]
+    return [index * count // limit for index in range(limit)]
 
 
 def decode_image(data: bytes, *, grey: bool) -> Any:
-    """The decoded image in as many channels as the host has."""
+    """Decodes an image file to a Pillow image, grey or RGB."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
-            # Remarks on metadata or palettes of a file that can be read do not matter here.
+            # Pillow warns of odd metadata and palettes; the image can be read all the same.
             warnings.simplefilter("ignore", UserWarning)
             return picture.convert("L" if grey else "RGB")
     except UnidentifiedImageError as error:
-        # Pillow names the object in memory, which is another one each time.
+        # Pillow's message holds the address of an object in memory, which differs each time.
         raise ValueError("this is no image that Pillow knows") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error

@@ -1,8 +1,8 @@
-"""`Shards`: batches of prepared images from WebDataset shards that lie on this machine.
+"""`Shards`: batches of prepared images from WebDataset shards on this machine.
 
-The headers of every tar are read once; then any image is read from its place, so that shuffling
-needs no buffer and training can go on where it stopped. It knows nothing of models beyond the
-`Preparation` it is given.
+The headers of every tar are read once. After that any image is read by its offset, so shuffling
+needs no buffer and a stopped training can resume at any step. All that this file knows of the
+model is its `Preprocessing`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,33 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from patchslim.data.archives import READ_ERRORS, Member, is_compressed, list_members, read_slice
+from patchslim.data.archives import (
+    READ_ERRORS,
+    TAR_SUFFIXES,
+    Member,
+    is_compressed,
+    list_members,
+    read_slice,
+)
 from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
 from patchslim.errors import BadData
 from patchslim.hosts._preprocessing import Preprocessing
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json")
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-NAME_PATTERN = re.compile(
-    r"((?:.*/)?[^./]+)\.([^/]+)"
-)  # WebDataset's: the key ends at the first dot
-REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+SHARD_SUFFIXES = (*TAR_SUFFIXES, ".tar.zst")
+# Key and extension, as WebDataset has them: the key ends at the first dot of the file's name.
+NAME_PATTERN = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
+REMOTE_PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 RANGE_PATTERN = re.compile(r"\{(\d+)\.\.(\d+)\}")
-NO_IMAGE = -1
+NO_IMAGE = -1  # the offset of an image that is missing beside its label
 
 
 class ShardSample(NamedTuple):
-    """One sample of a shard; an image that is not there has the offset MISSING."""
+    """A sample: where its image is in the shard, and its label.
+
+    If the image is missing, its offset is NO_IMAGE.
+    """
 
     name: str
     offset: int
@@ -47,18 +56,18 @@ class ShardSample(NamedTuple):
 
 @dataclass(kw_only=True)
 class Shards(Source):
-    """An iterable of batches: images (B, C, H, W) and labels (B,), or None where there are none.
+    """An iterable of batches: images (B, C, H, W) and labels (B,), or None without labels.
 
-    A sample is `key.jpg`, `.jpeg`, `.png` or `.webp`, with `key.cls` (a whole number) or a "label"
-    in `key.json` beside it, in the same shard.
+    A sample is `key.jpg`, `.jpeg`, `.png` or `.webp`. Its label is in the same shard: a whole
+    number in `key.cls`, or "label" in `key.json`.
 
     Attributes:
         path: a folder of .tar files, or a pattern: `train-{000000..000009}.tar`, `train-*.tar`.
         prepared: how every image is resized, cropped and normalised.
-        limit: how many samples to take, spread evenly over the shards.
+        limit: how many samples to read, spread evenly over the shards.
         batch: how many images a batch has.
-        names: the samples that will be read, each with its shard.
-        unreadable: the samples of the latest pass that could not be read, and were left out.
+        names: the samples that are read, each with its shard.
+        unreadable: the samples that could not be read in the latest pass, and were left out.
     """
 
     path: str | Path = field(kw_only=False)
@@ -70,23 +79,23 @@ class Shards(Source):
 
     def __post_init__(self) -> None:
         self._shards = _find_shards(str(self.path))
-        found: list[ShardSample] = []
-        places: list[tuple[int, int, int]] = []
+        samples: list[ShardSample] = []
+        locations: list[tuple[int, int, int]] = []
         for number, shard in enumerate(self._shards):
-            samples = _read_samples(shard)
-            found += samples
-            places += [(number, each.offset, each.size) for each in samples]
-        if not found:
+            in_shard = _read_samples(shard)
+            samples += in_shard
+            locations += [(number, sample.offset, sample.size) for sample in in_shard]
+        if not samples:
             kinds = ", ".join(IMAGE_EXTENSIONS)
             raise BadData(
                 f"No samples in the {len(self._shards)} shards of {self.path}: looked for "
                 f"key.ext with ext one of {kinds}."
             )
-        chosen = pick_evenly(len(found), self.limit)
-        self.names = [found[place].name for place in chosen]
-        # Arrays and not lists of tuples: there may be millions, and every worker has them too.
-        self._places = np.array([places[place] for place in chosen], np.int64)
-        labels = _collect_labels(found, self.path)
+        chosen = pick_evenly(len(samples), self.limit)
+        self.names = [samples[index].name for index in chosen]
+        # An array takes less memory than tuples. There may be millions, in every worker.
+        self._locations = np.array([locations[index] for index in chosen], np.int64)
+        labels = _collect_labels(samples, self.path)
         self._labels = labels[chosen] if len(labels) else labels
 
     @classmethod
@@ -99,18 +108,19 @@ class Shards(Source):
         limit: int | None = None,
         batch: int = 32,
     ) -> Shards:
-        """Shards prepared as `host` (or a SlimModel of it) is used to, or as `prepared` says.
+        """Opens shards for `host` (or a SlimModel), with the host's own preprocessing.
 
-        Labels that cannot be the host's (more classes than it has) are left out with a warning.
+        `prepared` replaces that preprocessing. If a label is higher than the host has classes,
+        labels are left out with a warning.
         """
         settings = resolve_preprocessing(host, prepared)
         shards = cls(path, prepared=settings, limit=limit, batch=batch)
-        known = class_count(host)
+        classes = class_count(host)
         highest = int(shards._labels.max()) if shards.has_labels else -1
-        if known is not None and highest >= known:
+        if classes is not None and highest >= classes:
             shards._labels = shards._labels[:0]
             warnings.warn(
-                f"{path} has labels up to {highest} and the model {known} classes, so labels are "
+                f"{path} has labels up to {highest} and the model {classes} classes, so labels are "
                 "left out and no accuracy is measured.",
                 stacklevel=2,
             )
@@ -123,7 +133,7 @@ class Shards(Source):
 
     @property
     def dataset(self) -> list[str]:
-        """The samples that will be read, by the name that loaders of batches give them."""
+        """The samples that are read, under the name that a torch DataLoader gives them."""
         return self.names
 
     @property
@@ -131,82 +141,84 @@ class Shards(Source):
         """How many samples there are, readable or not."""
         return len(self.names)
 
-    def name_of(self, place: int) -> str:
-        """The shard and the file in it."""
-        return self.names[place]
+    def name_of(self, index: int) -> str:
+        """Names the shard and the file in it."""
+        return self.names[index]
 
-    def label_of(self, place: int) -> int | None:
-        """The label of a sample; None where there are none."""
-        return int(self._labels[place]) if self.has_labels else None
+    def label_of(self, index: int) -> int | None:
+        """Returns the label of a sample; None without labels."""
+        return int(self._labels[index]) if self.has_labels else None
 
-    def read_file(self, place: int) -> bytes:
-        """The file of an image; one of UNREADABLE where that cannot be read."""
-        shard, offset, size = (int(each) for each in self._places[place])
+    def read_file(self, index: int) -> bytes:
+        """Reads the encoded file of an image; raises one of READ_ERRORS if it cannot."""
+        shard, offset, size = self._locations[index].tolist()
         if offset == NO_IMAGE:
             raise ValueError("there is no image beside the label")
         return read_slice(self._shards[shard], offset, size)
 
     def location(self) -> str:
-        """The folder or pattern."""
+        """Names the folder or pattern."""
         return str(self.path)
 
 
 def is_shards(path: str | Path) -> bool:
-    """Whether this is a pattern of shards, or a folder of nothing but shards with labels.
+    """Whether `path` is a pattern of shards, or a folder that holds shards and nothing else.
 
-    A folder of tars of which each holds the images of one class has no labels beside the images.
-    An address on another machine counts as a pattern, for `Shards` to say that it reads none.
+    The first sample needs a label: a folder with one tar of images for each class is no folder of
+    shards. An address on another machine counts as a pattern; `Shards` then refuses it by name.
     """
-    if REMOTE.match(str(path)):
+    if REMOTE_PATTERN.match(str(path)):
         return True
     folder = Path(path).expanduser()
     if not folder.exists():
         return any(mark in str(path) for mark in "*?{") and ".t" in str(path)
     if not folder.is_dir():
         return False
-    files: list[Path] = []
+    shards: list[Path] = []
     for file in folder.iterdir():
         if file.name.startswith("."):
             continue
-        if not file.name.lower().endswith(TARS):
+        if not file.name.lower().endswith(SHARD_SUFFIXES):
             return False
-        files.append(file)
-    return bool(files) and _starts_with_label(min(files))
+        shards.append(file)
+    return bool(shards) and _starts_with_label(min(shards))
 
 
 def _starts_with_label(shard: Path) -> bool:
-    """Whether the first files of a tar are an image and its label."""
-    first, kinds = None, set()
+    """Whether the first sample of a tar has an image and a label."""
+    first_key, extensions = None, set()
     try:
         with tarfile.open(shard) as tar:
             for member in tar:
-                parts = NAME_PATTERN.fullmatch(member.name)
-                if not member.isfile() or parts is None:
+                match = NAME_PATTERN.fullmatch(member.name)
+                if not member.isfile() or match is None:
                     continue
-                first = first or parts[1]
-                if parts[1] != first:
+                key, extension = match.groups()
+                first_key = first_key or key
+                if key != first_key:
                     break
-                kinds.add(parts[2].lower())
+                extensions.add(extension.lower())
     except READ_ERRORS:
         return False
-    return bool(kinds & set(IMAGE_EXTENSIONS) and kinds & set(LABEL_EXTENSIONS))
+    return bool(extensions & set(IMAGE_EXTENSIONS) and extensions & set(LABEL_EXTENSIONS))
 
 
 def _find_shards(path: str) -> list[Path]:
-    """The shards of a folder or a pattern, in order."""
-    if REMOTE.match(path):
+    """Finds the shards in a folder or of a pattern, in order."""
+    if REMOTE_PATTERN.match(path):
         raise BadData(
             f"{path} is not on this machine, and nothing is fetched. Copy the shards to a folder "
             "and give that, or a pattern such as folder/train-{000000..000009}.tar."
         )
-    whole = Path(path).expanduser()
-    if whole.is_dir():
-        files = [file for file in sorted(whole.iterdir()) if not file.name.startswith(".")]
-        shards = [file for file in files if file.name.lower().endswith(TARS)]
-    elif whole.exists():
-        shards = [whole]
+    target = Path(path).expanduser()
+    if target.is_dir():
+        files = [file for file in sorted(target.iterdir()) if not file.name.startswith(".")]
+        shards = [file for file in files if file.name.lower().endswith(SHARD_SUFFIXES)]
+    elif target.exists():
+        shards = [target]
     else:
-        shards = [file for each in _expand_ranges(str(whole)) for file in _expand_stars(Path(each))]
+        patterns = map(Path, _expand_ranges(str(target)))
+        shards = [file for pattern in patterns for file in _expand_stars(pattern)]
     if not shards:
         raise BadData(f"No shards at {path}: give a folder of .tar files or a pattern of them.")
     for shard in shards:
@@ -216,19 +228,19 @@ def _find_shards(path: str) -> list[Path]:
 
 
 def _expand_ranges(pattern: str) -> Iterator[str]:
-    """The pattern with each number of its ranges, in order, as long as the first is written."""
+    """Yields the pattern with every number of its {000..123} ranges, zeros in front included."""
     match = RANGE_PATTERN.search(pattern)
     if match is None:
         yield pattern
         return
     first, last = match.groups()
     for number in range(int(first), int(last) + 1):
-        written = str(number).zfill(len(first))
-        yield from _expand_ranges(pattern[: match.start()] + written + pattern[match.end() :])
+        digits = str(number).zfill(len(first))
+        yield from _expand_ranges(pattern[: match.start()] + digits + pattern[match.end() :])
 
 
 def _expand_stars(pattern: Path) -> list[Path]:
-    """The files that a pattern with stars fits, sorted; a name without stars as it is."""
+    """Lists the files that match a pattern, sorted; a name without wildcards is returned as is."""
     if not any(mark in str(pattern) for mark in "*?["):
         return [pattern]
     root = Path(pattern.anchor)
@@ -236,7 +248,7 @@ def _expand_stars(pattern: Path) -> list[Path]:
 
 
 def _read_samples(shard: Path) -> list[ShardSample]:
-    """The samples of one shard, in its order."""
+    """Reads the headers of one shard and lists its samples, in their order."""
     if is_compressed(shard):
         raise BadData(
             f"{shard} is compressed, so no image in it can be read without those before. Unpack "
@@ -253,18 +265,16 @@ def _read_samples(shard: Path) -> list[ShardSample]:
 
 
 def _group_by_key(shard: Path, files: list[Member]) -> dict[str, dict[str, Member]]:
-    """The files of a shard by key and extension."""
+    """Groups the files of a shard by key, and each group by extension."""
     groups: dict[str, dict[str, Member]] = {}
     for file in files:
-        parts = NAME_PATTERN.fullmatch(file.name)
-        if parts is None:
+        match = NAME_PATTERN.fullmatch(file.name)
+        if match is None:
             continue
-        key, extension = parts[1], parts[2].lower()
+        key, extension = match[1], match[2].lower()
         group = groups.setdefault(key, {})
-        doubled = extension in group or (
-            extension in IMAGE_EXTENSIONS and group.keys() & set(IMAGE_EXTENSIONS)
-        )
-        if doubled:
+        has_image = bool(group.keys() & set(IMAGE_EXTENSIONS))
+        if extension in group or (extension in IMAGE_EXTENSIONS and has_image):
             raise BadData(
                 f"{shard} has two files {key}.{extension}, or two images of that key: the second "
                 f"is {file.name}. A key names one sample; write the shard again."
@@ -274,7 +284,7 @@ def _group_by_key(shard: Path, files: list[Member]) -> dict[str, dict[str, Membe
 
 
 def _make_sample(shard: Path, key: str, group: dict[str, Member]) -> ShardSample | None:
-    """The image and the label of a key; None where it has neither."""
+    """Makes a sample from the files of a key; None if neither an image nor a label is there."""
     label = _read_label(shard, group)
     for extension in IMAGE_EXTENSIONS:
         if extension in group:
@@ -284,7 +294,7 @@ def _make_sample(shard: Path, key: str, group: dict[str, Member]) -> ShardSample
 
 
 def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
-    """The label in `key.cls`, or else the one in `key.json`; None where there is none."""
+    """Reads the label from `key.cls`, or else from `key.json`; None if there is no label."""
     for extension in LABEL_EXTENSIONS:
         if extension not in group:
             continue
@@ -293,8 +303,8 @@ def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
         try:
             if extension == "cls":
                 label = int(text)
-            elif "label" in (held := json.loads(text)):
-                label = held["label"]
+            elif "label" in (entries := json.loads(text)):
+                label = entries["label"]
             else:
                 continue
         except (ValueError, TypeError) as error:
@@ -306,20 +316,20 @@ def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
 
 
 def _label_error(shard: Path, name: str, text: bytes) -> BadData:
-    """The error for what is no label."""
+    """Makes the error for a file that holds no valid label."""
     return BadData(
         f"{name} in {shard} holds {text[:40]!r}; a label is a whole number from 0: as text in "
         'key.cls, or as "label" in key.json.'
     )
 
 
-def _collect_labels(found: list[ShardSample], path: str | Path) -> npt.NDArray[np.int64]:
-    """The label of each sample, or none at all."""
-    bare = [each.name for each in found if each.label is None]
-    if bare and len(bare) < len(found):
+def _collect_labels(samples: list[ShardSample], path: str | Path) -> npt.NDArray[np.int64]:
+    """Returns the labels of all samples, or an empty array; refuses labels on some of them only."""
+    unlabelled = [sample.name for sample in samples if sample.label is None]
+    if unlabelled and len(unlabelled) < len(samples):
         raise BadData(
-            f"{len(bare)} of {len(found)} samples in {path} have no label, such as {bare[0]}. Give "
-            "all of them one (key.cls), or none."
+            f"{len(unlabelled)} of {len(samples)} samples in {path} have no label, such as "
+            f"{unlabelled[0]}. Give all of them one (key.cls), or none."
         )
-    labels = [each.label for each in found if each.label is not None]
+    labels = [sample.label for sample in samples if sample.label is not None]
     return np.array(labels, np.int64)

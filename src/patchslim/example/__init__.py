@@ -1,1 +1,1 @@
-"""Embedded example data and hosts."""
+"""A small example that comes with the package: scenes with digits, and a host trained on them."""

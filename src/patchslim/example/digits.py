@@ -1,4 +1,4 @@
-"""A small embedded example: find and read one handwritten digit in a cluttered scene.
+"""A small example: find and read one handwritten digit in a cluttered scene.
 
 The handwritten digits in ``digits.npz`` are the 8x8 images scikit-learn ships as
 ``load_digits``, a part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and
@@ -55,7 +55,7 @@ _ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 
 @dataclass(frozen=True)
 class Scenes:
-    """Cluttered scenes with the digit each holds and where it is.
+    """Cluttered scenes, each with one digit, the digit's label and where it is.
 
     ``images`` is uint8 (N, 96, 96, 3), ``labels`` int64 (N,), and ``boxes`` int64 (N, 4):
     left, top, right, bottom of the digit's ink in pixels, right and bottom exclusive.
@@ -68,12 +68,12 @@ class Scenes:
     sources: Ints
 
     def __len__(self) -> int:
-        """Return the number of scenes."""
+        """The number of scenes."""
         return len(self.labels)
 
 
 def scenes(split: Split, count: int, seed: int = 0) -> Scenes:
-    """Return the first ``count`` scenes of a split's endless sequence for ``seed``.
+    """Returns the first ``count`` scenes of a split's endless sequence for ``seed``.
 
     Scene ``i`` depends on ``(split, seed, i)`` alone, never on ``count``, and the digits of
     the two splits are different handwritten digits.
@@ -82,7 +82,7 @@ def scenes(split: Split, count: int, seed: int = 0) -> Scenes:
 
 
 def scenes_at(split: Split, indices: range, seed: int = 0) -> Scenes:
-    """Return the scenes of a split at the given places of its sequence."""
+    """Returns the scenes at the given indices of a split's sequence."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     if len(indices) and min(indices) < 0:
@@ -97,18 +97,18 @@ def scenes_at(split: Split, indices: range, seed: int = 0) -> Scenes:
 
 
 def handwritten_digits() -> tuple[Bytes, Ints]:
-    """Return the 1797 handwritten digits, uint8 0..16 (1797, 8, 8), and their labels."""
+    """Returns the 1797 handwritten digits, uint8 0..16 (1797, 8, 8), and their labels."""
     images, labels = _load_digits()
     return images.copy(), labels.copy()
 
 
 def digit_indices(split: Split) -> Ints:
-    """Return which of the handwritten digits the scenes of a split are made from."""
+    """Returns which of the handwritten digits the scenes of a split are made from."""
     return np.sort(np.concatenate(_indices_by_class(split)))
 
 
 def normalise(images: Bytes | torch.Tensor) -> torch.Tensor:
-    """Return uint8 (N, 96, 96, 3) images as the float NCHW tensor the host expects."""
+    """Returns uint8 (N, 96, 96, 3) images as the float NCHW tensor the host expects."""
     pixels = torch.as_tensor(images).permute(0, 3, 1, 2).to(torch.float32)
     mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1)
@@ -116,10 +116,10 @@ def normalise(images: Bytes | torch.Tensor) -> torch.Tensor:
 
 
 def untrained_host(depth: int = ARCHITECTURE["depth"]) -> VisionTransformer:
-    """Return the example's vision transformer with random weights."""
+    """Returns the example's vision transformer with random weights."""
     import timm
 
-    # By timm's own factory, which keeps the arguments, so that a saved model can be rebuilt.
+    # timm's own factory keeps the arguments, so that a saved model can be rebuilt from its recipe.
     model: VisionTransformer = timm.create_model(BUILT_FROM, **{**ARCHITECTURE, "depth": depth})
     model.pretrained_cfg = {
         "architecture": BUILT_FROM,
@@ -135,7 +135,7 @@ def untrained_host(depth: int = ARCHITECTURE["depth"]) -> VisionTransformer:
 
 
 def host() -> VisionTransformer:
-    """Return the trained vision transformer of the example in evaluation mode."""
+    """Returns the trained vision transformer of the example in evaluation mode."""
     from safetensors.torch import load
 
     stored = _read_resource("digits_vit.safetensors")
@@ -148,26 +148,26 @@ def host() -> VisionTransformer:
 
 
 def host_record() -> dict[str, Any]:
-    """Return the record of how the trained weights came to be."""
+    """Returns the record of how the weights were trained."""
     record: dict[str, Any] = json.loads(_read_resource("digits_vit.json"))
     return record
 
 
 def _read_resource(name: str) -> bytes:
-    """Return the content of a file stored beside this module."""
+    """Reads a file that lies beside this module."""
     return (files("patchslim.example") / name).read_bytes()
 
 
 @cache
 def _load_digits() -> tuple[Bytes, Ints]:
-    """Return the stored digits and labels, shared by all callers."""
+    """Loads the stored digits and labels, which all callers share."""
     with np.load(BytesIO(_read_resource("digits.npz")), allow_pickle=False) as stored:
         return stored["images"].astype(np.uint8), stored["labels"].astype(np.int64)
 
 
 @cache
 def _indices_by_class(split: Split) -> tuple[Ints, ...]:
-    """Return for every class the handwritten digits that belong to a split."""
+    """Returns for every class the indices of the handwritten digits in a split."""
     labels = _load_digits()[1]
     rng = np.random.default_rng(1797)
     chosen = []
@@ -180,7 +180,7 @@ def _indices_by_class(split: Split) -> tuple[Ints, ...]:
 
 @cache
 def _enlarging_matrix() -> Floats:
-    """Return the (80, 10) matrix that enlarges a bordered digit along one axis."""
+    """Returns the (80, 10) matrix that enlarges a bordered digit along one axis."""
     centres = (np.arange(_ENLARGED_SIDE, dtype=np.float32) + 0.5) * _CELLS / _ENLARGED_SIDE - 0.5
     away = np.abs(centres[:, None] - np.arange(_CELLS, dtype=np.float32)[None, :])
     # Catmull-Rom: it keeps the strokes of an 8x8 digit crisper than linear interpolation.
@@ -192,15 +192,15 @@ def _enlarging_matrix() -> Floats:
 
 @cache
 def _texture_basis() -> Floats:
-    """Return the (96, 6) matrix that spreads a coarse random grid over the image."""
-    places = np.linspace(0.0, 5.0, SIDE, dtype=np.float32)
-    away = np.abs(places[:, None] - np.arange(6, dtype=np.float32)[None, :])
+    """Returns the (96, 6) matrix that spreads a coarse random grid over the image."""
+    pixels = np.linspace(0.0, 5.0, SIDE, dtype=np.float32)
+    away = np.abs(pixels[:, None] - np.arange(6, dtype=np.float32)[None, :])
     basis: Floats = np.clip(1.0 - away, 0.0, 1.0).astype(np.float32)
     return basis
 
 
 def _enlarge_digit(index: int) -> Floats:
-    """Return a handwritten digit enlarged to (80, 80), ink between 0 and 1."""
+    """Returns a handwritten digit enlarged to (80, 80), ink between 0 and 1."""
     bordered = np.zeros((_CELLS, _CELLS), np.float32)
     bordered[1:-1, 1:-1] = _load_digits()[0][index] / np.float32(16.0)
     enlarger = _enlarging_matrix()
@@ -210,7 +210,7 @@ def _enlarge_digit(index: int) -> Floats:
 
 
 def _draw_scene(rng: np.random.Generator, split: Split) -> tuple[Bytes, Ints, int]:
-    """Return one scene's image, its digit's box, and which handwritten digit it shows."""
+    """Returns one scene's image, its digit's box, and which handwritten digit it shows."""
     ground = rng.uniform(0.0, 0.65, 3).astype(np.float32)
     canvas = _background(rng, ground)
     size = float(rng.uniform(28.0, 44.0))
@@ -230,7 +230,7 @@ def _draw_scene(rng: np.random.Generator, split: Split) -> tuple[Bytes, Ints, in
 
 
 def _background(rng: np.random.Generator, ground: Floats) -> Floats:
-    """Return a (96, 96, 3) ground with a colour gradient and a soft texture."""
+    """Returns a (96, 96, 3) ground with a colour gradient and a soft texture."""
     angle = float(rng.uniform(0.0, 2.0 * math.pi))
     along = (_COLUMNS * math.cos(angle) + _ROWS * math.sin(angle)) / SIDE
     slope = rng.uniform(-0.2, 0.2, 3).astype(np.float32)
@@ -244,7 +244,7 @@ def _background(rng: np.random.Generator, ground: Floats) -> Floats:
 def _draw_clutter(
     rng: np.random.Generator, canvas: Floats, ground: Floats, digit_centre: Any, size: float
 ) -> None:
-    """Return nothing; draw one stroke, arc, blob or digit fragment on the canvas."""
+    """Draws one stroke, arc, blob or digit fragment on the canvas."""
     centre = rng.uniform(0.0, SIDE, 2)
     kind = int(rng.integers(4))
     reach = float(rng.uniform(7.0, 14.0))
@@ -265,7 +265,7 @@ def _draw_clutter(
 
 
 def _stroke(across: Floats, down: Floats, reach: float, turn: float, width: float) -> Floats:
-    """Return the ink of a straight stroke through the window's centre."""
+    """Returns the ink of a straight stroke through the window's centre."""
     along = across * math.cos(turn) + down * math.sin(turn)
     aside = down * math.cos(turn) - across * math.sin(turn)
     beyond = np.maximum(np.abs(along) - reach, 0.0)
@@ -273,7 +273,7 @@ def _stroke(across: Floats, down: Floats, reach: float, turn: float, width: floa
 
 
 def _arc(across: Floats, down: Floats, reach: float, turn: float, width: float) -> Floats:
-    """Return the ink of an arc of a circle about the window's centre."""
+    """Returns the ink of an arc of a circle about the window's centre."""
     radius = np.hypot(across, down)
     # Less than half of the circle: a closed ring would be a readable zero.
     facing = across * math.cos(turn) + down * math.sin(turn) > 0.3 * radius
@@ -282,7 +282,7 @@ def _arc(across: Floats, down: Floats, reach: float, turn: float, width: float) 
 
 
 def _blob(across: Floats, down: Floats, reach: float, turn: float, width: float) -> Floats:
-    """Return the ink of a soft ellipse."""
+    """Returns the ink of a soft ellipse."""
     along = across * math.cos(turn) + down * math.sin(turn)
     aside = down * math.cos(turn) - across * math.sin(turn)
     radius = np.hypot(along / reach, aside / (0.2 * reach * width))
@@ -292,19 +292,19 @@ def _blob(across: Floats, down: Floats, reach: float, turn: float, width: float)
 def _fragment(
     rng: np.random.Generator, centre: Any, reach: float, turn: float
 ) -> tuple[tuple[slice, slice], Floats]:
-    """Return where a torn-off piece of a training digit lies and its ink."""
+    """Returns where a piece torn off a training digit lies, and its ink."""
     # Half of a one still reads as a one, so ones are never torn.
     label = int(rng.choice((0, 2, 3, 4, 5, 6, 7, 8, 9)))
     members = _indices_by_class("train")[label]
     digit = _enlarge_digit(int(members[rng.integers(len(members))]))
-    place = (np.arange(_ENLARGED_SIDE, dtype=np.float32) - 0.5 * _ENLARGED_SIDE) / _ENLARGED_SIDE
+    offset = (np.arange(_ENLARGED_SIDE, dtype=np.float32) - 0.5 * _ENLARGED_SIDE) / _ENLARGED_SIDE
     angle = float(rng.uniform(-math.pi, math.pi))
-    side = place[None, :] * math.cos(angle) + place[:, None] * math.sin(angle)
+    side = offset[None, :] * math.cos(angle) + offset[:, None] * math.sin(angle)
     return _place_digit(digit * (side > 0.08), centre, 2.2 * reach, turn, 1.0)
 
 
 def _ink_colour(rng: np.random.Generator, ground: Floats) -> Floats:
-    """Return a colour for the digit, always lighter than the ground."""
+    """Returns a colour for the digit, always lighter than the ground."""
     tint = rng.uniform(-0.2, 0.2, 3)
     colour = float(ground.mean()) + float(rng.uniform(0.4, 0.75)) + tint - tint.mean()
     visible: Floats = np.clip(colour, 0.0, 1.0).astype(np.float32)
@@ -312,21 +312,21 @@ def _ink_colour(rng: np.random.Generator, ground: Floats) -> Floats:
 
 
 def _window(centre: Any, reach: float) -> tuple[slice, slice]:
-    """Return the rows and columns of the image within ``reach`` of a place."""
-    left, top = (max(0, math.floor(float(place) - reach)) for place in centre)
-    right, bottom = (min(SIDE, math.ceil(float(place) + reach) + 1) for place in centre)
+    """Returns the rows and columns of the image within ``reach`` of a point."""
+    left, top = (max(0, math.floor(float(middle) - reach)) for middle in centre)
+    right, bottom = (min(SIDE, math.ceil(float(middle) + reach) + 1) for middle in centre)
     return slice(top, bottom), slice(left, right)
 
 
 def _offsets(window: tuple[slice, slice], centre: Any) -> tuple[Floats, Floats]:
-    """Return how far right of and below a place each pixel of a window is."""
+    """Returns how far right of and below a place each pixel of a window is."""
     return _COLUMNS[window] - np.float32(centre[0]), _ROWS[window] - np.float32(centre[1])
 
 
 def _place_digit(
     digit: Floats, centre: Any, size: float, turn: float, stretch: float
 ) -> tuple[tuple[slice, slice], Floats]:
-    """Return where an enlarged digit lies once turned and scaled, and its ink there."""
+    """Returns where an enlarged digit lies after turning and scaling, and its ink there."""
     bordered = size * _CELLS / (_CELLS - 2)
     window = _window(centre, 0.66 * bordered)
     across, down = _offsets(window, centre)
@@ -340,12 +340,12 @@ def _place_digit(
 
 
 def _blend(canvas: Floats, window: tuple[slice, slice], ink: Floats, colour: Floats) -> None:
-    """Return nothing; lay ink of one colour over a window of the canvas."""
+    """Lays ink of one colour over a window of the canvas."""
     canvas[window] += ink[:, :, None] * (colour - canvas[window])
 
 
 def _ink_box(window: tuple[slice, slice], ink: Floats) -> Ints:
-    """Return left, top, right, bottom of the visible ink of a window."""
+    """Returns left, top, right, bottom of the visible ink of a window."""
     visible = ink > 0.3
     rows = np.flatnonzero(visible.any(axis=1)) + window[0].start
     columns = np.flatnonzero(visible.any(axis=0)) + window[1].start

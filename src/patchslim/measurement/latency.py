@@ -19,10 +19,10 @@ def latency(
     *,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each model, one entry a round.
+    """Returns the seconds that each model took in each round.
 
-    Every round calls each model once, in an order that moves on by one from round to round, so
-    that what else the machine does falls on all of them alike.
+    Every round calls each model once, and the order moves on by one from round to round. So
+    whatever else the machine does slows all models alike. The `warmup` rounds are not counted.
     """
     wait: Callable[[], object] = torch.cuda.synchronize if images.is_cuda else (lambda: None)
     names = list(models)
@@ -30,14 +30,14 @@ def latency(
     with torch.inference_mode():
         for number in range(-warmup, repeats):
             if progress is not None:
-                what = f"round {number + 1}/{repeats}" if number >= 0 else "warming up"
-                progress(f"timing {len(names)} models: {what}")
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
+                stage = f"round {number + 1}/{repeats}" if number >= 0 else "warming up"
+                progress(f"timing {len(names)} models: {stage}")
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
                 wait()
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 models[name](images)
                 wait()
                 if number >= 0:
-                    seconds[name].append(time.perf_counter() - begun)
+                    seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -1,4 +1,4 @@
-"""Peak memory of one call: what PyTorch's allocators give out while it runs."""
+"""Measures the peak memory of one call, as PyTorch's allocators see it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that are allocated during `call` and live at one time.
+    """Returns the most bytes that tensors made during `call` hold at one time.
 
-    What was there before, such as weights and the images, is not counted; nor is scratch space
-    that kernels take without PyTorch's allocator.
+    Memory that was held before, by weights and images, is not counted. Nor is scratch space that
+    kernels take without PyTorch's allocator.
     """
     if torch.cuda.is_initialized():
         peak = _cuda_peak(call)
@@ -32,7 +32,7 @@ def peak_memory(call: Callable[[], object]) -> int:
 
 
 def _cuda_peak(call: Callable[[], object]) -> int:
-    """Peak bytes of all CUDA devices above what they hold now."""
+    """Returns the peak bytes on all CUDA devices, less what they held before."""
     devices = range(torch.cuda.device_count())
     for device in devices:
         torch.cuda.synchronize(device)
@@ -44,7 +44,7 @@ def _cuda_peak(call: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def _quiet_profiler() -> Iterator[None]:
-    """Keeps the profiler's own log off the terminal; its level is read from the environment."""
+    """Keeps the profiler's log off the terminal; its level can be set in the environment only."""
     name = "KINETO_LOG_LEVEL"
     before = os.environ.get(name)
     os.environ.setdefault(name, "99")

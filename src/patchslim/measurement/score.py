@@ -1,7 +1,7 @@
-"""Scores: how the answers of models compare with the labels and with those of the dense model.
+"""Scores models: compares their answers with the labels and with the dense model's answers.
 
-It knows models as calls that give logits, and refuses images and answers that no score can mean
-anything for. It does not know what a token is.
+A model is any function from images to logits here; what a token is, this file does not know.
+Images and answers for which no score would mean anything (NaN, say) are refused.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Batch = tuple[Tensor, Tensor | None]
 Forward = Callable[[Tensor], Tensor]
 Progress = Callable[[str], object]
 PROGRESS_INTERVAL = 0.5  # seconds between two lines of progress
-TOP_K = 5  # answers among which top-5 accuracy looks for the label
-ECE_BINS = 15  # of the expected calibration error, as most papers have it
+TOP_K = 5
+ECE_BINS = 15  # of the expected calibration error, as in most papers
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of one model's answers; what needs labels is None where there were none."""
+    """The scores of one model; those that need labels are None without labels."""
 
     images: int
     accuracy: Estimate | None
@@ -39,7 +39,7 @@ class Score:
 
 @dataclass
 class Tally:
-    """One number an image for each score, gathered batch by batch."""
+    """Collects one number per image for each score, batch by batch."""
 
     correct: list[Tensor] = field(default_factory=list)
     in_top5: list[Tensor] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, logits: Tensor, dense: Tensor, labels: Tensor | None) -> None:
-        """Takes the answers to one batch in."""
+        """Adds the answers to one batch."""
         answer = logits.argmax(dim=1)
         self.agrees.append(answer == dense.argmax(dim=1))
         self.kl.append(kl_divergence(dense, logits))
@@ -60,40 +60,44 @@ class Tally:
                 self.in_top5.append(is_in_top5(logits, labels))
 
     def score(self, dense: Tally) -> Score:
-        """The means over all images; the dense model agrees with itself by definition."""
-        same = torch.cat(self.agrees)
-        itself = dense is self
+        """Computes the scores over all images; the dense model agrees with itself by definition."""
+        agrees = torch.cat(self.agrees)
+        is_dense = dense is self
         change = None
-        if self.correct and not itself:
-            # Paired by image: most images are hard or easy for both models, and tell nothing.
-            apart = torch.cat(self.correct).double() - torch.cat(dense.correct).double()
-            change = Estimate.mean(apart)
+        if self.correct and not is_dense:
+            # Paired by image: most images are easy for both models, or hard for both, and cancel.
+            difference = torch.cat(self.correct).double() - torch.cat(dense.correct).double()
+            change = Estimate.mean(difference)
         return Score(
-            images=len(same),
+            images=len(agrees),
             accuracy=Estimate.share(torch.cat(self.correct)) if self.correct else None,
             change=change,
             top5=Estimate.share(torch.cat(self.in_top5)) if self.in_top5 else None,
             ece=expected_calibration_error(torch.cat(self.confidence), torch.cat(self.correct))
             if self.correct
             else None,
-            agreement=Estimate(1.0, None) if itself else Estimate.share(same),
-            kl=Estimate(0.0, None) if itself else Estimate.mean(torch.cat(self.kl)),
+            agreement=Estimate(1.0, None) if is_dense else Estimate.share(agrees),
+            kl=Estimate(0.0, None) if is_dense else Estimate.mean(torch.cat(self.kl)),
         )
 
 
 def score(
-    runs: Mapping[str, Forward], batches: Iterable[Batch], *, total: int | None, say: Progress
+    forwards: Mapping[str, Forward],
+    batches: Iterable[Batch],
+    *,
+    total: int | None,
+    progress: Progress,
 ) -> dict[str, Score]:
-    """The score of each of `runs`, among which "dense" is what the others are compared with.
+    """Scores each of `forwards`; the one named "dense" is what the others are compared with.
 
     Args:
-        runs: calls from images to logits, by name.
-        batches: images and labels, read once; every run sees a batch before the next is read.
-        total: how many images there will be, where that is known.
-        say: is called with one line of progress at a time.
+        forwards: functions from images to logits, by name.
+        batches: images and labels, read once; all models see a batch before the next is read.
+        total: how many images there will be, if that is known.
+        progress: is called with one line of text at a time.
     """
-    tallies = {name: Tally() for name in runs}
-    seen, said = 0, 0.0
+    tallies = {name: Tally() for name in forwards}
+    seen, shown = 0, 0.0
     before: Batch | None = None
     for number, batch in enumerate(batches):
         images, labels = check_batch(batch, number)
@@ -101,15 +105,15 @@ def score(
         before = (images[:1], labels)
         seen += len(images)
         answers: dict[str, Tensor] = {}
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            answers[name] = run(images).cpu()
-            tallies[name].seconds += time.perf_counter() - begun
-            if time.monotonic() - said > PROGRESS_INTERVAL or seen == total:
-                said = time.monotonic()
+        for name, forward in forwards.items():
+            start = time.perf_counter()
+            answers[name] = forward(images).cpu()
+            tallies[name].seconds += time.perf_counter() - start
+            if time.monotonic() - shown > PROGRESS_INTERVAL or seen == total:
+                shown = time.monotonic()
                 rate = seen / max(tallies[name].seconds, 1e-9)
                 of = "" if total is None else f"/{total}"
-                say(f"{name}: {seen}{of} images, {rate:.0f} img/s")
+                progress(f"{name}: {seen}{of} images, {rate:.0f} img/s")
         _check_answers(answers, labels, number)
         for name, logits in answers.items():
             tallies[name].add(logits, answers["dense"], None if labels is None else labels.cpu())
@@ -117,31 +121,32 @@ def score(
 
 
 def kl_divergence(dense: Tensor, slim: Tensor) -> Tensor:
-    """KL(dense || slim) in nats of each image, between the softmax of logits (B, C)."""
+    """Returns KL(dense || slim) of each image in nats, from logits (B, C)."""
     p, q = (logits.double().log_softmax(dim=1) for logits in (dense, slim))
     return (p.exp() * (p - q)).sum(dim=1).clamp(min=0)
 
 
 def is_in_top5(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the label is among the FIRST answers; of equal ones, lower classes come first."""
+    """Whether each label is among the first TOP_K answers; of equal logits the lower class wins."""
     order = logits.argsort(dim=1, descending=True, stable=True)
     return (order[:, :TOP_K] == labels[:, None]).any(dim=1)
 
 
-def expected_calibration_error(sure: Tensor, right: Tensor) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): how far certainty is from accuracy.
+def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Returns the expected calibration error (Guo et al. 2017, eq. 3).
 
-    The images are binned by the probability `sure` (N,) of their answer, in BINS bins of equal
-    width, closed at the top. In each bin the share of `right` (N,) answers is compared with the
-    mean probability; the result is the mean of these gaps over images.
+    Images are put into ECE_BINS bins of equal width by the probability of their answer,
+    `confidence` (N,); a bin includes its upper end. In each bin the share of `correct` (N,)
+    answers is compared with the mean confidence. The result is the mean of these gaps over images.
     """
-    place = (sure * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
-    gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add(0, place, right.double() - sure)
-    return float(gaps.abs().sum() / len(sure))
+    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, correct.double() - confidence)
+    return float(gaps.abs().sum() / len(confidence))
 
 
 def check_batch(batch: object, number: int) -> Batch:
-    """The batch as images and labels; refused where it is no such pair, is empty or holds NaN."""
+    """Returns images and labels of a batch; refuses one that is no pair, is empty or has NaN."""
     pair = batch if isinstance(batch, Sequence) and len(batch) == 2 else (batch, None)
     images, labels = pair
     if not isinstance(images, Tensor) or pair is not batch:
@@ -151,17 +156,17 @@ def check_batch(batch: object, number: int) -> Batch:
         )
     if images.ndim == 0 or not len(images):
         raise BadData(f"Batch {number} holds no images.")
-    place = _first_nonfinite(images)
-    if place is not None:
+    index = _first_nonfinite(images)
+    if index is not None:
         raise WrongInput(
-            f"Image {place} of batch {number} has NaN or infinite pixels. Look at how it is "
+            f"Image {index} of batch {number} has NaN or infinite pixels. Look at how it is "
             "decoded and normalised (a standard deviation of zero?)."
         )
     return images, None if labels is None else torch.as_tensor(labels)
 
 
 def _check_same_kind(before: Batch | None, now: Batch, number: int) -> None:
-    """Refuses images of another size than before, and labels that come and go."""
+    """Refuses images of another size than before, and labels in some batches only."""
     if before is None:
         return
     if before[0].shape[1:] != now[0].shape[1:]:
@@ -174,7 +179,7 @@ def _check_same_kind(before: Batch | None, now: Batch, number: int) -> None:
 
 
 def _check_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number: int) -> None:
-    """Refuses logits that are no class scores or not finite, and labels that do not fit them."""
+    """Refuses answers that are not finite class scores, and labels that do not fit them."""
     dense = answers["dense"]
     if dense.ndim != 2:
         raise UnsupportedModel(
@@ -182,10 +187,10 @@ def _check_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number:
             "there is nothing to score. Measure it without images to get its costs."
         )
     for name, logits in {"dense": dense, **answers}.items():
-        place = _first_nonfinite(logits)
-        if place is not None:
+        index = _first_nonfinite(logits)
+        if index is not None:
             raise WrongInput(
-                f"{name} answers image {place} of batch {number} with NaN or infinite logits. "
+                f"{name} answers image {index} of batch {number} with NaN or infinite logits. "
                 f"Its weights may be broken, or overflow in {logits.dtype}: try float32."
             )
     if labels is None:
@@ -204,6 +209,6 @@ def _check_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number:
 
 
 def _first_nonfinite(values: Tensor) -> int | None:
-    """The first image that has a value that is not finite, or None."""
+    """Returns the index of the first image with NaN or an infinite value, or None."""
     bad = ~values.isfinite().flatten(1).all(dim=1)
     return int(bad.int().argmax()) if bad.any() else None

@@ -1,6 +1,6 @@
-"""The charts of a report: answers over cost, and measured speed over what operations promise.
+"""Draws the charts of a report: accuracy and KL over cost, measured over promised speed-up.
 
-It knows what rows mean, and leaves how to draw to `chart`.
+This file knows what the rows of a report mean; `svg` knows how to draw points and axes.
 """
 
 from __future__ import annotations
@@ -30,25 +30,31 @@ SPEED_CAPTION = (
 
 
 def group_by_method(report: Report) -> dict[str, list[Row]]:
-    """The rows of each method in order of cost; of `random` its own budgets, where it has any."""
-    found: dict[str, list[Row]] = {row.method: [] for row in report.rows[1:]}
+    """Groups the rows below the dense one by method, the most expensive row first.
+
+    `random` comes last. If it was measured at budgets of its own, only those rows are in its
+    group, and not the rows at the counts of other methods.
+    """
+    groups: dict[str, list[Row]] = {row.method: [] for row in report.rows[1:]}
     for row in sorted(report.rows[1:], key=lambda row: -row.macs):
-        found[row.method].append(row)
-    lots = found.pop("random", [])
-    own = [row for row in lots if not row.name.startswith("random/")]
-    return {**found, "random": own or lots} if lots else found
+        groups[row.method].append(row)
+    random_rows = groups.pop("random", [])
+    if not random_rows:
+        return groups
+    own = [row for row in random_rows if not row.name.startswith("random/")]
+    return {**groups, "random": own or random_rows}
 
 
 def draw_charts(report: Report, curves: Curves) -> str:
-    """A legend and the charts there are numbers for, as HTML; empty where there are none."""
-    drawn = [
+    """Returns a legend and every chart that has numbers, as HTML; an empty string if none has."""
+    charts = [
         (_accuracy_chart(report, curves), ACCURACY_CAPTION),
         (_kl_chart(report, curves), KL_CAPTION),
         (_speed_chart(report, curves), SPEED_CAPTION),
     ]
     figures = [
         f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-        for svg, caption in drawn
+        for svg, caption in charts
         if svg
     ]
     if not figures:
@@ -57,69 +63,64 @@ def draw_charts(report: Report, curves: Curves) -> str:
 
 
 def _styles(curves: Curves) -> dict[str, str]:
-    """A CSS class for each line: a colour each, and grey for `random`."""
+    """Assigns a CSS class to each line: a colour of its own, and grey for `random`."""
     return {name: "rand" if name == "random" else f"c{n % 8}" for n, name in enumerate(curves)}
 
 
 def _legend(report: Report, curves: Curves) -> str:
-    """The names of the lines with their markers."""
+    """Lists the names of the lines with their markers."""
     entries = [("dense", "dense"), *_styles(curves).items()]
     if _unjoined_random(report, curves):
-        entries.append(("random, at a method's counts", "lots"))
-    keys = [
+        entries.append(("random, at a method's counts", "scattered"))
+    labels = [
         f'<span><svg class="key" viewBox="0 0 16 16">{marker(style, 8, 8, name)}</svg>'
         f"{escape(name)}</span>"
         for name, style in entries
     ]
-    return f'<p class="legend">{"".join(keys)}</p>'
+    return f'<p class="legend">{"".join(labels)}</p>'
 
 
 def _unjoined_random(report: Report, curves: Curves) -> list[Row]:
-    """The rows of `random` that are on no line."""
+    """Finds the rows of `random` that no line runs through."""
     shown = {row.name for rows in curves.values() for row in rows}
     return [row for row in report.rows if row.method == "random" and row.name not in shown]
 
 
 def _make_lines(
-    report: Report, curves: Curves, place: ToPoint, *, joined: bool = True
+    report: Report, curves: Curves, to_point: ToPoint, *, joined: bool = True
 ) -> list[Line]:
-    """The rows that have a place: random's loose ones, one line a curve, and dense on top."""
+    """Turns rows into lines, in the order in which they are drawn: the last one is on top.
 
-    def line(style: str, rows: Sequence[Row], *, through: bool) -> Line:
-        placed = tuple(point for point in map(place, rows) if point is not None)
-        return Line(style, placed, joined=through)
+    First come the rows of `random` that no line joins, then one line for each curve, then the
+    dense model. Rows for which `to_point` returns None are left out.
+    """
 
-    # Every method is the dense model while nothing is removed, so its line starts there.
+    def make_line(style: str, rows: Sequence[Row], *, connect: bool) -> Line:
+        points = tuple(point for point in map(to_point, rows) if point is not None)
+        return Line(style, points, joined=connect)
+
+    # A method that removes nothing is the dense model, so its line starts there.
     start = [report.dense] if joined else []
-    lines = [line("lots", _unjoined_random(report, curves), through=False)]
+    lines = [make_line("scattered", _unjoined_random(report, curves), connect=False)]
     styles = _styles(curves)
-    beneath_first = sorted(styles, key=lambda name: styles[name] != "rand")
-    lines += [line(styles[name], [*start, *curves[name]], through=joined) for name in beneath_first]
-    return [*lines, line("dense", [report.dense], through=False)]
-
-
-def _all_points(lines: Sequence[Line]) -> list[Point]:
-    """All points of all lines."""
-    return [point for line in lines for point in line.points]
+    # `random` is drawn first, so that it covers no other line.
+    names = sorted(styles, key=lambda name: styles[name] != "rand")
+    lines += [make_line(styles[name], [*start, *curves[name]], connect=joined) for name in names]
+    return [*lines, make_line("dense", [report.dense], connect=False)]
 
 
 def _y_values(lines: Sequence[Line]) -> list[float]:
-    """How high all points and their error bars reach."""
-    every = [(point.low, point.y, point.high) for point in _all_points(lines)]
-    return [height for heights in every for height in heights if height is not None]
-
-
-def _shift_line(line: Line, across: float) -> Line:
-    """The line with all its points a little to the right."""
-    points = tuple(replace(point, x=point.x + across) for point in line.points)
-    return replace(line, points=points)
+    """Collects the heights of all points and of the ends of their error bars."""
+    points = [point for line in lines for point in line.points]
+    heights = [height for point in points for height in (point.low, point.y, point.high)]
+    return [height for height in heights if height is not None]
 
 
 def _accuracy_chart(report: Report, curves: Curves) -> str:
-    """Accuracy over cost; agreement where there were no labels."""
+    """Draws accuracy over cost; agreement with the dense model if there were no labels."""
     name = "accuracy" if report.dense.accuracy is not None else "agreement"
 
-    def place(row: Row) -> Point | None:
+    def to_point(row: Row) -> Point | None:
         share = row.accuracy if name == "accuracy" else row.agreement
         if share is None:
             return None
@@ -127,10 +128,10 @@ def _accuracy_chart(report: Report, curves: Curves) -> str:
         label = f"{row.name}: {share.value:.1%} at {row.macs_share:.0%} of the operations"
         return Point(row.macs_share, share.value, share.value - error, share.value + error, label)
 
-    start = place(report.dense)
+    start = to_point(report.dense)
     if start is None:
         return ""
-    lines = _make_lines(report, curves, place)
+    lines = _make_lines(report, curves, to_point)
     x = _macs_axis(report)
     y = Axis.linear(f"{name}, %", _y_values(lines), _format_percent)
     level = (Point(x.low, start.y), Point(x.high, start.y))
@@ -138,14 +139,14 @@ def _accuracy_chart(report: Report, curves: Curves) -> str:
 
 
 def _kl_chart(report: Report, curves: Curves) -> str:
-    """KL from the dense model over cost; the dense model itself has no place on a log scale."""
+    """Draws KL over cost, without the dense model: its KL of 0 has no place on a log scale."""
 
-    def place(row: Row) -> Point | None:
+    def to_point(row: Row) -> Point | None:
         if row.kl is None or row.kl.value <= 0:
             return None
         return Point(row.macs_share, row.kl.value, label=f"{row.name}: {row.kl.value:.2g} nats")
 
-    lines = _make_lines(report, curves, place)
+    lines = _make_lines(report, curves, to_point)
     heights = _y_values(lines)
     if not heights:
         return ""
@@ -154,36 +155,39 @@ def _kl_chart(report: Report, curves: Curves) -> str:
 
 
 def _speed_chart(report: Report, curves: Curves) -> str:
-    """Measured speed-up over the speed-up that the operations promise."""
+    """Draws measured speed-up over the speed-up that the saved operations promise."""
 
-    def place(row: Row) -> Point | None:
-        if row.speedup is None:
+    def to_point(row: Row) -> Point | None:
+        speedup = row.speedup
+        if speedup is None:
             return None
-        spread = row.speedup
-        label = f"{row.name}: {spread.median:.2f} times, conversion {row.conversion:.2f}"
-        return Point(1 / row.macs_share, spread.median, spread.low, spread.high, label)
+        label = f"{row.name}: {speedup.median:.2f} times, conversion {row.conversion:.2f}"
+        return Point(1 / row.macs_share, speedup.median, speedup.low, speedup.high, label)
 
-    if place(report.dense) is None:
+    if to_point(report.dense) is None:
         return ""
-    *lines, dense = _make_lines(report, curves, place, joined=False)
-    across = [point.x for point in _all_points([*lines, dense])]
-    x = Axis.linear("dense operations / operations left", across)
-    y = Axis.linear("measured speed-up", [*_y_values(lines), 1.0, max(across)])
-    # Methods meet at the same budgets; side by side their quartiles can be told apart.
+    *lines, dense = _make_lines(report, curves, to_point, joined=False)
+    promised = [point.x for line in [*lines, dense] for point in line.points]
+    x = Axis.linear("dense operations / operations left", promised)
+    y = Axis.linear("measured speed-up", [*_y_values(lines), 1.0, max(promised)])
+    # Several methods have the same budgets. Moved a little apart, their error bars can be seen.
     step = 0.018 * (x.high - x.low)
-    lines = [_shift_line(line, step * (n - (len(lines) - 1) / 2)) for n, line in enumerate(lines)]
-    ideal = (Point(1.0, 1.0), Point(max(across), max(across)))
+    for number, line in enumerate(lines):
+        shift = step * (number - (len(lines) - 1) / 2)
+        points = tuple(replace(point, x=point.x + shift) for point in line.points)
+        lines[number] = replace(line, points=points)
+    ideal = (Point(1.0, 1.0), Point(max(promised), max(promised)))
     return draw_chart(
         "measured speed-up over operations saved", x, y, [*lines, dense], rules=[ideal]
     )
 
 
 def _macs_axis(report: Report) -> Axis:
-    """The share of the dense model's operations, in per cent."""
+    """Makes an axis for the share of the dense model's operations, in per cent."""
     shares = [row.macs_share for row in report.rows]
     return Axis.linear("operations, % of the dense model's", shares, _format_percent)
 
 
 def _format_percent(share: float) -> str:
-    """A share as a tick says it."""
+    """Writes a share in per cent, without the sign."""
     return f"{100 * share:g}"

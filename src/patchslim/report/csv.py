@@ -1,6 +1,6 @@
-"""A report as CSV whose columns are named, scaled and rounded as in timm's own result files.
+"""Writes a report as CSV, with columns named, scaled and rounded as in timm's result files.
 
-So what reads those reads this. It knows nothing of how a number was measured.
+Scripts that read those files read these too. Nothing here knows how a number was measured.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from patchslim.report.provenance import Provenance
 from patchslim.report.row import Estimate, Row
 
 
-def csv_text(rows: Sequence[Row], birth: Provenance, prepared: Preprocessing | None) -> str:
-    """One line a model below the names of the columns; what was not measured is empty.
+def csv_text(rows: Sequence[Row], provenance: Provenance, prepared: Preprocessing | None) -> str:
+    """Returns a line of column names, then one line for each model.
 
-    As in timm's files, accuracies and their complements are percentages, parameters millions and
-    a step is a batch, in milliseconds. So is agreement a percentage.
+    A cell is empty if it was not measured. As in timm's files, accuracies and their errors (100
+    less the accuracy) are in per cent, parameters in millions, and `infer_step_time` is the
+    milliseconds of a batch. Agreement is in per cent, too.
     """
-    cells = [_csv_cells(row, birth, prepared) for row in rows]
+    cells = [_csv_cells(row, provenance, prepared) for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(cells[0]), lineterminator="\n")
     writer.writeheader()
@@ -28,9 +29,9 @@ def csv_text(rows: Sequence[Row], birth: Provenance, prepared: Preprocessing | N
     return text.getvalue()
 
 
-def _csv_cells(row: Row, birth: Provenance, prepared: Preprocessing | None) -> dict[str, str]:
-    """The row as text, by the name of the column."""
-    side = "x".join(map(str, dict.fromkeys(birth.image_size)))
+def _csv_cells(row: Row, provenance: Provenance, prepared: Preprocessing | None) -> dict[str, str]:
+    """Writes a row as text, by the name of the column."""
+    side = "x".join(map(str, dict.fromkeys(provenance.image_size)))  # one number for a square
     top1, top1_err = _percentages(row.accuracy)
     top5, top5_err = _percentages(row.top5)
     return {
@@ -47,9 +48,9 @@ def _csv_cells(row: Row, birth: Provenance, prepared: Preprocessing | None) -> d
             row.throughput.median if row.throughput else None, ".2f"
         ),
         "infer_step_time": _format_number(
-            row.latency.median * birth.batch if row.latency else None, ".3f"
+            row.latency.median * provenance.batch if row.latency else None, ".3f"
         ),
-        "infer_batch_size": str(birth.batch),
+        "infer_batch_size": str(provenance.batch),
         "infer_img_size": side,
         "infer_gmacs": _format_number(row.macs / 1e9, ".4g"),
         "agreement": _percentages(row.agreement)[0],
@@ -64,12 +65,12 @@ def _csv_cells(row: Row, birth: Provenance, prepared: Preprocessing | None) -> d
 
 
 def _percentages(share: Estimate | None) -> tuple[str, str]:
-    """A share and what it lacks to all, in percent."""
+    """Writes a share, and what is missing to 1, in per cent."""
     if share is None:
         return "", ""
     return f"{100 * share.value:.3f}", f"{100 * (1 - share.value):.3f}"
 
 
 def _format_number(value: float | None, form: str) -> str:
-    """The number as text; empty where there is none."""
+    """Writes a number; an empty string for None."""
     return "" if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""One HTML file that shows a report: nothing is fetched, nothing runs, it can be mailed.
+"""Renders a report as one HTML file, which fetches nothing, runs no script and can be mailed.
 
 It shows what a `Report` and pictures hold. It measures nothing.
 """
@@ -28,12 +28,12 @@ COLUMN_MEANINGS = (
     "conversion: speed-up times share of MACs; 1 where time falls as operations do",
     "peak megabytes of activations in one forward pass of a batch",
 )
-CLOSE_TO_DENSE = 0.01  # of accuracy or agreement: what the headline still calls close to dense
+CLOSE_TO_DENSE = 0.01  # loss of accuracy or agreement that the headline still calls close
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with the sentence that goes under it."""
+    """A PNG and the caption under it."""
 
     caption: str
     png: bytes
@@ -47,16 +47,17 @@ def render_page(
     intro: str = "",
     notes: Sequence[str] = (),
 ) -> str:
-    """The report as one self-contained HTML file.
+    """Returns the text of a self-contained HTML file that shows the report.
 
     Args:
         report: what was measured.
-        pictures: what survives, in the order to be shown.
-        curves: the rows of each line of the charts, by its name; by method unless given.
-        intro: what was done, in a sentence or two; what the report itself tells unless given.
-        notes: caveats that belong to this very report, one sentence or two each.
+        pictures: which patches survive, in the order in which they are shown.
+        curves: the rows of each line of the charts, by its name; a line for each method by
+            default.
+        intro: what was done, in a sentence or two; by default, what the report itself knows.
+        notes: caveats for this report in particular, a sentence or two each.
     """
-    drawn = draw_charts(report, group_by_method(report) if curves is None else curves)
+    charts = draw_charts(report, group_by_method(report) if curves is None else curves)
     parts = [
         f"<h1>{escape(report.title)}</h1>",
         f"<p>{escape(intro or _intro(report))}</p>",
@@ -66,17 +67,17 @@ def render_page(
         f'<p class="small">{escape(report.column_notes())}</p>',
         _token_counts(report),
     ]
-    if drawn:
-        parts += ["<h2>What it costs, what it wins</h2>", drawn]
+    if charts:
+        parts += ["<h2>What it costs, what it wins</h2>", charts]
     if pictures:
         parts += ["<h2>Which patches survive</h2>", STRIP_LEGEND, *map(_figure, pictures)]
     parts += ["<h2>Read this with care</h2>", _list([*notes, *_caveats(report)])]
-    parts += ["<h2>Birth certificate</h2>", _provenance_list(report)]
+    parts += ["<h2>Where, when and how it was measured</h2>", _provenance_list(report)]
     return PAGE_TEMPLATE.format(title=escape(report.title), style=STYLE, body="\n".join(parts))
 
 
 def headline(report: Report) -> str:
-    """The cheapest model that still answers like the dense one, in a sentence."""
+    """Names the cheapest model that still answers like the dense one, in a sentence."""
     dense = report.dense
     close = [row for row in report.rows[1:] if row.method != "random" and _is_close(row, dense)]
     if dense.agreement is None:
@@ -88,23 +89,23 @@ def headline(report: Report) -> str:
     text += f"with {best.macs_share:.0%} of the operations"
     if best.accuracy is not None and dense.accuracy is not None:
         text += f" and {best.accuracy.value:.1%} read right (dense {dense.accuracy.value:.1%}"
-        other = report.baseline(best)
-        lots = other.accuracy if other else None
-        text += f", random {lots.value:.1%})" if lots else ")"
+        baseline = report.baseline(best)
+        by_chance = baseline.accuracy if baseline else None
+        text += f", random {by_chance.value:.1%})" if by_chance else ")"
     if best.speedup is not None:
         text += f", {best.speedup.median:.2f} times as fast"
     return text + "."
 
 
 def _is_close(row: Row, dense: Row) -> bool:
-    """Whether accuracy, or agreement without labels, is within a point of the dense model's."""
+    """Whether accuracy (without labels, agreement) is within a point of the dense model's."""
     if row.accuracy is not None and dense.accuracy is not None:
         return row.accuracy.value >= dense.accuracy.value - CLOSE_TO_DENSE
     return row.agreement is not None and row.agreement.value >= 1 - CLOSE_TO_DENSE
 
 
 def _intro(report: Report) -> str:
-    """What was done, as far as the report itself tells."""
+    """Says what was done, as far as the report itself knows."""
     methods = sorted({row.method for row in report.rows[1:]} - {"random"})
     return (
         f"A vision transformer was given fewer patch tokens by {', '.join(methods) or 'random'}, "
@@ -114,17 +115,17 @@ def _intro(report: Report) -> str:
 
 
 def _table(report: Report) -> str:
-    """All rows, side by side."""
+    """Makes a table of all rows."""
     head = "".join(
         f'<th title="{escape(meaning)}">{escape(name)}</th>'
         for name, meaning in zip(COLUMNS, COLUMN_MEANINGS, strict=True)
     )
     lines = []
     for row in report.rows:
-        name, *cells = map(escape, report.cells(row))
+        name, *numbers = map(escape, report.cells(row))
         kind = row.method if row.method in ("dense", "random") else "method"
-        body = "".join(f"<td>{cell}</td>" for cell in cells)
-        lines.append(f'<tr class="{kind}"><th>{name}</th>{body}</tr>')
+        cells = "".join(f"<td>{number}</td>" for number in numbers)
+        lines.append(f'<tr class="{kind}"><th>{name}</th>{cells}</tr>')
     body = "\n".join(lines)
     return (
         '<div class="wide"><table>\n'
@@ -133,14 +134,14 @@ def _table(report: Report) -> str:
 
 
 def _token_counts(report: Report) -> str:
-    """Tokens after each block, folded away."""
+    """Lists the tokens after each block, folded away until they are asked for."""
     lines = [f"{row.name}: {' '.join(map(str, row.tokens))}" for row in report.rows]
     text = escape("\n".join(lines))
     return f"<details><summary>Tokens after each block</summary><pre>{text}</pre></details>"
 
 
 def _figure(picture: Picture) -> str:
-    """One picture, inside the file."""
+    """Embeds one picture in the page."""
     data = base64.b64encode(picture.png).decode("ascii")
     caption = escape(picture.caption)
     return (
@@ -150,40 +151,43 @@ def _figure(picture: Picture) -> str:
 
 
 def _caveats(report: Report) -> list[str]:
-    """What any report of this kind leaves open."""
-    birth = report.birth
-    most = max(row.choosing for row in report.rows) / report.dense.macs
+    """Lists what the numbers do not show, as far as it applies to this report."""
+    provenance = report.provenance
+    choosing = max(row.choosing for row in report.rows) / report.dense.macs
     caveats = []
     if any(row.choosing for row in report.rows):
         caveats.append(
             "MACs follow the convention of the literature: what a method spends on choosing is not "
-            f"in them (here at most {most:.2%} of the dense model's). Measured times contain it."
+            f"in them (here at most {choosing:.2%} of the dense model's). Measured times contain "
+            "it."
         )
     if report.dense.latency is not None:
         repeats = report.dense.latency.repeats
-        load = f", at a load average of {birth.load[0]:.1f}" if birth.load else ""
+        load = f", at a load average of {provenance.load[0]:.1f}" if provenance.load else ""
         caveats.append(
-            f"Times are of this machine, threads: {birth.threads}, batches of {birth.batch}, "
-            f"{repeats} interleaved rounds{load}. Other work on the machine widens the quartiles; "
-            "speed-ups are paired within a round and suffer less than milliseconds."
+            f"Times are of this machine, threads: {provenance.threads}, batches of "
+            f"{provenance.batch}, {repeats} interleaved rounds{load}. Other work on the machine "
+            "widens the quartiles; speed-ups are paired within a round and suffer less than "
+            "milliseconds."
         )
-    if birth.images:
+    if provenance.images:
         caveats.append(
-            f"Accuracy, agreement and KL are over {birth.images} images; differences of a standard "
-            "error or two may be chance."
+            f"Accuracy, agreement and KL are over {provenance.images} images; differences of a "
+            "standard error or two may be chance."
         )
     return caveats
 
 
 def _list(entries: Sequence[str]) -> str:
-    """The entries as an HTML list."""
+    """Makes an HTML list of the entries."""
     return "<ul>\n" + "\n".join(f"<li>{escape(entry)}</li>" for entry in entries) + "\n</ul>"
 
 
 def _provenance_list(report: Report) -> str:
-    """Where, when and how the numbers were measured."""
+    """Lists where, when and how the numbers were measured."""
     lines = [
-        f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in report.birth.lines()
+        f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>"
+        for label, value in report.provenance.lines()
     ]
     return "<dl>\n" + "\n".join(lines) + "\n</dl>"
 
@@ -259,8 +263,8 @@ svg .name { fill: var(--ink); }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .c6 { color: var(--c6); } .c7 { color: var(--c7); } .dense { color: var(--ink); }
-.rand, .lots { color: var(--rand); } .line.rand { stroke-dasharray: 2 3; }
-.mark.lots { fill: var(--card); stroke: currentColor; stroke-width: 1.5; }
+.rand, .scattered { color: var(--rand); } .line.rand { stroke-dasharray: 2 3; }
+.mark.scattered { fill: var(--card); stroke: currentColor; stroke-width: 1.5; }
 .strip { margin: 0 0 18px; } .strip img { display: block; }
 .strip .wide { background: #fafaf8; width: fit-content; max-width: 100%; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3em 1.2em; font-size: .9rem; }

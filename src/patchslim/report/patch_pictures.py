@@ -1,4 +1,7 @@
-"""Pictures of which patches survive, wait or became one. They know no method, and need Pillow."""
+"""Draws which patches of an image survive, wait or were merged, from its `PatchMap`s.
+
+This file knows no method and no model. It needs Pillow.
+"""
 
 from __future__ import annotations
 
@@ -16,117 +19,107 @@ from patchslim.report.patch_maps import Fate, PatchMap
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
+
 Pixels = npt.NDArray[np.uint8]
 Shades = npt.NDArray[np.float32]
-PANEL_SIDE = 176  # pixels that the longer side of a panel has at least
-GAP = 8
+
+PANEL_SIDE = 176  # least pixels of the longer side of a panel
+GAP = 8  # pixels between two panels
 CAPTION_HEIGHT = 22
-FONT_SIZE = 13  # pixels that letters of a caption have, where it fits
+FONT_SIZE = 13  # pixels of the letters of a caption; fewer if it would not fit
 BACKGROUND = (250, 250, 248)
 TEXT_COLOUR = (70, 70, 74)
 EDGE_COLOUR = (255, 255, 255)
-DROPPED_BRIGHTNESS = 0.18  # how bright a dropped patch is still shown
+DROPPED_BRIGHTNESS = 0.18  # share of its brightness that a dropped patch keeps
 FUSED_BRIGHTNESS = 0.45
-GROUP_TINT = 0.5  # how much of a patch that is merged shows the colour of its group
-DOT_RADIUS = 0.2  # radius of the mark of the patch that others joined, in cells
-DOT_RIM = 1.25  # pixels of the dark rim, which shows the mark on white
-# A patch that waits shows its brightness alone, between these two blues, under thin stripes.
+GROUP_TINT = 0.5  # share of the group's colour in a merged patch
+DOT_RADIUS = 0.2  # in cells; the dot marks the patch into which others were merged
+DOT_RIM = 1.25  # pixels of a dark rim, so that the dot can be seen on white
+# A waiting patch shows its brightness alone, in a shade between these two blues under stripes.
 WAITING_BLUES = ((44, 74, 118), (172, 200, 230))
 STRIPE_COLOUR = (214, 228, 244)
-STRIPE_OPACITY = 0.55  # how much of a stripe covers the patch
-STRIPE_SPACING = 8  # pixels from one stripe to the next, along a line
-# The scale of heat, evenly spaced: from dark to bright, so that it is read without a legend.
+STRIPE_OPACITY = 0.55
+STRIPE_SPACING = 8  # pixels from one stripe to the next, along a row of pixels
+# Evenly spaced colours from least to most heat. Dark to bright can be read without a legend.
 HEAT_COLOURS = ((10, 8, 38), (84, 18, 109), (187, 55, 84), (249, 142, 20), (252, 250, 160))
-HEAT_OPACITY = 0.72  # how much of a patch shows the colour of its heat, and not its brightness
-# How far the hue turns from cell to cell, down and across: so no two neighbours are alike.
+HEAT_OPACITY = 0.72  # share of the heat's colour in a patch; the rest is the patch in grey
+# How far the hue turns from cell to cell, down and across. Neighbours never look alike.
 HUE_STEPS = (0.7548776662, 0.5698402910)
 
 
-def draw_patches(pixels: Pixels, survivals: Sequence[PatchMap]) -> Image:
-    """The image, and beside it one panel for each of `survivals`.
+def draw_patches(pixels: Pixels, maps: Sequence[PatchMap]) -> Image:
+    """Draws the image and, beside it, one panel for each of `maps`.
 
-    Dropped patches are darkened. Patches that became one are outlined together and tinted by a
-    colour of their own, with a dot on the one that the others joined. Those in a fused row are
-    dimmed and show their mean colour. Those that wait are blue under stripes, and those that go on
-    meanwhile are clear. Where a method remembers something of every patch, a second line of panels
-    shows how much, from the least to the most of each panel.
+    Dropped patches are dark. Patches that were merged are outlined together and tinted in a colour
+    of their group, with a dot on the one into which the others were merged. Fused patches are
+    dimmed and show their mean colour. Waiting patches are blue under stripes, and those that go on
+    meanwhile are clear. If the method remembers something about every patch, a second row of
+    panels shows how much, from the least to the most of each panel.
 
     Args:
-        pixels: the image (H, W, 3), as the model saw it before normalising.
-        survivals: what became of its cells, after one block or several.
+        pixels: the image (H, W, 3), as the model saw it before it was normalised.
+        maps: what became of its patches, after one block or several.
     """
-    from PIL import Image as Images
+    from PIL import Image as PillowImage
     from PIL import ImageDraw
 
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise WrongInput(
-            f"Got pixels of shape {pixels.shape} and type {pixels.dtype}; draw() takes (H, W, 3) "
-            "of uint8, the image before it is normalised."
+            f"Got pixels of shape {pixels.shape} and type {pixels.dtype}; draw_patches() takes "
+            "(H, W, 3) of uint8, the image before it is normalised."
         )
     factor = max(1, -(-PANEL_SIDE // max(pixels.shape[:2])))
     large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = large.shape[:2]
-    heated = any(survival.heat is not None for survival in survivals)
-    size = ((width + GAP) * (len(survivals) + 1) - GAP, (height + CAPTION_HEIGHT) * (1 + heated))
-    sheet = Images.new("RGB", size, BACKGROUND)
+    has_heat = any(patch_map.heat is not None for patch_map in maps)
+    size = ((width + GAP) * (len(maps) + 1) - GAP, (height + CAPTION_HEIGHT) * (1 + has_heat))
+    sheet = PillowImage.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(sheet)
 
-    def put(panel: Pixels, caption: str, column: int, line: int = 0) -> None:
-        left, top = column * (width + GAP), line * (height + CAPTION_HEIGHT)
-        sheet.paste(Images.fromarray(panel), (left, top))
+    def add_panel(panel: Pixels, caption: str, column: int, row: int = 0) -> None:
+        left, top = column * (width + GAP), row * (height + CAPTION_HEIGHT)
+        sheet.paste(PillowImage.fromarray(panel), (left, top))
         middle = (left + width / 2, top + height + CAPTION_HEIGHT / 2)
         pen.text(middle, caption, TEXT_COLOUR, font=_fit_font(caption, width), anchor="mm")
 
-    put(large, _image_caption(survivals), 0)
-    several = len({survival.grid for survival in survivals}) > 1
-    for column, survival in enumerate(survivals, 1):
-        put(_draw_panel(large, survival), _caption(survival, several=several), column)
-        if survival.heat is not None:
-            put(
-                _draw_heat_panel(large, survival.grid, survival.heat),
-                _format_range(survival.heat),
-                column,
-                1,
-            )
-    if heated:
-        put(_draw_heat_scale(height, width), "least to most remembered", 0, 1)
+    patch_counts = {len(patch_map.into) for patch_map in maps}
+    add_panel(large, f"{patch_counts.pop()} patches" if len(patch_counts) == 1 else "", 0)
+    several = len({patch_map.grid for patch_map in maps}) > 1
+    for column, patch_map in enumerate(maps, 1):
+        add_panel(_draw_panel(large, patch_map), _caption(patch_map, several=several), column)
+        heat = patch_map.heat
+        if heat is not None:
+            extremes = f"{min(heat):.2g} to {max(heat):.2g}"
+            add_panel(_draw_heat_panel(large, patch_map.grid, heat), extremes, column, 1)
+    if has_heat:
+        add_panel(_draw_heat_scale(height, width), "least to most remembered", 0, 1)
     return sheet
 
 
 def encode_png(picture: Image) -> bytes:
-    """The picture as the bytes of a PNG file."""
+    """Returns the picture as the bytes of a PNG file."""
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()
 
 
-def _image_caption(survivals: Sequence[PatchMap]) -> str:
-    """How many patches the image has, where all panels have as many."""
-    counts = {len(survival.into) for survival in survivals}
-    return f"{counts.pop()} patches" if len(counts) == 1 else ""
+def _caption(patch_map: PatchMap, *, several: bool = False) -> str:
+    """Says which block the panel shows, and how many patch tokens are left or wait after it.
 
-
-def _caption(survival: PatchMap, *, several: bool = False) -> str:
-    """Where the panel is, and how many rows are left; of how many, where that is the image's.
-
-    Where there are `several` grids, as in a pyramid, it says how many patches its own has.
+    If the panels have `several` grids, as in a pyramid, it also says how many patches this one's
+    grid has. If images keep numbers of their own, it names the most that any image keeps.
     """
-    where = f"after block {survival.block}: "
-    if survival.waiting:
-        return where + f"{survival.slow} slow, {survival.waiting} wait"
-    left = f"{survival.left} of {len(survival.into)}" if several else str(survival.left)
-    if survival.most is None or survival.most >= len(survival.into):
+    where = f"after block {patch_map.block}: "
+    if patch_map.waiting:
+        return where + f"{patch_map.slow} slow, {patch_map.waiting} wait"
+    left = f"{patch_map.left} of {len(patch_map.into)}" if several else str(patch_map.left)
+    if patch_map.most is None or patch_map.most >= len(patch_map.into):
         return where + f"{left} left"
-    return where + f"{left} (cap {survival.most})"
-
-
-def _format_range(heat: Sequence[float]) -> str:
-    """What the darkest and the brightest colour of a panel stand for."""
-    return f"{min(heat):.2g} to {max(heat):.2g}"
+    return where + f"{left} (cap {patch_map.most})"
 
 
 def _fit_font(caption: str, width: int) -> FreeTypeFont | ImageFont:
-    """A font in which the caption is no wider than its panel."""
+    """Returns a font in which the caption is no wider than its panel."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(FONT_SIZE)
@@ -134,59 +127,56 @@ def _fit_font(caption: str, width: int) -> FreeTypeFont | ImageFont:
     return font if length <= width else ImageFont.load_default(FONT_SIZE * width / length)
 
 
-def _draw_panel(pixels: Pixels, survival: PatchMap) -> Pixels:
-    """The image with every patch shown by its fate."""
-    cell = _cell_of_pixels(pixels.shape, survival.grid)
-    fate = np.array(survival.fate)[cell]
-    group = np.array(survival.into)[cell]
+def _draw_panel(pixels: Pixels, patch_map: PatchMap) -> Pixels:
+    """Returns the image with every patch shown by its fate."""
+    grid = patch_map.grid
+    cell = _cell_of_pixels(pixels.shape, grid)
+    fate = np.array(patch_map.fate)[cell]
+    group = np.array(patch_map.into)[cell]
     shown = pixels.astype(np.float32)
-    merged, fused = (fate == kind for kind in (Fate.MERGED, Fate.FUSED))
-    shown[merged] = (1 - GROUP_TINT) * shown[merged] + GROUP_TINT * _cell_tints(survival.grid)[
-        group[merged]
-    ]
-    shown[fused] = (
-        FUSED_BRIGHTNESS * (0.2 * shown + 0.8 * _group_means(shown, group, survival.grid))[fused]
-    )
+    merged, fused = fate == Fate.MERGED, fate == Fate.FUSED
+    tints = _cell_tints(grid)[group[merged]]
+    shown[merged] = (1 - GROUP_TINT) * shown[merged] + GROUP_TINT * tints
+    faded = 0.2 * shown + 0.8 * _group_means(shown, group, grid)
+    shown[fused] = FUSED_BRIGHTNESS * faded[fused]
     shown[fate == Fate.DROPPED] *= DROPPED_BRIGHTNESS
     _draw_waiting(shown, fate == Fate.WAITING)
     edge = _find_edges(group) & _grow_mask(merged)
     shown[edge] = 0.45 * shown[edge] + 0.55 * np.array(EDGE_COLOUR, np.float32)
-    _draw_dots(
-        shown, _distance_to_centre(pixels.shape[:2], survival.grid), merged & (group == cell)
-    )
-    drawn: Pixels = shown.clip(0, 255).astype(np.uint8)
-    return drawn
+    _draw_dots(shown, merged & (group == cell), grid)
+    panel: Pixels = shown.clip(0, 255).astype(np.uint8)
+    return panel
 
 
 def _draw_heat_panel(pixels: Pixels, grid: tuple[int, int], heat: Sequence[float]) -> Pixels:
-    """The image in grey, under the colours of its heat."""
-    heated = np.array(heat, np.float32)
-    share = (heated - heated.min()) / max(float(np.ptp(heated)), 1e-30)
+    """Returns the image in grey, under the colours of its heat."""
+    values = np.array(heat, np.float32)
+    share = (values - values.min()) / max(float(np.ptp(values)), 1e-30)
     colours = _heat_to_colour(share)[_cell_of_pixels(pixels.shape, grid)]
-    seen = HEAT_OPACITY * colours + (1 - HEAT_OPACITY) * _brightness(pixels)[:, :, None]
-    drawn: Pixels = seen.round().astype(np.uint8)
-    return drawn
+    mixed = HEAT_OPACITY * colours + (1 - HEAT_OPACITY) * _brightness(pixels)[:, :, None]
+    panel: Pixels = mixed.round().astype(np.uint8)
+    return panel
 
 
 def _draw_heat_scale(height: int, width: int) -> Pixels:
-    """A bar with all the colours of heat, from the least to the most."""
-    drawn = np.full((height, width, 3), BACKGROUND, np.uint8)
-    side = width // 8
-    bar = _heat_to_colour(np.linspace(0, 1, width - 2 * side, dtype=np.float32))
-    drawn[-3 * CAPTION_HEIGHT // 4 :, side : side + len(bar)] = bar
-    return drawn
+    """Returns a panel with a bar of all the colours of heat, from the least to the most."""
+    panel = np.full((height, width, 3), BACKGROUND, np.uint8)
+    margin = width // 8
+    bar = _heat_to_colour(np.linspace(0, 1, width - 2 * margin, dtype=np.float32))
+    panel[-3 * CAPTION_HEIGHT // 4 :, margin : margin + len(bar)] = bar
+    return panel
 
 
 def _heat_to_colour(share: Shades) -> Shades:
-    """The colour of each share of the most heat (..., 3)."""
-    places = np.linspace(0, 1, len(HEAT_COLOURS))
+    """Returns the colours (..., 3) of shares from 0 (least heat) to 1 (most)."""
+    positions = np.linspace(0, 1, len(HEAT_COLOURS))
     anchors = np.array(HEAT_COLOURS, np.float32)
-    channels = [np.interp(share, places, anchors[:, channel]) for channel in range(3)]
+    channels = [np.interp(share, positions, anchors[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
 def _draw_waiting(shown: Shades, waiting: npt.NDArray[np.bool_]) -> None:
-    """Puts what waits behind a blue veil with stripes, which run on from patch to patch."""
+    """Colours waiting patches blue, in place, under stripes that run on from patch to patch."""
     dark, light = (np.array(blue, np.float32) for blue in WAITING_BLUES)
     share = _brightness(shown)[waiting][:, None] / 255
     shown[waiting] = (1 - share) * dark + share * light
@@ -198,48 +188,52 @@ def _draw_waiting(shown: Shades, waiting: npt.NDArray[np.bool_]) -> None:
 
 
 def _brightness(pixels: Pixels | Shades) -> Shades:
-    """How bright each pixel is."""
+    """Returns how bright each pixel is, from 0 to 255."""
     weights = np.array((0.299, 0.587, 0.114), np.float32)
     bright: Shades = pixels.astype(np.float32) @ weights
     return bright
 
 
 def _cell_of_pixels(shape: tuple[int, ...], grid: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """The grid cell of each pixel."""
+    """Returns the grid cell of each pixel."""
     rows, columns = (np.arange(shape[axis]) * grid[axis] // shape[axis] for axis in range(2))
     cell: npt.NDArray[np.int64] = rows[:, None] * grid[1] + columns[None, :]
     return cell
 
 
 def _cell_tints(grid: tuple[int, int]) -> Shades:
-    """A colour for each cell, for the group that joined it: the same after every block."""
+    """Returns a colour for each cell, by which the group merged into it is tinted.
+
+    It depends on the cell alone, so a group has the same colour after every block.
+    """
     down, across = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     hues = (down * HUE_STEPS[0] + across * HUE_STEPS[1]) % 1
     return np.array([colorsys.hls_to_rgb(hue, 0.5, 1.0) for hue in hues], np.float32) * 255
 
 
-def _distance_to_centre(shape: tuple[int, ...], grid: tuple[int, int]) -> tuple[Shades, float]:
-    """How far each pixel is from the middle of its cell, in pixels; and the side of a cell."""
-    sides = [shape[0] / grid[0], shape[1] / grid[1]]
+def _draw_dots(shown: Shades, cells: npt.NDArray[np.bool_], grid: tuple[int, int]) -> None:
+    """Draws a dot in the middle of each of `cells`, in place; none if cells are too small.
+
+    Args:
+        shown: the panel (H, W, 3).
+        cells: the pixels (H, W) of the cells that get a dot.
+        grid: height and width of the grid.
+    """
+    sides = [pixels / count for pixels, count in zip(cells.shape, grid, strict=True)]
+    radius = DOT_RADIUS * min(sides)
+    if radius < 1:
+        return
     down, across = (
         np.abs((np.arange(pixels) + 0.5) % side - side / 2)
-        for pixels, side in zip(shape, sides, strict=True)
+        for pixels, side in zip(cells.shape, sides, strict=True)
     )
-    distance: Shades = np.hypot(down[:, None], across[None, :]).astype(np.float32)
-    return distance, min(sides)
-
-
-def _draw_dots(shown: Shades, middle: tuple[Shades, float], cells: npt.NDArray[np.bool_]) -> None:
-    """Puts a dot into the middle of each cell of `cells`, unless cells are too small for dots."""
-    distance, side = middle
-    radius = DOT_RADIUS * side
-    if radius >= 1:
-        shown[cells & (distance <= radius + DOT_RIM)] = TEXT_COLOUR
-        shown[cells & (distance <= radius)] = EDGE_COLOUR
+    distance = np.hypot(down[:, None], across[None, :]).astype(np.float32)
+    shown[cells & (distance <= radius + DOT_RIM)] = TEXT_COLOUR
+    shown[cells & (distance <= radius)] = EDGE_COLOUR
 
 
 def _group_means(pixels: Shades, group: npt.NDArray[np.int64], grid: tuple[int, int]) -> Shades:
-    """For each pixel the mean colour of its group."""
+    """Returns for each pixel the mean colour of its group."""
     index = group.ravel() + 1  # dropped cells are group -1
     count = np.bincount(index, minlength=grid[0] * grid[1] + 1).clip(min=1)
     sums = [np.bincount(index, pixels[:, :, c].ravel(), count.size) for c in range(3)]
@@ -248,7 +242,7 @@ def _group_means(pixels: Shades, group: npt.NDArray[np.int64], grid: tuple[int, 
 
 
 def _find_edges(group: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """The pixels whose right or lower neighbour is of another group."""
+    """Returns the pixels whose right or lower neighbour is of another group."""
     edge = np.zeros(group.shape, bool)
     edge[:, :-1] |= group[:, :-1] != group[:, 1:]
     edge[:-1] |= group[:-1] != group[1:]
@@ -256,7 +250,7 @@ def _find_edges(group: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 
 def _grow_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The mask, grown by one pixel to the left and upwards, so that it meets its own edges."""
+    """Grows the mask by a pixel to the left and upwards, where `_find_edges` puts edges."""
     grown = mask.copy()
     grown[:, :-1] |= mask[:, 1:]
     grown[:-1] |= mask[1:]

@@ -1,4 +1,4 @@
-"""`Birth`: the certificate that every report carries: where, when and how it was measured."""
+"""`Provenance`: where, when and how the numbers of a report were measured."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ class Provenance:
     """Where, when and how a report was measured.
 
     Attributes:
-        device, processor, threads: what it ran on.
-        dtype: of the host's weights.
-        batch, image_size: of the images that were timed.
-        images: how many images accuracy, agreement and KL are over.
-        versions: of Python and the libraries.
-        seed: of the random baseline, and of noise images where none were given.
-        commit: of patchslim's own source, or "none" outside of its repository.
-        date, command: when and by what.
-        load: the machine's load over the last 1, 5 and 15 minutes as measuring ended, where known.
+        device, processor, threads: what the models ran on.
+        dtype: the data type of the host's weights.
+        batch, image_size: batch size, and height and width, of the images that were timed.
+        images: how many images were scored for accuracy, agreement and KL.
+        versions: the versions of Python and of the libraries.
+        seed: the seed of the random baseline, and of the noise that stands in for missing images.
+        commit: the commit of patchslim's own source; "none" outside its repository.
+        date, command: when the report was measured, and the command line that did it.
+        load: the machine's load average over the last 1, 5 and 15 minutes, taken when measuring
+            ended; empty on a system that does not know it.
     """
 
     device: str
@@ -54,11 +55,11 @@ class Provenance:
     def now(
         cls, host: nn.Module, *, batch: int, image_size: tuple[int, int], images: int, seed: int
     ) -> Provenance:
-        """The certificate of what has just been measured with `host` in this process."""
+        """Records the provenance of what has just been measured with `host` in this process."""
         parameter = next(host.parameters())
         libraries = {name: installed_version(name) for name in LIBRARIES}
         libraries["patchslim"] = libraries["patchslim"] or "source"
-        found = {name: version for name, version in libraries.items() if version is not None}
+        installed = {name: version for name, version in libraries.items() if version is not None}
         load = os.getloadavg() if hasattr(os, "getloadavg") else ()
         return cls(
             device=str(parameter.device),
@@ -68,23 +69,21 @@ class Provenance:
             batch=batch,
             image_size=image_size,
             images=images,
-            versions={"python": platform.python_version(), **found},
+            versions={"python": platform.python_version(), **installed},
             seed=seed,
             commit=_commit(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            load=tuple(round(each, 2) for each in load),
+            load=tuple(round(average, 2) for average in load),
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to print, as pairs of a label and a value."""
+        """Returns what to print, as pairs of a label and a value."""
         height, width = self.image_size
-        load = ", ".join(f"{each:.2f}" for each in self.load) or "unknown"
+        load = ", ".join(f"{average:.2f}" for average in self.load) or "unknown"
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         return [
-            (
-                "device",
-                f"{self.device}: {self.processor}, {_format_threads(self.threads)}, {self.dtype}",
-            ),
+            ("device", f"{self.device}: {self.processor}, {threads}, {self.dtype}"),
             ("images", f"{self.images} scored, batches of {self.batch} timed, {height}x{width} px"),
             ("versions", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
             ("seed, commit", f"{self.seed}, {self.commit}"),
@@ -93,13 +92,8 @@ class Provenance:
         ]
 
 
-def _format_threads(count: int) -> str:
-    """How many threads, in words."""
-    return f"{count} thread{'' if count == 1 else 's'}"
-
-
 def _processor(device: torch.device) -> str:
-    """The name of the chip, as far as the system tells it."""
+    """Returns the name of the processor or GPU, as far as the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -109,16 +103,17 @@ def _processor(device: torch.device) -> str:
 
 
 def _commit() -> str:
-    """The short hash of the commit that this file is tracked in, "-dirty" where changed since."""
+    """Returns the short hash of patchslim's own commit, with "-dirty" after local changes."""
     here = Path(__file__)
 
     def git(*words: str) -> str:
-        # An installed copy may lie inside of somebody else's repository, whose commit says nothing.
         command = ["git", "-C", str(here.parent), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return finished.stdout.strip()
 
     try:
+        # An installed copy may lie in somebody else's repository, whose commit would mean nothing.
+        # There this file is not tracked, and git fails here.
         git("ls-files", "--error-unmatch", here.name)
         return git("describe", "--always", "--dirty", "--exclude=*") or "none"
     except (OSError, subprocess.SubprocessError):

@@ -1,6 +1,6 @@
-"""`Report`: measured results, which cannot exist without their birth certificate.
+"""`Report`: measured results, which cannot exist without their `Provenance`.
 
-It holds numbers and shows them as text. It does not know how they were measured.
+A report holds numbers and shows them as text. It does not know how they were measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from patchslim.report.provenance import Provenance
 from patchslim.report.row import Quartiles, Row
 
 FORMAT_VERSION = 1
+# The key of the provenance in a saved report. Up to 0.6.1 the field had this name; the key stays,
+# so that every version reads the reports of every other.
+PROVENANCE_KEY = "birth"
 COLUMNS = (
     "model",
     "left",
@@ -37,19 +40,23 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Report:
-    """Measured rows, the dense model's first, and the certificate they cannot do without.
+    """Measured rows, and where, when and how they were measured.
 
-    `prepared` is how the images were prepared, where what they came from says so.
+    Attributes:
+        rows: one for each model, the dense host first.
+        provenance: what the numbers were measured on, when, and by which command.
+        title: the headline of a printed report.
+        prepared: how the images were prepared; None if their source does not say.
     """
 
     rows: tuple[Row, ...]
-    birth: Provenance
+    provenance: Provenance
     title: str
     prepared: Preprocessing | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.birth, Provenance):
-            raise TypeError("A Report needs its birth certificate: Birth.now(host, ...).")
+        if not isinstance(self.provenance, Provenance):
+            raise TypeError("A Report needs its provenance: Provenance.now(host, ...).")
         if not self.rows or self.rows[0].method != "dense":
             raise ValueError("The first row of a Report is the dense model's.")
 
@@ -59,18 +66,19 @@ class Report:
         return self.rows[0]
 
     def baseline(self, row: Row) -> Row | None:
-        """The row of `random` at the same counts, or None where it was not measured."""
-        lots = [each for each in self.rows if each.method == "random"]
-        if row.spent is None:
-            lots = [each for each in lots if each.tokens == row.tokens]
-        else:  # at the mean of its counts
-            lots = [each for each in lots if each.name == f"random/{row.name}"]
-        if row.method in ("dense", "random") or not lots:
+        """Finds the row of `random` at the same token counts; None if it was not measured."""
+        if row.method in ("dense", "random"):
             return None
-        return min(lots, key=lambda each: abs(each.macs - row.macs))
+        random_rows = [other for other in self.rows if other.method == "random"]
+        if row.spent is None:
+            matches = [other for other in random_rows if other.tokens == row.tokens]
+        else:
+            # Each image keeps a number of its own. `measure` ran random at the mean of these.
+            matches = [other for other in random_rows if other.name == f"random/{row.name}"]
+        return min(matches, key=lambda other: abs(other.macs - row.macs), default=None)
 
     def gain(self, row: Row) -> float | None:
-        """Accuracy above `random` at the same counts; agreement where there were no labels."""
+        """Returns accuracy less that of `random` at the same counts; without labels, agreement."""
         other = self.baseline(row)
         if other is None:
             return None
@@ -81,7 +89,7 @@ class Report:
         return None
 
     def cells(self, row: Row) -> tuple[str, ...]:
-        """The row as text, one entry for each of COLUMNS."""
+        """Writes the row as text, one entry for each of COLUMNS."""
         gain = self.gain(row)
         return (
             row.name,
@@ -99,31 +107,31 @@ class Report:
         )
 
     def table(self) -> str:
-        """The report as aligned plain text."""
+        """Returns the report as aligned plain text."""
         grid = [COLUMNS, *map(self.cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if not place else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in grid
-        ]
+        lines = []
+        for name, *numbers in grid:
+            aligned = [name.ljust(widths[0])]
+            aligned += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+            lines.append("  ".join(aligned).rstrip())
         lines.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
-        facts = [f"{label}: {value}" for label, value in self.birth.lines()]
+        facts = [f"{label}: {value}" for label, value in self.provenance.lines()]
         return "\n".join([self.title, "", *lines, "", self.column_notes(), *facts])
 
     def markdown(self) -> str:
-        """The report as a table for a README, its certificate beneath it."""
+        """Returns the report as a Markdown table with its provenance beneath it."""
         grid = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *map(self.cells, self.rows)]
         lines = ["| " + " | ".join(_escape_cell(cell) for cell in cells) + " |" for cells in grid]
-        facts = "; ".join(f"{label} {_escape_cell(value)}" for label, value in self.birth.lines())
+        facts = "; ".join(
+            f"{label} {_escape_cell(value)}" for label, value in self.provenance.lines()
+        )
         return "\n".join(
             [f"**{self.title}**", "", *lines, "", f"{self.column_notes()} {facts}.", ""]
         )
 
     def column_notes(self) -> str:
-        """What the columns of the table mean."""
+        """Says in a sentence what the columns of the table mean."""
         return (
             f"left: tokens after the last block; MACs: share of the dense model's "
             f"{self.dense.macs / 1e9:.4g} GMACs an image; ± one standard error; [quartiles]; "
@@ -131,42 +139,49 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` turns back into an equal report."""
-        return {"format": FORMAT_VERSION, **asdict(self)}
+        """Returns plain data from which `from_json` makes an equal report."""
+        fields = asdict(self)
+        return {
+            "format": FORMAT_VERSION,
+            "rows": fields["rows"],
+            PROVENANCE_KEY: fields["provenance"],
+            "title": fields["title"],
+            "prepared": fields["prepared"],
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Report:
-        """The report that `to_json` wrote."""
+        """Makes a report from the data that `to_json` returned."""
         if data.get("format") != FORMAT_VERSION:
             raise BadFile(
                 f"This report is of format {data.get('format')!r}, and {FORMAT_VERSION} is known. "
                 "Read it with the version of patchslim that wrote it."
             )
         try:
-            birth = dict(data["birth"])
-            birth["image_size"] = tuple(birth["image_size"])
-            birth["load"] = tuple(birth["load"])
+            origin = dict(data[PROVENANCE_KEY])
+            origin["image_size"] = tuple(origin["image_size"])
+            origin["load"] = tuple(origin["load"])
             rows = tuple(map(Row.from_json, data["rows"]))
             prepared = Preprocessing.from_json(data["prepared"]) if data.get("prepared") else None
-            return Report(rows, Provenance(**birth), str(data["title"]), prepared)
+            return Report(rows, Provenance(**origin), str(data["title"]), prepared)
         except (KeyError, TypeError, ValueError) as error:
             raise BadFile(f"This is not a whole report: {error!r}. Measure again.") from error
 
     def save(self, path: str | Path) -> None:
-        """Writes the report as JSON: all of it, or nothing."""
+        """Writes the report to a JSON file: all of it, or nothing."""
         write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     def csv(self) -> str:
-        """One line a model, in the columns of timm's own result files and some of ours."""
-        return csv_text(self.rows, self.birth, self.prepared)
+        """Returns a line for each model, in the columns of timm's result files and some of ours."""
+        return csv_text(self.rows, self.provenance, self.prepared)
 
     def save_csv(self, path: str | Path) -> None:
-        """Writes `csv` to a file: all of it, or nothing."""
+        """Writes the CSV to a file: all of it, or nothing."""
         write_atomically(path, self.csv())
 
     @staticmethod
     def load(path: str | Path) -> Report:
-        """The report that `save` wrote."""
+        """Reads a report that `save` wrote."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -176,13 +191,13 @@ class Report:
         return Report.from_json(data)
 
 
-def _format_quartiles(spread: Quartiles | None) -> str:
-    """The median with its quartiles, as text."""
-    if spread is None:
+def _format_quartiles(quartiles: Quartiles | None) -> str:
+    """Writes the median with the quartiles; a dash for None."""
+    if quartiles is None:
         return "-"
-    return f"{spread.median:.2f} [{spread.low:.2f} {spread.high:.2f}]"
+    return f"{quartiles.median:.2f} [{quartiles.low:.2f} {quartiles.high:.2f}]"
 
 
 def _escape_cell(text: str) -> str:
-    """The text as it stands in a cell of a Markdown table."""
+    """Escapes what would end a cell of a Markdown table."""
     return text.replace("|", "\\|")

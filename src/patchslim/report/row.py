@@ -1,4 +1,4 @@
-"""`Row`: what was measured of one model, and the spreads and errors of its numbers."""
+"""`Row`: what was measured of one model, each number with its quartiles or standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Quartiles:
-    """The median of repeated timings or ratios, with the quartiles beside it."""
+    """Median and quartiles of repeated timings, or of ratios of them."""
 
     median: float
     low: float
@@ -21,7 +21,7 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
-        """Median and quartiles of `values`, between which neighbours are interpolated."""
+        """Computes median and quartiles of `values`, with linear interpolation."""
         quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         low, median, high = torch.tensor(values, dtype=torch.float64).quantile(quarters).tolist()
         return cls(median, low, high, len(values))
@@ -36,16 +36,16 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: Tensor) -> Estimate:
-        """The mean of one number an image; the error of a single one is not known."""
+        """Returns the mean of one number for each image; a single image gives no error."""
         error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return cls(float(values.mean()), error)
 
     @classmethod
     def share(cls, hits: Tensor) -> Estimate:
-        """The share of images with a hit.
+        """Returns the share of images with a hit.
 
-        The error is that of a share with half a hit and half a miss added, so that 400 hits of
-        400 are not certain.
+        For the error half a hit and half a miss are added: otherwise 400 hits in 400 images would
+        have an error of 0, as if they proved a share of 1.
         """
         count = len(hits)
         smooth = (float(hits.sum()) + 0.5) / (count + 1)
@@ -53,7 +53,7 @@ class Estimate:
         return cls(float(hits.double().mean()), error)
 
     def show(self, *, percent: bool = False, signed: bool = False) -> str:
-        """The mean with its error, as text."""
+        """Writes the mean with its error."""
         if percent:
             error = "" if self.error is None else f" ±{100 * self.error:.1f}"
             return f"{100 * self.value:{'+' if signed else ''}.1f}{error}"
@@ -63,9 +63,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CostDistribution:
-    """What images cost where each keeps a number of patches of its own, as shares of dense.
+    """What images cost if each keeps a number of patches of its own, as shares of the dense MACs.
 
-    `cap` is what none can exceed, whatever it shows.
+    Attributes:
+        mean, p50, p99, most: mean, median, 99th percentile and maximum over the images.
+        cap: the most that any image can cost, whatever it shows.
     """
 
     mean: float
@@ -76,37 +78,40 @@ class CostDistribution:
 
     @classmethod
     def of(cls, shares: Sequence[float], cap: float) -> CostDistribution:
-        """The distribution of one share an image."""
+        """Computes the distribution from the share that each image cost."""
         values = torch.tensor(shares, dtype=torch.float64)
         p50, p99 = values.quantile(torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
         return cls(float(values.mean()), p50, p99, float(values.max()), cap)
 
     def show(self) -> str:
-        """The mean, and how far images stray from it."""
+        """Writes the mean, and how far images go beyond it."""
         return f"{self.mean:.3f} (p99 {self.p99:.2f}, max {self.most:.2f}, cap {self.cap:.2f})"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one model; None is what was not.
+    """What was measured of one model. A field is None if it was not measured.
 
     Attributes:
-        name, method: of the model; the first row's method is "dense".
-        tokens: rows left after each block, prefix included.
-        macs, macs_share: multiply-adds of an image, and as a share of the dense model's; where
-            images keep different numbers of patches, the mean.
-        spent: the distribution of that share, where it is one.
-        choosing: multiply-adds that the method spends on deciding, not part of `macs`; at most.
-        parameters: numbers that the model has learned, the method's own included.
-        accuracy, agreement: shares of images, by label and by the dense model's answer.
+        name: the name of the model.
+        method: the name of its method; "dense" for the untouched host.
+        tokens: tokens left after each block, prefix tokens included.
+        macs: multiply-adds per image; the mean if images keep different numbers of patches.
+        macs_share: the same as a share of the dense model's.
+        choosing: multiply-adds, at most, that the method spends on its decisions; not in `macs`.
+        spent: the distribution of `macs_share` if images keep different numbers of patches.
+        parameters: number of parameters, the method's own included.
+        accuracy: share of images whose label comes first.
         change: accuracy less the dense model's, with the standard error of the paired difference.
-        top5: share of images whose label is among five answers; hosts of six classes or more.
+        top5: share of images whose label is among the first five answers; for hosts of six
+            classes or more.
         ece: expected calibration error, in 15 bins of the answer's probability.
+        agreement: share of images whose first answer is the dense model's.
         kl: KL(dense || this model) over the classes, in nats.
-        latency: milliseconds an image.
-        throughput: images a second, from the same times.
+        latency: milliseconds per image.
+        throughput: images per second, from the same times.
         speedup: the dense model's time over this model's, paired round by round of one run.
-        conversion: speed-up times share of MACs; 1 where time falls as operations do.
+        conversion: speed-up times share of MACs; 1 if time falls as operations do.
         memory: peak bytes of activations in one forward pass of a batch.
     """
 
@@ -132,7 +137,7 @@ class Row:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
-        """The row that `dataclasses.asdict` took apart; what it does not have was not measured."""
+        """Makes a row from the data of `dataclasses.asdict`; a missing entry was not measured."""
         fields = {**data, "tokens": tuple(data["tokens"])}
         for name in ("accuracy", "change", "top5", "agreement", "kl"):
             fields[name] = Estimate(**data[name]) if data.get(name) else None

@@ -1,6 +1,6 @@
-"""Line charts as inline SVG: plain text out, coloured by the page's own style sheet.
+"""Draws line charts as inline SVG, coloured by the style sheet of the page.
 
-It knows points and axes, and nothing of what they mean.
+This file knows points and axes, and nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKER_SHAPES = {
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the chart, with the ends of its error bar and what it says when pointed at."""
+    """A point of a chart, with the ends of its error bar and the label that hovering shows."""
 
     x: float
     y: float
@@ -35,11 +35,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind.
+    """Points of one kind, with or without a line through them.
 
     Attributes:
-        style: the CSS class that colours it; its marker goes by the number in it ("c2").
-        points: in the order in which they are joined.
+        style: the CSS class for the colour; its last letter also selects the shape of the marker.
+        points: the points, in the order in which they are joined.
         joined: whether a line runs through them.
     """
 
@@ -63,11 +63,11 @@ class Axis:
     def linear(
         cls, label: str, values: Iterable[float], show: Callable[[float], str] = "{:g}".format
     ) -> Axis:
-        """An axis around `values` whose ticks are round numbers."""
-        every = list(values)
-        low, high = min(every), max(every)
-        room = (high - low or abs(high) or 1.0) * 0.05
-        low, high = low - room, high + room
+        """Makes an axis around `values` with round numbers for ticks."""
+        numbers = list(values)
+        low, high = min(numbers), max(numbers)
+        margin = (high - low or abs(high) or 1.0) * 0.05
+        low, high = low - margin, high + margin
         step = _round_step((high - low) / 4)
         first = math.ceil(low / step - 1e-9)
         last = math.floor(high / step + 1e-9)
@@ -76,17 +76,17 @@ class Axis:
 
     @classmethod
     def logarithmic(cls, label: str, values: Iterable[float]) -> Axis:
-        """An axis around positive `values`, with round ticks in every decade."""
-        every = list(values)
-        low, high = min(every) / 1.3, max(every) * 1.3
+        """Makes an axis around positive `values` with round ticks in every decade."""
+        numbers = list(values)
+        low, high = min(numbers) / 1.3, max(numbers) * 1.3
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        wide = math.log10(high / low)
-        steps = (1,) if wide > 2.2 else (1, 2, 5) if wide > 0.6 else range(1, 10)
+        span = math.log10(high / low)  # in decades; the fewer there are, the more ticks each gets
+        steps = (1,) if span > 2.2 else (1, 2, 5) if span > 0.6 else range(1, 10)
         ticks = tuple(s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high)
         return cls(label, low, high, ticks, _format_short, log=True)
 
     def share(self, value: float) -> float:
-        """Where `value` lies between the ends: 0 to 1."""
+        """Returns where `value` lies between the ends of the axis, from 0 to 1."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -96,7 +96,7 @@ class Axis:
 def draw_chart(
     title: str, x: Axis, y: Axis, lines: Sequence[Line], *, rules: Sequence[Sequence[Point]] = ()
 ) -> str:
-    """The chart as one <svg> element; `rules` are dashed lines of reference."""
+    """Returns the chart as one <svg> element; `rules` are dashed lines for reference."""
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         *_draw_axes(x, y),
@@ -108,7 +108,7 @@ def draw_chart(
 
 
 def marker(style: str, across: float, down: float, label: str = "") -> str:
-    """The marker that belongs to `style`, centred at a place; `label` shows when pointed at."""
+    """Draws the marker of `style`, centred at a point; hovering over it shows `label`."""
     a, d = round(across, 1), round(down, 1)
     match MARKER_SHAPES.get(style[-1], "diamond" if style == "dense" else "circle"):
         case "square":
@@ -125,7 +125,7 @@ def marker(style: str, across: float, down: float, label: str = "") -> str:
 
 
 def _draw_axes(x: Axis, y: Axis) -> list[str]:
-    """Grid, tick labels and names of the axes."""
+    """Draws the grid, the labels of its ticks and the names of the axes."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
     for tick in x.ticks:
@@ -149,7 +149,7 @@ def _draw_axes(x: Axis, y: Axis) -> list[str]:
 
 
 def _draw_line(line: Line, x: Axis, y: Axis) -> list[str]:
-    """The stroke, the error bars and the markers of one line."""
+    """Draws the stroke, the error bars and the markers of one line."""
     parts = []
     if line.joined and len(line.points) > 1:
         path = _path(line.points, x, y)
@@ -166,24 +166,27 @@ def _draw_line(line: Line, x: Axis, y: Axis) -> list[str]:
 
 
 def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
+    """Writes the points as an SVG polyline has them."""
     return " ".join(f"{_x_pixel(point.x, x)},{_y_pixel(point.y, y)}" for point in points)
 
 
 def _x_pixel(value: float, x: Axis) -> float:
+    """Returns the pixels from the left edge of the chart."""
     return round(LEFT + x.share(value) * (WIDTH - LEFT - RIGHT), 1)
 
 
 def _y_pixel(value: float, y: Axis) -> float:
+    """Returns the pixels from the top edge of the chart."""
     return round(HEIGHT - BOTTOM - y.share(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def _format_short(value: float) -> str:
-    """A number on a logarithmic axis: 0.02, or 1e-4 where zeros would run long."""
+    """Writes a tick of a logarithmic axis: 0.02, or 1e-4 in place of many zeros."""
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{value:g}" if value >= 0.01 else f"{mantissa}e{int(exponent)}"
 
 
 def _round_step(rough: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `rough`."""
+    """Rounds down to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return max(step * power for step in (1, 2, 5) if step * power <= rough * (1 + 1e-9))

@@ -1,7 +1,7 @@
 """A saved model on disk: a folder with `model.safetensors` and `recipe.json`.
 
 Nothing in the folder is code, and nothing in it is unpickled. This file knows tensors, JSON and
-digests; what a recipe means is the business of `model/recipe.py` and `model/load.py`.
+checksums; what a recipe means, `model/recipe.py` and `model/load.py` know.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 Recipe: TypeAlias = dict[str, Any]
 
-# What a recipe holds, and of which type each entry is.
+# The entries of a recipe and their types in JSON.
 ENTRY_TYPES: dict[str, tuple[type, ...]] = {
     "library": (str, type(None)),
     "host": (dict, type(None)),
@@ -48,9 +48,9 @@ TAILS = ("exact", "full")
 
 
 def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> None:
-    """Writes weights and recipe to the folder `path`: all of it, or nothing.
+    """Writes weights and recipe to the folder `path`: both, or nothing.
 
-    An older save there stays readable until the new one is complete.
+    If an older model is saved there, it stays readable until the new one is complete.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -75,12 +75,12 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe in a saved folder, checked for its version and the type of every entry."""
+    """Reads the recipe in a saved folder; checks its version and the type of every entry."""
     path = saved_folder(path)
     if not path.is_dir():
-        found = "is a file" if path.exists() else "is not there"
+        problem = "is a file" if path.exists() else "is not there"
         raise BadFile(
-            f"{path} {found}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}."
+            f"{path} {problem}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}."
         )
     if not (path / RECIPE_FILE).is_file():
         raise BadFile(f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.")
@@ -97,7 +97,7 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{installed_version('patchslim')}, reads formats up to {FORMAT_VERSION}: "
             f"pip install -U 'patchslim>={recipe.get('package')}'"
         )
-    recipe = {"trained": None, "calibrated": None, **recipe}  # older files do not have them
+    recipe = {"trained": None, "calibrated": None, **recipe}  # not in older files
     wrong = [
         name for name, kinds in ENTRY_TYPES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]
@@ -110,7 +110,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
-    """The saved tensors, after making sure that they are the ones the recipe was written with."""
+    """Reads the tensors, once size and checksum say that they belong to the recipe."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -127,9 +127,8 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
         )
     if file_sha256(file) != recipe["sha256"]:
         raise BadFile(
-            f"{file} is not the file that {RECIPE_FILE} was written with (its SHA-256 "
-            "differs). Copy "
-            "the folder again, or save the model again."
+            f"{file} is not the file that {RECIPE_FILE} was written with (its SHA-256 differs). "
+            "Copy the folder again, or save the model again."
         )
     try:
         state = load_file(file)
@@ -144,38 +143,40 @@ def is_saved(path: str | Path) -> bool:
 
 
 def saved_folder(path: str | Path) -> Path:
-    """The folder to read, even if a later save to it was cut short."""
+    """Returns the folder to read; if a save was cut short, the one that holds the older model."""
     return find_complete(Path(path).expanduser().resolve())
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Computes the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _drop_shared_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that share no memory, and for each name left out the name of its equal.
+    """Returns tensors that share no memory, and the names of those that were left out.
 
-    safetensors refuses tensors that alias each other, as tied weights do.
+    safetensors refuses tensors that share memory, as tied weights do. Of equal tensors only the
+    first is kept; the second dictionary maps each name left out to the name of the kept one.
     """
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
-    names: dict[tuple[Any, ...], str] = {}
+    first_names: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
-    for name, t in state.items():
-        if not isinstance(t, Tensor):
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
             raise UnsupportedModel(
-                f"{name} in the state of this model is a {type(t).__name__}; only tensors can be "
-                "saved."
+                f"{name} in the state of this model is a {type(tensor).__name__}; only tensors can "
+                "be saved."
             )
-        place = (t.data_ptr(), t.dtype, t.shape, t.stride())
-        if t.numel() and place in names:
-            shared[name] = names[place]
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and view in first_names:
+            shared[name] = first_names[view]
             continue
-        names[place] = name
-        storage = t.untyped_storage().data_ptr()
-        t = t.detach().cpu().contiguous()
-        tensors[name] = t.clone() if storage in storages else t
+        first_names[view] = name
+        storage = tensor.untyped_storage().data_ptr()
+        tensor = tensor.detach().cpu().contiguous()
+        # Another part of the same memory is copied: tensors may overlap without being equal.
+        tensors[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return tensors, shared

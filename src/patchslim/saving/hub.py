@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: a saved folder up, a saved folder down."""
+"""Uploads a saved folder to the Hugging Face Hub, and downloads one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from patchslim.errors import BadFile
 from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
 
-PREFIX = "hf-hub:"  # marks the name of a repository, as in timm
+PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 
 
 def download(repository: str) -> Path:
-    """The folder with the files of a Hub repository, from the client's cache where they are."""
+    """Downloads a Hub repository into the Hub client's cache, and returns the folder there."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -21,7 +21,7 @@ def download(repository: str) -> Path:
 
 
 def upload(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Uploads a saved folder to a Hub repository, made if need be; returns its address."""
+    """Uploads a saved folder to a Hub repository, made if need be, and returns its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -41,9 +41,10 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
 
 
 def _hub_errors() -> tuple[type[BaseException], ...]:
-    """All that the Hub's client raises: no network, no such repository, no right, no such name.
+    """Returns the errors that the Hub's client raises for network, repository, rights or name.
 
-    Its transport library has changed from version to version; its own error names the base.
+    The library under it differs by version, and so does its base error: that is looked up as the
+    base class of the client's own error.
     """
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -278,7 +278,8 @@ class Trainer:
             torch.no_grad(),
             self._use_final_weights(),
         ):
-            found = score({"dense": dense, "slim": slim}, validation, total=None, say=say)["slim"]
+            scores = score({"dense": dense, "slim": slim}, validation, total=None, progress=say)
+            found = scores["slim"]
         # One process decides, since the weights are gathered by all or by none.
         worse = self.processes.broadcast(
             _validation_error(found, by_teacher=self.teacher is not None)
