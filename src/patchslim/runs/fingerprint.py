@@ -1,4 +1,4 @@
-"""Refuses a checkpoint of another run: what makes a run this one is plain data in its checkpoint."""
+"""Refuses the checkpoint of another run: what makes a run this one is plain data in it."""
 
 from __future__ import annotations
 
