@@ -38,6 +38,7 @@ import importlib
 import inspect
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -170,6 +171,16 @@ class Library(ABC):
             Any of `mean`, `std`, `crop_pct`, `interpolation` and `crop_mode`, in the words of
             `Preprocessing`; nothing where the library does not know.
         """
+
+
+def has_served_class(module: str, adapter: Adapter) -> bool:
+    """Whether an imported module has a class that a family serves."""
+    from torch import nn
+
+    classes = [found for found in vars(sys.modules[module]).values() if isinstance(found, type)]
+    models = [cls for cls in classes if issubclass(cls, nn.Module)]
+    # A family is told by the class alone, so an object that was never built will do.
+    return any(adapter.serves(nn.Module.__new__(cls)) for cls in models)
 
 
 def crop_share(crop: int, resized: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import PatchslimError, UnknownName
-from patchslim.hosts._library import Library, build_error
+from patchslim.hosts._library import Library, build_error, has_served_class
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Timm(Library):
         """Names that are registered by a module of timm's with a class that the family serves."""
         timm = self.import_library()
         modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
-        served = {each for each in set(modules.values()) if _has_served_class(each, adapter)}
+        served = {each for each in set(modules.values()) if has_served_class(each, adapter)}
         return [name for name, module in modules.items() if module in served]
 
     def build(
@@ -84,16 +84,6 @@ class Timm(Library):
         config = resolve_model_data_config(host)
         names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
         return {name: config[name] for name in names}
-
-
-def _has_served_class(module: str, adapter: Adapter) -> bool:
-    """Whether a module has a class that the adapter serves."""
-    from torch import nn
-
-    classes = [found for found in vars(sys.modules[module]).values() if isinstance(found, type)]
-    models = [cls for cls in classes if issubclass(cls, nn.Module)]
-    # An adapter tells its family by the class alone, so an object that was never built will do.
-    return any(adapter.serves(nn.Module.__new__(cls)) for cls in models)
 
 
 def _build_error(timm: Any, name: str, error: Exception, *, pretrained: bool) -> PatchslimError:
