@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import patchslim
-from patchslim.versions import installed_version
+from patchslim.hosts._registry import find_libraries
+from patchslim.versions import OLDEST_VERSIONS, installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "patchslim"
@@ -211,6 +211,13 @@ def test_one_version_everywhere():
 
 def test_supported_versions_are_the_ones_that_the_project_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["hf"]]
-    for library, oldest in patchslim.versions.OLDEST_VERSIONS.items():
-        assert f"{library}>={'.'.join(map(str, oldest))}" in asked
+    extras = project["optional-dependencies"]
+    for name, oldest in OLDEST_VERSIONS.items():
+        assert requirement(name, oldest) in project["dependencies"]
+    for library in find_libraries():
+        asked = extras[library.extra] if library.extra else project["dependencies"]
+        assert requirement(library.distribution, library.oldest) in asked
+
+
+def requirement(distribution: str, oldest: tuple[int, ...]) -> str:
+    return f"{distribution}>={'.'.join(map(str, oldest))}"

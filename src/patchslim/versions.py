@@ -1,4 +1,7 @@
-"""Which versions of the host libraries are supported, and a clear refusal of older ones."""
+"""Which versions are installed, and a clear refusal of libraries that are missing or too old.
+
+Each library of hosts tells its own oldest version, in its file in `patchslim/hosts/_libraries`.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,41 @@ from importlib import metadata
 
 from patchslim.errors import MissingExtra, OldVersion
 
-OLDEST_VERSIONS = {"torch": (2, 6), "timm": (1, 0, 26), "transformers": (5, 18)}
-EXTRAS = {"transformers": "patchslim[hf]"}  # others come with patchslim itself
+OLDEST_VERSIONS = {"torch": (2, 6)}  # what no host can do without
 
 
 @functools.cache
-def installed_version(library: str) -> str | None:
-    """The version of `library`, or None where it is not installed."""
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution, as pip calls it, or None where it is not installed."""
     try:
-        return metadata.version(library)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
 
 
-def check_version(library: str) -> None:
-    """Refuses a library that is missing, or older than the oldest version that is tested."""
-    if library not in OLDEST_VERSIONS:
+def check_version(
+    distribution: str, oldest: tuple[int, ...] | None = None, extra: str | None = None
+) -> None:
+    """Refuses a library that is missing, or older than the oldest version that is tested.
+
+    Args:
+        distribution: what pip calls it.
+        oldest: the oldest version that will do; by default that of `OLDEST_VERSIONS`, and any
+            version of what is not listed there.
+        extra: the extra of patchslim that installs it, if one does.
+    """
+    oldest = oldest or OLDEST_VERSIONS.get(distribution)
+    if oldest is None:
         return
-    wanted = ".".join(map(str, OLDEST_VERSIONS[library]))
-    found = installed_version(library)
+    wanted = ".".join(map(str, oldest))
+    found = installed_version(distribution)
     if found is None:
-        cure = EXTRAS.get(library, f"{library}>={wanted}")
-        raise MissingExtra(f"{library} is not installed: pip install '{cure}'")
-    if _version_numbers(found) < OLDEST_VERSIONS[library]:
+        cure = f"patchslim[{extra}]" if extra else f"{distribution}>={wanted}"
+        raise MissingExtra(f"{distribution} is not installed: pip install '{cure}'")
+    if _version_numbers(found) < oldest:
         raise OldVersion(
-            f"{library} {found} is older than {wanted}, the oldest version that patchslim is "
-            f"tested with: pip install -U '{library}>={wanted}'"
+            f"{distribution} {found} is older than {wanted}, the oldest version that patchslim is "
+            f"tested with: pip install -U '{distribution}>={wanted}'"
         )
 
 

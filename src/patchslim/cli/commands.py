@@ -32,7 +32,7 @@ from patchslim.cli.resolve import (
 )
 from patchslim.cli.text import calibration_lines, facts_text, method_facts, model_facts
 from patchslim.errors import DeepCut, UnknownName, Untrained
-from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_labels, timm_names
+from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
 from patchslim.methods._registry import find_method, method_names
 from patchslim.model.plan import make_plan
 from patchslim.schedules.schedule import Schedule
@@ -231,20 +231,16 @@ def methods(_args: Namespace, _terminal: Terminal) -> CommandResult:
 
 
 def models(args: Namespace, _terminal: Terminal) -> CommandResult:
-    """The families, and the names of timm's registry that they serve."""
-    lines, data = [], {}
-    for family, called in family_labels().items():
-        in_timm = family.startswith("timm_")
-        names = timm_names(family, args.filter) if in_timm else []
-        data[family] = {"family": called, "names": names}
+    """The families, and the names of models that they serve."""
+    data, lines = family_facts(args.filter), []
+    for facts in data.values():
+        called, names, hint = facts["family"], facts["names"], facts.pop("hint")
         if names:
             lines += [f"{called}: {len(names)} names", *(f"  {name}" for name in names)]
-        elif not in_timm and not args.filter:
-            lines.append(f"{called}: give the folder of such a model")
+        elif not args.filter:
+            lines.append(f"{called}: give {hint}")
     if args.filter and not lines:
-        every = [
-            name for family in data if family.startswith("timm_") for name in timm_names(family)
-        ]
+        every = [name for facts in family_facts().values() for name in facts["names"]]
         raise UnknownName.of("model", args.filter, every)
     if not args.filter:
         lines.append(f"{EXAMPLE}: the embedded example")

@@ -35,7 +35,7 @@ EXIT_PIPE_CLOSED = 141
 MODEL_HELP = """\
 MODEL is one of
   digits         the embedded example, with its trained weights
-  a timm name    such as deit_small_patch16_224 (`patchslim models` lists them)
+  a name         such as deit_small_patch16_224 (`patchslim models` lists them)
   a folder       of a Hugging Face image classifier (config.json and weights)
 """
 SAVED_HELP = "  a folder       saved by patchslim; then leave method and budget out\n"
@@ -231,7 +231,7 @@ def _add_macs(commands: Any) -> None:
     one.add_argument("model", metavar="MODEL")
     add_method(one)
     one.add_argument(
-        "--image-size", type=positive_int, metavar="N", help="side of the images (timm names)"
+        "--image-size", type=positive_int, metavar="N", help="side of the images (models by name)"
     )
 
 
@@ -245,7 +245,7 @@ def _add_lists(commands: Any) -> None:
     one = add_command(
         commands,
         "models",
-        "lists the families of models, and the names in timm's registry that they serve",
+        "lists the families of models, and the names of models that they serve",
         "patchslim models dinov3",
     )
     one.add_argument("filter", nargs="?", default="", metavar="FILTER", help="part of a name")

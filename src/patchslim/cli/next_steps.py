@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchslim.hosts._catalog import EXAMPLE
+from patchslim.hosts._catalog import has_own_weights
 from patchslim.runs.layout import MODEL_FOLDER
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: b
     words = ["patchslim", "train", str(args.out / MODEL_FOLDER), "--data", data]
     if slimmed.trained is not None:  # its own host is not the dense model any more
         words += ["--teacher", args.model]
-        if not _has_own_weights(args.model):
+        if not has_own_weights(args.model):
             words += ["--teacher-weights", str(args.weights or "FILE")]
     words += [] if labelled else ["--labels", "0"]
     return shlex.join([*words, "--out", str(args.out / "trained")])
@@ -39,11 +39,6 @@ def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: b
 
 def dense_argument(args: Namespace) -> str | None:
     """What `--dense` calls the model that the arguments name, where it can."""
-    if _has_own_weights(args.model):
+    if has_own_weights(args.model):
         return str(args.model)
     return None if args.weights is None else str(args.weights)
-
-
-def _has_own_weights(model: str) -> bool:
-    """Whether a model comes with its own weights."""
-    return model == EXAMPLE or Path(model).expanduser().is_dir()

@@ -54,16 +54,16 @@ def add_classes(one: Parser) -> None:
 
 
 def add_weights(one: Parser) -> None:
-    """Where the weights of a timm model come from."""
-    group = one.add_argument_group("weights of a timm model")
+    """Where the weights of a model that is built by name come from."""
+    group = one.add_argument_group("weights of a model that is built by name")
     group.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or a torch file")
-    group.add_argument("--pretrained", action="store_true", help="let timm fetch its own")
+    group.add_argument("--pretrained", action="store_true", help="let its library fetch them")
     group.add_argument(
         "--model-kwargs",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what timm builds the model with: global_pool=avg, img_size=384, num_classes=10",
+        help="what its library builds it with, such as timm's global_pool=avg, num_classes=10",
     )
 
 

@@ -1,11 +1,11 @@
-"""Hosts by name: the embedded example, timm's registry, and local folders of Hugging Face models.
+"""Hosts by name: the embedded example, models that a library builds, and folders of models.
 
-It fetches nothing unless told to. It knows no methods, and nothing of what `io.py` saves.
+It knows no library by name: the files of `_libraries` say what each of them has. It fetches nothing
+unless told to. It knows no methods, and nothing of what `saving` writes.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,16 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import BadFile, PatchslimError, UnknownName
-from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._registry import adapter_names, load_adapter
-from patchslim.versions import check_version
+from patchslim.errors import BadFile, MissingExtra, PatchslimError, UnknownName
+from patchslim.hosts._library import Library, first_line
+from patchslim.hosts._registry import (
+    adapter_names,
+    find_family_library,
+    find_host_library,
+    find_libraries,
+    library_names,
+    load_adapter,
+    load_library,
+)
 
 EXAMPLE = "digits"
-MODEL_HINT = (
-    f"A model is {EXAMPLE!r}, a name of timm's (`patchslim models` lists them), the folder of a "
-    "Hugging Face model, or a folder saved by patchslim."
-)
+
+
+def model_hint() -> str:
+    """One sentence about what names a model."""
+    hints = ", ".join(library.hint for library in find_libraries())
+    return f"A model is {EXAMPLE!r}, {hints}, or a folder saved by patchslim."
 
 
 def find_host(
@@ -37,67 +46,112 @@ def find_host(
     """The model called `name`, in evaluation mode.
 
     Args:
-        name: `digits`, a name of timm's registry, or the folder of a Hugging Face model.
-        pretrained: whether timm may fetch its pretrained weights.
-        weights: a file of weights for a timm model.
-        image_size: the side of the images, for a timm model.
-        settings: what else `timm.create_model` is told, such as global_pool="avg".
+        name: `digits`; a name of a library's, with `library:` before it where two libraries have
+            the name; or a folder that a library opens.
+        pretrained: whether the library may fetch its pretrained weights.
+        weights: a file of weights for a model that is built by name.
+        image_size: the side of the images, for a model that is built by name.
+        settings: further arguments of the library's factory, such as global_pool="avg".
     """
-    told = dict(settings or {})
-    if image_size is not None:
-        told["img_size"] = image_size
-    folder = Path(name).expanduser()
-    named = name != EXAMPLE and not folder.is_dir()
-    if not named and (pretrained or weights is not None or told):
-        raise PatchslimError(
-            f"{name} comes with its own weights and image size; --pretrained, --weights, "
-            "--image-size and --model-kwargs are for names of timm's."
-        )
-    if name == EXAMPLE:
-        from patchslim.example.digits import host as example
-
-        trained: nn.Module = example()
-        return trained
-    if not named:
-        return _load_transformers(folder)
+    given = dict(settings or {})
+    if has_own_weights(name):
+        if pretrained or weights is not None or given or image_size is not None:
+            raise PatchslimError(
+                f"{name} comes with its own weights and image size; --pretrained, --weights, "
+                "--image-size and --model-kwargs are for models that a library builds by name."
+            )
+        return _open_local(name).eval()
+    library, own_name = find_library_of(name)
     state = None if weights is None else read_weights(weights)
-    host = _build_timm(name, pretrained=pretrained, told=told, state=state)
+    implied = {} if state is None else library.settings_from_weights(state)
+    given = {**implied, **_image_size_setting(library, name, image_size), **given}
+    host = library.build(own_name, pretrained=pretrained, settings=given)
     if state is not None:
         load_weights(host, state, weights)
     return host.eval()
 
 
+def has_own_weights(name: str) -> bool:
+    """Whether a model comes with weights of its own: the embedded example, or a folder."""
+    return name == EXAMPLE or Path(name).expanduser().is_dir()
+
+
 def has_random_weights(name: str, *, pretrained: bool, weights: Path | None) -> bool:
     """Whether `find_host` gives a model whose weights nobody trained."""
-    is_local = name == EXAMPLE or Path(name).expanduser().is_dir()
-    return not (is_local or pretrained or weights is not None)
+    return not (has_own_weights(name) or pretrained or weights is not None)
 
 
 def build_without_weights(name: str, image_size: int | None = None) -> nn.Module:
     """The model called `name` without any weights, for counting: even a giant takes no memory."""
-    if name == EXAMPLE or Path(name).expanduser().is_dir():
+    if name == EXAMPLE:
         return find_host(name, image_size=image_size)
     with torch.device("meta"):
-        told = {} if image_size is None else {"img_size": image_size}
-        return _build_timm(name, pretrained=False, told=told, state=None)
+        if not has_own_weights(name):
+            library, own_name = find_library_of(name)
+            settings = _image_size_setting(library, name, image_size)
+            return library.build(own_name, settings=settings).eval()
+        if image_size is None:
+            return _open_local(name, weights=False).eval()
+    return find_host(name, image_size=image_size)  # which says what a folder cannot be given
 
 
-def timm_names(family: str, containing: str = "") -> list[str]:
-    """The names in timm's registry whose module works with a class that `family` serves."""
-    timm = _import_timm()
-    adapter = load_adapter(family)
-    modules = {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
-    served = {module for module in modules if _has_served_class(module, adapter)}
+def find_library_of(name: str) -> tuple[Library, str]:
+    """The library that builds the model called `name`, and what that library calls it.
+
+    `torchvision:vit_b_16` is torchvision's. A name without a prefix is that of the first library
+    that has it, in the order of `find_libraries`.
+    """
+    prefix, colon, own_name = name.partition(":")
+    if colon and prefix in library_names():
+        library = load_library(prefix)
+        if library.builds_by_name and library.has_name(own_name):
+            return library, own_name
+        raise UnknownName.of(f"{prefix} model", own_name, library.names(), f"Give {library.hint}.")
+    missing: MissingExtra | None = None
+    known: list[str] = [EXAMPLE]
+    for library in find_libraries():
+        if not library.builds_by_name:
+            continue
+        try:
+            library.check_version()
+        except MissingExtra as error:
+            missing = missing or error
+            continue
+        if library.has_name(name):
+            return library, name
+        known += library.names()
+    if any(mark in name for mark in "/\\"):
+        raise BadFile(f"There is no folder {name}. {model_hint()}")
+    raise missing or UnknownName.of("model", name, known, model_hint())
+
+
+def served_names(family: str, containing: str = "") -> list[str]:
+    """The names under which `find_host` builds models that a family serves.
+
+    A name that a library of lower precedence has, too, gets its prefix: `torchvision:vit_b_16`.
+    """
+    library = find_family_library(family)
+    if not library.builds_by_name:
+        return []
+    before = find_libraries()
+    before = before[: before.index(library)]
+    names = [name for name in library.served_names(load_adapter(family)) if containing in name]
     return [
-        name
-        for name in timm.list_models()
-        if containing in name and timm.model_entrypoint(name).__module__ in served
+        f"{library.name}:{name}" if any(other.has_name(name) for other in before) else name
+        for name in names
     ]
 
 
-def family_labels() -> dict[str, str]:
-    """The name of each family that ships with the package, and what it is called."""
-    return {name: load_adapter(name).family for name in adapter_names()}
+def family_facts(containing: str = "") -> dict[str, dict[str, Any]]:
+    """Of each family that ships: what it is called, the names it serves, how to name its models."""
+    return {
+        name: {
+            "family": load_adapter(name).family,
+            "names": served_names(name, containing),
+            "hint": find_family_library(name).hint,
+        }
+        for name in adapter_names()
+    }
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -118,7 +172,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise BadFile(
-            f"{path} is truncated or not a file of weights: {_first_line(error)}."
+            f"{path} is truncated or not a file of weights: {first_line(error)}."
         ) from error
     for wrapper in ("model", "state_dict"):
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
@@ -127,75 +181,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _build_timm(
-    name: str, *, pretrained: bool, told: Mapping[str, Any], state: Mapping[str, Tensor] | None
-) -> nn.Module:
-    """A model of timm's registry, with as many classes as the weights have."""
-    check_version("timm")
-    timm = _import_timm()
-    if not timm.is_model(name):
-        if any(mark in name for mark in "/\\"):
-            raise BadFile(f"There is no folder {name}. {MODEL_HINT}")
-        raise UnknownName.of("model", name, [EXAMPLE, *timm.list_models()], MODEL_HINT)
-    settings: dict[str, Any] = {}
-    for classifier in ("head.weight", "head.linear.weight"):
-        if state is not None and classifier in state:
-            settings["num_classes"] = len(state[classifier])
-    settings |= told
-    try:
-        host: nn.Module = timm.create_model(name, pretrained=pretrained, **settings)
-    except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
-        if "tag" in str(error):
-            tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
-            raise UnknownName.of("pretrained tag", name, tags) from error
-        cure = " Without a network, give --weights FILE." if pretrained else ""
-        raise PatchslimError(f"timm could not make {name}: {_first_line(error)}.{cure}") from error
-    return host
-
-
-def _import_timm() -> Any:
-    """timm, whose registry knows our own models too."""
-    import timm
-
-    import patchslim.architectures.evo_levit  # noqa: F401 (registers them)
-
-    return timm
-
-
-def _load_transformers(folder: Path) -> nn.Module:
-    """The image classifier in a local folder of a Hugging Face model."""
-    if not (folder / "config.json").is_file():
-        raise BadFile(
-            f"{folder} holds no model: neither recipe.json (saved by patchslim) nor config.json "
-            f"(a Hugging Face model). {MODEL_HINT}"
-        )
-    check_version("transformers")
-    from transformers import AutoModelForImageClassification
-    from transformers.utils import logging
-
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        host, told = AutoModelForImageClassification.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BadFile(f"{folder} is not a whole image classifier: {_first_line(error)}") from error
-    finally:
-        if shows_bars:
-            logging.enable_progress_bar()
-    missing = sorted(told["missing_keys"])
-    if missing:
-        raise BadFile(
-            f"{folder} is not an image classifier: it has no weights for {missing[0]}"
-            + (f" and {len(missing) - 1} more." if len(missing) > 1 else ".")
-        )
-    found: nn.Module = host.eval()
-    return found
-
-
 def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
     """Loads the weights that were in the file `path`, every one of them."""
+    library = find_host_library(host)
+    state = dict(state) if library is None else library.rename_weights(dict(state))
     own = host.state_dict()
     for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
         if names:
@@ -215,14 +204,29 @@ def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None
     host.load_state_dict(state)
 
 
-def _has_served_class(module: str, adapter: Adapter) -> bool:
-    """Whether a module of timm's has a class that the adapter serves."""
-    classes = [found for found in vars(sys.modules[module]).values() if isinstance(found, type)]
-    models = [cls for cls in classes if issubclass(cls, nn.Module)]
-    # An adapter tells its family by the class alone, so an object that was never built will do.
-    return any(adapter.serves(nn.Module.__new__(cls)) for cls in models)
+def _open_local(name: str, *, weights: bool = True) -> nn.Module:
+    """The embedded example, or the model in a folder."""
+    if name == EXAMPLE:
+        from patchslim.example.digits import host as example
+
+        trained: nn.Module = example()
+        return trained
+    folder = Path(name).expanduser()
+    opening = [library for library in find_libraries() if library.opens_folders]
+    for library in opening:
+        if library.is_folder(folder):
+            return library.open_folder(folder, weights=weights)
+    signs = " nor ".join(library.folder_sign for library in opening)
+    raise BadFile(
+        f"{folder} holds no model: neither recipe.json (saved by patchslim) nor {signs}. "
+        f"{model_hint()}"
+    )
 
 
-def _first_line(error: Exception) -> str:
-    """The first line of a message."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+def _image_size_setting(library: Library, name: str, image_size: int | None) -> dict[str, Any]:
+    """The setting by which a library is told the side of the images."""
+    if image_size is None:
+        return {}
+    if library.image_size_setting is None:
+        raise PatchslimError(f"{name}: {library.name} builds it for one image size; leave it out.")
+    return {library.image_size_setting: image_size}

@@ -1,16 +1,22 @@
-"""Finds the adapter of a host: the files of this folder are the registry."""
+"""Finds the adapter of a host, and the library that it comes from: folders are the registries."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from patchslim.errors import UnsupportedModel
-from patchslim.hosts._adapter import Adapter
-from patchslim.versions import check_version
+from patchslim.hosts._library import Library
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from patchslim.hosts._adapter import Adapter
+
+GUIDE = "adding-a-family.md"
 
 
 def adapter_names() -> list[str]:
@@ -18,33 +24,23 @@ def adapter_names() -> list[str]:
 
     A file whose name begins with an underscore is what several families of a library share.
     """
-    package = importlib.import_module("patchslim.hosts")
-    names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    return [name for name in _file_names("patchslim.hosts") if not name.startswith("_")]
 
 
 def load_adapter(name: str) -> Adapter:
-    """The adapter in the file `name`."""
-    module = importlib.import_module(f"patchslim.hosts.{name}")
-    own = [
-        found
-        for found in vars(module).values()
-        if isinstance(found, type)
-        and issubclass(found, Adapter)
-        and not inspect.isabstract(found)
-        and found.__module__ == module.__name__
-    ]
-    return own[0]()
+    """The adapter in the file `name`, after checking the version of its library."""
+    find_family_library(name).check_version()
+    from patchslim.hosts._adapter import Adapter
+
+    adapter: Adapter = _only_class(f"patchslim.hosts.{name}", Adapter)()
+    return adapter
 
 
 def find_adapter(host: nn.Module) -> Adapter:
     """The adapter that serves `host`, after making sure that it can serve it exactly."""
-    libraries = {cls.__module__.partition(".")[0] for cls in type(host).__mro__}
-    for name in adapter_names():
-        library = name.partition("_")[0]
-        if library not in libraries:
-            continue
-        check_version(library)
+    libraries = _host_libraries(host)
+    families = [name for name in adapter_names() if find_family_library(name) in libraries]
+    for name in sorted(families, key=lambda name: libraries.index(find_family_library(name))):
         adapter = load_adapter(name)
         if adapter.serves(host):
             reason = adapter.unsupported_reason(host)
@@ -53,5 +49,87 @@ def find_adapter(host: nn.Module) -> Adapter:
             return adapter
     raise UnsupportedModel(
         f"No adapter knows {type(host).__module__}.{type(host).__name__}. Known families: "
-        f"{', '.join(adapter_names())}. To add one, see docs/adding-a-family.md."
+        f"{', '.join(adapter_names())}. To add one, see {_guide_path()}."
     )
+
+
+def library_names() -> list[str]:
+    """The libraries that hosts may come from: the files of `patchslim/hosts/_libraries`."""
+    return _file_names("patchslim.hosts._libraries")
+
+
+@functools.cache
+def load_library(name: str) -> Library:
+    """The library in the file `name`; the library itself is not imported."""
+    library: Library = _only_class(f"patchslim.hosts._libraries.{name}", Library)()
+    return library
+
+
+def find_libraries() -> list[Library]:
+    """All libraries, in the order in which they are asked for a name."""
+    every = map(load_library, library_names())
+    return sorted(every, key=lambda library: (library.precedence, library.name))
+
+
+def find_host_library(host: nn.Module) -> Library | None:
+    """The library that a host comes from, or None where it is none of ours."""
+    return next(iter(_host_libraries(host)), None)
+
+
+def _host_libraries(host: nn.Module) -> list[Library]:
+    """The libraries of the host's class and of those that it derives from, in this order."""
+    every = find_libraries()
+    owners = (library for cls in type(host).__mro__ for library in every if library.owns(cls))
+    return list(dict.fromkeys(owners))
+
+
+def find_family_library(family: str) -> Library:
+    """The library of a family, by the family's name: `timm` for `timm_vit`."""
+    fitting = [name for name in library_names() if family.startswith(f"{name}_")]
+    if not fitting:
+        raise UnsupportedModel(
+            f"The family {family} is of no library that is known: {', '.join(library_names())}. "
+            f"A family's file is named <library>_<family>.py; see {_guide_path()}."
+        )
+    return load_library(max(fitting, key=len))
+
+
+def installed_libraries() -> dict[str, str]:
+    """The distribution and version of each library that is installed."""
+    every = ((each.distribution, each.installed_version()) for each in find_libraries())
+    return {name: version for name, version in every if version is not None}
+
+
+def _file_names(package: str) -> list[str]:
+    """The modules in a package's folder, sorted."""
+    paths = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(paths))
+
+
+def _only_class(module_name: str, base: type) -> Any:
+    """The one class that derives from `base`, can be made, and is defined in the module."""
+    module = importlib.import_module(module_name)
+    own = [
+        found
+        for found in vars(module).values()
+        if isinstance(found, type)
+        and issubclass(found, base)
+        and not inspect.isabstract(found)
+        and found.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        raise UnsupportedModel(
+            f"{module.__file__} defines {len(own)} classes of {base.__name__}; a file has one."
+        )
+    return own[0]
+
+
+def _guide_path() -> str:
+    """Where the guide to adding a family lies: in the installed package, if it is there."""
+    from importlib import resources
+
+    try:
+        file = resources.files("patchslim.guides") / GUIDE
+        return str(file) if file.is_file() else f"docs/{GUIDE}"
+    except ModuleNotFoundError:
+        return f"docs/{GUIDE}"

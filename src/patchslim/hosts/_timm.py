@@ -5,7 +5,6 @@ Embedding shape, pooling, head, surface, recipe. It knows nothing of how a block
 
 from __future__ import annotations
 
-import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnknownName, WrongInput
 from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._macs import convolution_macs, linear_macs
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
@@ -264,28 +264,8 @@ def foreign_class_reason(part: str, module: nn.Module, names: Iterable[str]) -> 
     return f"its {part} is {cls.__module__}.{cls.__name__}. Known of timm's own: {known}."
 
 
-def linear_macs(module: nn.Module | None) -> int:
-    """Multiply-adds a row of all linear layers in `module`."""
-    layers = () if module is None else module.modules()
-    return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d))
-
-
 def _embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
     """Multiply-adds of the patch embedding."""
     if type(embed).__name__ == "PatchEmbed":
         return patches * int(embed.proj.weight.numel())
     return convolution_macs(embed, image)
-
-
-def convolution_macs(embed: nn.Module, image: tuple[int, ...]) -> int:
-    """Multiply-adds of a convolutional stem, counted on a weightless copy.
-
-    A copy, since running the stem itself would move the statistics of its norms in training.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    stem = copy.deepcopy(embed).to("meta").requires_grad_(False).eval()
-    dtype = next(embed.parameters()).dtype
-    with FlopCounterMode(display=False) as counter:
-        stem(torch.empty(1, *image, device="meta", dtype=dtype))
-    return int(counter.get_total_flops()) // 2

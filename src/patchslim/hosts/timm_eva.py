@@ -14,13 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Part
-from patchslim.hosts._timm import (
-    QKV_COLUMNS,
-    TimmHost,
-    foreign_class_reason,
-    linear_columns,
-    linear_macs,
-)
+from patchslim.hosts._macs import linear_macs
+from patchslim.hosts._timm import QKV_COLUMNS, TimmHost, foreign_class_reason, linear_columns
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 

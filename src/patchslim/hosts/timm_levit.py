@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Adapter, Part
-from patchslim.hosts._timm import TimmHost, convolution_macs, foreign_class_reason, linear_macs
+from patchslim.hosts._macs import convolution_macs, linear_macs
+from patchslim.hosts._timm import TimmHost, foreign_class_reason
 from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens

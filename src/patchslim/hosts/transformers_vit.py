@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
 from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._macs import linear_macs
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
@@ -243,7 +244,7 @@ class TransformersVit(Adapter):
             prefix=self.prefix(host),
             embed=grid[0] * grid[1] * int(projection.weight.numel()),
             blocks=tuple(_block_shape(layer) for layer in self.blocks(host)),
-            head=sum(_linear_macs(part) for part in head if part is not None),
+            head=sum(linear_macs(part) for part in head if part is not None),
             read=self.rows_read(host),
         )
 
@@ -313,24 +314,19 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _linear_macs(module: nn.Module) -> int:
-    """Multiply-adds a row of all linear layers in `module`."""
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
-
-
 def _block_shape(layer: Any) -> BlockShape:
     """Costs read off one layer's own projections."""
     attention = layer.attention
     inner = int(attention.q_proj.out_features)
     return BlockShape(
         width=int(attention.q_proj.in_features),
-        q=_linear_macs(attention.q_proj),
-        k=_linear_macs(attention.k_proj),
-        v=_linear_macs(attention.v_proj),
+        q=linear_macs(attention.q_proj),
+        k=linear_macs(attention.k_proj),
+        v=linear_macs(attention.v_proj),
         query_width=inner,
         value_width=inner,
         key_width=int(attention.head_dim),
-        out=_linear_macs(attention.o_proj),
-        feed=_linear_macs(layer.mlp),
+        out=linear_macs(attention.o_proj),
+        feed=linear_macs(layer.mlp),
         score=inner,
     )

@@ -14,10 +14,11 @@ from torch import nn
 
 from patchslim.hosts._answers import noise_logits
 from patchslim.hosts._preprocessing import find_preprocessing
+from patchslim.hosts._registry import installed_libraries
 from patchslim.methods._registry import method_name
 from patchslim.model.plan import Plan
 from patchslim.saving.folder import FORMAT_VERSION, Recipe
-from patchslim.versions import OLDEST_VERSIONS, installed_version
+from patchslim.versions import installed_version
 
 
 def make_recipe(
@@ -51,11 +52,7 @@ def make_recipe(
             if name not in persistent and buffer.is_floating_point()
         },
         "answers": noise_logits(adapter, host),
-        "versions": {
-            name: installed_version(name)
-            for name in OLDEST_VERSIONS
-            if installed_version(name) is not None
-        },
+        "versions": {"torch": installed_version("torch"), **installed_libraries()},
     }
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from patchslim.hosts._registry import installed_libraries
 from patchslim.versions import installed_version
-
-LIBRARIES = ("torch", "timm", "patchslim", "transformers")
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,11 @@ class Provenance:
     ) -> Provenance:
         """Records the provenance of what has just been measured with `host` in this process."""
         parameter = next(host.parameters())
-        libraries = {name: installed_version(name) for name in LIBRARIES}
-        libraries["patchslim"] = libraries["patchslim"] or "source"
-        installed = {name: version for name, version in libraries.items() if version is not None}
+        installed = {
+            "torch": installed_version("torch") or "unknown",
+            **installed_libraries(),
+            "patchslim": installed_version("patchslim") or "source",
+        }
         load = os.getloadavg() if hasattr(os, "getloadavg") else ()
         return cls(
             device=str(parameter.device),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,28 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_macs(model: nn.Module, images: Tensor) -> int:
     """What torch counts while `model` answers for `images`, in multiply-adds an image.
 
-    With attention written out, which every version of the counter sees on every device, and on a
-    copy without gradients, which the counter cannot follow where they are switched off.
+    The counter knows products of matrices, and not every fused operation that torch may run in
+    their place. So attention is computed unfused, that of `nn.MultiheadAttention`, too. The model
+    is copied without gradients: the counter cannot follow weights that require gradients where
+    gradients are switched off.
     """
     model = copy.deepcopy(model).requires_grad_(False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        _without_fast_path(),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(images)
     return int(counter.get_total_flops()) // 2 // images.shape[0]
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Keeps `nn.MultiheadAttention` from running as one operation that the counter cannot see."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -1,0 +1,1 @@
+"""Libraries that hosts come from: one library a file, named as the module that is imported."""

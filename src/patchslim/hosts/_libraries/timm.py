@@ -1,0 +1,97 @@
+"""timm: hosts by name, with tags for weights, as in `vit_base_patch16_224.augreg_in21k`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from patchslim.errors import PatchslimError, UnknownName
+from patchslim.hosts._library import Library, build_error, has_served_class
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from patchslim.hosts._adapter import Adapter
+
+
+class Timm(Library):
+    """timm, and the hosts of `patchslim.architectures` that are in its registry."""
+
+    name: ClassVar[str] = "timm"
+    distribution: ClassVar[str] = "timm"
+    oldest: ClassVar[tuple[int, ...]] = (1, 0, 26)
+    hint: ClassVar[str] = "a name of timm's (`patchslim models` lists them)"
+    precedence: ClassVar[int] = 0
+    builds_by_name: ClassVar[bool] = True
+    image_size_setting: ClassVar[str | None] = "img_size"
+
+    def import_library(self) -> Any:
+        """timm, whose registry knows our own architectures too."""
+        timm = super().import_library()
+        import patchslim.architectures.evo_levit  # noqa: F401 (registers them)
+
+        return timm
+
+    def names(self) -> list[str]:
+        """All names in timm's registry."""
+        names: list[str] = self.import_library().list_models()
+        return names
+
+    def has_name(self, name: str) -> bool:
+        """Whether timm knows the name, with a tag or without."""
+        return bool(self.import_library().is_model(name))
+
+    def served_names(self, adapter: Adapter) -> list[str]:
+        """Names that are registered by a module of timm's with a class that the family serves."""
+        timm = self.import_library()
+        modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+        served = {each for each in set(modules.values()) if has_served_class(each, adapter)}
+        return [name for name, module in modules.items() if module in served]
+
+    def build(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> nn.Module:
+        """What `timm.create_model` makes."""
+        timm = self.import_library()
+        try:
+            host: nn.Module = timm.create_model(name, pretrained=pretrained, **(settings or {}))
+        except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
+            if "tag" in str(error):
+                tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
+                raise UnknownName.of("pretrained tag", name, tags) from error
+            raise _build_error(timm, name, error, pretrained=pretrained) from error
+        return host
+
+    def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """As many classes as the classifier has rows."""
+        for classifier in ("head.weight", "head.linear.weight"):
+            if classifier in state:
+                return {"num_classes": len(state[classifier])}
+        return {}
+
+    def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
+        """The values of `pretrained_cfg`, or nothing where it does not normalise."""
+        from timm.data import resolve_model_data_config
+
+        if not (getattr(host, "pretrained_cfg", None) or {}).get("mean"):
+            return {}
+        config = resolve_model_data_config(host)
+        names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+        return {name: config[name] for name in names}
+
+
+def _build_error(timm: Any, name: str, error: Exception, *, pretrained: bool) -> PatchslimError:
+    """The error for a model that timm could not build; settings are those of the model's class."""
+    module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
+    named = re.match(r"(\w+)\.__init__\(\)", str(error))
+    cls = getattr(module, named[1], None) if named else None
+    told = build_error("timm", name, error, cls)
+    if pretrained and not isinstance(told, UnknownName):
+        return PatchslimError(f"{told} Without a network, give --weights FILE.")
+    return told

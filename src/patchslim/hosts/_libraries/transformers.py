@@ -1,0 +1,108 @@
+"""transformers: image classifiers in local folders of Hugging Face models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from patchslim.errors import BadFile
+from patchslim.hosts._library import Library, crop_share, first_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONFIG_FILE = "config.json"
+PREPROCESSING_FILE = "preprocessor_config.json"
+# What the numbers of `resample` mean, which are Pillow's.
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+class Transformers(Library):
+    """Hugging Face's transformers. A folder is opened; nothing is fetched, and no code is run."""
+
+    name: ClassVar[str] = "transformers"
+    distribution: ClassVar[str] = "transformers"
+    oldest: ClassVar[tuple[int, ...]] = (5, 18)
+    extra: ClassVar[str | None] = "hf"
+    hint: ClassVar[str] = "the folder of a Hugging Face model"
+    opens_folders: ClassVar[bool] = True
+    folder_sign: ClassVar[str] = f"{CONFIG_FILE} (a Hugging Face model)"
+
+    def is_folder(self, folder: Path) -> bool:
+        """Whether there is a configuration."""
+        return (folder / CONFIG_FILE).is_file()
+
+    def open_folder(self, folder: Path, *, weights: bool = True) -> nn.Module:
+        """The image classifier in the folder, all of whose weights are there."""
+        self.check_version()
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        try:
+            if not weights:
+                config = AutoConfig.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+                empty: nn.Module = AutoModelForImageClassification.from_config(
+                    config, trust_remote_code=False
+                )
+                return empty
+            with _without_progress_bars():
+                host, loading = AutoModelForImageClassification.from_pretrained(
+                    folder, local_files_only=True, output_loading_info=True, trust_remote_code=False
+                )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise BadFile(
+                f"{folder} is not a whole image classifier: {first_line(error)}"
+            ) from error
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            more = f" and {len(missing) - 1} more." if len(missing) > 1 else "."
+            raise BadFile(
+                f"{folder} is not an image classifier: it has no weights for {missing[0]}{more}"
+            )
+        loaded: nn.Module = host
+        return loaded
+
+    def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
+        """The values of `preprocessor_config.json` in the folder that the host came from."""
+        file = Path(host.config.name_or_path or "") / PREPROCESSING_FILE
+        if not file.is_file():
+            return {}
+        config = json.loads(file.read_text(encoding="utf-8"))
+        size = config.get("size") or {}
+        resized = _side_length(size)
+        crops = config.get("do_center_crop", "crop_size" in config) and resized
+        crop = _side_length(config.get("crop_size") or image_size[1])
+        found = {
+            "crop_pct": crop_share(crop, resized) if crops else 1.0,
+            "interpolation": RESAMPLING.get(config.get("resample", 3), "bicubic"),
+            "crop_mode": "squash" if isinstance(size, dict) and "height" in size else "center",
+        }
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+            if config.get(theirs):
+                found[ours] = config[theirs]
+        return found
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar, and restores its setting."""
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
+def _side_length(size: Any) -> int:
+    """The side of {"height": 224, "width": 224}, {"shortest_edge": 224} or 224; 0 where absent."""
+    if isinstance(size, Mapping):
+        return int(size.get("shortest_edge") or size.get("height") or 0)
+    return int(size)

@@ -1,0 +1,264 @@
+"""Libraries: one file each, from which names, folders, versions and preprocessing follow."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchslim
+import patchslim.hosts
+import patchslim.hosts._libraries
+from patchslim.cli.main import main
+from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
+from patchslim.hosts import _catalog
+from patchslim.hosts._library import crop_share
+from patchslim.hosts._preprocessing import find_preprocessing
+from patchslim.hosts._registry import (
+    find_family_library,
+    find_libraries,
+    library_names,
+    load_adapter,
+    load_library,
+)
+from patchslim.versions import installed_version
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "patchslim"
+BY_NAME = [each.name for each in find_libraries() if each.builds_by_name]
+
+# A library and a family of it, as two files that somebody adds. Its only model is a timm host of a
+# class of its own, so that the family has nothing to do but to serve it.
+LIBRARY = '''
+"""A zoo."""
+from patchslim.hosts._library import Library, build_error
+
+class Zoo(Library):
+    name = "zoo"
+    distribution = "zoo-models"
+    oldest = (2, 1)
+    extra = "zoo"
+    hint = "a name of zoo's"
+    builds_by_name = True
+    image_size_setting = "img_size"
+
+    def names(self):
+        return ["test_vit", "zebra"]
+
+    def has_name(self, name):
+        self.check_version()
+        return name in self.names()
+
+    def build(self, name, *, pretrained=False, settings=None):
+        import zoo
+        return zoo.Zebra(**{"embed_dim": 32, "depth": 2, "num_heads": 2, **(settings or {})})
+
+    def settings_from_weights(self, state):
+        return {"num_classes": len(state["head.weight"])}
+
+    def served_names(self, adapter):
+        return self.names()
+
+    def read_preprocessing(self, host, image_size):
+        return {"mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
+'''
+FAMILY = '''
+"""Zebras."""
+from patchslim.hosts.timm_vit import TimmVit
+
+class ZooZebra(TimmVit):
+    family = "zoo Zebra"
+    def serves(self, host): return type(host).__name__ == "Zebra"
+    def unsupported_reason(self, host): return None
+'''
+MODULE = """
+from timm.models.vision_transformer import VisionTransformer
+class Zebra(VisionTransformer): pass
+"""
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """The package with another library and a family of it, each of which is one file."""
+    installed_version.cache_clear()
+    load_library.cache_clear()
+    for package, folder, file, text in (
+        (patchslim.hosts._libraries, "libraries", "zoo.py", LIBRARY),
+        (patchslim.hosts, "families", "zoo_zebra.py", FAMILY),
+        (None, "site", "zoo.py", MODULE),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text(text, encoding="utf-8")
+        if package is not None:
+            path = [*package.__path__, str(tmp_path / folder)]
+            monkeypatch.setattr(package, "__path__", path)
+    info = tmp_path / "site" / "zoo_models-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-models\nVersion: 2.1\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield info
+    installed_version.cache_clear()
+    load_library.cache_clear()
+    for name in ("zoo", "patchslim.hosts.zoo_zebra", "patchslim.hosts._libraries.zoo"):
+        sys.modules.pop(name, None)
+
+
+def run(capsys, *arguments):
+    code = main([str(each) for each in arguments])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return told.out
+
+
+def test_a_new_library_is_one_file_and_the_command_line_serves_it(zoo, capsys, tmp_path):
+    told = json.loads(run(capsys, "models", "--json"))
+    assert told["zoo_zebra"] == {"family": "zoo Zebra", "names": ["zoo:test_vit", "zebra"]}
+    counted = json.loads(run(capsys, "macs", "zebra", "--image-size", 64, "--json"))
+    assert counted["image_size"] == [64, 64]
+    path = tmp_path / "weights.pth"
+    torch.save(_catalog.find_host("zebra", settings={"num_classes": 3}).state_dict(), path)
+    run(capsys, "slim", "zebra", "--weights", path, "--macs", 0.7, "--out", tmp_path / "saved")
+    recipe = json.loads((tmp_path / "saved" / "recipe.json").read_text())
+    assert recipe["versions"]["zoo-models"] == "2.1"
+    assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
+    assert recipe["images"]["stated"]
+    assert "zoo-models 2.1" in run(capsys, "measure", "zebra", "--keep", 0.5, "--repeats", 2)
+
+
+def test_an_old_version_of_a_new_library_is_refused_with_the_cure(zoo):
+    metadata = "Metadata-Version: 2.1\nName: zoo-models\nVersion: 2.0.9\n"
+    (zoo / "METADATA").write_text(metadata, encoding="utf-8")
+    installed_version.cache_clear()
+    with pytest.raises(OldVersion, match=r"pip install -U 'zoo-models>=2\.1'"):
+        _catalog.find_host("zebra")
+    with pytest.raises(OldVersion, match="zoo-models"):
+        load_adapter("zoo_zebra")
+
+
+def test_a_missing_library_is_named_only_where_it_may_be_meant(zoo):
+    (zoo / "METADATA").unlink()
+    zoo.rmdir()
+    installed_version.cache_clear()
+    with pytest.raises(MissingExtra, match=r"zoo-models is not installed: .*'patchslim\[zoo\]'"):
+        _catalog.find_host("zebra")
+    assert type(_catalog.find_host("test_vit")).__name__ == "VisionTransformer"
+
+
+def test_a_name_that_two_libraries_have_is_the_first_ones(zoo):
+    assert type(_catalog.find_host("test_vit")).__name__ == "VisionTransformer"
+    assert type(_catalog.find_host("timm:test_vit")).__name__ == "VisionTransformer"
+    assert type(_catalog.find_host("zoo:test_vit")).__name__ == "Zebra"
+    assert type(_catalog.find_host("zebra")).__name__ == "Zebra"
+    assert next(iter(find_libraries())).name == "timm"
+
+
+def test_an_unknown_name_behind_a_prefix_is_refused_with_the_nearest(zoo):
+    with pytest.raises(UnknownName, match=r"Unknown zoo model 'zebre'\. Did you mean 'zebra'"):
+        _catalog.find_host("zoo:zebre")
+    with pytest.raises(UnknownName, match="Unknown model 'nobody:zebra'"):
+        _catalog.find_host("nobody:zebra")
+
+
+def test_a_setting_that_the_model_does_not_have_is_refused_with_the_nearest():
+    with pytest.raises(UnknownName, match=r"setting of test_vit 'global_pol'.*'global_pool'"):
+        _catalog.find_host("test_vit", settings={"global_pol": "avg"})
+
+
+def test_a_folder_takes_no_settings(tmp_path):
+    with pytest.raises(PatchslimError, match="comes with its own weights and image size"):
+        _catalog.find_host(str(tmp_path), settings={"img_size": 32})
+    with pytest.raises(BadFile, match=r"neither recipe\.json .* nor config\.json"):
+        _catalog.find_host(str(tmp_path))
+
+
+def test_a_folder_is_counted_without_its_weights(tmp_path):
+    from hf_hosts import tiny_hf
+
+    tiny_hf().config.save_pretrained(tmp_path)
+    host = _catalog.build_without_weights(str(tmp_path))
+    assert next(host.parameters()).is_meta
+    assert patchslim.macs(host).total == patchslim.macs(tiny_hf()).total
+    with pytest.raises(BadFile, match="not a whole image classifier"):
+        _catalog.find_host(str(tmp_path))
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n"
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    auto = {"AutoConfig": "mine.Config", "AutoModelForImageClassification": "mine.Config"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": auto}))
+    for open_it in (_catalog.find_host, _catalog.build_without_weights):
+        with pytest.raises(BadFile, match="not a whole image classifier"):
+            open_it(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("family", patchslim.adapter_names())
+def test_every_family_is_of_a_library_and_its_page_says_which_version(family):
+    library = find_family_library(family)
+    assert family.startswith(f"{library.name}_")
+    page = (ROOT / "docs" / "families" / f"{family}.md").read_text(encoding="utf-8")
+    assert f"{library.distribution} {'.'.join(map(str, library.oldest))}" in page.replace("`", "")
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_served_names_are_served(name):
+    """Each first name of each family is built on the meta device and served by that family."""
+    families = [
+        each for each in patchslim.adapter_names() if find_family_library(each).name == name
+    ]
+    for family in families:
+        named = _catalog.served_names(family)
+        assert named
+        for each in (named[0], named[-1]):
+            host = _catalog.build_without_weights(each)
+            assert next(host.parameters()).is_meta
+            assert load_adapter(family).serves(host)
+
+
+def test_nothing_but_the_library_files_and_its_families_names_a_library():
+    """The command line, the catalog and preprocessing ask `Library`, and know none by name."""
+    files = [
+        SOURCE / "hosts" / f"{name}.py" for name in ("_catalog", "_preprocessing", "_registry")
+    ]
+    files += [SOURCE / "versions.py", *(SOURCE / "cli").glob("*.py")]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for name in library_names():
+            assert f"import {name}" not in text, file.name
+            assert f'"{name}' not in text, file.name
+
+
+def test_libraries_are_not_imported_to_know_about_them():
+    code = """
+import sys
+from patchslim.hosts._registry import find_libraries
+for library in find_libraries():
+    library.hint, library.oldest, library.installed_version()
+print(*[each.name for each in find_libraries() if each.name in sys.modules])
+"""
+    path = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r})\n"
+    command = [sys.executable, "-c", path + code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert not done.stdout.split()
+
+
+def test_a_crop_resizes_to_the_very_pixel():
+    from timm.data import create_transform
+
+    for crop, resized in ((16, 93), (224, 242), (224, 256), (518, 518)):
+        made = create_transform((3, crop, crop), crop_pct=crop_share(crop, resized))
+        assert made.transforms[0].size == resized
+
+
+def test_a_host_of_no_library_is_not_said_to_be_prepared_somehow():
+    class Own(torch.nn.Module):
+        pass
+
+    class Mine:
+        def image_shape(self, host):
+            return 3, 32, 32
+
+    assert not find_preprocessing(Own(), Mine()).stated
