@@ -12,6 +12,7 @@ import patchslim
 import patchslim.methods
 import toy_methods
 from patchslim.errors import NeedsClassToken, UnknownName
+from patchslim.methods._method import method_settings
 from patchslim.schedules.schedule import Rate
 from patchslim.testing import METHOD_LAWS, check_method
 from patchslim.testing.law import check_law
@@ -58,7 +59,7 @@ MIDDLE = '''
 
 import torch
 
-from patchslim.methods._method import Method
+from patchslim.methods import Method
 from patchslim.tokens.reduction import Keep
 
 
@@ -112,7 +113,7 @@ def test_a_method_of_your_own_passes_through_untouched():
     slimmed = patchslim.slim(tiny_host(), mine, keep_rate=0.7, at=(0, 1))
     slimmed(noise_images())
     assert slimmed.method is mine
-    assert mine.settings() == {"width": 16}
+    assert method_settings(mine) == {"width": 16}
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
     assert patchslim.methods._registry.method_name(mine) is None
 

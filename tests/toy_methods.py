@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import patchslim
-from patchslim.methods._method import Method, Place
+from patchslim.methods import Method, Place
+from patchslim.methods._method import method_settings
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.tokens.reduction import Keep, Mask, Merge
@@ -169,7 +170,7 @@ def shipped_methods():
         kind = patchslim.find_method(name)
         plain = kind().eval()
         yield pytest.param(plain, id=name)
-        for setting, value in plain.settings().items():
+        for setting, value in method_settings(plain).items():
             if isinstance(value, bool):
                 turned = kind(**{setting: not value}).eval()
                 yield pytest.param(turned, id=f"{name}-{setting}={not value}")

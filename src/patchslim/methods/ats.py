@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Method, Place, Signals
+from patchslim.methods import Method, Place, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -27,7 +27,7 @@ class ATS(Method):
 
     place = Place.ON_QUERIES
     needs_class_token: bool = True
-    reads = "kv"
+    reads = ("k", "v")
     adaptive = True
 
     def __init__(self, *, floor: int = 8) -> None:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSetting
+from patchslim.methods import Method, Place, Placement, Signals, Threshold
 from patchslim.methods import _clustering as grouping
 from patchslim.methods._clustering import Groups
-from patchslim.methods._method import Method, Place, Placement, Signals, Threshold
 from patchslim.methods._windows import Windows
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
-from patchslim.tokens.tokens import ContentKind, Tokens
+from patchslim.tokens.tokens import Tokens
 
 MAX_PAIRWISE = (
     1024  # patches that are compared each with each; of more, those of a square of the grid
@@ -41,9 +41,10 @@ class Duplicates(Method):
 
     place = Place.BEFORE_BLOCK
     placement: ClassVar[Placement] = Placement.FIRST
-    content_kind: ContentKind | None = "pixels"
+    reads = ("pixels",)
     proportional = True
     adaptive = True
+    tuned_threshold = Threshold("tolerance", first=0.05)
 
     def __init__(self, *, tolerance: float = 0.0, window: int = 0) -> None:
         super().__init__()
@@ -53,11 +54,6 @@ class Duplicates(Method):
                 "the same pixels, and in the whole image."
             )
         self.tolerance, self.window = tolerance, window
-
-    @property
-    def tuned_threshold(self) -> Threshold:
-        """The tolerance."""
-        return Threshold("tolerance", first=0.05)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Of patches that show the same the first stays, and the others join it."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.methods._method import Decision, Method, ModulePerBlock, Place, Signals
+from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -25,14 +25,18 @@ KEEP_INDEX = (
 )
 
 
-class DynamicViT(Method):
+class DynamicViT(LearnedMethod):
     """Keeps the patches that its trained predictors want most; train it before you use it.
 
     `ratio` weighs, in training, how far the share that is kept may stray from the schedule's.
     """
 
     place = Place.BEFORE_BLOCK
-    course: ClassVar[Mapping[str, Any]] = {"tokens": 0.5, "distil_weight": 0.5, "host_lr": 0.01}
+    training_defaults: ClassVar[Mapping[str, Any]] = {
+        "tokens": 0.5,
+        "distil_weight": 0.5,
+        "host_lr": 0.01,
+    }
 
     def __init__(self, *, ratio: float = 2.0) -> None:
         super().__init__()

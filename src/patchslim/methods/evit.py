@@ -6,7 +6,7 @@ Reorganizations" (ICLR 2022).
 
 from __future__ import annotations
 
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Fuse, Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting
-from patchslim.methods._method import Method, Place, Placement, Signals
+from patchslim.methods import LearnedMethod, Place, Placement, Signals
 from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Reduction
 from patchslim.tokens.rows import strided_cells
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class Evo(Method):
+class Evo(LearnedMethod):
     """Keeps a share of all patches, by global class attention, in the slow path.
 
     The global class attention is a moving average over blocks: `tradeoff` is the weight of the
@@ -34,10 +34,9 @@ class Evo(Method):
     place = Place.BEFORE_BLOCK
     placement = Placement.UNITS
     needs_class_token: bool = True
-    reads = "k"
+    reads = ("k",)
     defers = True
-    remembers = True
-    course: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
+    training_defaults: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchslim.errors import BadSchedule
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 

@@ -13,13 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.methods._method import Method, Place, Placement, Signals
+from patchslim.methods import LearnedMethod, Place, Placement, Signals
 from patchslim.methods._ranking import centre_order, check_grid, parse_order
 from patchslim.tokens.reduction import Fixed, Reduction
 from patchslim.tokens.tokens import Tokens
 
 
-class PatchSlimming(Method):
+class PatchSlimming(LearnedMethod):
     """Keeps the positions that its calibration found to matter most; calibrate it before use.
 
     `order` is the grid and its cells, the last to go first: "2x2 3 0 1 2". Without one, cells near

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.methods._method import Method, ModulePerBlock, Place, Placement, Signals
+from patchslim.methods import LearnedMethod, ModulePerBlock, Place, Placement, Signals
 from patchslim.methods._ranking import cell_worth, check_grid, parse_order
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class PatchSlimmingDynamic(Method):
+class PatchSlimmingDynamic(LearnedMethod):
     """Keeps, in each image, the patches that its calibrated gates expect to matter most.
 
     `order` is that of the static form, which spreads patches over the image; `prior` its weight.

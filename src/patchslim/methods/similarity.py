@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSetting, UnknownName
+from patchslim.methods import Method, Place, Placement, Signals, Threshold
 from patchslim.methods import _clustering as grouping
 from patchslim.methods._clustering import Groups
-from patchslim.methods._method import Method, Place, Placement, Signals, Threshold
+from patchslim.methods._method import Read
 from patchslim.methods._windows import Windows, best_in_squares
 from patchslim.tokens.reduction import Keep, Merge, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
-from patchslim.tokens.tokens import ContentKind, Tokens
+from patchslim.tokens.tokens import Tokens
 
 MAX_PAIRWISE = (
     1024  # patches that are compared each with each; of more, those of a square of the grid
@@ -46,6 +47,13 @@ CHOICES = {
     "weight": "class received size",
     "survivor": "mean weighted medoid first heaviest alone",
 }
+READ_FOR: dict[str, Read] = {
+    "features": "x",
+    "keys": "k",
+    "values": "v",
+    "embedding": "embedding",
+}
+READ_FOR_WEIGHT: dict[str, tuple[Read, ...]] = {"received": ("q", "k"), "class": ("k",), "size": ()}
 AVERAGING = ("mean", "weighted")
 DROPPING = ("iterative", "redundancy")  # nobody joins anybody
 SMALL_ONLY = ("average", "medoids")  # whose rounds are too many for large images
@@ -101,10 +109,9 @@ class Similarity(Method):
         if reason is not None:
             raise BadSetting(f"similarity: {reason}")
         self.place = Place.BEFORE_BLOCK if self.on == "embedding" else Place.BEFORE_FEED
-        self.content_kind: ContentKind | None = "embedding" if self.on == "embedding" else None
         self.needs_class_token = self.weight == "class"
-        self.reads = {"received": "qk", "class": "k", "size": ""}[self.weight]
-        self.reads += {"features": "x", "keys": "k", "values": "v"}.get(self.on, "")
+        self.reads = (*READ_FOR_WEIGHT[self.weight], READ_FOR[self.on])
+        self.tuned_threshold = self._make_threshold()
         self.proportional = self.survivor != "alone"
         self.limit = 1 - threshold if self.measure == "cosine" else threshold
 
@@ -146,9 +153,8 @@ class Similarity(Method):
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
-    @property
-    def tuned_threshold(self) -> Threshold | None:
-        """The threshold, for ways of grouping that have one."""
+    def _make_threshold(self) -> Threshold | None:
+        """The threshold for calibration to adjust, if this way of grouping has one."""
         if self.group in NEEDS_COUNT:
             return None
         if self.measure == "cosine":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Method, Placement, Signals, Threshold
+from patchslim.methods import Method, Placement, Signals, Threshold
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -29,7 +29,8 @@ class ToMe(Method):
     """
 
     placement: ClassVar[Placement] = Placement.EVERY_BLOCK
-    reads = "k"
+    tuned_threshold = Threshold("threshold", first=0.1, cosine=True, top=0.99)
+    reads = ("k",)
 
     def __init__(self, *, proportional: bool = True, threshold: float = 0.0) -> None:
         super().__init__()
@@ -38,11 +39,6 @@ class ToMe(Method):
         self.proportional = proportional
         self.threshold = threshold
         self.adaptive = threshold > 0
-
-    @property
-    def tuned_threshold(self) -> Threshold:
-        """The threshold."""
-        return Threshold("threshold", first=0.1, cosine=True, top=0.99)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Tokens are dealt alternately to A and B; the best pairs merge, A into B.

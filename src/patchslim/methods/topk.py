@@ -5,7 +5,7 @@ Haurum et al., "Which Tokens to Use?" (ICCV Workshops 2023), the Top-K baseline.
 
 from __future__ import annotations
 
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens

@@ -16,6 +16,7 @@ from torch import nn
 
 from patchslim.errors import DeepCut, UnsupportedModel, Untrained
 from patchslim.hosts._adapter import Adapter
+from patchslim.methods._learned import LearnedMethod, is_trainable
 from patchslim.methods._method import Method, Setting
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
@@ -84,12 +85,13 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
 def slim_by_plan(model: nn.Module, plan: Plan) -> SlimModel:
     """The model slimmed as planned, after the checks and warnings of `slim`."""
     method, shape = plan.method, plan.shape
-    was_trained, missing = method.is_trainable, method.missing
+    was_trained = is_trainable(method)
+    missing = method.missing if isinstance(method, LearnedMethod) else None
     plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
     slimmed = SlimModel(model, plan)
     check_identity(slimmed)
     _warn_if_deep(plan.cost, plan.dense_cost)
-    if method.is_trainable and not was_trained:
+    if is_trainable(method) and not was_trained:
         method.to(next(model.parameters()))  # made just now: where the host is, and of its type
         missing = missing or (
             f"{type(method).__name__} learns what to keep, and has not been trained yet. Train "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
-from patchslim.methods._method import Method, Placement
+from patchslim.methods._method import Method, Placement, always_decides
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
     Constant,
@@ -97,7 +97,7 @@ def schedule_for_macs(
     spelled = Counts(counts, shape.entering, shape.prefix)
     if method.defers:
         return found  # a rate of all patches, in whatever blocks
-    if method.always_decides and spelled.decision_blocks(shape.depth) != found.decision_blocks(
+    if always_decides(method) and spelled.decision_blocks(shape.depth) != found.decision_blocks(
         shape.depth
     ):
         return found  # where the count stays as it is, the method may still decide

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from patchslim.methods._method import content_kind, remembers
 from patchslim.tokens.shapes import Cost, Flow, HostShape, host_macs
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def slim_macs(
         if index in deciding:
             among = whole if method.defers else rows
             choosing += method.macs(among, host.prefix, replace(shape, pixels=host.pixels))
-            choosing += host.embed if method.content_kind == "embedding" else 0  # made once more
+            choosing += host.embed if content_kind(method) == "embedding" else 0  # made once more
         if index in host.strided:
             flow = Flow.for_queries(left, whole)
         else:
             read = host.read if tail and index == last else None
             flow = _block_flow(method, rows, left if index in deciding else rows, read)
-        if method.remembers and index < max(deciding, default=0):
+        if remembers(method) and index < max(deciding, default=0):
             choosing += shape.attention_row_macs(flow.k)
         flows.append(flow)
         rows = flow.feed

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
+from patchslim.methods._method import remembers
 
 if TYPE_CHECKING:
     from patchslim.methods._method import Method
@@ -114,7 +115,7 @@ class Schedule(ABC):
         self, rows: int, depth: int, method: Method, resets: Mapping[int, int]
     ) -> None:
         """Refuses a decision in the first block by what was noted in the blocks before it."""
-        if not method.remembers:
+        if not remembers(method):
             return
         if self.rows_after(0, rows, depth, rows, method) < rows or 0 in self.decision_blocks(depth):
             raise BadSchedule(

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
-from patchslim.methods._method import Method
+from patchslim.methods import LearnedMethod, Method
+from patchslim.methods._method import method_settings
 from patchslim.methods._registry import find_method, method_names
 from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Counts
@@ -192,13 +193,14 @@ def half_precision_stays_finite(trial: Trial) -> None:
 
 def settings_make_an_equal_method(trial: Trial) -> None:
     """`settings()` survives JSON, and makes a method that chooses the same."""
-    settings = trial.method.settings()
+    settings = method_settings(trial.method)
     back = json.loads(json.dumps(settings))
     require(back == settings, f"{settings} became {back} in JSON")
     again = type(trial.method)(**back).eval()
-    again.prepare(trial.width, trial.decision_blocks)
+    if isinstance(again, LearnedMethod):
+        again.prepare(trial.width, trial.decision_blocks)
     again.load_state_dict(trial.method.state_dict())
-    require(again.settings() == settings, f"{settings} became {again.settings()}")
+    require(method_settings(again) == settings, f"{settings} became {method_settings(again)}")
     require(repr(again) == repr(trial.method), f"{trial.method!r} became {again!r}")
     scene = trial.scene()
     for keep in trial.keep_counts(PATCHES):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Method, Place, Signals
+from patchslim.methods import LearnedMethod, Method, Place, Signals
+from patchslim.methods._method import content_kind, remembers
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant, Counts, Schedule, Tail
@@ -95,12 +96,13 @@ class Trial:
     width: int
 
     def __post_init__(self) -> None:
-        self.method.prepare(self.width, self.decision_blocks)
+        if isinstance(self.method, LearnedMethod):
+            self.method.prepare(self.width, self.decision_blocks)
 
     @property
     def decision_blocks(self) -> tuple[int, int]:
         """The blocks of the tiny host in which there is a decision."""
-        return (1, 2) if self.method.remembers else (0, 2)
+        return (1, 2) if remembers(self.method) else (0, 2)
 
     def scene(
         self,
@@ -127,10 +129,9 @@ class Trial:
         if place is Place.ON_MAP:
             v = None
         pooled = draw(batch, patches).softmax(dim=1).to(dtype)
-        content = None
-        if self.method.content_kind is not None:
-            content = draw(batch, patches, 12).to(dtype)
-        if self.method.content_kind == "pixels" and content is not None:  # some cells show the same
+        kind = content_kind(self.method)
+        content = None if kind is None else draw(batch, patches, 12).to(dtype)
+        if kind == "pixels" and content is not None:  # some cells show the same
             content = content[:, torch.arange(patches) * 2 // 3]
         return Scene(
             Tokens(
@@ -138,7 +139,7 @@ class Trial:
                 prefix=prefix,
                 grid=grid,
                 content=None if content is None else lambda: content,
-                memory=pooled if self.method.remembers else None,
+                memory=pooled if remembers(self.method) else None,
             ).with_origin(),
             Signals(
                 prefix,
