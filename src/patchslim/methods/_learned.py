@@ -46,7 +46,7 @@ class LearnedMethod(Method):
     """
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """Make the parameters, unless they exist already. `ModulePerBlock` does this for you.
+        """Makes the parameters, unless they exist already. `ModulePerBlock` does this for you.
 
         Args:
             width: channels of the host's tokens.
@@ -76,9 +76,9 @@ class ModulePerBlock(nn.ModuleDict):
         self.width = 0
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """Make one module for each of `blocks`, with the same values in every run.
+        """Makes one module for each of `blocks`, with the same values in every run.
 
-        If the modules exist already, check that they fit this host and these blocks.
+        If the modules exist already, checks that they fit this host and these blocks.
         """
         if len(self):
             self.check(width, blocks)
@@ -96,7 +96,7 @@ class ModulePerBlock(nn.ModuleDict):
         return self[str(block)]
 
     def check(self, width: int, blocks: Sequence[int]) -> None:
-        """Refuse a host or a schedule that the modules were not made for."""
+        """Refuses a host or a schedule that the modules were not made for."""
         own = tuple(int(block) for block in self)
         if width != self.width or not set(own).issuperset(blocks):
             raise BadSetting(

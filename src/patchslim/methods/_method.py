@@ -129,14 +129,14 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """Return the reduction that leaves `keep` patch rows, any `extra_rows` included.
+        """Returns the reduction that leaves `keep` patch rows, any `extra_rows` included.
 
         An adaptive method leaves at most `keep` rows of each image and pads, real rows first. Its
         tokens may be padded on entry too (`tokens.alive`), and have fewer rows than `keep`.
         """
 
     def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
-        """Return a number for each patch row (B, n), to be read as `tokens.memory` later.
+        """Returns a number for each patch row (B, n), to be read as `tokens.memory` later.
 
         A method that overrides this is asked after attention in every block before its last
         choice, and cannot choose in block 0. `tokens.memory` is what it returned before, or None.

@@ -1,4 +1,4 @@
-"""`topk`: keeps the patches that the class token attends to most. Surprisingly hard to beat.
+"""`topk`: keeps the patches that the class token attends to most, and drops the others.
 
 Haurum et al., "Which Tokens to Use?" (ICCV Workshops 2023), the Top-K baseline.
 """
@@ -12,12 +12,12 @@ from patchslim.tokens.tokens import Tokens
 
 
 class TopK(Method):
-    """Keeps the patches with the highest class attention, drops the others."""
+    """Keeps the patches with the highest class attention, and drops the others."""
 
     needs_class_token: bool = True
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The `keep` rows with the highest class attention."""
+        """Keeps the `keep` rows with the highest class attention."""
         return Keep(signals.class_attention().topk(keep, dim=1).indices)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
