@@ -49,7 +49,7 @@ class Evo(LearnedMethod):
         for name, value in (("tradeoff", tradeoff), ("early", early)):
             if not 0 < value <= 1:
                 raise BadSetting(
-                    f"{name}={value:g}: the weight of the newest block, above 0 and up to 1."
+                    f"{name}={value:g}: a weight of the newest block, above 0 up to 1."
                 )
         if learned and not representative:
             raise BadSetting(

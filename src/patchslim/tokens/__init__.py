@@ -1,6 +1,7 @@
 """The token sequence of a vision transformer, and what a method may decide about it."""
 
 from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask, Merge, Reduction
+from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -14,4 +15,5 @@ __all__ = [
     "Merge",
     "Reduction",
     "Tokens",
+    "take",
 ]
