@@ -158,6 +158,20 @@ def test_a_method_of_your_own_passes_through_untouched():
     assert patchslim.methods._registry.method_name(mine) is None
 
 
+def test_a_loss_that_nothing_would_call_is_refused():
+    with pytest.raises(TypeError, match=r"Steered defines loss, .* Subclass LearnedMethod"):
+
+        class Steered(toy_methods.KeepLongest):
+            def loss(self, decisions):
+                return None
+
+    class Learned(patchslim.methods.LearnedMethod, toy_methods.KeepLongest):
+        def loss(self, decisions):
+            return None
+
+    assert Learned().loss([]) is None
+
+
 @pytest.mark.slow
 def test_the_whole_check_of_a_method_of_your_own():
     mine = toy_methods.Predictor(width=24).train()

@@ -28,6 +28,7 @@ from patchslim.errors import (
     UnknownName,
     Untrained,
 )
+from patchslim.methods import LearnedMethod
 from patchslim.methods.topk import TopK
 from patchslim.model.model import SlimModel
 from patchslim.model.training_pass import forward_training
@@ -446,7 +447,7 @@ def test_the_callers_generators_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_no_number_names_the_step_and_the_images(tmp_path: Path) -> None:
-    class Steep(TopK):
+    class Steep(LearnedMethod, TopK):
         """Top-K with a loss of zero, whose slope is infinite."""
 
         def __init__(self) -> None:

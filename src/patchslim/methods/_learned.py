@@ -45,6 +45,8 @@ class LearnedMethod(Method):
     that gradients reach the method's parameters.
     """
 
+    _learns = True
+
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
         """Makes the parameters, unless they exist already. `ModulePerBlock` does this for you.
 
@@ -59,7 +61,7 @@ class LearnedMethod(Method):
         return None
 
     def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
-        """The method's own term of the training loss, from all decisions of a step; or None."""
+        """Returns the method's own term of the training loss, or None, from a step's decisions."""
         return None
 
 
@@ -90,7 +92,7 @@ class ModulePerBlock(nn.ModuleDict):
                 self[str(block)] = self.make(width)
 
     def for_block(self, block: int, width: int) -> nn.Module:
-        """The module of a block; refuses a block or a width that it was not made for."""
+        """Returns the module of a block; refuses a block or a width that it was not made for."""
         if str(block) not in self:
             self.check(width, [block])
         return self[str(block)]

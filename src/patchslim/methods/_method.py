@@ -68,7 +68,7 @@ class Threshold:
     top: float = math.inf
 
     def setting_at(self, tolerance: float) -> float:
-        """The value of the setting that means this tolerance."""
+        """Turns a tolerance into a value of the setting."""
         return 1 - tolerance if self.cosine else tolerance
 
 
@@ -123,9 +123,20 @@ class Method(nn.Module, ABC):
     reads: tuple[Read, ...] = ("x", "q", "k", "v")
     defers: bool = False
     training_defaults: ClassVar[Mapping[str, Any]] = {}
+    _learns: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()  # `method_settings` reads this signature; nn.Module's has **kwargs
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses members that only a `LearnedMethod` has: nothing would ever call them."""
+        super().__init_subclass__(**options)
+        unused = sorted({"loss", "missing", "prepare"} & set(vars(cls)))
+        if unused and not cls._learns:
+            raise TypeError(
+                f"{cls.__name__} defines {', '.join(unused)}, which only a learned method has. "
+                "Subclass LearnedMethod instead of Method, or besides a method that is none."
+            )
 
     @abstractmethod
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
@@ -166,13 +177,13 @@ class Method(nn.Module, ABC):
         return 0
 
     def __repr__(self) -> str:
-        """The call that makes an equal method."""
+        """Writes the call that makes an equal method."""
         settings = ", ".join(f"{name}={value!r}" for name, value in method_settings(self).items())
         return f"{type(self).__name__}({settings})"
 
 
 def method_settings(method: Method) -> dict[str, Setting]:
-    """The arguments that make an equal method, as a recipe saves them."""
+    """Reads the arguments that make an equal method, as a recipe saves them."""
     names = inspect.signature(type(method)).parameters
     return {name: getattr(method, name) for name in names}
 

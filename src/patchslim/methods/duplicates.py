@@ -160,7 +160,7 @@ def _previous_kept(stays: Tensor) -> Tensor:
 
 
 def window_of(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """The number of the window that each cell is in (B, n); all 0 if `side` is 0."""
+    """Numbers the window that each cell is in (B, n); all 0 if `side` is 0."""
     if not side:
         return torch.zeros_like(cells)
     return cells // grid[1] // side * grid[1] + cells % grid[1] // side

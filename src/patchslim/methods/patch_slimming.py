@@ -52,7 +52,7 @@ class PatchSlimming(LearnedMethod):
         return Fixed(keep, self._cell_order(tokens))
 
     def _cell_order(self, tokens: Tokens) -> Tensor:
-        """The order of the cells; refuses images with another grid."""
+        """Returns the order of the cells; refuses images with another grid."""
         if not self.order:
             return torch.tensor(centre_order(tokens.grid), device=tokens.x.device)
         check_grid(self.grid, tokens.grid)

@@ -114,7 +114,7 @@ class Similarity(Method):
         self.limit = 1 - threshold if self.measure == "cosine" else threshold
 
     def _conflict(self) -> str | None:
-        """The reason why these settings do not go together, or None."""
+        """Says why these settings do not go together; None if they do."""
         group, threshold, cosine = self.group, self.threshold, self.measure == "cosine"
         reasons = {
             "group='ward' adds up squared differences: measure='l2'.": group == "ward" and cosine,
@@ -152,7 +152,7 @@ class Similarity(Method):
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _make_threshold(self) -> Threshold | None:
-        """The threshold for calibration to adjust, if this way of grouping has one."""
+        """Makes the threshold for calibration to adjust, if this way of grouping has one."""
         if self.group in NEEDS_COUNT:
             return None
         if self.measure == "cosine":
@@ -261,7 +261,7 @@ class Similarity(Method):
         return Windows.from_cells(tokens.cells(), tokens.grid, tokens.alive, side)
 
     def _weight(self, tokens: Tokens, signals: Signals) -> Tensor:
-        """The weight of each patch (B, n), in float32 or better."""
+        """Weighs each patch (B, n), in float32 or better."""
         if self.weight == "size":
             return tokens.sizes()
         if self.weight == "class":
@@ -271,7 +271,7 @@ class Similarity(Method):
         return weight.to(torch.promote_types(weight.dtype, torch.float32)).clamp(min=MIN_WEIGHT)
 
     def _compared_vectors(self, tokens: Tokens, signals: Signals) -> Tensor:
-        """The vectors of patches that are compared (B, n, d), in float32 or better."""
+        """Makes the vectors of patches that are compared (B, n, d), in float32 or better."""
         x = tokens.x[:, tokens.prefix :]
         if self.on == "embedding":
             if tokens.content is None:
@@ -374,7 +374,7 @@ class Similarity(Method):
 
 
 def _index_in_kept(kept: Tensor, rows: Tensor) -> Tensor:
-    """The index in `kept` (B, m) of each of `rows` (B, r), all of which are in it."""
+    """Finds the index in `kept` (B, m) of each of `rows` (B, r), all of which are in it."""
     count = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
     return (
         kept.new_zeros(kept.shape[0], int(kept.shape[1] + rows.shape[1]))

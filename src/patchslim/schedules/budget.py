@@ -204,7 +204,7 @@ def _schedule_from_keep(
 def _decision_blocks(
     method: Method, shape: HostShape, at: tuple[int, ...] | None
 ) -> tuple[int, ...]:
-    """The blocks that were asked for, or the method's usual ones, without those that subsample."""
+    """Finds the blocks asked for, or the method's usual ones, without those that subsample."""
     if at is not None:
         return at
     match method.placement:

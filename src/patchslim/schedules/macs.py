@@ -74,7 +74,7 @@ def _decision_blocks(
     tail: bool,
     named: Collection[int],
 ) -> set[int]:
-    """The blocks in which the method chooses."""
+    """Finds the blocks in which the method chooses."""
     deciding = {
         index
         for index, (rows, left) in enumerate(itertools.pairwise((host.entering, *counts)))

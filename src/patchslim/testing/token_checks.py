@@ -29,17 +29,17 @@ def check_same_tokens(got: Tokens, wanted: Tokens, who: str) -> None:
 
 
 def _prefix_rows(tokens: Tokens) -> Tensor:
-    """The prefix rows."""
+    """Takes the prefix rows."""
     return tokens.x[:, : tokens.prefix]
 
 
 def _patch_features(tokens: Tokens) -> Tensor:
-    """The features of all real patch rows."""
+    """Takes the features of all real patch rows."""
     return torch.cat(real_rows(tokens, tokens.x[:, tokens.prefix :]))
 
 
 def _patch_sizes(tokens: Tokens) -> Tensor:
-    """The sizes of all real patch rows."""
+    """Takes the sizes of all real patch rows."""
     return torch.cat(real_rows(tokens, tokens.sizes()))
 
 

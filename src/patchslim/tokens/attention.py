@@ -75,7 +75,7 @@ def _broadcast_bias(bias: Tensor, prefix: int) -> Tensor:
 
 
 def _mask_bias(alive: Tensor, dtype: torch.dtype) -> Tensor:
-    """The logarithm of each key's weight: exactly zero for padding, never for a soft mask."""
+    """Turns a mask of keys into what is added to their logits."""
     if alive.is_floating_point():
         return (alive.float() + SOFT_MASK_EPS).log().to(dtype)
     lowest = torch.finfo(dtype).min

@@ -123,11 +123,11 @@ class Keep(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The kept rows."""
+        """Takes the kept rows."""
         return take(t, with_prefix(self.kept, prefix))
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the kept rows."""
+        """Takes the entries of the kept rows."""
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
@@ -140,7 +140,7 @@ class Keep(Reduction):
         return self.kept.new_full((self.kept.shape[0], rows), -1).scatter(1, self.kept, place)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The old mask, and the padding."""
+        """Combines the old mask with the padding."""
         return _combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
@@ -171,14 +171,14 @@ class Fixed(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The rows that stay."""
+        """Takes the rows that stay."""
         if self.order is None:
             return t[:, : prefix + self.count]
         kept = t[:, prefix:].index_select(1, self.order[: self.count])
         return torch.cat([t[:, :prefix], kept], dim=1) if prefix else kept
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the rows that stay."""
+        """Takes the entries of the rows that stay."""
         return self.move(t)
 
     def remap(self, rows: int) -> Tensor:
@@ -237,7 +237,7 @@ class Merge(Reduction):
         return out.scatter_add(1, index[dims].expand_as(joining), joining)
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the kept rows."""
+        """Takes the entries of the kept rows."""
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
@@ -245,7 +245,7 @@ class Merge(Reduction):
         return _new_index(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The old mask, and the padding."""
+        """Combines the old mask with the padding."""
         return _combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
@@ -300,7 +300,7 @@ class Fuse(Reduction):
         return torch.cat([out, fused.view(t.shape[0], 1, *t.shape[2:])], dim=1)
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the kept rows; for the fused row, that of the largest share."""
+        """Takes the entries of the kept rows; for the fused row, that of the largest share."""
         # A kept row must not stand for the fused one, even if all shares have underflowed to 0.
         heaviest = self.share.scatter(1, self.kept, -1.0).argmax(dim=1, keepdim=True)
         return t.gather(1, torch.cat([self.kept, heaviest], dim=1))
@@ -333,11 +333,11 @@ class Defer(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The rows that go on."""
+        """Takes the rows that go on."""
         return self.slow.move(t, weight=weight, total=total, prefix=prefix)
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the rows that go on."""
+        """Takes the entries of the rows that go on."""
         return self.slow.represent(t)
 
     def remap(self, rows: int) -> Tensor:
@@ -363,11 +363,11 @@ class Mask(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The rows as they are."""
+        """Returns all rows unchanged."""
         return t
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries as they are."""
+        """Returns all entries unchanged."""
         return t
 
     def remap(self, rows: int) -> Tensor:
@@ -376,12 +376,12 @@ class Mask(Reduction):
         return every.expand(self.alive.shape[0], -1)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The old mask times this one: what is gone stays gone."""
+        """Multiplies the old mask by this one: a dropped row stays dropped."""
         return self.alive if alive is None else alive * self.alive
 
 
 def _combine_masks(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
-    """The mask of rows that are alive and no padding."""
+    """Combines a mask with padding; either may be missing."""
     if alive is None or padding is None:
         return padding if alive is None else alive
     return alive * padding

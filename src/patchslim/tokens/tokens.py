@@ -60,7 +60,7 @@ class Borders:
         return counts.cumsum(0) - counts
 
     def padded_index(self, longest: int) -> Tensor:
-        """The packed patch row for each position of a padded batch (B, longest).
+        """Finds the packed patch row for each position of a padded batch (B, longest).
 
         Padding repeats the last row of an image.
         """
