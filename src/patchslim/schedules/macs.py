@@ -47,9 +47,8 @@ def slim_macs(
         if index in deciding:
             among = whole if method.defers else rows
             choosing += method.macs(among, host.prefix, replace(shape, pixels=host.pixels))
-            choosing += (
-                host.embed if content_kind(method) == "embedding" else 0
-            )  # computed a second time
+            if content_kind(method) == "embedding":
+                choosing += host.embed  # the embedding is computed a second time
         if index in host.strided:
             flow = Flow.for_queries(left, whole)
         else:
