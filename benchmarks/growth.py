@@ -24,7 +24,7 @@ import torch
 import patchslim
 from patchslim.measurement.latency import latency
 from patchslim.measurement.memory import peak_memory
-from patchslim.methods._method import Signals
+from patchslim.methods import Signals
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.step import BlockStep

@@ -28,7 +28,7 @@ from train_deit_tiny import dense, held_images, said
 import patchslim
 from patchslim.errors import BadSetting
 from patchslim.measurement.memory import peak_memory
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.methods.ats import ATS
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.evit import EViT

@@ -25,6 +25,7 @@ from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
 from patchslim.measurement.measure import measure
+from patchslim.methods._learned import is_trainable
 from patchslim.model.model import SlimModel
 from patchslim.schedules.schedule import Schedule
 from patchslim.training.train import train
@@ -54,7 +55,7 @@ def main() -> None:
     models: dict[str, SlimModel] = {}
     for method in filter(None, options.others.split(",")):
         plain = slimmed(host, method, options.budget)
-        if not plain.method.is_trainable:
+        if not is_trainable(plain.method):
             models[method] = plain
         if options.epochs:
             models[f"{method} trained"] = tuned(plain, host, images, options.epochs, runs / method)

@@ -33,7 +33,7 @@ from patchslim.data.images import Images
 from patchslim.errors import DeepCut, ImpossibleBudget
 from patchslim.measurement.latency import latency
 from patchslim.measurement.measure import measure
-from patchslim.methods._method import Method
+from patchslim.methods import Method
 from patchslim.methods.ats import ATS
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe

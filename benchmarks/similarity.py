@@ -29,7 +29,7 @@ from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.data.images import Images
 from patchslim.errors import BadSetting, DeepCut, ImpossibleBudget, ShortSchedule
 from patchslim.measurement.measure import measure
-from patchslim.methods._method import Method
+from patchslim.methods import Method
 from patchslim.methods.ats import ATS
 from patchslim.methods.random import Random
 from patchslim.methods.similarity import Similarity

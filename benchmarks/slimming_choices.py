@@ -26,7 +26,7 @@ from patchslim.calibration.calibrate import calibrate
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import DeepCut, Untrained
 from patchslim.measurement.score import kl_divergence
-from patchslim.methods._method import Signals
+from patchslim.methods import Signals
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule

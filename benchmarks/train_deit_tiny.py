@@ -25,6 +25,7 @@ import patchslim
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut, Untrained
 from patchslim.measurement.measure import measure
+from patchslim.methods._learned import is_trainable
 from patchslim.model.model import SlimModel
 from patchslim.runs.log import read_log
 from patchslim.training.config import TrainConfig
@@ -57,7 +58,7 @@ class Mosaics(Images):
 def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     """The host slimmed to the budget, in which what a method's own layers cost is counted."""
     model = patchslim.slim(host, method, macs=budget)
-    if model.method.is_trainable:
+    if is_trainable(model.method):
         own = model.macs().choosing / model.dense_macs().total
         model = patchslim.slim(host, method, macs=budget - own)
     return model
@@ -67,7 +68,7 @@ def course_for(
     plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float, wise: float = 1.0
 ) -> TrainConfig:
     """The dense model as the teacher, no labels, and one rate for every method's host."""
-    own = plain.method.course
+    own = plain.method.training_defaults
     given = {
         "epochs": epochs,
         "batch": batch,
@@ -145,7 +146,7 @@ def main() -> None:
         out = options.runs / method
         print(method, flush=True)
         trained = train(plain, images, course, out=out, resume=True, progress=said)
-        if not plain.method.is_trainable:
+        if not is_trainable(plain.method):
             models[method] = plain
         models[f"{method} trained"] = trained.model
         rates = [row["images_per_second"] for row in read_log(out / "log.csv")]

@@ -28,7 +28,7 @@ from train_deit_tiny import dense, held_images, said
 import patchslim
 from patchslim.data.images import Images
 from patchslim.errors import DeepCut
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.methods.ats import ATS
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.similarity import Similarity

@@ -8,7 +8,7 @@ import timm
 import torch
 
 import patchslim
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 

@@ -28,7 +28,8 @@ slimmed = patchslim.slim(host, "evo", keep_rate=0.5)
 print("tokens after each block:", *slimmed.counts())
 
 recipe = {"steps": steps, "batch": 32, "lr": 1e-3, "distil": "none", "auxiliary": 0.5}
-course = patchslim.TrainConfig.of(slimmed.method.course, recipe)  # two thirds of it block by block
+# By default two thirds of the training choose anew in every block.
+course = patchslim.TrainConfig.of(slimmed.method.training_defaults, recipe)
 with tempfile.TemporaryDirectory() as folder:
     batches = list(zip(images.split(50), labels.split(50), strict=True))
     trained = patchslim.train(slimmed, batches, course, out=folder, progress=print)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import patchslim
 from patchslim.hosts._answers import TOLERANCE, relative_difference
-from patchslim.methods._method import Method, Place, Signals
+from patchslim.methods import Method, Place, Signals
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Schedule, Tail

@@ -26,7 +26,7 @@ from comparison import (
     slim_unchecked,
 )
 from patchslim.errors import UnsupportedModel, WrongInput
-from patchslim.methods._method import Signals
+from patchslim.methods import Signals
 from patchslim.schedules.schedule import Rate
 from patchslim.tokens.rows import take
 from timm_options import OPTIONS

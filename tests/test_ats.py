@@ -5,7 +5,7 @@ import torch
 
 import patchslim
 from patchslim.errors import BadSetting, NeedsClassToken
-from patchslim.methods._method import Place, Signals
+from patchslim.methods import Place, Signals
 from patchslim.methods.ats import ATS
 from patchslim.tokens.tokens import Tokens
 from timm_variants import random_images, tiny_vit

@@ -11,7 +11,7 @@ from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.cli import demo as module
 from patchslim.cli.demo import demo, slim_all, write_demo_report
 from patchslim.example import digits
-from patchslim.methods._method import Placement
+from patchslim.methods import Placement
 from patchslim.methods._registry import find_method, method_names
 from patchslim.report.report import Report
 from patchslim.testing.trial import Trial

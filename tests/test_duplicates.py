@@ -11,7 +11,7 @@ import torch
 import patchslim
 from comparison import is_close
 from patchslim.errors import BadSetting, WrongInput
-from patchslim.methods._method import Signals
+from patchslim.methods import Signals
 from patchslim.methods.duplicates import Duplicates, first_identical
 from patchslim.tokens.rows import take
 from patchslim.tokens.tokens import Tokens

@@ -16,7 +16,7 @@ from torch import nn
 import patchslim
 import patchslim.tokens.attention
 from patchslim.errors import BadSetting, Untrained
-from patchslim.methods._method import Decision
+from patchslim.methods import Decision
 from patchslim.methods.dynamicvit import KEEP_INDEX, DynamicViT
 from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Constant, Counts, Rate

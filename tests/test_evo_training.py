@@ -193,7 +193,7 @@ def test_every_block_selects_at_first_and_every_stage_after_that(tmp_path):
 
 
 def test_its_authors_share_is_usual_for_the_method():
-    course = TrainConfig.of(Evo.course, {"steps": 300})
+    course = TrainConfig.of(Evo.training_defaults, {"steps": 300})
     changed = [step for step in range(300) if course.is_layered(step, 300)]
     assert changed == list(range(200))
 
@@ -276,7 +276,7 @@ def test_a_run_that_diverges_says_so_and_can_be_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_make_courses(name):
-    course = TrainConfig.of(Evo.course, {**RECIPES[name], "auxiliary": 0.5})
+    course = TrainConfig.of(Evo.training_defaults, {**RECIPES[name], "auxiliary": 0.5})
     assert (course.epochs, course.lr, course.layered) == (300, 1e-3, pytest.approx(2 / 3))
     assert TrainConfig(**course.to_json()) == course
     assert course.needs_teacher == (name == "levit")
@@ -294,7 +294,7 @@ def test_a_recipe_of_the_command_line_gives_way_to_options(tmp_path):
     assert ended.code == 0, ended.err
     course = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
     own = {"steps": 2, "batch": 4, "workers": 0, "auxiliary": 0.5, "lr": 2e-4}
-    assert course == TrainConfig.of(Evo.course, {**RECIPES["deit"], **own}).to_json()
+    assert course == TrainConfig.of(Evo.training_defaults, {**RECIPES["deit"], **own}).to_json()
     ended = run(tmp_path, "train", tmp_path / "slim", "--recipe", "beit")
     assert ended.code != 0
     assert "deit" in ended.err

@@ -30,7 +30,7 @@ class LooksInSecret(Similarity):
 
     def __init__(self):
         super().__init__(threshold=0.05, floor=0.1, weight="size")
-        self.reads = "k"
+        self.reads = ("k",)
 
 
 class TooModest(KeepLongest):

@@ -11,6 +11,7 @@ import torch
 import patchslim
 import toy_methods
 from patchslim.hosts._registry import find_adapter
+from patchslim.methods._method import remembers
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.macs import slim_macs
@@ -84,7 +85,7 @@ def running():
 def test_torch_counts_the_same(method, tail, readout):
     """Decisions in the first block that the method can decide in, and the last; or none."""
     host, prefix = tiny_host(readout=readout, num_heads=4), int(readout == "class")
-    first = 16 if method.remembers else 12
+    first = 16 if remembers(method) else 12
     left = [method.fewest(16)] * 3 if method.fewest(16) == 16 else [first, 12, 8]
     schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
     slimmed = SlimModel(

@@ -1,8 +1,12 @@
-"""The laws of methods, on every method that is on disk, whatever its settings; and on the "
-"toy_methods."""
+"""The laws of methods, on methods on disk with all their switches, toys, and examples in docs."""
 
+import ast
+import inspect
+import re
 import shutil
 import sys
+import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ import patchslim
 import patchslim.methods
 import toy_methods
 from patchslim.errors import NeedsClassToken, UnknownName
+from patchslim.methods import Method
+from patchslim.methods._method import method_settings
 from patchslim.schedules.schedule import Rate
 from patchslim.testing import METHOD_LAWS, check_method
 from patchslim.testing.law import check_law
@@ -58,7 +64,7 @@ MIDDLE = '''
 
 import torch
 
-from patchslim.methods._method import Method
+from patchslim.methods import Method
 from patchslim.tokens.reduction import Keep
 
 
@@ -105,6 +111,41 @@ def test_a_file_without_one_method_says_so(folder):
         patchslim.find_method("broken")
 
 
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "adding-a-method.md"
+
+
+def example_code():
+    """What the guide and the docstring of `Method` show: their Python blocks, in one piece."""
+    text = GUIDE.read_text(encoding="utf-8")
+    shown = inspect.getdoc(Method).partition("::\n")[2].partition("\nSettings are")[0]
+    return "\n".join([*re.findall(r"```python\n(.*?)```", text, re.DOTALL), textwrap.dedent(shown)])
+
+
+def examples():
+    """The methods that are shown, in a module of their own, since they are pickled, too."""
+    module = types.ModuleType("methods_of_the_guide")
+    sys.modules[module.__name__] = module
+    vars(module)["torch"] = torch
+    wanted = (ast.Import, ast.ImportFrom, ast.ClassDef)
+    tree = ast.parse(example_code())
+    tree.body = [node for node in tree.body if isinstance(node, wanted)]
+    exec(compile(tree, str(GUIDE), "exec"), vars(module))
+    shown = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [vars(module)[name] for name in shown]
+
+
+@pytest.mark.parametrize("kind", examples(), ids=lambda kind: kind.__name__)
+def test_the_methods_that_the_guide_shows_keep_the_laws(kind):
+    for law in METHOD_LAWS:
+        if law not in SLOW:
+            check_law(law, Trial(kind().eval(), 16), kind.__name__)
+
+
+def test_the_guide_shows_methods_of_several_kinds():
+    names = {kind.__name__ for kind in examples()}
+    assert names == {"KeyNorm", "LongestKeys", "NormMerge", "Patience"}
+
+
 @torch.no_grad()
 def test_a_method_of_your_own_passes_through_untouched():
     mine = toy_methods.Predictor(width=16)
@@ -112,9 +153,23 @@ def test_a_method_of_your_own_passes_through_untouched():
     slimmed = patchslim.slim(tiny_host(), mine, keep_rate=0.7, at=(0, 1))
     slimmed(noise_images())
     assert slimmed.method is mine
-    assert mine.settings() == {"width": 16}
+    assert method_settings(mine) == {"width": 16}
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
     assert patchslim.methods._registry.method_name(mine) is None
+
+
+def test_a_loss_that_nothing_would_call_is_refused():
+    with pytest.raises(TypeError, match=r"Steered defines loss, .* Subclass LearnedMethod"):
+
+        class Steered(toy_methods.KeepLongest):
+            def loss(self, decisions):
+                return None
+
+    class Learned(patchslim.methods.LearnedMethod, toy_methods.KeepLongest):
+        def loss(self, decisions):
+            return None
+
+    assert Learned().loss([]) is None
 
 
 @pytest.mark.slow

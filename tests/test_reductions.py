@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchslim.errors import BadSchedule, NeedsClassToken
-from patchslim.methods._method import Signals
+from patchslim.methods import Signals
 from patchslim.tokens.attention import (
     MAX_EXPLICIT_KEYS,
     SOFT_MASK_EPS,

@@ -19,7 +19,7 @@ from patchslim.architectures.evo_levit import (
     read_official_tradeoffs,
 )
 from patchslim.errors import DeepCut, ShortSchedule
-from patchslim.methods._method import Decision
+from patchslim.methods import Decision
 from patchslim.methods.dynamicvit import DynamicViT
 from patchslim.methods.evit import EViT
 from patchslim.methods.tome import ToMe

@@ -15,7 +15,8 @@ from child_process import needs_fork
 from child_process import run_patchslim as run
 from patchslim.errors import BadSetting, UnknownName
 from patchslim.measurement.memory import peak_memory
-from patchslim.methods._method import Place, Signals
+from patchslim.methods import Place, Signals
+from patchslim.methods._method import method_settings
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.similarity import Similarity
 from patchslim.tokens.tokens import Tokens
@@ -144,7 +145,7 @@ def test_more_squares_than_patches_may_stay_are_refused():
 
 def test_the_best_preset_is_the_default():
     best = Similarity(preset="best")
-    assert Similarity().settings() == best.settings()
+    assert method_settings(Similarity()) == method_settings(best)
     made = (best.group, best.measure, best.on, best.weight, best.survivor)
     assert made == ("ward", "l2", "features", "class", "weighted")
     assert best.place is Place.BEFORE_FEED
@@ -166,8 +167,8 @@ def test_the_paper_s_preset_drops_before_the_first_block():
 def test_what_is_set_goes_before_the_preset():
     paper = Similarity(preset="paper", on="keys", weight="received")
     assert (paper.on, paper.weight, paper.group) == ("keys", "received", "redundancy")
-    again = Similarity(**paper.settings())
-    assert again.settings() == paper.settings()
+    again = Similarity(**method_settings(paper))
+    assert method_settings(again) == method_settings(paper)
 
 
 def test_the_paper_keeps_the_patches_least_like_all_others():

@@ -16,6 +16,7 @@ from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import ImpossibleBudget
 from patchslim.example import digits
 from patchslim.measurement.measure import measure
+from patchslim.methods._method import method_settings
 from patchslim.methods.ats import ATS
 from patchslim.methods.duplicates import Duplicates
 from patchslim.methods.similarity import Similarity
@@ -142,7 +143,7 @@ def test_what_is_told_is_what_images_cost_in_the_model(name):
     entering = [rows[DEPTH - 2] for rows in told.model.start_pass().count_rows(every())]
     assert record["tokens"]["mean"] == pytest.approx(sum(entering) / COUNT)
     assert (record["tokens"]["max"], record["tokens"]["max"] % 1) == (max(entering), 0)
-    assert record["settings"] == told.model.method.settings()
+    assert record["settings"] == method_settings(told.model.method)
     setting = SETTING.get(name, "threshold")
     assert record["threshold"]["setting"] == setting
     if setting is not None:
@@ -279,7 +280,7 @@ def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
     assert again.calibrated == told.model.calibrated
     assert again.calibrated["spent"] == told.record["spent"]
     assert read_recipe(tmp_path / MODEL_FOLDER)["calibrated"] == told.model.calibrated
-    assert again.method.settings() == told.model.method.settings()
+    assert method_settings(again.method) == method_settings(told.model.method)
     assert again.counts() == told.model.counts()
     with torch.no_grad():
         assert torch.equal(again(every()), told.model(every()))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import patchslim
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Signals
+from patchslim.methods import Signals
 from patchslim.methods.tome import ToMe
 from patchslim.schedules.schedule import Counts
 from patchslim.tokens.tokens import Tokens

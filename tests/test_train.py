@@ -28,6 +28,7 @@ from patchslim.errors import (
     UnknownName,
     Untrained,
 )
+from patchslim.methods import LearnedMethod
 from patchslim.methods.topk import TopK
 from patchslim.model.model import SlimModel
 from patchslim.model.training_pass import forward_training
@@ -76,7 +77,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_a_copy_learns_and_the_given_model_stays(method: str, tmp_path: Path) -> None:
     model = slimmed(method)
     before = weights(model)
-    course = TrainConfig.of(model.method.course, {"steps": 6, "batch": 8, "lr": 1e-3})
+    course = TrainConfig.of(model.method.training_defaults, {"steps": 6, "batch": 8, "lr": 1e-3})
     trained = train(model, images(), course, out=tmp_path / "run", validation=images(seed=1))
     assert same(weights(model), before)
     assert not same(weights(trained.model), before)
@@ -104,7 +105,7 @@ def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None
 @pytest.mark.parametrize("method", ["evit", "dynamicvit"])
 def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path: Path) -> None:
     course = TrainConfig.of(
-        slimmed(method).method.course,
+        slimmed(method).method.training_defaults,
         {"steps": 6, "batch": 8, "lr": 1e-3, "checkpoint": 1, "ema": 0.9, "mixup": 0.2}
         | {"shrink": 0.5, "wise": 0.5},
     )
@@ -134,7 +135,8 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
 ) -> None:
     model, held = slimmed("dynamicvit"), images(seed=1)
     usual = TrainConfig.of(
-        model.method.course, {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema}
+        model.method.training_defaults,
+        {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema},
     )
     whole = train(model, images(), usual, out=tmp_path / "whole")
     part = train(model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=held)
@@ -445,7 +447,7 @@ def test_the_callers_generators_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_no_number_names_the_step_and_the_images(tmp_path: Path) -> None:
-    class Steep(TopK):
+    class Steep(LearnedMethod, TopK):
         """Top-K with a loss of zero, whose slope is infinite."""
 
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Toy methods for each place and each kind of reduction."""
+"""Small methods for tests, for each place and each kind of reduction."""
 
 from typing import ClassVar
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import patchslim
-from patchslim.methods._method import Method, Place
+from patchslim.methods import Method, Place
+from patchslim.methods._method import method_settings
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.tokens.reduction import Keep, Mask, Merge
@@ -21,12 +22,12 @@ def slim_unchecked(host, method, schedule, tail="full"):
 
 
 def row_norms(tokens):
-    """How long the features of each patch row are."""
+    """The norm of each patch row (B, n)."""
     return tokens.x[:, tokens.prefix :].norm(dim=2)
 
 
 class KeepLongest(Method):
-    """Keeps the longest rows, and looks at nothing but the tokens."""
+    """Keeps the rows with the largest norm, and reads nothing but the tokens."""
 
     def choose(self, tokens, signals, keep):
         return Keep(row_norms(tokens).topk(keep, dim=1).indices)
@@ -41,7 +42,7 @@ class KeepLongestOnQueries(KeepLongest):
 
 
 class KeepAttendedOnQueries(Method):
-    """Keeps the rows that the class token attends to most; only they ask."""
+    """Keeps the rows that the class token attends to most; only they are queries."""
 
     place: ClassVar[Place] = Place.ON_QUERIES
     needs_class_token: bool = True
@@ -54,7 +55,7 @@ class KeepAttendedOnQueries(Method):
 
 
 class MergeShortest(Method):
-    """Merges the shortest rows, the first of them into the longest and so on."""
+    """Merges the rows with the smallest norms into the others, one after another."""
 
     proportional = True
 
@@ -78,7 +79,7 @@ class MergeShortestOnQueries(MergeShortest):
 
 
 class Predictor(Method):
-    """Scores rows by a layer of its own: masks softly while training, removes otherwise."""
+    """Scores rows by a layer of its own; masks rows in training, and drops them otherwise."""
 
     place: ClassVar[Place] = Place.BEFORE_BLOCK
 
@@ -98,7 +99,7 @@ class Predictor(Method):
 
 
 class HardMask(KeepLongest):
-    """Says of the longest rows that they live and of the others that they do not; removes none."""
+    """Masks all but the rows with the largest norm, with a mask of 0 and 1; removes none."""
 
     place: ClassVar[Place] = Place.BEFORE_BLOCK
 
@@ -111,7 +112,7 @@ class HardMask(KeepLongest):
 
 
 class KeepAboveMean(Method):
-    """Keeps the rows longer than the image's mean, a number of its own for each image."""
+    """Keeps the rows whose norm is above the mean of their image: an adaptive method."""
 
     place: ClassVar[Place] = Place.BEFORE_FEED
     adaptive = True
@@ -127,7 +128,7 @@ class KeepAboveMean(Method):
         return Keep(kept, padding=padding)
 
 
-# Settings with which a method is another one in effect, and is put under the laws again.
+# Settings that make a method choose in another way, so that the laws are checked again.
 METHOD_VARIANTS = {
     "similarity": (
         {"threshold": 0.05, "floor": 0.0},
@@ -164,12 +165,12 @@ METHOD_VARIANTS = {
 
 
 def shipped_methods():
-    """Every method on disk as it comes, with each of its switches turned over, and its variants."""
+    """Every method on disk: with its defaults, with each switch turned over, and its variants."""
     for name in patchslim.method_names():
         kind = patchslim.find_method(name)
         plain = kind().eval()
         yield pytest.param(plain, id=name)
-        for setting, value in plain.settings().items():
+        for setting, value in method_settings(plain).items():
             if isinstance(value, bool):
                 turned = kind(**{setting: not value}).eval()
                 yield pytest.param(turned, id=f"{name}-{setting}={not value}")
@@ -179,7 +180,7 @@ def shipped_methods():
 
 
 def all_toys():
-    """The toys that remove rows when they are not training."""
+    """All toys that remove rows in evaluation mode."""
     for kind in (
         KeepLongestBefore,
         KeepLongest,

@@ -19,7 +19,7 @@ from patchslim.calibration.bisection import FIRST_TOLERANCE, Bisection
 from patchslim.errors import BadSchedule, ImpossibleBudget, WrongInput
 from patchslim.hosts._adapter import Adapter
 from patchslim.measurement.score import kl_divergence
-from patchslim.methods._method import Method
+from patchslim.methods._method import Method, method_settings
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import check_class_token, plan_schedule
 from patchslim.schedules.budget import macs_target, make_schedule
@@ -93,7 +93,7 @@ def find_threshold(
             "setting": setting,
             "value": None if knob is None else knob.setting_at(tolerance),
         },
-        "settings": model.method.settings(),
+        "settings": method_settings(model.method),
         "spent": summarize(spent),
         "cap": model.macs(search.size).total / search.dense,
         "agreement": told["agreement"],
@@ -189,7 +189,7 @@ class _ThresholdSearch:
             found = self._bisect(wrong, lambda each: each.wrong, lambda tried: usual / tried)
             return usual / found
         if self.try_tolerance(wide).mean > self.target:
-            name, settings = type(self.method).__name__, self.method.settings()
+            name, settings = type(self.method).__name__, method_settings(self.method)
             floor = f", a smaller floor than {settings['floor']}" if "floor" in settings else ""
             raise ImpossibleBudget(
                 f"macs={self.goal.macs:g}: with all that it can join, {name} "
@@ -269,5 +269,5 @@ class _ThresholdSearch:
         knob = self.method.tuned_threshold
         if knob is None:
             return self.method
-        settings = self.method.settings() | {knob.setting: knob.setting_at(tolerance)}
+        settings = method_settings(self.method) | {knob.setting: knob.setting_at(tolerance)}
         return type(self.method)(**settings)

@@ -96,7 +96,9 @@ def add_method(one: Parser) -> None:
 
 def add_training_options(one: Parser) -> None:
     """One option for each field of `Course`; only what is given is in the arguments."""
-    own = [f"{name}: {_settings_text(find_method(name).course)}" for name in method_names()]
+    own = [
+        f"{name}: {_settings_text(find_method(name).training_defaults)}" for name in method_names()
+    ]
     told = [line for line in own if not line.endswith(": ")]
     group = one.add_argument_group("course (usual values in brackets)", "; ".join(told))
     group.add_argument(

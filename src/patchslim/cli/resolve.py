@@ -203,7 +203,7 @@ def train_config_from_args(args: Namespace, method: Method) -> TrainConfig:
     given = {
         each.name: getattr(args, each.name) for each in fields(TrainConfig) if each.name in args
     }
-    return TrainConfig.of(method.course, {**RECIPES.get(args.recipe, {}), **given})
+    return TrainConfig.of(method.training_defaults, {**RECIPES.get(args.recipe, {}), **given})
 
 
 def search_from_args(args: Namespace) -> PatchSlimmingConfig:

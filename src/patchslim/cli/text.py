@@ -11,7 +11,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from patchslim.methods._method import Method
+from patchslim.methods import LearnedMethod
+from patchslim.methods._method import Method, method_settings
 from patchslim.methods._registry import method_name
 from patchslim.model.plan import Plan
 
@@ -20,7 +21,8 @@ def method_facts(method: type[Method]) -> dict[str, Any]:
     """What there is to know about a method before using it."""
     parameters = inspect.signature(method).parameters.values()
     needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
-    if method().missing is not None:
+    made = method()
+    if isinstance(made, LearnedMethod) and made.missing is not None:
         needs.append("to be trained or calibrated")
     return {
         "doc": (inspect.getdoc(method) or "").partition("\n")[0],
@@ -37,7 +39,7 @@ def model_facts(args: Namespace, plan: Plan) -> dict[str, Any]:
     return {
         "model": args.model,
         "method": method_name(plan.method),
-        "settings": plan.method.settings(),
+        "settings": method_settings(plan.method),
         "tail": plan.tail,
         "tokens": list(plan.counts),
         "gmacs": round(cost.total / 1e9, 3),

@@ -1,9 +1,8 @@
-"""Groups of similar rows, found from what it costs to join two of them. No methods, no tokens.
+"""Groups similar rows, given what it costs to join any two of them. Knows no methods and no tokens.
 
-All is batched: cost (B, n, n), inf where two rows must not join; worth (B, n), by which a row
-rather stays than goes. There is no loop over rows or images, only over rounds.
-A way of grouping gives `apart`, how far each row is from joining another, the largest for rows
-that stay; and, where a row does not simply join the nearest that stays, its `parent`.
+Every function takes a batch: cost (B, n, n), infinite for two rows that must not join, and worth
+(B, n), larger for rows that should rather stay. There are no loops over rows or images, only over
+rounds. The result is `Groups`: how hard each row is to remove, and which row it would join.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DENSITY_NEIGHBOURS = 5  # of the density of a row, as in TCFormer
-ABOVE_LIMITS = 1e20  # any limit
-UNJOINABLE = 1e30  # beyond that
-MEDOID_ROUNDS = 5  # of k-medoids, as in Haurum et al.
+DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
+ABOVE_LIMITS = 1e20  # a distance larger than any threshold
+UNJOINABLE = 1e30  # a distance larger still, for rows that must stay
+MEDOID_ROUNDS = 5  # rounds of k-medoids, as in Haurum et al.
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Who stays before whom, and who joins whom.
+    """The order in which rows are removed, and the rows that they join.
 
     Attributes:
-        apart: how far each row is from joining another (B, n).
-        parent: the row that each row joins (B, n), perhaps one that joins another itself; None
-            where it joins the cheapest of those that stay.
+        apart: how far each row is from joining another (B, n). Rows with the largest values stay.
+        parent: the row that each row joins (B, n), which may itself join another. None if a row
+            joins whichever row that stays is cheapest.
     """
 
     apart: Tensor
@@ -35,7 +34,7 @@ class Groups:
 
 
 def is_heavier(worth: Tensor) -> Tensor:
-    """Whether row j is worth more than row i, at (B, i, j); of equal ones the first is."""
+    """Whether row j is worth more than row i, at (B, i, j); of equal rows, the first is."""
     order = worth.argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(worth.shape[1], device=worth.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, rows).to(worth.dtype)
@@ -43,31 +42,31 @@ def is_heavier(worth: Tensor) -> Tensor:
 
 
 def unjoinable_distance(like: Tensor) -> Tensor:
-    """How far rows are apart that must not join any other (B, n): beyond all, the first farthest.
+    """A distance for rows that must not join any other (B, n): very large, most for the first row.
 
-    Not simply infinitely far: of equal ones a choice would depend on how many rows there are.
+    Not infinity, since a choice among equal rows would depend on how many rows there are.
     """
     rows = torch.arange(like.shape[1], device=like.device, dtype=like.dtype)
     return (UNJOINABLE * (1 - 1e-6 * rows)).expand_as(like)
 
 
 def nearest(cost: Tensor, worth: Tensor) -> Groups:
-    """Each row may join a heavier one; those that would do so at the least cost go first."""
+    """Lets each row join any heavier one; rows with the cheapest partner go first."""
     return Groups(torch.where(is_heavier(worth), cost, math.inf).amin(dim=2))
 
 
 def bipartite(cost: Tensor, first: int) -> Groups:
-    """Every other row, from `first` on, may join one of those between (ToMe's matching)."""
+    """Lets every second row, from `first` on, join one of the others (ToMe's matching)."""
     apart = unjoinable_distance(cost[:, 0]).clone()
     apart[:, first::2] = cost[:, first::2, 1 - first :: 2].amin(dim=2)
     return Groups(apart)
 
 
 def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
-    """In the order of their worth, each row that nobody has claimed claims all rows near to it.
+    """Goes through rows by worth; each row that is not claimed yet leads, and claims all near rows.
 
-    All rows are decided at once, again and again: one whose heavier neighbours are all claimed
-    leads, one with a leading neighbour is claimed. What a chain leaves open in the end leads.
+    Done for all rows at once, in rounds: a row leads if all its heavier neighbours are claimed, and
+    is claimed if a neighbour leads. Rows that are still open after the last round lead.
     """
     rival = (cost <= limit) & is_heavier(worth)
     leads = torch.zeros_like(worth, dtype=torch.bool)
@@ -84,7 +83,7 @@ def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
 
 
 def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
-    """Rows that a chain of near ones connects; the row of the greatest worth stays."""
+    """Groups rows that a chain of near rows connects; the row of the greatest worth stays."""
     count = worth.shape[1]
     near, graph = cost <= limit, torch.compiler.is_compiling()
     label = torch.arange(count, device=cost.device).expand_as(worth)
@@ -102,11 +101,11 @@ def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
 
 
 def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
-    """Average linkage, whole: the height at which each row joins a heavier one, and which.
+    """Clusters by average linkage: the height at which each row joins a heavier one, and which.
 
-    In every round all pairs that are nearest to each other join. With average linkage this gives
-    the tree that joining one pair at a time gives, and heights never fall on the way up. A graph
-    has a fixed number of rounds, and leaves apart what would take more.
+    In every round, all pairs of clusters that are nearest to each other join. With average linkage
+    this gives the same tree as joining one pair at a time. A compiled graph has a fixed number of
+    rounds; rows that would need more do not join.
     """
     batch, count = worth.shape
     rows = torch.arange(count, device=cost.device)
@@ -138,20 +137,20 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
 
 
 def density(cost: Tensor) -> Groups:
-    """Density peaks (DPC-KNN): rows in a dense place, far from any denser one, stay."""
+    """Finds density peaks (DPC-KNN): rows in dense regions, far from any denser row, stay."""
     neighbours = min(DENSITY_NEIGHBOURS, cost.shape[1] - 1)
     if not neighbours:
         return Groups(torch.zeros_like(cost[:, 0]))
     cost = cost.masked_fill(_diagonal(cost), math.inf)
     near = cost.topk(neighbours, dim=2, largest=False).values
     dense = (-near.clamp(max=1e4).mean(dim=2)).exp()
-    far = cost.masked_fill(~is_heavier(dense), math.inf).amin(dim=2)
+    far = cost.masked_fill(~is_heavier(dense), math.inf).amin(dim=2)  # from any denser row
     most = cost.masked_fill(~cost.isfinite(), 0).amax(dim=(1, 2)).unsqueeze(1)
     return Groups(dense * torch.where(far.isfinite(), far, most).clamp(min=0).sqrt())
 
 
 def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
-    """K-medoids, begun with the rows of the greatest worth."""
+    """Clusters by k-medoids, starting from the rows of the greatest worth."""
     rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
     finite = cost.masked_fill(_diagonal(cost) | ~cost.isfinite(), 0)
     centres = worth.topk(keep, dim=1).indices
@@ -167,7 +166,7 @@ def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
 
 
 def redundancy(unit: Tensor, alive: Tensor) -> Groups:
-    """Rows whose mean similarity to all others is high go; unit (B, n, d) has length one."""
+    """Removes the rows most similar to all others on average; rows of unit have length 1."""
     real = unit * alive.unsqueeze(2).to(unit.dtype)
     total = real.sum(dim=1, keepdim=True)
     others = (alive.sum(dim=1, keepdim=True) - 1).clamp(min=1)
@@ -175,7 +174,7 @@ def redundancy(unit: Tensor, alive: Tensor) -> Groups:
 
 
 def iterative_redundancy(unit: Tensor, alive: Tensor, keep: int, steps: int) -> Groups:
-    """The rows most similar to all that are left go, a share in every step, until `keep` are."""
+    """Removes the rows most similar to all that are left, some in each step, until `keep` stay."""
     gone = torch.zeros_like(alive)
     apart = unit.new_zeros(unit.shape[:2])
     leaving = unit.shape[1] - keep
@@ -190,7 +189,7 @@ def iterative_redundancy(unit: Tensor, alive: Tensor, keep: int, steps: int) -> 
 
 
 def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
-    """For each row the one of the greatest worth among those of its label; of equal the first."""
+    """For each row the row of the greatest worth with the same label; of equal rows, the first."""
     count = worth.shape[1]
     rows = torch.arange(count, device=label.device).expand_as(label)
     most = torch.full_like(worth, -math.inf).scatter_reduce(1, label, worth, "amax")
@@ -200,7 +199,7 @@ def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
 
 
 def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
-    """For each of `rows` (B, r) the row that it joins (B, r), among those that stay (B, n)."""
+    """For each of `rows` (B, r), the row that it joins among those that stay (B, n)."""
     if groups.parent is None:
         of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
         return of_each.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
@@ -208,22 +207,22 @@ def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Te
     head = torch.where(stays, every, groups.parent)
     for _ in range(_round_count(cost.shape[1])):
         head = head.gather(1, head)
-    # A group of which nobody stays goes to the nearest row that does.
+    # If no row of a group stays, its rows join the nearest row that does.
     lost = ~stays.gather(1, head)
     near = cost.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
     return torch.where(lost, near, head).gather(1, rows)
 
 
 def _diagonal(cost: Tensor) -> Tensor:
-    """Whether i is j, at (i, j)."""
+    """A mask of the diagonal (n, n)."""
     return torch.eye(cost.shape[1], dtype=torch.bool, device=cost.device)
 
 
 def _above_limits(worth: Tensor) -> Tensor:
-    """The worth of each row as a number above every limit, in the same order."""
+    """Maps worth to distances above every threshold, in the same order."""
     return ABOVE_LIMITS * (1 + worth / (1 + worth.abs()))
 
 
 def _round_count(count: int) -> int:
-    """How often something has to be doubled to reach `count`, and a few times more."""
+    """Rounds enough to reach `count` by doubling, and a few more."""
     return max(count, 2).bit_length() + 2

@@ -1,6 +1,7 @@
-"""Orders of the cells of a grid, the last to go first: as text, from the centre, covering it.
+"""Orders of the cells of a grid, from the cell to keep longest to the first to drop.
 
-It knows neither models nor methods.
+Reads and writes them as text, and makes two: from the centre out, and covering the grid evenly.
+Knows neither models nor methods.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting, WrongInput
 
-KERNEL_WIDTH = 1.0  # patches: how far a patch speaks for its neighbours
+KERNEL_WIDTH = 1.0  # in cells: how far a cell stands for its neighbours
 
 
 def covering_order(grid: tuple[int, int]) -> list[int]:
-    """An order of which every beginning is spread evenly over the grid.
+    """Makes an order whose first k cells are spread evenly over the grid, for every k.
 
-    Each next cell is the one whose surroundings have least, by a Gaussian of width NEAR, of the
-    cells before it, for what they would have if all cells were taken (kernel herding).
+    By kernel herding: the next cell is the one around which the cells so far are missing most,
+    measured with a Gaussian of `KERNEL_WIDTH` and compared with the whole grid.
     """
     height, width = grid
     every = torch.arange(height * width)
-    at = torch.stack([every // width, every % width], dim=1).double()
-    kernel = torch.exp(torch.cdist(at, at).square() / (-2 * KERNEL_WIDTH**2))
-    due = kernel.mean(dim=1)
-    there = torch.zeros_like(due)
+    points = torch.stack([every // width, every % width], dim=1).double()
+    kernel = torch.exp(torch.cdist(points, points).square() / (-2 * KERNEL_WIDTH**2))
+    wanted = kernel.mean(dim=1)
+    covered = torch.zeros_like(wanted)
     order: list[int] = []
     for taken in range(1, len(every) + 1):
-        need = due - there / taken
-        need[order] = -torch.inf
-        order.append(int(need.argmax()))
-        there += kernel[order[-1]]
+        missing = wanted - covered / taken
+        missing[order] = -torch.inf
+        order.append(int(missing.argmax()))
+        covered += kernel[order[-1]]
     return order
 
 
 def cell_worth(cells: list[int]) -> Tensor:
-    """A number for each cell, from 1 for the first of an order to nearly 0 for the last."""
-    places = torch.empty(len(cells))
-    places[torch.tensor(cells, dtype=torch.int64)] = torch.arange(len(cells), dtype=torch.float32)
-    return 1 - places / max(len(cells), 1)
+    """Turns an order into a number for each cell, from 1 for the first to nearly 0 for the last."""
+    rank = torch.empty(len(cells))
+    rank[torch.tensor(cells, dtype=torch.int64)] = torch.arange(len(cells), dtype=torch.float32)
+    return 1 - rank / max(len(cells), 1)
 
 
 def check_grid(made: tuple[int, int], got: tuple[int, int]) -> None:
-    """Refuses images of another grid than positions were calibrated for."""
+    """Refuses images whose grid is not the one that positions were calibrated for."""
     if got != made:
         there, here = (f"{height}x{width}" for height, width in (made, got))
         raise WrongInput(
@@ -52,12 +53,12 @@ def check_grid(made: tuple[int, int], got: tuple[int, int]) -> None:
 
 
 def format_order(grid: tuple[int, int], cells: list[int]) -> str:
-    """The setting that says this order of the cells."""
+    """Writes an order as the setting `order`, such as "2x2 3 0 1 2"."""
     return " ".join([f"{grid[0]}x{grid[1]}", *map(str, cells)])
 
 
 def parse_order(order: str) -> tuple[tuple[int, int], list[int]]:
-    """The grid and the order of its cells, each of them once."""
+    """Reads the setting `order`: the grid and its cells in order, which must be complete."""
     size, *rest = order.split() or [""]
     height, cross, width = size.partition("x")
     try:
@@ -73,7 +74,7 @@ def parse_order(order: str) -> tuple[tuple[int, int], list[int]]:
 
 
 def centre_order(grid: tuple[int, int]) -> list[int]:
-    """The cells of a grid, those nearest to its centre first."""
+    """Makes an order from the centre of the grid outwards."""
     height, width = grid
 
     def distance(cell: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Finds methods by name: the files of this folder are the registry."""
+"""Finds and makes methods by name: a file of this folder is a method of that name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from patchslim.methods._method import Method, Setting
 
 
 def method_names() -> list[str]:
-    """The names of all methods that ship with the package: the files of `patchslim/methods`.
+    """Lists the methods that ship with the package: the files of `patchslim/methods`.
 
-    A leading underscore marks what is no method.
+    Files whose names begin with an underscore are not methods.
     """
     package = importlib.import_module("patchslim.methods")
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
@@ -22,7 +22,7 @@ def method_names() -> list[str]:
 
 
 def find_method(name: str) -> type[Method]:
-    """The method called `name`: the one Method that its file defines."""
+    """Returns the class of the method called `name`, the one `Method` that its file defines."""
     if name not in method_names():
         raise UnknownName.of("method", name, method_names(), "`patchslim methods` describes them.")
     module = importlib.import_module(f"patchslim.methods.{name}")
@@ -40,7 +40,7 @@ def find_method(name: str) -> type[Method]:
 
 
 def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method:
-    """The method called `method` with these settings, or the Method itself."""
+    """Makes the method called `method` with these settings; returns a `Method` as it is."""
     if isinstance(method, Method):
         if settings:
             kind = type(method).__name__
@@ -61,6 +61,6 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
 
 
 def method_name(method: Method) -> str | None:
-    """The name under which `method` ships with the package, or None for a third party's."""
+    """The name under which `method` ships with the package; None if it does not."""
     package, _, name = type(method).__module__.rpartition(".")
     return name if package == "patchslim.methods" else None

@@ -1,8 +1,9 @@
-"""Rows dealt into squares of the grid, so that neighbours are compared and not all with all.
+"""Splits rows into windows of the grid, so that only neighbours are compared.
 
-Rows are put in the order of the squares that their cells lie in, and cut into runs of as many rows
-as a square has cells. Of a whole grid these are the squares themselves; where rows have gone, a run
-reaches into the next square. The number of runs, and so every shape, depends on the rows alone.
+Rows are sorted by the square of the grid that their cell is in, and cut into *windows* of as many
+rows as a square has cells. In a complete grid the windows are the squares. If rows have gone, a
+window reaches into the next square. The number of windows, and so every shape, depends only on the
+number of rows.
 """
 
 from __future__ import annotations
@@ -18,55 +19,55 @@ from patchslim.tokens.rows import take
 
 @dataclass(frozen=True)
 class Windows:
-    """How rows are dealt; all of them are one run where `order` is None.
+    """Rows of a batch, split into windows. If `order` is None, each image is one window.
 
     Attributes:
-        alive: which places hold a real row, (B * runs, rows of a run).
-        order: the row at each place (B, runs * rows of a run), or None.
-        place: the place of each row (B, n), or None.
+        alive: which slots hold a real row (B * windows, rows of a window).
+        order: the row in each slot (B, windows * rows of a window), or None.
+        slot: the slot of each row (B, n), or None.
     """
 
     alive: Tensor
     order: Tensor | None = None
-    place: Tensor | None = None
+    slot: Tensor | None = None
 
     @classmethod
     def from_cells(
         cls, cells: Tensor, grid: tuple[int, int], alive: Tensor | None, side: int
     ) -> Windows:
-        """Rows at `cells` (B, n) in runs of side * side; all in one where side is 0."""
+        """Splits rows from `cells` (B, n) into windows of side * side; one window if side is 0."""
         batch, count = cells.shape
         real = torch.ones_like(cells, dtype=torch.bool) if alive is None else alive > 0
-        run = side * side
-        if not side or run >= count:
+        length = side * side
+        if not side or length >= count:
             return cls(real)
         across = -(-grid[1] // side)
         down, right = cells // grid[1], cells % grid[1]
         square = (down // side) * across + right // side
-        key = (square * run + (down % side) * side + right % side).masked_fill(~real, 1 << 40)
+        key = (square * length + (down % side) * side + right % side).masked_fill(~real, 1 << 40)
         order = key.argsort(dim=1, stable=True)
-        place = torch.empty_like(order).scatter(
+        slot = torch.empty_like(order).scatter(
             1, order, torch.arange(count, device=cells.device).expand(batch, -1)
         )
-        more = -count % run
-        order = torch.cat([order, order[:, -1:].expand(-1, more)], dim=1)
-        there = torch.arange(count + more, device=cells.device) < count
-        return cls((real.gather(1, order) & there).view(-1, run), order, place)
+        empty = -count % length
+        order = torch.cat([order, order[:, -1:].expand(-1, empty)], dim=1)
+        filled = torch.arange(count + empty, device=cells.device) < count
+        return cls((real.gather(1, order) & filled).view(-1, length), order, slot)
 
     def of(self, t: Tensor) -> Tensor:
-        """Rows t (B, n, ...) run by run (B * runs, rows of a run, ...)."""
+        """Splits rows t (B, n, ...) into windows (B * windows, rows of a window, ...)."""
         if self.order is None:
             return t
         return take(t, self.order).view(*self.alive.shape, *t.shape[2:])
 
     def to_rows(self, t: Tensor) -> Tensor:
-        """What belongs to each place (B * runs, rows of a run), as rows (B, n)."""
-        if self.place is None:
+        """Puts values (B * windows, rows of a window) back in the order of rows (B, n)."""
+        if self.slot is None:
             return t
-        return t.reshape(self.place.shape[0], -1).gather(1, self.place)
+        return t.reshape(self.slot.shape[0], -1).gather(1, self.slot)
 
     def best_rows(self, worth: Tensor) -> Tensor | None:
-        """The worthiest row of each run (B, n, bool), which others can join; None of one run."""
+        """Marks the row of the greatest worth in each window (B, n); None for a single window."""
         if self.order is None:
             return None
         worth = worth.masked_fill(~self.alive, -torch.inf)
@@ -75,24 +76,24 @@ class Windows:
         return self.to_rows(best & self.alive)
 
     def assign_rows(self, groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
-        """The row that each of `rows` (B, r) joins, of those of its run that stay (B, n)."""
-        if self.order is None or self.place is None:
+        """For each of `rows` (B, r), the row that it joins among those of its window that stay."""
+        if self.order is None or self.slot is None:
             return assign_rows(groups, cost, stays, rows)
-        run = self.alive.shape[1]
-        every = torch.arange(run, device=cost.device).expand_as(self.alive)
+        length = self.alive.shape[1]
+        every = torch.arange(length, device=cost.device).expand_as(self.alive)
         to = assign_rows(groups, cost, self.of(stays) & self.alive, every)
-        first = torch.arange(self.order.shape[1], device=cost.device) // run * run
-        whole = self.order.gather(1, to.view(self.order.shape) + first)
-        return whole.gather(1, self.place.gather(1, rows))
+        first = torch.arange(self.order.shape[1], device=cost.device) // length * length
+        joined = self.order.gather(1, to.view(self.order.shape) + first)
+        return joined.gather(1, self.slot.gather(1, rows))
 
 
 def best_in_squares(cells: Tensor, grid: tuple[int, int], side: int, worth: Tensor) -> Tensor:
-    """The row of the greatest worth in each square of side * side cells (B, n, bool)."""
+    """Marks the row of the greatest worth in each square of side * side cells (B, n, bool)."""
     across = -(-grid[1] // side)
     square = (cells // grid[1]) // side * across + (cells % grid[1]) // side
     rows = torch.arange(cells.shape[1], device=cells.device)
-    # A square is named by the first of its rows, since labels are rows.
+    # The label of a square is the first of its rows, since `elect_heaviest` takes rows as labels.
     squares = across * -(-grid[0] // side)
-    named = cells.new_full((cells.shape[0], squares), cells.shape[1])
-    named = named.scatter_reduce(1, square, rows.expand_as(cells), "amin")
-    return elect_heaviest(named.gather(1, square), worth) == rows
+    label = cells.new_full((cells.shape[0], squares), cells.shape[1])
+    label = label.scatter_reduce(1, square, rows.expand_as(cells), "amin")
+    return elect_heaviest(label.gather(1, square), worth) == rows

@@ -1,8 +1,9 @@
-"""`ats`: samples patches by the class token's attention; peaked attention leaves few of them.
+"""`ats`: samples patches by class attention; the more peaked attention is, the fewer stay.
 
-Fayyaz et al., "Adaptive Token Sampling For Efficient Vision Transformers" (ECCV 2022). Scores are
-a distribution over patches; evenly spaced points on its cumulated form hit patches, some of them
-more than once. What was hit asks in this block and stays; nobody is asked how many there should be.
+Fayyaz et al., "Adaptive Token Sampling For Efficient Vision Transformers" (ECCV 2022). Class
+attention, times the length of the value, is a distribution over patches. Evenly spaced points on
+its cumulative sum hit patches, some of them several times. The patches that are hit are the
+queries of this block, and stay.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Method, Place, Signals
+from patchslim.methods import Method, Place, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -20,14 +21,14 @@ EPS = 1e-12
 
 
 class ATS(Method):
-    """Keeps the patches that inverse-transform sampling hits: at most as scheduled, and `floor`.
+    """Keeps the patches that inverse-transform sampling hits, and at least `floor` of them.
 
-    The schedule is the number of samples, and so the most that an image keeps.
+    The schedule says how many samples are drawn, which is the most that an image keeps.
     """
 
     place = Place.ON_QUERIES
     needs_class_token: bool = True
-    reads = "kv"
+    reads = ("k", "v")
     adaptive = True
 
     def __init__(self, *, floor: int = 8) -> None:
@@ -37,22 +38,22 @@ class ATS(Method):
         self.floor = floor
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The patches nearest to evenly spaced points of the cumulated score."""
+        """Keeps the patches that are nearest to evenly spaced points of the cumulative score."""
         score = self._score(tokens, signals)
         hit = _sample_mask(score, tokens.alive, keep)
-        # Those hit first, in the order of their scores; then, for the floor, the best of the rest.
-        worth = torch.where(hit, 1 + score, score)
+        # Patches that are hit come first, by score; then the best others, in case of the floor.
+        rank = torch.where(hit, 1 + score, score)
         if tokens.alive is not None:
-            worth = worth.masked_fill(~tokens.alive, -torch.inf)
+            rank = rank.masked_fill(~tokens.alive, -torch.inf)
         most = min(keep, tokens.patches)
-        kept = worth.topk(most, dim=1)
+        kept = rank.topk(most, dim=1)
         count = hit.sum(dim=1, keepdim=True).clamp(min(self.floor, most), most)
         real = (kept.values > -torch.inf).sum(dim=1, keepdim=True)
         number = torch.arange(most, device=score.device)
         return Keep(kept.indices, padding=number < torch.minimum(count, real))
 
     def _score(self, tokens: Tokens, signals: Signals) -> Tensor:
-        """Class attention times the length of the value, as shares of the image (B, n)."""
+        """Class attention times the length of the value, normalised to sum to 1 (B, n)."""
         attention = signals.class_attention()
         attention = attention.to(torch.promote_types(attention.dtype, torch.float32))
         if signals.v is not None:
@@ -63,13 +64,13 @@ class ATS(Method):
         return attention / attention.sum(dim=1, keepdim=True).clamp(min=EPS)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One row of the attention map, and the queries of the prefix once more."""
+        """One row of the attention map, and the queries of the prefix a second time."""
         return block.attention_row_macs(rows) + prefix * block.q
 
 
 def _sample_mask(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
-    """Which patches are nearest to one of the points (2k - 1) / (2 samples) (B, n)."""
-    # Dead rows come last, where the cumulated score has reached its end and no point is nearest.
+    """Which patches are nearest to one of the points (2k - 1) / (2 * samples) (B, n)."""
+    # Padding is sorted last, behind the end of the cumulative score, where no point can hit it.
     key = score if alive is None else score.masked_fill(~alive, torch.inf)
     order = key.argsort(dim=1, stable=True)
     reached = score.gather(1, order).cumsum(dim=1)
@@ -82,8 +83,7 @@ def _sample_mask(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
     after = torch.searchsorted(reached.contiguous(), points).clamp(max=score.shape[1] - 1)
     before = (after - 1).clamp(min=0)
     nearer = points - reached.gather(1, before) <= (reached.gather(1, after) - points).abs()
-    place = torch.where(nearer, before, after)
-    rows = order.gather(1, place)
+    rows = order.gather(1, torch.where(nearer, before, after))
     return torch.zeros_like(score, dtype=torch.bool).scatter(
         1, rows, torch.ones_like(rows, dtype=torch.bool)
     )

@@ -1,8 +1,7 @@
-"""`duplicates`: patches of the input that show exactly the same are one, before the first block.
+"""`duplicates`: merges patches with identical pixels before the first block.
 
-Flat scans, screenshots, documents, padded images: every block profits. What is removed can be said
-before the network runs, and without a weight of it. With `tolerance`, patches that nearly show the
-same are one too.
+For flat scans, screenshots, documents and padded images; every block gets fewer tokens. The choice
+needs no weight of the network. With a `tolerance`, patches that are nearly the same merge too.
 """
 
 from __future__ import annotations
@@ -15,35 +14,35 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods import _clustering as grouping
+from patchslim.methods import Method, Place, Placement, Signals, Threshold
+from patchslim.methods import _clustering as clustering
 from patchslim.methods._clustering import Groups
-from patchslim.methods._method import Method, Place, Placement, Signals, Threshold
 from patchslim.methods._windows import Windows
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
-from patchslim.tokens.tokens import ContentKind, Tokens
+from patchslim.tokens.tokens import Tokens
 
-MAX_PAIRWISE = (
-    1024  # patches that are compared each with each; of more, those of a square of the grid
-)
-WINDOW_SIDE = 16  # of that square, in cells
-PIXEL_CHUNK = 64  # pixels that are looked at at a time
+MAX_PAIRWISE = 1024  # with more patches than this, only those of one window are compared
+WINDOW_SIDE = 16  # side of that window, in grid cells
+PIXEL_CHUNK = 64  # pixels of a patch that are compared at a time
 
 
 class Duplicates(Method):
-    """Joins patches with the same pixels, in the whole image or within squares of `window` cells.
+    """Merges patches with the same pixels, in the whole image or within windows of the grid.
 
-    `tolerance` is the root mean square by which the pixels of two patches may differ, as the model
-    sees them; 0 is not at all. Attention goes on counting each joined patch, so that without
-    positions the answer is the same; positions are averaged.
+    `window` is the side of a window in grid cells; 0 is the whole image. `tolerance` is the root
+    mean square by which the normalised pixels of two patches may differ; 0 is not at all.
+    Attention still counts every merged patch, so that only the averaged positions change the
+    answer.
     """
 
     place = Place.BEFORE_BLOCK
     placement: ClassVar[Placement] = Placement.FIRST
-    content_kind: ContentKind | None = "pixels"
+    reads = ("pixels",)
     proportional = True
     adaptive = True
+    tuned_threshold = Threshold("tolerance", first=0.05)
 
     def __init__(self, *, tolerance: float = 0.0, window: int = 0) -> None:
         super().__init__()
@@ -54,13 +53,8 @@ class Duplicates(Method):
             )
         self.tolerance, self.window = tolerance, window
 
-    @property
-    def tuned_threshold(self) -> Threshold:
-        """The tolerance."""
-        return Threshold("tolerance", first=0.05)
-
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """Of patches that show the same the first stays, and the others join it."""
+        """Keeps the first of the patches that show the same, and merges the others into it."""
         if tokens.content is None:
             raise BadSetting("Duplicates are found by pixels, and these tokens come without.")
         keep = min(keep, tokens.patches)
@@ -69,10 +63,10 @@ class Duplicates(Method):
         shown = tokens.content()
         if tokens.position is not None:
             shown = take(shown, tokens.position)
-        own = square_of(tokens.cells(), tokens.grid, self.window)
-        to = first_identical(shown, own, real)
+        window = window_of(tokens.cells(), tokens.grid, self.window)
+        to = first_identical(shown, window, real)
         first = real & (to == rows)
-        near = self._near_duplicates(tokens, shown, first, own) if self.tolerance else None
+        near = self._near_duplicates(tokens, shown, first, window) if self.tolerance else None
         apart = _rank_by_contrast(shown, first) if near is None else near.apart
         kept = apart.masked_fill(~real, -torch.inf).topk(keep, dim=1).indices
         count = ((apart > 0) & real).sum(dim=1, keepdim=True).clamp(1, keep)
@@ -87,64 +81,70 @@ class Duplicates(Method):
         return Merge(kept, rows, place.gather(1, to), padding, real & ~stays)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """Nothing for the same pixels; for nearly the same, products of patches with patches."""
+        """Nothing without a tolerance; with one, the products of patches with patches."""
         count = rows - prefix
-        run = self._window_side(count) ** 2 or count
-        return -(-count // run) * run * min(run, count) * block.pixels if self.tolerance else 0
+        window = self._window_side(count) ** 2 or count
+        pairs = -(-count // window) * window * min(window, count)
+        return pairs * block.pixels if self.tolerance else 0
 
     def fewest(self, patches: int) -> int:
-        """One of each square in which near-duplicates are looked for."""
-        run = self._window_side(patches) ** 2 or patches
-        return max(1, -(-patches // run)) if self.tolerance else 1
+        """One patch of each window in which near-duplicates are compared."""
+        window = self._window_side(patches) ** 2 or patches
+        return max(1, -(-patches // window)) if self.tolerance else 1
 
     def _window_side(self, patches: int) -> int:
-        """The side of the squares in which near-duplicates are looked for; 0 for the whole."""
+        """Side of the windows in which near-duplicates are compared; 0 for the whole image."""
         return self.window or (WINDOW_SIDE if patches > MAX_PAIRWISE else 0)
 
     def _near_duplicates(
-        self, tokens: Tokens, shown: Tensor, first: Tensor, own: Tensor
+        self, tokens: Tokens, shown: Tensor, first: Tensor, window: Tensor
     ) -> NearDuplicates:
-        """Patches by how near another of their square is; duplicates of the `first` go first."""
-        # Duplicates take no part: they go where their first one goes.
-        tiles = Windows.from_cells(
+        """Groups the `first` patches by how nearly they show what others of their window show."""
+        # Exact duplicates take no part: they follow the first patch that shows the same.
+        windows = Windows.from_cells(
             tokens.cells(), tokens.grid, first, self._window_side(tokens.patches)
         )
-        some = tiles.of(shown.to(torch.promote_types(shown.dtype, torch.float32)))
+        some = windows.of(shown.to(torch.promote_types(shown.dtype, torch.float32)))
         power = torch.linalg.vector_norm(some, dim=2).square() / some.shape[2]
         cost = power.unsqueeze(2) + power.unsqueeze(1)
         cost = torch.baddbmm(cost, some, some.transpose(1, 2), alpha=-2 / some.shape[2])
         del some  # as large as the images
-        never = ~(tiles.alive.unsqueeze(1) & tiles.alive.unsqueeze(2))
-        square = tiles.of(own)
-        never = never | (square.unsqueeze(1) != square.unsqueeze(2))
+        never = ~(windows.alive.unsqueeze(1) & windows.alive.unsqueeze(2))
+        of = windows.of(window)
+        never = never | (of.unsqueeze(1) != of.unsqueeze(2))
         cost.masked_fill_(never, torch.inf)
-        worth = tiles.of(-tokens.rows().to(cost.dtype))  # the first of them stays
-        groups = grouping.leaders(cost, worth, self.tolerance**2)
-        apart, best = tiles.to_rows(groups.apart), tiles.best_rows(worth)
+        worth = windows.of(-tokens.rows().to(cost.dtype))  # the first of a group stays
+        groups = clustering.leaders(cost, worth, self.tolerance**2)
+        apart, best = windows.to_rows(groups.apart), windows.best_rows(worth)
         apart = torch.where(apart > 0, _rank_by_contrast(shown, first), apart)
         if best is not None:
-            apart = torch.where(best, grouping.unjoinable_distance(apart), apart)
-        return NearDuplicates(apart.masked_fill(~first, -1.0), tiles, groups, cost)
+            apart = torch.where(best, clustering.unjoinable_distance(apart), apart)
+        return NearDuplicates(apart.masked_fill(~first, -1.0), windows, groups, cost)
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """What is known of patches that are not the same, but near."""
+    """How the patches that differ, but not much, may be grouped.
+
+    Attributes:
+        apart: how far each patch is from merging (B, n); the nearest go first.
+        windows, groups, cost: the windows, and the groups and distances inside of each.
+    """
 
     apart: Tensor
-    tiles: Windows
+    windows: Windows
     groups: Groups
     cost: Tensor
 
     def assign_rows(self, stays: Tensor) -> Tensor:
-        """The nearest patch that stays, for each (B, n); one before it where none is near."""
+        """For each patch the nearest one that stays, or else the last before it (B, n)."""
         rows = torch.arange(stays.shape[1], device=stays.device).expand_as(stays)
-        to = self.tiles.assign_rows(self.groups, self.cost, stays, rows)
+        to = self.windows.assign_rows(self.groups, self.cost, stays, rows)
         return torch.where(stays.gather(1, to), to, _previous_kept(stays))
 
 
 def _rank_by_contrast(shown: Tensor, first: Tensor) -> Tensor:
-    """Patches by their contrast, flat ones first to go; duplicates of an earlier one before all."""
+    """Ranks patches by contrast: exact duplicates go first, then flat patches (B, n)."""
     shown = shown.to(torch.promote_types(shown.dtype, torch.float32))
     contrast = shown.var(dim=2, correction=0)
     rows = torch.arange(first.shape[1], device=first.device)
@@ -152,27 +152,27 @@ def _rank_by_contrast(shown: Tensor, first: Tensor) -> Tensor:
 
 
 def _previous_kept(stays: Tensor) -> Tensor:
-    """For each row the last one before it that stays, or the first of all (B, n)."""
+    """For each row the last one before it that stays, or the first that stays (B, n)."""
     rows = torch.arange(stays.shape[1], device=stays.device)
     last = torch.where(stays, rows, -1).cummax(dim=1).values
     first = stays.to(torch.int8).argmax(dim=1, keepdim=True)
     return torch.where(last < 0, first, last)
 
 
-def square_of(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """The square of side * side cells that each cell lies in (B, n); one for all if side is 0."""
+def window_of(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Numbers the window that each cell is in (B, n); all 0 if `side` is 0."""
     if not side:
         return torch.zeros_like(cells)
     return cells // grid[1] // side * grid[1] + cells % grid[1] // side
 
 
-def first_identical(shown: Tensor, square: Tensor, real: Tensor) -> Tensor:
-    """For each row the first one of its square with the same entries, itself if none (B, n).
+def first_identical(shown: Tensor, window: Tensor, real: Tensor) -> Tensor:
+    """For each row the first one of its window with the same entries, or itself (B, n).
 
-    Rows are told apart by a sum of their bits in integers, which no order of addition changes, and
-    those with equal sums are compared entry by entry.
+    Rows are sorted by an integer hash of their bits, which does not depend on the order of
+    addition, and rows with equal hashes are compared entry by entry.
     """
-    key = square * 0x5851F42D4C957F2D
+    key = window * 0x5851F42D4C957F2D
     for start in range(0, shown.shape[2], PIXEL_CHUNK):
         bits = shown[..., start : start + PIXEL_CHUNK].float().contiguous().view(torch.int32)
         number = torch.arange(start + 1, start + 1 + bits.shape[2], device=bits.device)
@@ -184,7 +184,7 @@ def first_identical(shown: Tensor, square: Tensor, real: Tensor) -> Tensor:
     place = torch.arange(key.shape[1], device=key.device).expand_as(key)
     first = torch.where(begins, place, 0).cummax(dim=1).values
     to = torch.empty_like(order).scatter(1, order, order.gather(1, first))
-    same = square.gather(1, to) == square
+    same = window.gather(1, to) == window
     for some in shown.split(PIXEL_CHUNK, dim=2):
         same = same & (take(some.contiguous(), to) == some).all(dim=2)
     return torch.where(same, to, place)

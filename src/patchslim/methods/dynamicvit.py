@@ -1,7 +1,7 @@
-"""`dynamicvit`: small predictors, trained with the host, say which patches each later stage needs.
+"""`dynamicvit`: keeps the patches that small predictors, trained with the host, want most.
 
 Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification" (NeurIPS
-2021). In training nothing is removed: a patch that is dropped is masked in attention, by a drawn
+2021). While it trains, no patch is removed: dropped patches are masked in attention, by a sampled
 0 or 1 through which gradients reach the predictor. At inference the best patches are kept.
 """
 
@@ -14,25 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.methods._method import Decision, Method, ModulePerBlock, Place, Signals
+from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
-KEEP_BIAS = 2.0  # at first each patch is kept with 0.88: training begins near the dense model
-KEEP_INDEX = (
-    0  # the entry of the prediction that means "keep", as in the authors' code and checkpoints
-)
+KEEP_BIAS = 2.0  # a patch is kept with probability 0.88 at first, so training starts near the host
+KEEP_INDEX = 0  # of the two predictions, the one for "keep", as in the authors' checkpoints
 
 
-class DynamicViT(Method):
-    """Keeps the patches that its trained predictors want most; train it before you use it.
+class DynamicViT(LearnedMethod):
+    """Keeps the patches that its trained predictors want most. Train it before you use it.
 
-    `ratio` weighs, in training, how far the share that is kept may stray from the schedule's.
+    `ratio` weighs the loss that holds the share of kept patches at the schedule's.
     """
 
     place = Place.BEFORE_BLOCK
-    course: ClassVar[Mapping[str, Any]] = {"tokens": 0.5, "distil_weight": 0.5, "host_lr": 0.01}
+    training_defaults: ClassVar[Mapping[str, Any]] = {
+        "tokens": 0.5,
+        "distil_weight": 0.5,
+        "host_lr": 0.01,
+    }
 
     def __init__(self, *, ratio: float = 2.0) -> None:
         super().__init__()
@@ -40,12 +42,12 @@ class DynamicViT(Method):
         self.predictors = ModulePerBlock(Predictor)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """One predictor for each block that decides; those that there are must fit the host."""
+        """Makes one predictor for each block that chooses."""
         self.predictors.prepare(width, blocks)
 
     @property
     def missing(self) -> str | None:
-        """Training, where it has no predictors yet."""
+        """Says that it has to be trained, unless it has predictors."""
         if self.predictors:
             return None
         return (
@@ -54,17 +56,17 @@ class DynamicViT(Method):
         )
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """A drawn mask in training; at inference the `keep` rows most likely to be wanted."""
+        """Samples a mask in training; keeps the `keep` rows that are wanted most otherwise."""
         predictor = self.predictors.for_block(signals.block, tokens.x.shape[2])
         wanted = predictor(tokens.x[:, tokens.prefix :], tokens.alive)
         if self.training:
-            # In half precision the shares that the loss looks at would be off by half a percent.
+            # In half precision, the shares in the loss would be off by half a percent.
             exact = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
             return Mask(F.gumbel_softmax(exact, hard=True)[..., KEEP_INDEX])
         return Keep(wanted[..., KEEP_INDEX].topk(keep, dim=1).indices)
 
     def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
-        """The squared distance of the share each image keeps from the scheduled one (eq. 17)."""
+        """The squared distance between the share an image keeps and the scheduled one (eq. 17)."""
         off = [
             (each.share - each.alive.mean(dim=1)).square().mean()
             for each in decisions
@@ -73,11 +75,11 @@ class DynamicViT(Method):
         return self.ratio * torch.stack(off).mean() if off else None
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
-        """The whole part of the geometric share of all patches, as published."""
+        """The geometric share of all patches, rounded down, as published."""
         return min(rows, max(1, int(patches * rate**stage + 1e-9)))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One predictor over all patches."""
+        """One pass of a predictor over all patches."""
         width = block.width
         layers = (
             width * width,
@@ -89,9 +91,9 @@ class DynamicViT(Method):
 
 
 class Predictor(nn.Module):
-    """For each patch the log-probabilities of keeping and of dropping it.
+    """Predicts for each patch the log-probabilities of keeping and of dropping it.
 
-    Half of the channels describe the patch, the other half are averaged over all that are left.
+    Half of the channels describe the patch; the other half are averaged over all patches left.
     """
 
     def __init__(self, width: int) -> None:
@@ -114,13 +116,13 @@ class Predictor(nn.Module):
         nn.init.constant_(layers[-1].bias[KEEP_INDEX], KEEP_BIAS)
 
     def forward(self, x: Tensor, alive: Tensor | None) -> Tensor:
-        """Log-probabilities (B, n, 2) for patches x (B, n, C), of which `alive` (B, n) are left."""
+        """Predicts (B, n, 2) from patches x (B, n, C), of which `alive` (B, n) are left."""
         local, shared = self.features(self.norm(x)).chunk(2, dim=-1)
         if alive is None:
             whole = shared.mean(dim=1, keepdim=True)
         else:
             weight = alive.to(shared.dtype).unsqueeze(-1)
-            # Where all are gone, the mean of nothing is nothing.
+            # If no patch is left, the mean is 0.
             whole = (shared * weight).sum(dim=1, keepdim=True) / weight.sum(
                 dim=1, keepdim=True
             ).clamp(min=1)

@@ -1,4 +1,4 @@
-"""`evit`: keeps the patches that the class token attends to most and fuses the others into one.
+"""`evit`: keeps the patches that the class token attends to most, and fuses the others.
 
 Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers via Token
 Reorganizations" (ICLR 2022).
@@ -6,17 +6,17 @@ Reorganizations" (ICLR 2022).
 
 from __future__ import annotations
 
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Fuse, Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
 class EViT(Method):
-    """Keeps the attentive patches; with `fuse`, the attention-weighted sum of the rest is one row.
+    """Keeps the attentive patches; with `fuse`, adds a row that is the weighted sum of the others.
 
-    The weights are the class attention itself, not renormalised. The fused row is an ordinary row
-    afterwards: it can be kept, dropped or fused again.
+    The weights are the class attention, not normalised again. Later blocks treat the fused row
+    like any other: they keep it, drop it or fuse it again.
     """
 
     needs_class_token: bool = True
@@ -27,7 +27,7 @@ class EViT(Method):
         self.extra_rows = int(fuse)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The rows with the highest class attention, and the fused row."""
+        """Keeps the rows with the highest class attention, and fuses the others."""
         attentive = signals.class_attention()
         kept = attentive.topk(keep - self.extra_rows, dim=1).indices
         if not self.fuse:
@@ -35,5 +35,5 @@ class EViT(Method):
         return Fuse(kept, share=attentive.scatter(1, kept, 0.0))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One row of the attention map a second time, and the weighted sum."""
+        """One row of the attention map, a second time, and the weighted sum."""
         return block.attention_row_macs(rows) + self.extra_rows * (rows - prefix) * block.width

@@ -1,8 +1,8 @@
-"""`evo`: the attended half of the patches goes on slowly, one row stands in for the others.
+"""`evo`: half of the patches go on, and one representative token goes on for those that wait.
 
 Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (AAAI 2022). No patch
-is ever thrown away: those that wait are moved by what their representative token has gained, and
-all are there again at the next selection, so the grid survives at every depth.
+is dropped. Those that wait are moved by what their representative token gains, and all are back at
+the next selection, so the grid is complete at every depth.
 """
 
 from __future__ import annotations
@@ -14,30 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting
-from patchslim.methods._method import Method, Place, Placement, Signals
+from patchslim.methods import LearnedMethod, Place, Placement, Signals
 from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Reduction
 from patchslim.tokens.rows import strided_cells
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class Evo(Method):
-    """Keeps a share of all patches, by global class attention, in the slow path.
+class Evo(LearnedMethod):
+    """Lets the patches with the most global class attention go on; the others wait.
 
-    The global class attention is a moving average over blocks: `tradeoff` is the weight of the
-    newest, and `early` that while no patch waits. A patch that waits keeps the
-    value that it had. With `learned`, each block has a trade-off of its own, trained with the model
-    (LeViT). Without `representative` the patches that wait are left as they are: that is the
-    simplified form of the official DeiT code.
+    Global class attention is a moving average over blocks. The newest block weighs `tradeoff`, or
+    `early` while no patch waits; a patch that waits keeps its value. With `learned`, each block
+    has a trade-off of its own, trained with the model (LeViT). Without `representative`, patches
+    that wait are not changed, as in the simplified official code for DeiT.
     """
 
     place = Place.BEFORE_BLOCK
     placement = Placement.UNITS
     needs_class_token: bool = True
-    reads = "k"
+    reads = ("k",)
     defers = True
-    remembers = True
-    course: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
+    training_defaults: ClassVar[Mapping[str, Any]] = {"layered": 2 / 3}
 
     def __init__(
         self,
@@ -50,7 +48,9 @@ class Evo(Method):
         super().__init__()
         for name, value in (("tradeoff", tradeoff), ("early", early)):
             if not 0 < value <= 1:
-                raise BadSetting(f"{name}={value:g}: the weight of the newest, above 0 up to 1.")
+                raise BadSetting(
+                    f"{name}={value:g}: a weight of the newest block, above 0 up to 1."
+                )
         if learned and not representative:
             raise BadSetting(
                 "learned=True needs representative=True: the trade-off is learned through the "
@@ -64,13 +64,13 @@ class Evo(Method):
         self.mixing = nn.ParameterDict()
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """One trade-off for each block before the last selection, if they are learned."""
+        """Makes one trade-off for each block before the last selection, if they are learned."""
         if self.learned and not self.mixing:
             for block in range(1, max(blocks, default=0)):
                 self.mixing[str(block)] = nn.Parameter(torch.zeros(()))
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The patches with the most global class attention go on, and the others wait."""
+        """Lets the `keep` patches with the most global class attention go on."""
         attention = tokens.memory
         if attention is None:
             raise BadSchedule(f"Evo cannot select in block {signals.block}: nothing was attended.")
@@ -80,14 +80,14 @@ class Evo(Method):
         if not self.representative:
             return Defer(Keep(kept))
         waiting = attention.scatter(1, kept, 0.0)
-        # Where attention to all of them has underflowed, their stand-in is nothing, and no NaN.
+        # If attention to all of them has underflowed to 0, the representative is 0 and not NaN.
         total = waiting.sum(dim=1, keepdim=True).clamp(min=torch.finfo(waiting.dtype).tiny)
         return Defer(Fuse(kept, share=waiting / total))
 
     def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
-        """The global class attention of each patch.
+        """Updates the global class attention of each patch.
 
-        Where the grid is subsampled, what is left has the sum that all had.
+        If this block subsamples the grid, the patches that are left get the sum that all had.
         """
         newest, known = signals.class_attention(), tokens.memory
         if known is None:
@@ -100,18 +100,18 @@ class Evo(Method):
         return newest
 
     def _block_tradeoff(self, tokens: Tokens, signals: Signals) -> float | Tensor:
-        """The weight of the newest attention in a block."""
+        """The weight of the newest attention in this block."""
         block = str(signals.block)
         if block in self.mixing:
             learned: Tensor = self.mixing[block].sigmoid()
             return learned
-        # All are back where the grid is subsampled, and that is part of the way all the same.
+        # No patch waits in a block that subsamples the grid, but it still counts as a late one.
         return self.tradeoff if tokens.deferred or signals.stride > 1 else self.early
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """The share of all patches, rounded down, and the representative token."""
-        slow = int(rate * patches + 1e-9)
-        return min(patches, slow + self.extra_rows)
+        kept = int(rate * patches + 1e-9)
+        return min(patches, kept + self.extra_rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """The weighted sum of the patches that wait."""

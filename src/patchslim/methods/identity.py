@@ -1,9 +1,9 @@
-"""`identity`: removes nothing. It shows what the loop itself costs, and anchors the laws."""
+"""`identity`: removes nothing. For measuring what the loop itself costs, and for tests."""
 
 from __future__ import annotations
 
 from patchslim.errors import BadSchedule
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 
@@ -12,11 +12,11 @@ class Identity(Method):
     """Keeps every token."""
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """Never asked: a schedule that removes anything is refused beforehand."""
+        """Is never called: a schedule that removes anything is refused before."""
         raise BadSchedule(
             f"identity removes nothing, but the schedule keeps {keep} of {tokens.patches}."
         )
 
     def fewest(self, patches: int) -> int:
-        """All of them."""
+        """All patches."""
         return patches

@@ -1,9 +1,9 @@
-"""`patch_slimming`: a pyramid of positions that were chosen once, on images, for all images.
+"""`patch_slimming`: keeps the same grid positions in all images, chosen once on a few of them.
 
-Tang et al., "Patch Slimming for Efficient Vision Transformers" (CVPR 2022), PS-ViT. Which positions
-each block must still give out is found from the last block down (`patchslim calibrate`), each set
-inside of the one before: so it is one order of the grid's cells, and a number a block, which is the
-schedule's. Nothing is scored or sorted when it runs.
+Tang et al., "Patch Slimming for Efficient Vision Transformers" (CVPR 2022), PS-ViT. Calibration
+(`patchslim calibrate`) finds the positions that each block must still output, from the last block
+to the first, each set part of the set before. So the result is one order of the grid's cells and a
+count for each block, which is the schedule. Nothing is scored or sorted at inference.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.methods._method import Method, Place, Placement, Signals
+from patchslim.methods import LearnedMethod, Place, Placement, Signals
 from patchslim.methods._ranking import centre_order, check_grid, parse_order
 from patchslim.tokens.reduction import Fixed, Reduction
 from patchslim.tokens.tokens import Tokens
 
 
-class PatchSlimming(Method):
-    """Keeps the positions that its calibration found to matter most; calibrate it before use.
+class PatchSlimming(LearnedMethod):
+    """Keeps the positions that its calibration found to matter most. Calibrate it before use.
 
-    `order` is the grid and its cells, the last to go first: "2x2 3 0 1 2". Without one, cells near
-    the centre stay longest.
+    `order` is the size of the grid and its cells, most important first: "2x2 3 0 1 2". Without an
+    order, cells near the centre stay longest.
     """
 
     place = Place.ON_QUERIES
@@ -37,7 +37,7 @@ class PatchSlimming(Method):
 
     @property
     def missing(self) -> str | None:
-        """Calibration, where it has no order."""
+        """Says that it has to be calibrated, unless it has an order."""
         if self.order:
             return None
         return (
@@ -46,13 +46,13 @@ class PatchSlimming(Method):
         )
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The first `keep` cells of the order."""
+        """Keeps the first `keep` cells of the order."""
         if tokens.position is not None:
-            return Fixed(keep)  # an earlier block has put the rows in order
+            return Fixed(keep)  # an earlier block has sorted the rows by the order
         return Fixed(keep, self._cell_order(tokens))
 
     def _cell_order(self, tokens: Tokens) -> Tensor:
-        """The order of the cells, which must be of the images' grid."""
+        """Returns the order of the cells; refuses images with another grid."""
         if not self.order:
             return torch.tensor(centre_order(tokens.grid), device=tokens.x.device)
         check_grid(self.grid, tokens.grid)

@@ -1,9 +1,9 @@
-"""`patch_slimming_dynamic`: Patch Slimming with positions chosen for each image, by a small gate.
+"""`patch_slimming_dynamic`: Patch Slimming with positions that a small gate chooses per image.
 
-In the style of DPS-ViT (Tang et al., CVPR 2022), whose mechanism is not published. How many patches
-each block gives out comes from the static search; which ones, for each image, from a linear gate
-on the tokens that enter the block. The gates are fitted by `patchslim calibrate` to the exact
-score of Patch Slimming. Of the rows that are left each block chooses its own, so sets are nested.
+In the style of DPS-ViT (Tang et al., CVPR 2022), whose mechanism is not published. The static
+search says how many patches each block outputs. Which ones is decided for each image by a linear
+gate on the tokens that enter the block. `patchslim calibrate` fits the gates to the exact score of
+Patch Slimming. Each block chooses among the rows that are left.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.methods._method import Method, ModulePerBlock, Place, Placement, Signals
+from patchslim.methods import LearnedMethod, ModulePerBlock, Place, Placement, Signals
 from patchslim.methods._ranking import cell_worth, check_grid, parse_order
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 
-class PatchSlimmingDynamic(Method):
-    """Keeps, in each image, the patches that its calibrated gates expect to matter most.
+class PatchSlimmingDynamic(LearnedMethod):
+    """Keeps the patches of each image that its calibrated gates expect to matter most.
 
-    `order` is that of the static form, which spreads patches over the image; `prior` its weight.
+    `order` is the order of the static method, which spreads patches over the image; `prior` is its
+    weight in the score.
     """
 
     place = Place.ON_QUERIES
@@ -40,12 +41,12 @@ class PatchSlimmingDynamic(Method):
         self.gates = ModulePerBlock(Gate)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
-        """One gate for each block that decides; those that there are must fit the host."""
+        """Makes one gate for each block that chooses."""
         self.gates.prepare(width, blocks)
 
     @property
     def missing(self) -> str | None:
-        """Calibration, where it has no gates yet."""
+        """Says that it has to be calibrated, unless it has gates."""
         if self.gates:
             return None
         return (
@@ -54,7 +55,7 @@ class PatchSlimmingDynamic(Method):
         )
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The `keep` rows with the highest scores; in training a mask that gradients pass."""
+        """Keeps the `keep` rows with the highest scores; in training, masks the others."""
         score = self.gates.for_block(signals.block, tokens.x.shape[2])(tokens.x[:, tokens.prefix :])
         if self.order:
             check_grid(self.grid, tokens.grid)
@@ -69,17 +70,17 @@ class PatchSlimmingDynamic(Method):
         return Mask(hard + (soft - soft.detach()))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One number a patch."""
+        """One dot product for each patch."""
         return (rows - prefix) * block.width
 
 
 class Gate(nn.Module):
-    """What each patch is expected to be worth (B, n): a linear form of its normalised channels."""
+    """Predicts how much each patch matters (B, n), linearly from its normalised channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.worth = nn.Linear(width, 1, bias=False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """The score of each patch."""
+        """Scores patches (B, n, C)."""
         return self.worth(F.layer_norm(patches, patches.shape[-1:])).squeeze(-1)  # type: ignore[no-any-return]

@@ -1,14 +1,14 @@
-"""`random`: keeps patches drawn by lot. The honest baseline: a method that loses to it is noise.
+"""`random`: keeps random patches. The baseline that every method has to beat.
 
-The lot is a function of the seed and of a patch's place in the grid, so that an image's answer
-depends neither on its batch mates nor on rounding, and so that it compiles and exports.
+The random number of a patch is a function of the seed and the patch's grid cell. So an image's
+result depends neither on the rest of its batch nor on rounding, and it compiles and exports.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from patchslim.methods._method import Method, Signals
+from patchslim.methods import Method, Signals
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
@@ -16,21 +16,21 @@ PRIME = 2_147_483_647
 
 
 class Random(Method):
-    """Keeps the patches with the highest lots; the same places for every image, nested in depth."""
+    """Keeps random patches: the same cells in every image, and in each block some of those left."""
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The `keep` rows with the highest lots."""
+        """Keeps the `keep` rows with the highest random numbers."""
         return Keep(_random_numbers(tokens.cells(), self.seed).topk(keep, dim=1).indices)
 
 
 def _random_numbers(cells: Tensor, seed: int) -> Tensor:
-    """A well-mixed number for each grid cell: three rounds of a quadratic congruence."""
-    lot = (cells + 1) * 48_271 + (seed + 1) * 69_621
+    """Makes a number for each grid cell, by three rounds of a quadratic congruence."""
+    number = (cells + 1) * 48_271 + (seed + 1) * 69_621
     for constant in (12_345, 67_891, 24_683):
-        lot = lot % PRIME
-        lot = (lot * lot + lot * 16_807 + constant) % PRIME
-    return lot.double()
+        number = number % PRIME
+        number = (number * number + number * 16_807 + constant) % PRIME
+    return number.double()

@@ -1,4 +1,4 @@
-"""`tome`: merges the most similar pairs of tokens, matched bipartitely by their keys.
+"""`tome`: merges the most similar pairs of tokens, matched by their keys.
 
 Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023), written from the paper.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSetting
-from patchslim.methods._method import Method, Placement, Signals, Threshold
+from patchslim.methods import Method, Placement, Signals, Threshold
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -21,15 +21,17 @@ Matches: TypeAlias = torch.return_types.max
 
 
 class ToMe(Method):
-    """Merges pairs by key similarity; `proportional` attention weighs a token by its size.
+    """Merges the pairs of tokens with the most similar keys.
 
-    The paper turns proportional attention off for masked-autoencoder weights used off the shelf.
-    With a `threshold`, all pairs merge whose similarity exceeds it, more in some images than in
-    others; the schedule is then the most that is kept.
+    With `proportional`, later attention weighs a token by the patches it stands for; the paper
+    turns that off for masked-autoencoder weights without fine-tuning. With a `threshold`, all
+    pairs merge whose similarity exceeds it, more in some images than in others, and the schedule
+    is the most that an image keeps.
     """
 
     placement: ClassVar[Placement] = Placement.EVERY_BLOCK
-    reads = "k"
+    tuned_threshold = Threshold("threshold", first=0.1, cosine=True, top=0.99)
+    reads = ("k",)
 
     def __init__(self, *, proportional: bool = True, threshold: float = 0.0) -> None:
         super().__init__()
@@ -39,23 +41,20 @@ class ToMe(Method):
         self.threshold = threshold
         self.adaptive = threshold > 0
 
-    @property
-    def tuned_threshold(self) -> Threshold:
-        """The threshold."""
-        return Threshold("threshold", first=0.1, cosine=True, top=0.99)
-
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """Tokens are dealt alternately to A and B; the best pairs merge, A into B.
+        """Splits tokens alternately into sets A and B, and merges the most similar pairs into B.
 
-        Order of the rows that stay: those of A, then those of B. The next deal depends on it.
+        The rows that stay are those of A and then those of B: the next split depends on the order.
         """
         a, b = _set_starts(tokens.prefix)
         keys = F.normalize(signals.keys(), dim=-1)
-        alike = keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)
+        similarity = keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)
         if tokens.alive is not None:
             real = tokens.alive
-            alike = alike.masked_fill(~(real[:, a::2, None] & real[:, None, b::2]), -torch.inf)
-        best = alike.max(dim=-1)
+            similarity = similarity.masked_fill(
+                ~(real[:, a::2, None] & real[:, None, b::2]), -torch.inf
+            )
+        best = similarity.max(dim=-1)
         every_b = torch.arange(b, tokens.patches, 2, device=keys.device).expand(keys.shape[0], -1)
         if self.adaptive:
             return self._merge_above_threshold(tokens, best, every_b, keep)
@@ -70,7 +69,7 @@ class ToMe(Method):
     def _merge_above_threshold(
         self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int
     ) -> Merge:
-        """All pairs merge whose similarity exceeds the threshold, and as many as the cap asks."""
+        """Merges the pairs above the threshold, and more if the schedule wants fewer rows."""
         a, _ = _set_starts(tokens.prefix)
         rows = tokens.rows()
         real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
@@ -82,7 +81,7 @@ class ToMe(Method):
         goes[:, a::2] = (rank < merging) & real[:, a::2]
         to = rows.clone()
         to[:, a::2] = torch.where(goes[:, a::2], every_b.gather(1, best.indices), rows[:, a::2])
-        # The order of the fixed form, A and then B, and then the padding: the next deal needs it.
+        # A and then B, as without a threshold, and then padding: the next split depends on it.
         side = torch.ones_like(rows)
         side[:, a::2] = 0
         key = (side + (goes | ~real) * 2) * tokens.patches + rows
@@ -95,7 +94,7 @@ class ToMe(Method):
         return Merge(kept, gone=rows, into=place.gather(1, to), padding=padding, joins=goes)
 
     def fewest(self, patches: int) -> int:
-        """Half: each merge takes one token of A, and A is half of all."""
+        """Half: each merge removes one token of A, which has half of all."""
         return patches - patches // 2
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
@@ -106,5 +105,5 @@ class ToMe(Method):
 
 
 def _set_starts(prefix: int) -> tuple[int, int]:
-    """The first patch of A and of B: rows of the whole sequence alternate, and row 0 is of A."""
+    """The first patch of A and of B. Rows alternate, prefix included, and row 0 is in A."""
     return prefix % 2, 1 - prefix % 2

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.hosts._adapter import Adapter, HostFacts
-from patchslim.methods._method import Method, Place, Signals
+from patchslim.methods import Method, Place, Signals
+from patchslim.methods._method import content_kind
 from patchslim.model.plan import Plan, make_steps
 from patchslim.model.step import AttentionOutput, BlockStep, decision_place
 from patchslim.schedules.schedule import Tail
@@ -127,7 +128,7 @@ class ForwardPass:
                 "are of these. Resize the images, or calibrate the model at their size."
             )
         tokens = self.adapter.embed(self.host, images, options)
-        kind = self.method.content_kind
+        kind = content_kind(self.method)
         if kind is not None:
             content = partial(self.adapter.patch_content, self.host, images, kind, tokens.grid)
             tokens = tokens.with_content(content)

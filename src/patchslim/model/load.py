@@ -17,7 +17,7 @@ from patchslim.errors import BadFile, PatchslimError, UnknownName
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._answers import noise_logits, relative_difference
 from patchslim.hosts._registry import adapter_names, find_adapter, load_adapter
-from patchslim.methods._method import Method
+from patchslim.methods._method import Method, method_settings
 from patchslim.methods._registry import find_method
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
@@ -112,10 +112,10 @@ def _saved_method(recipe: Recipe, method: Method | None) -> Method:
     given = f"{type(method).__module__}.{type(method).__qualname__}"
     if (
         given.rpartition(".")[2] != recipe["method_class"].rpartition(".")[2]
-        or to_plain_data(method.settings()) != recipe["settings"]
+        or to_plain_data(method_settings(method)) != recipe["settings"]
     ):
         raise BadFile(
-            f"Saved was {saved}; method= is {given} with {to_plain_data(method.settings())}."
+            f"Saved was {saved}; method= is {given} with {to_plain_data(method_settings(method))}."
         )
     return method
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
-from patchslim.methods._method import Method
+from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.host_api import Features, gather_features
 from patchslim.model.plan import Plan
@@ -191,7 +191,8 @@ class SlimModel(nn.Module):
         method, shape = self.plan.method, self.plan.shape
         deciding = self.plan.decision_blocks
         widths = [shape.blocks[block].width for block in deciding or (0,)]
-        method.prepare(widths[0], deciding)
+        if isinstance(method, LearnedMethod):
+            method.prepare(widths[0], deciding)
         if len(set(widths)) > 1 and any(each.ndim > 1 for each in method.parameters()):
             raise UnsupportedModel(
                 f"{type(method).__name__} has layers for one width, and is to decide in blocks "

@@ -12,7 +12,7 @@ from torch import nn
 from patchslim.errors import NeedsClassToken
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Method, Setting
+from patchslim.methods._method import Method, Setting, always_decides, remembers
 from patchslim.methods._registry import find_method, make_method, method_names
 from patchslim.model.step import BlockStep, decision_place
 from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
@@ -138,7 +138,7 @@ def make_steps(
         )
 
     steps = tuple([step(index, 0) for index in range(depth)])
-    if not method.remembers:
+    if not remembers(method):
         return steps
     last = max((s.index for s in steps if decision_place(method, s) is not None), default=0)
     return tuple([step(index, last) for index in range(depth)])
@@ -146,7 +146,7 @@ def make_steps(
 
 def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
     """The blocks in which the method decides even where the schedule would leave all rows."""
-    return schedule.decision_blocks(depth) if method.always_decides else ()
+    return schedule.decision_blocks(depth) if always_decides(method) else ()
 
 
 def check_class_token(facts: HostFacts, method: Method) -> None:

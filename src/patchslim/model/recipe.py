@@ -15,6 +15,7 @@ from torch import nn
 from patchslim.hosts._answers import noise_logits
 from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.hosts._registry import installed_libraries
+from patchslim.methods._method import method_settings
 from patchslim.methods._registry import method_name
 from patchslim.model.plan import Plan
 from patchslim.saving.folder import FORMAT_VERSION, Recipe
@@ -38,7 +39,7 @@ def make_recipe(
         "host": adapter.recipe(host),
         "method": method_name(method),
         "method_class": f"{type(method).__module__}.{type(method).__qualname__}",
-        "settings": to_plain_data(method.settings()),
+        "settings": to_plain_data(method_settings(method)),
         "schedule": to_plain_data(plan.schedule.to_json()),
         "tail": plan.tail,
         "trained": to_plain_data(trained),

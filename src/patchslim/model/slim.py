@@ -16,6 +16,7 @@ from torch import nn
 
 from patchslim.errors import DeepCut, UnsupportedModel, Untrained
 from patchslim.hosts._adapter import Adapter
+from patchslim.methods._learned import LearnedMethod, is_trainable
 from patchslim.methods._method import Method, Setting
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
@@ -79,12 +80,13 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         settings=settings,
     )
     chosen, shape = plan.method, plan.shape
-    was_trained, missing = chosen.is_trainable, chosen.missing
+    was_trained = is_trainable(chosen)
+    missing = chosen.missing if isinstance(chosen, LearnedMethod) else None
     plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, chosen, shape.resets)
     slimmed = SlimModel(model, plan)
     check_identity(slimmed)
     _warn_if_deep(plan.cost, plan.dense_cost)
-    if chosen.is_trainable and not was_trained:
+    if is_trainable(chosen) and not was_trained:
         chosen.to(next(model.parameters()))  # made just now: where the host is, and of its type
         missing = missing or (
             f"{type(chosen).__name__} learns what to keep, and has not been trained yet. Train "

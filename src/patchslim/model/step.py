@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchslim.methods._method import Decision, Method, Place, Signals
+from patchslim.methods import Decision, Method, Place, Signals
 from patchslim.schedules.macs import skips_last_decision
 from patchslim.tokens.tokens import Tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patchslim.methods._method import Decision
+from patchslim.methods import Decision
 from patchslim.model.model import SlimModel
 from patchslim.model.step import TrainingOutput, decision_place
 from patchslim.schedules.schedule import Tail

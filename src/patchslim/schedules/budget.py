@@ -1,6 +1,6 @@
-"""Budgets: from what a user asks for (macs, keep, r, keep_rate, a saved file) to a schedule.
+"""Makes a schedule from what a user asks for: macs, keep, r, keep_rate or a saved file.
 
-Works on shapes and counts alone; knows no tensors and no host library.
+Works on shapes and counts alone. Knows no tensors and no host library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
-from patchslim.methods._method import Method, Placement
+from patchslim.methods._method import Method, Placement, always_decides
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
     Constant,
@@ -27,11 +27,11 @@ from patchslim.schedules.schedule import (
 )
 from patchslim.tokens.shapes import HostShape, dense_macs
 
-MIN_BLOCK_RATE = 0.7  # a rate in block after block below which it is better to begin earlier
+MIN_BLOCK_RATE = 0.7  # with a lower rate in every block, it is better to begin earlier
 
 
 class Budget(TypedDict, total=False):
-    """How much to keep. Give one of macs, keep, r, keep_rate; `at` goes with the last and keep."""
+    """How much to keep: one of macs, keep, r, keep_rate. `at` names blocks for all but r."""
 
     macs: float | None
     keep: float | Sequence[int] | None
@@ -48,7 +48,7 @@ def make_schedule(  # noqa: PLR0911 (one return for each way to say a budget)
     tail: Tail = "full",
     **budget: Unpack[Budget],
 ) -> Schedule:
-    """The schedule that a budget, a saved file or nothing at all means for this host and method."""
+    """Makes the schedule for a host and a method, from a budget, a saved file or nothing."""
     _check_one_budget(budget, schedule)
     if schedule is not None:
         return schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
@@ -68,7 +68,7 @@ def make_schedule(  # noqa: PLR0911 (one return for each way to say a budget)
         return _schedule_from_r(shape, r)
     if rate is not None:
         return Rate(rate, _decision_blocks(method, shape, at))
-    if method.adaptive:  # it knows by itself, and nothing bounds it
+    if method.adaptive:  # the method decides how many stay, and the schedule sets no limit
         if at is None and method.placement is Placement.EVERY_BLOCK:
             return Constant(0)
         return Rate(1.0, _decision_blocks(method, shape, at))
@@ -85,9 +85,9 @@ def schedule_for_macs(
     tail: Tail,
     at: tuple[int, ...] | None = None,
 ) -> Schedule:
-    """The schedule, of the kind natural to the method, of the largest cost not above `macs`.
+    """Finds the schedule, of the method's usual kind, with the largest cost not above `macs`.
 
-    The cost falls in steps as the rule's one number moves, so bisection finds the step.
+    The cost falls in steps as the one number of the rule changes; bisection finds the right step.
     """
     if at is None and method.placement is Placement.LATER:
         found = _start_early_enough(shape, method, macs, tail=tail)
@@ -97,15 +97,15 @@ def schedule_for_macs(
     spelled = Counts(counts, shape.entering, shape.prefix)
     if method.defers:
         return found  # a rate of all patches, in whatever blocks
-    if method.always_decides and spelled.decision_blocks(shape.depth) != found.decision_blocks(
+    if always_decides(method) and spelled.decision_blocks(shape.depth) != found.decision_blocks(
         shape.depth
     ):
-        return found  # where the count stays as it is, the method may still decide
+        return found  # the method also chooses in blocks where the count does not change
     return spelled
 
 
 def _start_early_enough(shape: HostShape, method: Method, macs: float, *, tail: Tail) -> Schedule:
-    """A rate in every block from a quarter of the depth on, or earlier where it would be steep."""
+    """Finds a rate for every block from a quarter of the depth on, or from earlier if too low."""
     for begin in range(shape.depth // 4, 1, -1):
         places = _avoid_strides(shape, later_blocks(shape.depth, begin))
         with contextlib.suppress(ImpossibleBudget):
@@ -124,7 +124,7 @@ def _largest_schedule(
     tail: Tail,
     at: tuple[int, ...] | None,
 ) -> Schedule:
-    """The rule of the largest cost not above `macs`, in the blocks `at` or where it is natural."""
+    """Finds the rule of the largest cost not above `macs`, in the blocks `at` or the usual."""
     dense = dense_macs(shape).total
     target = macs_target(macs, dense)
     spread = Placement.STAGES if at is not None else method.placement
@@ -156,12 +156,12 @@ def _largest_schedule(
 
 
 def scheduled_counts(rule: Schedule, shape: HostShape, method: Method) -> tuple[int, ...]:
-    """Rows that a schedule leaves after each block of a host, prefix included."""
+    """Counts the rows that a schedule leaves after each block of a host, prefix included."""
     return rule.counts(shape.entering, shape.prefix, shape.depth, method, shape.resets)
 
 
 def macs_target(macs: float, dense: int) -> float:
-    """The budget in multiply-adds, of a share or of a number."""
+    """Turns `macs`, a share or a number, into multiply-adds; refuses impossible values."""
     if isinstance(macs, bool) or not math.isfinite(macs) or macs <= 0 or 1 < macs < 1e4:
         raise ImpossibleBudget(
             f"macs={macs}: give a share of the model's own above 0 and at most 1 (0.6), or "
@@ -173,7 +173,7 @@ def macs_target(macs: float, dense: int) -> float:
 
 
 def _check_one_budget(budget: Budget, schedule: Schedule | str | Path | None) -> None:
-    """Refuses unknown budgets, and several at once."""
+    """Refuses unknown budgets, and more than one."""
     for name in budget:
         if name not in Budget.__annotations__:
             raise UnknownName.of("budget", name, Budget.__annotations__)
@@ -186,7 +186,7 @@ def _check_one_budget(budget: Budget, schedule: Schedule | str | Path | None) ->
 def _schedule_from_keep(
     shape: HostShape, method: Method, keep: float | Sequence[int], at: tuple[int, ...] | None
 ) -> Schedule:
-    """Explicit counts, or the share of patches left at the end in the method's natural spread."""
+    """Makes a schedule from explicit counts, or from the share of patches left at the end."""
     if isinstance(keep, Sequence):
         return Counts(tuple(keep), shape.entering, shape.prefix)
     if not 0 < keep <= 1:
@@ -204,7 +204,7 @@ def _schedule_from_keep(
 def _decision_blocks(
     method: Method, shape: HostShape, at: tuple[int, ...] | None
 ) -> tuple[int, ...]:
-    """The blocks asked for, or those that are natural to the method and do not subsample."""
+    """Finds the blocks asked for, or the method's usual ones, without those that subsample."""
     if at is not None:
         return at
     match method.placement:
@@ -220,12 +220,12 @@ def _decision_blocks(
 
 
 def _avoid_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]:
-    """Places of which those that subsample the grid give way to the block after them."""
+    """Replaces each block that subsamples the grid by the block after it."""
     return tuple(sorted({place + (place in shape.strided) for place in places}))
 
 
 def _schedule_from_r(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
-    """A constant number removed in every block, a tilted one, or one number a block."""
+    """Makes a schedule from ToMe's r: a number for all blocks, a tilted one, or one per block."""
     if isinstance(r, int | float):
         return Constant(r)
     if isinstance(r, tuple) and len(r) == 2:

@@ -1,9 +1,9 @@
-"""Exact operation counts, from shapes alone.
+"""Counts the multiply-adds of a slimmed host, exactly, from shapes alone.
 
-Convention of the literature (whose "GFLOPs" are these multiply-adds): one image, projections,
-the two attention products, feed-forward, patch embedding and head; bias, norm, softmax and
-activation are free. What a method spends on choosing (similarities, a row of attention) is counted
-apart as `choosing`, since published figures leave it out.
+By the convention of the literature (whose "GFLOPs" are these multiply-adds): for one image, the
+projections, the two attention products, feed-forward, patch embedding and head. Bias, norm, softmax
+and activation are free. What a method spends on its choice (similarities, a row of attention) is
+counted apart as `choosing`, since published figures leave it out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from patchslim.methods._method import content_kind, remembers
 from patchslim.tokens.shapes import Cost, Flow, HostShape, host_macs
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ def slim_macs(
     tail: bool,
     named: Collection[int] = (),
 ) -> Cost:
-    """Multiply-adds of the slimmed host that has `counts` rows left after each block.
+    """Counts the multiply-adds of a host that has `counts` rows left after each block.
 
     Args:
-        host: the host's shape.
-        method: the method.
+        host: the shape of the host.
+        method: the method that removes the rows.
         counts: rows left after each block, prefix included.
         tail: whether the last block computes only the rows that the head reads.
-        named: blocks in which the method decides even where it removes nothing.
+        named: blocks in which the method chooses even if no row has to go.
     """
     flows: list[Flow] = []
     choosing = 0
@@ -46,19 +47,20 @@ def slim_macs(
         if index in deciding:
             among = whole if method.defers else rows
             choosing += method.macs(among, host.prefix, replace(shape, pixels=host.pixels))
-            choosing += host.embed if method.content_kind == "embedding" else 0  # made once more
+            if content_kind(method) == "embedding":
+                choosing += host.embed  # the embedding is computed a second time
         if index in host.strided:
             flow = Flow.for_queries(left, whole)
         else:
             read = host.read if tail and index == last else None
             flow = _block_flow(method, rows, left if index in deciding else rows, read)
-        if method.remembers and index < max(deciding, default=0):
+        if remembers(method) and index < max(deciding, default=0):
             choosing += shape.attention_row_macs(flow.k)
         flows.append(flow)
         rows = flow.feed
     cost = host_macs(host, flows)
     head = cost.head
-    if method.defers and not (tail and host.read is not None):  # those that waited are back
+    if method.defers and not (tail and host.read is not None):  # the head gets all rows back
         head += (host.dense[-1] - flows[-1].feed) * host.head_row
     return Cost(cost.embed, cost.blocks, head, choosing, cost.rows)
 
@@ -71,23 +73,23 @@ def _decision_blocks(
     tail: bool,
     named: Collection[int],
 ) -> set[int]:
-    """The blocks in which the method decides."""
-    fewer = {
+    """Finds the blocks in which the method chooses."""
+    deciding = {
         index
         for index, (rows, left) in enumerate(itertools.pairwise((host.entering, *counts)))
         if left < rows or index in named
     }
-    pointless = tail and skips_last_decision(method, host.read)
-    return fewer - set(host.strided) - ({host.depth - 1} if pointless else set())
+    skipped = {host.depth - 1} if tail and skips_last_decision(method, host.read) else set()
+    return deciding - set(host.strided) - skipped
 
 
 def skips_last_decision(method: Method, read: int | None) -> bool:
-    """Whether the exact tail makes the last decision pointless: nobody reads what it leaves."""
+    """Whether the exact tail skips a choice in the last block: no one reads the rows it keeps."""
     return read is not None and method.place.value in ("P1", "P2")
 
 
 def _block_flow(method: Method, rows: int, left: int, read: int | None) -> Flow:
-    """The rows through one block in which `rows` enter and `left` come out."""
+    """How many rows pass through each part of a block that `rows` enter and `left` leave."""
     match method.place.value if left < rows else None:
         case "P0":
             flow = Flow.uniform(left)
@@ -96,8 +98,8 @@ def _block_flow(method: Method, rows: int, left: int, read: int | None) -> Flow:
         case "P2":
             flow = Flow(left, rows, rows, left, left)
         case "P3":
-            asked = left if read is None else read
-            return Flow(rows, rows, left, asked, asked)
+            needed = left if read is None else read
+            return Flow(rows, rows, left, needed, needed)
         case _:
             flow = Flow.uniform(rows)
     return flow if read is None else Flow(read, flow.k, flow.v, read, read)

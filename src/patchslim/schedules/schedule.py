@@ -1,8 +1,8 @@
 """`Schedule`: how many tokens are left after each block. Plain numbers, no tensors.
 
-One direction is stored: what is *kept*, prefix rows included. A schedule is a rule that gives these
-counts for any number of tokens, so that hosts with a free image size keep it; `Counts` is the rule
-that spells them out. Known vocabulary (r, keep_rate, reduction_loc) becomes one of four rules.
+A schedule always says what is *kept*, prefix rows included. It is a rule that gives these counts
+for any number of tokens, so that it works for every image size; only `Counts` spells them out for
+one size. The words of papers (r, keep_rate, reduction_loc) become one of four rules.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
+from patchslim.methods._method import remembers
 
 if TYPE_CHECKING:
     from patchslim.methods._method import Method
@@ -33,22 +34,23 @@ class Schedule(ABC):
 
     @abstractmethod
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """Patch rows wanted after a block that `rows` enter, before the method's own limits.
+        """How many patch rows the rule wants after a block that `rows` enter.
 
-        `entered` is how many patch rows entered the first block.
+        `entered` is how many patch rows entered the first block. The method may leave more: see
+        `Method.fewest`.
         """
 
     @abstractmethod
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """The blocks that the rule names, where a method that may leave fewer rows decides."""
+        """The blocks in which the rule lets a method choose, even if no row has to go there."""
 
     @abstractmethod
     def ease(self, share: float) -> Schedule:
-        """A schedule that removes only this share in [0, 1] of what this one removes."""
+        """Returns a schedule that removes only a share, from 0 to 1, of what this one removes."""
 
     @abstractmethod
     def check(self, entering: int, prefix: int, depth: int) -> None:
-        """Refuses a host for which this rule has no meaning."""
+        """Refuses a host that the rule does not fit."""
 
     def counts(
         self,
@@ -58,22 +60,22 @@ class Schedule(ABC):
         method: Method,
         resets: Mapping[int, int] | None = None,
     ) -> tuple[int, ...]:
-        """Rows left after each block, prefix included, within what the method can do.
+        """Counts the rows left after each block, prefix included, within the method's limits.
 
         Args:
             entering: rows that enter the first block.
             prefix: how many of them are not patches.
             depth: the number of blocks.
-            method: the method that will have to leave these counts.
-            resets: patch rows after each block in which the host itself leaves fewer (a pyramid's
-                subsampling), where the grid is whole again.
+            method: the method that has to leave these counts.
+            resets: for each block that subsamples the grid, the patch rows after it; the grid is
+                complete there.
         """
         return tuple(
             [left for _, left in self._count_rows(entering, prefix, depth, method, resets)]
         )
 
     def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
-        """The same share kept, chosen anew in every block from the first place on."""
+        """Returns a schedule with the same rate in every block, from the first of its blocks on."""
         raise BadSchedule(
             f"A schedule of kind {self.kind!r} has no rate that could hold in every block. Give "
             "keep_rate= and at= (--keep-rate, --at)."
@@ -87,18 +89,18 @@ class Schedule(ABC):
         method: Method,
         resets: Mapping[int, int] | None = None,
     ) -> list[tuple[int, int]]:
-        """Rows wanted and rows left after each block, prefix included."""
+        """Counts rows wanted and rows left after each block, prefix included."""
         self.check(entering, prefix, depth)
         self._check_first_block(entering - prefix, depth, method, resets or {})
         rows = entered = entering - prefix
-        walk: list[tuple[int, int]] = []
+        steps: list[tuple[int, int]] = []
         for block in range(depth):
             if resets and block in resets:
                 rows = entered = resets[block]
                 reason = self.misfit(block, rows + prefix)
                 if reason is not None:
                     raise BadSchedule(reason)
-                walk.append((rows + prefix, rows + prefix))
+                steps.append((rows + prefix, rows + prefix))
                 continue
             wanted = self.rows_after(block, rows, depth, entered, method)
             if wanted > rows:
@@ -107,24 +109,24 @@ class Schedule(ABC):
                     f"{rows + prefix} enter it. Counts only fall (they include {prefix} prefix)."
                 )
             rows = max(wanted, method.fewest(rows))
-            walk.append((wanted + prefix, rows + prefix))
-        return walk
+            steps.append((wanted + prefix, rows + prefix))
+        return steps
 
     def _check_first_block(
         self, rows: int, depth: int, method: Method, resets: Mapping[int, int]
     ) -> None:
-        """Refuses a decision in the first block by what was noted in the blocks before it."""
-        if not method.remembers:
+        """Refuses a choice in block 0 by a method that needs to remember earlier blocks."""
+        if not remembers(method):
             return
         if self.rows_after(0, rows, depth, rows, method) < rows or 0 in self.decision_blocks(depth):
             raise BadSchedule(
-                f"{type(method).__name__} decides by what it noted in earlier blocks, and is to "
-                f"decide in block 0. Give keep_rate=0.5, at={unit_blocks(depth, resets)} "
+                f"{type(method).__name__} chooses by what it remembers of earlier blocks; it "
+                f"cannot choose in block 0. Give keep_rate=0.5, at={unit_blocks(depth, resets)} "
                 "(--keep-rate, --at) or other blocks."
             )
 
     def misfit(self, block: int, rows: int) -> str | None:
-        """Why the rule does not fit a host that itself leaves `rows` after a block, or None."""
+        """Why the rule does not fit a host that subsamples to `rows` in a block, or None."""
         return None
 
     def warn_if_short(
@@ -135,10 +137,10 @@ class Schedule(ABC):
         method: Method,
         resets: Mapping[int, int] | None = None,
     ) -> None:
-        """Says so where the method cannot remove as much as this schedule asks."""
-        walk = self._count_rows(entering, prefix, depth, method, resets)
-        left = tuple(each for _, each in walk)
-        short = [block for block, (wanted, each) in enumerate(walk) if each > wanted]
+        """Warns if the method cannot remove as much as this schedule asks."""
+        steps = self._count_rows(entering, prefix, depth, method, resets)
+        left = tuple(each for _, each in steps)
+        short = [block for block, (wanted, each) in enumerate(steps) if each > wanted]
         if short:
             name = type(method).__name__
             warnings.warn(
@@ -149,12 +151,12 @@ class Schedule(ABC):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` turns back into an equal schedule."""
+        """Returns a plain dictionary that `from_json` turns back into an equal schedule."""
         return {"kind": self.kind, **asdict(self)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Schedule:
-        """The schedule that `to_json` wrote."""
+        """Makes the schedule that `to_json` wrote."""
         rules: tuple[type[Schedule], ...] = (Constant, Removed, Rate, Counts)
         kinds = {rule.kind: rule for rule in rules}
         if not isinstance(data, dict):
@@ -176,7 +178,7 @@ class Schedule(ABC):
 
     @staticmethod
     def load(path: str | Path) -> Schedule:
-        """The schedule that `save` wrote."""
+        """Reads the schedule that `save` wrote."""
         try:
             return Schedule.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -185,7 +187,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """About r patches fewer after every block (ToMe); r may be a fraction: the sum is rounded.
+    """Removes r patches in every block (ToMe). r may be a fraction; the running sum is rounded.
 
     `inflect` tilts it: -1 removes twice r at first and nothing at the end, 1 the reverse.
     """
@@ -202,10 +204,10 @@ class Constant(Schedule):
             )
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
-        """Any host will do."""
+        """Accepts every host."""
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """Patch rows wanted after a block that `rows` enter."""
+        """How many patch rows the rule wants after a block that `rows` enter."""
         if not self.inflect:
             return rows - round_half_up(self.r * (block + 1)) + round_half_up(self.r * block)
         first = int(self.r * (1 - self.inflect))
@@ -217,13 +219,13 @@ class Constant(Schedule):
         return tuple(range(depth))
 
     def ease(self, share: float) -> Schedule:
-        """The same tilt with a smaller r."""
+        """Returns a schedule with a smaller r and the same tilt."""
         return Constant(share * self.r, self.inflect)
 
 
 @dataclass(frozen=True)
 class Removed(Schedule):
-    """`r[i]` patches fewer after block i."""
+    """Removes `r[i]` patches in block i."""
 
     r: tuple[int, ...]
     kind: ClassVar[str] = "removed"
@@ -240,24 +242,24 @@ class Removed(Schedule):
             )
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """Patch rows wanted after a block that `rows` enter."""
+        """How many patch rows the rule wants after a block that `rows` enter."""
         return rows - self.r[block]
 
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """All blocks, of which each has its number."""
+        """All blocks."""
         return tuple(range(depth))
 
     def ease(self, share: float) -> Schedule:
-        """A share of each number."""
+        """Returns a schedule with a share of each number."""
         return Removed(tuple(round_half_up(share * each) for each in self.r))
 
 
 @dataclass(frozen=True)
 class Rate(Schedule):
-    """The share `rate` of the current patches is kept at each of the blocks `at` (EViT).
+    """Keeps the share `rate` of the current patches in each of the blocks `at` (EViT).
 
-    The count is rounded up, and rows that the method adds (a fused one) come on top; they are
-    counted as patches from then on.
+    `Method.rows_left` rounds. Usually it rounds up, and a row that the method adds (a fused one)
+    comes on top and counts as a patch in later blocks.
     """
 
     rate: float
@@ -275,12 +277,12 @@ class Rate(Schedule):
             raise BadSchedule(f"at={self.at}: give block numbers from 0, ascending, such as 3,6,9.")
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
-        """Refuses a host without one of the blocks."""
+        """Refuses a host that has not all of the blocks."""
         if self.at[-1] >= depth:
             raise BadSchedule(f"at={self.at}: this host has blocks 0 to {depth - 1}.")
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """Patch rows wanted after a block that `rows` enter."""
+        """How many patch rows the rule wants after a block that `rows` enter."""
         if block not in self.at:
             return rows
         return method.rows_left(self.rate, self.at.index(block) + 1, entered, rows)
@@ -290,15 +292,15 @@ class Rate(Schedule):
         return self.at
 
     def ease(self, share: float) -> Schedule:
-        """The same blocks with a milder rate (EViT's shrinking keep rate)."""
+        """Returns a schedule with a higher rate (EViT's shrinking keep rate)."""
         return Rate(1 - share * (1 - self.rate), self.at)
 
     def in_every_block(self, depth: int, resets: Mapping[int, int]) -> Schedule:
-        """The same rate in every block from the first place on."""
+        """Returns a schedule with the same rate in every block from the first of `at` on."""
         return Rate(self.rate, tuple(b for b in range(self.at[0], depth) if b not in resets))
 
     def misfit(self, block: int, rows: int) -> str | None:
-        """A block that subsamples the grid cannot be one of `at`."""
+        """Refuses a block of `at` that subsamples the grid."""
         if block not in self.at:
             return None
         return (
@@ -309,7 +311,7 @@ class Rate(Schedule):
 
 @dataclass(frozen=True)
 class Counts(Schedule):
-    """Exactly `kept` rows after each block, prefix included, for images of one size."""
+    """Leaves exactly `kept` rows after each block, prefix included, for images of one size."""
 
     kept: tuple[int, ...]
     entering: int
@@ -336,21 +338,21 @@ class Counts(Schedule):
             )
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """Patch rows wanted after a block that `rows` enter."""
+        """How many patch rows the rule wants after a block that `rows` enter."""
         return self.kept[block] - self.prefix
 
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """The blocks that leave fewer rows than enter."""
+        """The blocks that leave fewer rows than enter them."""
         entering = (self.entering, *self.kept)
         return tuple(block for block in range(depth) if self.kept[block] < entering[block])
 
     def ease(self, share: float) -> Schedule:
-        """Counts between all rows and these."""
+        """Returns counts between all rows and these."""
         kept = (self.entering - round_half_up(share * (self.entering - rows)) for rows in self.kept)
         return Counts(tuple(kept), self.entering, self.prefix)
 
     def misfit(self, block: int, rows: int) -> str | None:
-        """The count after a block that subsamples the grid is the host's own."""
+        """Refuses another count than the host's after a block that subsamples the grid."""
         if self.kept[block] == rows:
             return None
         return (
@@ -360,7 +362,7 @@ class Counts(Schedule):
 
 
 def round_half_up(value: float) -> int:
-    """The nearest integer, halves upwards, so that equal steps give equal schedules."""
+    """Rounds to the nearest integer, halves up, so that equal steps give equal schedules."""
     return math.floor(value + 0.5)
 
 
@@ -376,9 +378,9 @@ def later_blocks(depth: int, begin: int | None = None) -> tuple[int, ...]:
 
 
 def unit_blocks(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
-    """The first blocks of stages: a third and two thirds of the depth; or those of a pyramid.
+    """The first block of each stage: at a third and two thirds of the depth; or of a pyramid.
 
-    The first two blocks of a pyramid come before its first stage (Evo-ViT).
+    In a pyramid, the first stage begins at block 2, as in Evo-ViT.
     """
     if not resets:
         return tuple(sorted({min(max(1, depth * part // 3), depth - 1) for part in (1, 2)}))

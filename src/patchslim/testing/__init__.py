@@ -1,7 +1,7 @@
-"""The contracts of methods and families, as checks that anybody can run on their own.
+"""Checks for methods and families of your own: the laws that every method and family here keeps.
 
 `check_method(MyMethod())` and `check_adapter(my_model, MyFamily())` raise `BrokenLaw`, which names
-the law and says what was observed. They are the checks that every method and family here passes.
+the law and says what was observed.
 """
 
 from patchslim.errors import BrokenLaw

@@ -1,4 +1,4 @@
-"""A law is a function whose name says what must hold; it raises when it observes otherwise."""
+"""A *law* is a function whose name says what must hold. It raises if it observes otherwise."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Law = Callable[[Subject], None]
 
 
 class Violation(Exception):
-    """What a law saw that it forbids."""
+    """What a law observed and does not allow."""
 
 
 def require(held: bool, observed: str) -> None:  # noqa: FBT001
-    """Ends a law with what was observed, unless it held."""
+    """Raises a violation with what was observed, unless `held`."""
     if not held:
         raise Violation(observed)
 
 
 def require_close(got: Tensor, wanted: Tensor, within: float, what: str) -> None:
-    """Ends a law unless tensors agree, relative to the largest value where that is above one."""
+    """Raises a violation unless tensors agree, relative to the largest value if that is above 1."""
     require(got.shape == wanted.shape, f"{what}: shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
     off = (got.double() - wanted.double()).abs().max().item() if got.numel() else 0.0
     most = within * max(1.0, wanted.double().abs().max().item() if got.numel() else 0.0)
@@ -32,7 +32,7 @@ def require_close(got: Tensor, wanted: Tensor, within: float, what: str) -> None
 
 
 def check_law(law: Law[Subject], subject: Subject, who: str) -> None:
-    """Checks one law; whatever goes wrong becomes a `BrokenLaw` with the law's name."""
+    """Checks one law. Whatever goes wrong in it becomes a `BrokenLaw` with the law's name."""
     try:
         law(subject)
     except Violation as error:
@@ -42,7 +42,7 @@ def check_law(law: Law[Subject], subject: Subject, who: str) -> None:
 
 
 def _broken_law(law: Law[Subject], who: str, observed: str) -> BrokenLaw:
-    """The error for a law that did not hold."""
+    """Makes the error for a law that did not hold."""
     name = law.__name__
     sentence = (law.__doc__ or name).partition("\n")[0]
     return BrokenLaw(f"{who} breaks the law {name}: {sentence} Observed: {observed}", law=name)

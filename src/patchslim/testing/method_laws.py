@@ -1,6 +1,6 @@
-"""The laws of methods: what the core and everybody who measures relies on.
+"""The laws of methods: what the rest of the package relies on.
 
-Decisions are put to the test on made-up tokens (`Trial.decisions`), everything else on a tiny host.
+Choices are tried on random tokens (`Trial.decisions`), everything else on a tiny host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
-from patchslim.methods._method import Method
+from patchslim.methods import LearnedMethod, Method
+from patchslim.methods._method import method_settings
 from patchslim.methods._registry import find_method, method_names
 from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Counts
@@ -29,11 +30,12 @@ from patchslim.tokens.tokens import Tokens
 
 
 def check_method(method: Method, *, width: int = 16) -> None:
-    """Raises `BrokenLaw` for the first law that a method of your own does not keep.
+    """Raises `BrokenLaw` for the first law that your method does not keep.
 
     Args:
-        method: the method, with the settings to be checked; it is not changed.
-        width: channels of the tokens that it is made for, where it has parameters of its own.
+        method: the method, with the settings to check. It is not changed.
+        width: channels of the tokens that it is tried on. Matters if it has parameters for one
+            width.
     """
     trial = Trial(copy.deepcopy(method).eval(), width)
     for law in METHOD_LAWS:
@@ -43,8 +45,7 @@ def check_method(method: Method, *, width: int = 16) -> None:
 def leaves_exactly_the_scheduled_count(trial: Trial) -> None:
     """Exactly `keep` patch rows come out, for every count that `fewest` allows.
 
-    Where images keep different numbers: at least one of each image, at most `keep`, and the rest is
-    padding, which comes last.
+    If the method is adaptive: at least one row of each image, at most `keep`, and padding last.
     """
     for patches in range(1, 40):
         fewest = trial.method.fewest(patches)
@@ -60,7 +61,9 @@ def leaves_exactly_the_scheduled_count(trial: Trial) -> None:
         require(
             shapes == {(batch, keep)}, f"positions and sizes of shapes {shapes} for {keep} rows"
         )
-        require(trial.method.adaptive or after.alive is None, "padding, in a method not adaptive")
+        require(
+            trial.method.adaptive or after.alive is None, "there is padding, but adaptive is False"
+        )
         if after.alive is not None:
             real = after.alive.sum(dim=1, keepdim=True)
             require(bool((real >= 1).all()), f"nothing is left of {_describe(scene.tokens)}")
@@ -82,7 +85,7 @@ def prefix_rows_come_first_and_unchanged(trial: Trial) -> None:
 
 
 def rows_that_stay_are_distinct(trial: Trial) -> None:
-    """No row is kept twice: each row that stays speaks from a grid cell of its own."""
+    """No row is kept twice: the rows that stay come from different grid cells."""
     for scene, keep, after in trial.decisions():
         patches = scene.tokens.patches
         for cells in real_rows(after, after.cells()):
@@ -94,7 +97,7 @@ def rows_that_stay_are_distinct(trial: Trial) -> None:
 
 
 def sizes_add_up(trial: Trial) -> None:
-    """Sizes sum to the number of patches where rows join, and never to more where they go."""
+    """Sizes sum to the number of patches if rows join, and to no more if rows are dropped."""
     for scene, _, after in trial.decisions():
         check_sizes(after, scene.tokens.patches, joined=after.size is not None)
     for tokens in _trace(trial):
@@ -102,7 +105,7 @@ def sizes_add_up(trial: Trial) -> None:
 
 
 def the_map_back_to_the_pixels_is_right(trial: Trial) -> None:
-    """Every grid cell leads to the row that stands for it now, or to none where it was dropped."""
+    """Every grid cell leads to the row that stands for it, or to none if it was dropped."""
     for _, _, after in trial.decisions():
         check_origin(after)
     for tokens in _trace(trial):
@@ -110,7 +113,7 @@ def the_map_back_to_the_pixels_is_right(trial: Trial) -> None:
 
 
 def chooses_the_same_every_time(trial: Trial) -> None:
-    """The same tokens give the same choice, whatever torch's own seed; so does a copy."""
+    """The same tokens give the same choice, whatever torch's seed, and in a copy, too."""
     scene = trial.scene()
     for keep in trial.keep_counts(PATCHES):
         with torch.random.fork_rng(devices=[]):
@@ -123,7 +126,7 @@ def chooses_the_same_every_time(trial: Trial) -> None:
 
 
 def an_image_does_not_depend_on_its_batch(trial: Trial) -> None:
-    """Alone, in a batch, in another order of the batch: the same choice and the same rows."""
+    """Alone, in a batch, or in another order of the batch, an image gets the same rows."""
     for prefix in (0, 1, 2, 5):
         scene = trial.scene(prefix=prefix)
         for keep in trial.keep_counts(PATCHES):
@@ -142,7 +145,7 @@ def an_image_does_not_depend_on_its_batch(trial: Trial) -> None:
 
 
 def padding_changes_nothing(trial: Trial) -> None:
-    """Where images keep different numbers: rows of padding that enter change no decision."""
+    """In an adaptive method, rows of padding among the tokens change no choice."""
     if not trial.method.adaptive:
         return
     for prefix in (0, 1, 2):
@@ -153,10 +156,12 @@ def padding_changes_nothing(trial: Trial) -> None:
 
 
 def packed_is_padded_is_alone(trial: Trial) -> None:
-    """Packed, padded and masked, alone, in another order: the same answer and the same costs."""
+    """Packed, padded, alone, or in another order, an image gets the same answer and costs."""
     if not trial.method.adaptive:
         return
-    trial = Trial(copy.deepcopy(trial.method).double(), trial.width)  # so that rounding has no say
+    trial = Trial(
+        copy.deepcopy(trial.method).double(), trial.width
+    )  # so that rounding cannot change a choice
     images = uneven_images(5).double()
     for readout in ("class", "query") if trial.method.needs_class_token else READOUTS:
         for tail in ("full", "exact"):
@@ -165,20 +170,21 @@ def packed_is_padded_is_alone(trial: Trial) -> None:
                 packed, costs = model.forward_with_costs(images)
                 alone = [model.forward_with_costs(image) for image in images.split(1)]
                 model.packs = False
-                apart, told = model.forward_with_costs(images)
+                padded, padded_costs = model.forward_with_costs(images)
             who = f"{readout}, tail={tail!r}"
-            require(costs == told == [each[1][0] for each in alone], f"other costs: {who}")
+            alone_costs = [each[1][0] for each in alone]
+            require(costs == padded_costs == alone_costs, f"other costs: {who}")
             require(
                 max(cost.total for cost in costs) <= model.macs().total, f"above the most: {who}"
             )
-            require_close(packed, apart, 1e-5, f"packed, not padded: {who}")
+            require_close(packed, padded, 1e-5, f"packed, not padded: {who}")
             require_close(packed, torch.cat([each[0] for each in alone]), 1e-5, f"alone: {who}")
             model.packs = True
             require_close(_run(model, images.flip(0)).flip(0), packed, 1e-5, f"reversed: {who}")
 
 
 def half_precision_stays_finite(trial: Trial) -> None:
-    """In float16 and bfloat16 rows and sizes are finite and the counts exact."""
+    """In float16 and bfloat16, rows and sizes are finite and counts exact."""
     for dtype in (torch.float16, torch.bfloat16):
         halved = Trial(copy.deepcopy(trial.method).to(dtype), trial.width)
         for prefix in (0, 1):
@@ -191,14 +197,15 @@ def half_precision_stays_finite(trial: Trial) -> None:
 
 
 def settings_make_an_equal_method(trial: Trial) -> None:
-    """`settings()` survives JSON, and makes a method that chooses the same."""
-    settings = trial.method.settings()
+    """Its settings, saved as JSON, make a method that chooses the same."""
+    settings = method_settings(trial.method)
     back = json.loads(json.dumps(settings))
     require(back == settings, f"{settings} became {back} in JSON")
     again = type(trial.method)(**back).eval()
-    again.prepare(trial.width, trial.decision_blocks)
+    if isinstance(again, LearnedMethod):
+        again.prepare(trial.width, trial.decision_blocks)
     again.load_state_dict(trial.method.state_dict())
-    require(again.settings() == settings, f"{settings} became {again.settings()}")
+    require(method_settings(again) == settings, f"{settings} became {method_settings(again)}")
     require(repr(again) == repr(trial.method), f"{trial.method!r} became {again!r}")
     scene = trial.scene()
     for keep in trial.keep_counts(PATCHES):
@@ -208,7 +215,7 @@ def settings_make_an_equal_method(trial: Trial) -> None:
 
 
 def pickles(trial: Trial) -> None:
-    """A slimmed model survives pickle and deepcopy and gives the same answer."""
+    """A slimmed model can be pickled and copied, and gives the same answer."""
     model, images = trial.model(), noise_images()
     wanted = _run(model, images)
     require_close(_run(pickle.loads(pickle.dumps(model)), images), wanted, 1e-6, "unpickled")
@@ -243,19 +250,24 @@ def the_exact_tail_gives_the_same_answer(trial: Trial) -> None:
 
 
 def macs_are_what_it_spends(trial: Trial) -> None:
-    """`macs()` is, within 0.5 % of the model, what torch counts in the running model."""
+    """`macs()` agrees within 0.5 % with what torch counts while the model runs."""
     for tail in ("full", "exact"):
         model = trial.model(tail=tail)
         with torch.no_grad():
             cost = model.macs_of(noise_images(1))[0]
         whole = model.macs()
-        require(cost == whole or trial.method.adaptive, f"an image costs {cost}, told {whole}")
-        told, counted = cost.total + cost.choosing, count_macs(model, noise_images(1))
-        require(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
+        require(
+            cost == whole or trial.method.adaptive, f"one image costs {cost}, macs() is {whole}"
+        )
+        ours, torchs = cost.total + cost.choosing, count_macs(model, noise_images(1))
+        require(
+            abs(ours / torchs - 1) <= 0.005,
+            f"macs() with choosing is {ours}, torch counts {torchs}, tail={tail!r}",
+        )
 
 
 def says_whether_it_needs_a_class_token(trial: Trial) -> None:
-    """If it needs a class token it is refused, with alternatives, where nothing can stand in."""
+    """If it needs a class token, hosts with nothing in its place are refused, with alternatives."""
     images = noise_images()
     for readout in ("class", "query"):
         require(bool(_run(trial.model(readout), images).isfinite().all()), f"not finite: {readout}")
@@ -272,7 +284,7 @@ def says_whether_it_needs_a_class_token(trial: Trial) -> None:
 
 
 def impossible_counts_are_refused(trial: Trial) -> None:
-    """Counts that rise are an error, and counts below what it can leave are a warning."""
+    """Counts that rise are an error, and counts below `fewest` are a warning."""
     host = trial.host()
     try:
         slim(host, trial.method, Counts((17, 17, 18), PATCHES + 1, 1))
@@ -295,9 +307,9 @@ def impossible_counts_are_refused(trial: Trial) -> None:
 
 
 def every_parameter_learns(trial: Trial) -> None:
-    """Each parameter that it owns gets a finite gradient in training, and not only zeros."""
+    """Each of its parameters gets a finite gradient in training, and not only zeros."""
     method = copy.deepcopy(trial.method)
-    # A decision on the queries of the last block would change nothing that a head reads.
+    # Four blocks, since a choice on the queries of the last one changes nothing for the head.
     model = Trial(method, trial.width).model(depth=4).train()
     output: Tensor = model(noise_images())
     output.square().sum().backward()
@@ -334,18 +346,18 @@ METHOD_LAWS: tuple[Law[Trial], ...] = (
 
 
 def _describe(tokens: Tokens) -> str:
-    """How many patches and prefix rows there were."""
+    """Describes tokens in a message."""
     return f"{tokens.patches} patches (prefix {tokens.prefix})"
 
 
 def _run(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-    """The answer of a model, without gradients."""
+    """Runs a model without gradients."""
     with torch.no_grad():
         output: Tensor = model(images)
     return output
 
 
 def _trace(trial: Trial) -> list[Tokens]:
-    """The tokens after each block of a tiny host."""
+    """Returns the tokens after each block of a tiny host."""
     with torch.no_grad():
         return trial.model().trace(noise_images())

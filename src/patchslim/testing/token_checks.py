@@ -1,4 +1,4 @@
-"""What the laws of methods compare of tokens: rows, sizes, and the map back to the grid."""
+"""Checks of tokens for the laws of methods: rows, sizes, and the map to the grid."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from patchslim.tokens.tokens import Tokens
 
 
 def real_rows(tokens: Tokens, t: Tensor) -> list[Tensor]:
-    """Of t (B, n, ...) the entries of each image's real rows."""
+    """Splits t (B, n, ...) into images, without padding."""
     if tokens.alive is None:
         return list(t)
     return [each[real] for each, real in zip(t, tokens.alive, strict=True)]
 
 
 def check_same_tokens(got: Tokens, wanted: Tokens, who: str) -> None:
-    """The same rows, of the same features and sizes."""
+    """Checks that both have the same rows, with the same features and sizes."""
     pairs = zip(real_rows(got, got.cells()), real_rows(wanted, wanted.cells()), strict=True)
     require(all(torch.equal(one, other) for one, other in pairs), f"{who}, it chose other rows")
     for what, of in (
@@ -29,22 +29,22 @@ def check_same_tokens(got: Tokens, wanted: Tokens, who: str) -> None:
 
 
 def _prefix_rows(tokens: Tokens) -> Tensor:
-    """The prefix rows."""
+    """Takes the prefix rows."""
     return tokens.x[:, : tokens.prefix]
 
 
 def _patch_features(tokens: Tokens) -> Tensor:
-    """The features of all real patch rows."""
+    """Takes the features of all real patch rows."""
     return torch.cat(real_rows(tokens, tokens.x[:, tokens.prefix :]))
 
 
 def _patch_sizes(tokens: Tokens) -> Tensor:
-    """The sizes of all real patch rows."""
+    """Takes the sizes of all real patch rows."""
     return torch.cat(real_rows(tokens, tokens.sizes()))
 
 
 def check_sizes(tokens: Tokens, patches: int, *, joined: bool) -> None:
-    """Sizes of at least one that sum to all patches, or to no more than them."""
+    """Checks that sizes are at least 1 and sum to at most `patches`; if `joined`, to all."""
     for sizes in real_rows(tokens, tokens.sizes()):
         require(bool((sizes >= 1).all()), f"a size of {sizes.min().item():g}")
         whole = sizes.sum().item()
@@ -53,7 +53,7 @@ def check_sizes(tokens: Tokens, patches: int, *, joined: bool) -> None:
 
 
 def check_origin(tokens: Tokens) -> None:
-    """Each row is where its own cell leads to; a row of size s is led to by s cells."""
+    """Checks the map: the cell of a row leads to it, and s cells lead to a row of size s."""
     origin = tokens.origin
     if origin is None:
         raise Violation("the map was lost")

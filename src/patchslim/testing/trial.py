@@ -1,4 +1,4 @@
-"""What a law puts a method on: made-up tokens with signals, and tiny hosts of three kinds."""
+"""What a law tries a method on: random tokens with signals, and tiny hosts of three kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Method, Place, Signals
+from patchslim.methods import LearnedMethod, Method, Place, Signals
+from patchslim.methods._method import content_kind, remembers
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant, Counts, Schedule, Tail
@@ -27,13 +28,13 @@ PATCHES = 16  # of the tiny host
 
 @dataclass(frozen=True)
 class Scene:
-    """Tokens, and what a method may look at: what its place has, and no more."""
+    """Tokens and signals: exactly what a method gets at its place in a block."""
 
     tokens: Tokens
     signals: Signals
 
     def select(self, images: list[int]) -> Scene:
-        """The scene of some of the images, in this order."""
+        """Returns the scene of these images, in this order."""
 
         def some(t: Tensor | None) -> Tensor | None:
             return None if t is None else t[images]
@@ -58,7 +59,7 @@ class Scene:
         )
 
     def pad(self, rows: int) -> Scene:
-        """The same scene, each image followed by `rows` rows of padding that mean nothing."""
+        """Returns the same scene with `rows` rows of padding after each image."""
         tokens, signals = self.tokens, self.signals
         after = torch.arange(tokens.x.shape[1] + rows).clamp(max=tokens.x.shape[1] - 1)
 
@@ -89,18 +90,19 @@ class Scene:
 
 @dataclass(frozen=True)
 class Trial:
-    """A method on trial, in evaluation mode, and the width of the tokens it is made for."""
+    """A method under test, in evaluation mode, and the width of the tokens that it gets."""
 
     method: Method
     width: int
 
     def __post_init__(self) -> None:
-        self.method.prepare(self.width, self.decision_blocks)
+        if isinstance(self.method, LearnedMethod):
+            self.method.prepare(self.width, self.decision_blocks)
 
     @property
     def decision_blocks(self) -> tuple[int, int]:
-        """The blocks of the tiny host in which there is a decision."""
-        return (1, 2) if self.method.remembers else (0, 2)
+        """The blocks of the tiny host in which the method chooses."""
+        return (1, 2) if remembers(self.method) else (0, 2)
 
     def scene(
         self,
@@ -110,7 +112,7 @@ class Trial:
         batch: int = 3,
         dtype: torch.dtype = torch.float32,
     ) -> Scene:
-        """Random tokens and signals; without prefix rows a pooling query stands in."""
+        """Makes random tokens and signals. Without prefix rows, a pooling query scores patches."""
         patches = grid[0] * grid[1]
         rows = prefix + patches
         noise = torch.Generator().manual_seed(patches + 100 * prefix)
@@ -127,10 +129,9 @@ class Trial:
         if place is Place.ON_MAP:
             v = None
         pooled = draw(batch, patches).softmax(dim=1).to(dtype)
-        content = None
-        if self.method.content_kind is not None:
-            content = draw(batch, patches, 12).to(dtype)
-        if self.method.content_kind == "pixels" and content is not None:  # some cells show the same
+        kind = content_kind(self.method)
+        content = None if kind is None else draw(batch, patches, 12).to(dtype)
+        if kind == "pixels" and content is not None:  # some cells have the same pixels
             content = content[:, torch.arange(patches) * 2 // 3]
         return Scene(
             Tokens(
@@ -138,7 +139,7 @@ class Trial:
                 prefix=prefix,
                 grid=grid,
                 content=None if content is None else lambda: content,
-                memory=pooled if self.method.remembers else None,
+                memory=pooled if remembers(self.method) else None,
             ).with_origin(),
             Signals(
                 prefix,
@@ -151,20 +152,20 @@ class Trial:
         )
 
     def decide(self, scene: Scene, keep: int) -> Tokens:
-        """The tokens after one decision."""
+        """Returns the tokens after one choice."""
         with torch.no_grad():
             reduction = self.method.choose(scene.tokens, scene.signals, keep)
             return reduction.apply(scene.tokens)
 
     def keep_counts(self, patches: int) -> list[int]:
-        """Counts that one decision can leave of `patches`: the fewest, the most, some between."""
+        """Lists counts that one choice can leave: the fewest, the most, some between."""
         every = range(self.method.fewest(patches), patches)
         return (
             sorted({every[i] for i in (0, len(every) // 3, -2, -1)}) if len(every) > 1 else [*every]
         )
 
     def decisions(self) -> Iterator[tuple[Scene, int, Tokens]]:
-        """Decisions on grids and prefixes of every kind: before, the count asked for, after."""
+        """Tries all grids and prefixes: yields the scene, the count asked for, and the result."""
         for row, grid in enumerate(GRIDS):
             for column, prefix in enumerate(PREFIXES):
                 batch = 1 if (row + column) % 2 else 3  # every grid and prefix meets both
@@ -173,19 +174,19 @@ class Trial:
                     yield scene, keep, self.decide(scene, keep)
 
     def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
-        """A tiny timm host whose head reads a class token, the mean of the patches, or a query."""
+        """Makes a tiny host whose head reads a class token, the mean of patches, or a query."""
         return tiny_host(width=self.width, readout=readout, depth=depth)
 
     def model(
         self, readout: Readout = "class", *, tail: Tail = "full", depth: int = 3
     ) -> SlimModel:
-        """A tiny host slimmed by the method, without the checks of `slim`."""
+        """Slims a tiny host by the method, without the checks of `slim`."""
         host, prefix = self.host(readout, depth=depth), int(readout == "class")
         schedule = self.schedule(prefix, depth=depth)
         return SlimModel(host, plan_schedule(host, find_adapter(host), self.method, schedule, tail))
 
     def schedule(self, prefix: int = 1, *, depth: int = 3) -> Schedule:
-        """Decisions in two of three blocks, of what the method can do, if anything."""
+        """Makes a schedule with two choices in three blocks, within what the method can remove."""
         first = max(10, self.method.fewest(PATCHES))
         if first == PATCHES:
             return Constant(0)
@@ -196,7 +197,7 @@ class Trial:
 
 
 def tiny_host(*, width: int = 16, readout: Readout = "class", **changes: Any) -> nn.Module:
-    """A timm vision transformer of three blocks, its weights large enough to matter."""
+    """Makes a timm vision transformer of three blocks, with weights large enough to matter."""
     from timm.models.vision_transformer import VisionTransformer
 
     settings: dict[str, Any] = {
@@ -219,12 +220,12 @@ def tiny_host(*, width: int = 16, readout: Readout = "class", **changes: Any) ->
 
 
 def uneven_images(batch: int, *, size: int = 16) -> Tensor:
-    """Images from noise to nearly a plain slope, of which a method may keep different numbers."""
+    """Makes images from noise to a smooth slope, of which a method may keep different numbers."""
     noise = torch.linspace(1, 0.05, batch).view(-1, 1, 1, 1)
     slope = torch.linspace(-0.3, 0.3, size)
     return noise_images(batch, size=size) * noise + slope * (1 - noise)
 
 
 def noise_images(batch: int = 3, *, size: int = 16) -> Tensor:
-    """Random images for the tiny host."""
+    """Makes random images for the tiny host."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))

@@ -1,1 +1,19 @@
-"""The sequence of a vision transformer: rows, decisions about rows, attention."""
+"""The token sequence of a vision transformer, and what a method may decide about it."""
+
+from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask, Merge, Reduction
+from patchslim.tokens.rows import take
+from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.tokens import Tokens
+
+__all__ = [
+    "BlockShape",
+    "Defer",
+    "Fixed",
+    "Fuse",
+    "Keep",
+    "Mask",
+    "Merge",
+    "Reduction",
+    "Tokens",
+    "take",
+]

@@ -1,8 +1,8 @@
-"""Ragged batches: images that keep different numbers of patches, packed behind one another.
+"""Packs images that keep different numbers of patches into one long sequence, without padding.
 
-A packed batch is one long image: the prefix rows of all images first, then the patches, image by
-image, as a batch of one. All that works by row needs to know no more. Attention knows the
-`Borders`, and so does the way back to images side by side, padded to the longest.
+A packed batch is a batch of one: the prefix rows of all images, then the patch rows of the first
+image, of the second, and so on. Layers that work on single rows need not know. Attention reads
+the `Borders` between images, and so does `pad`, which makes a padded batch again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from patchslim.tokens.tokens import Borders, Tokens
 
 
 def pack(tokens: Tokens) -> Tokens:
-    """The real rows of padded tokens behind one another; real rows stand before padding.
+    """Packs padded tokens, in which the real rows of each image come before its padding.
 
-    Where all images have the same number there is nothing to pack: the padding is cut off.
+    If all images have the same number of real rows, only the padding is cut off.
     """
     if tokens.alive is None or tokens.borders is not None:
         return tokens
@@ -30,9 +30,9 @@ def pack(tokens: Tokens) -> Tokens:
 
 
 def reduce_packed(tokens: Tokens, reduction: Reduction) -> Tokens:
-    """The tokens after a decision that was made about their images side by side, packed.
+    """Applies to packed tokens a reduction that was decided on padded ones; packs the result.
 
-    The decision is said anew of packed rows, so that no padding is ever moved.
+    The reduction is translated to packed rows, so that no padding is moved.
     """
     before = tokens.borders
     if before is None:
@@ -41,7 +41,8 @@ def reduce_packed(tokens: Tokens, reduction: Reduction) -> Tokens:
     counts: list[int] = []
     if isinstance(reduction, Keep | Merge):
         counts = reduction.real_mask(before).sum(dim=1).tolist()
-    if not isinstance(reduction, Keep | Merge) or len(set(counts)) == 1:  # nothing to pack then
+    # Only these two can leave images of different lengths. Equal lengths need no packing.
+    if not isinstance(reduction, Keep | Merge) or len(set(counts)) == 1:
         return pack(reduction.apply(pad(tokens)))
     after = Borders.from_counts(counts, before.prefix, tokens.x.device)
     if tokens.borders is None:
@@ -50,7 +51,7 @@ def reduce_packed(tokens: Tokens, reduction: Reduction) -> Tokens:
 
 
 def _pack_tokens(tokens: Tokens, borders: Borders) -> Tokens:
-    """The real rows of images side by side, as many of each as the borders say, packed."""
+    """Packs the real rows of a padded batch, as many of each image as the borders say."""
     prefix = borders.prefix
     leading = tokens.x[:, :prefix].transpose(0, 1).flatten(0, 1).unsqueeze(0)
     patches = pack_rows(tokens.x[:, prefix:], tokens.alive)
@@ -67,46 +68,49 @@ def _pack_tokens(tokens: Tokens, borders: Borders) -> Tokens:
 
 
 def pad(tokens: Tokens, *, bare: bool = False) -> Tokens:
-    """The images of packed tokens side by side, padded to the longest; others as they are.
+    """Turns packed tokens into a batch padded to the longest image; leaves others as they are.
 
-    With `bare` all but the features, which are no numbers then: moving them is most of the work.
+    With `bare`, features are NaN: moving them is most of the work, and not every method reads them.
     """
     if tokens.borders is None:
         return tokens
     borders = tokens.borders
     batch, prefix, longest = len(borders.counts), borders.prefix, max(borders.counts)
-    place = borders.padded_index(longest)
+    index = borders.padded_index(longest)
 
     def rows(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t[0, place]
+        return None if t is None else t[0, index]
 
-    nothing = tokens.x.new_full((1, 1, 1), torch.nan)
+    unread = tokens.x.new_full((1, 1, 1), torch.nan)
     return Tokens(
-        x=nothing.expand(batch, prefix + longest, tokens.x.shape[2])
+        x=unread.expand(batch, prefix + longest, tokens.x.shape[2])
         if bare
         else pad_rows(tokens.x, borders),
         prefix=prefix,
         grid=tokens.grid,
         size=rows(tokens.size),
         position=rows(tokens.position),
-        alive=torch.arange(longest, device=place.device)
-        < torch.tensor(borders.counts, device=place.device).view(batch, 1),
+        alive=torch.arange(longest, device=index.device)
+        < torch.tensor(borders.counts, device=index.device).view(batch, 1),
         rotary=tokens.rotary,
         content=tokens.content,
     )
 
 
 def pad_rows(t: Tensor, borders: Borders) -> Tensor:
-    """Packed rows t (1, N, ...) as images (B, prefix + longest, ...); padding repeats real rows."""
+    """Turns packed rows t (1, N, ...) into a padded batch (B, prefix + longest, ...).
+
+    Padding repeats real rows.
+    """
     batch, prefix = len(borders.counts), borders.prefix
     first = torch.arange(prefix * batch, device=t.device).view(prefix, batch).T
-    place = borders.padded_index(max(borders.counts)) + prefix * batch
-    rows = torch.cat([first, place], dim=1)
+    patches = borders.padded_index(max(borders.counts)) + prefix * batch
+    rows = torch.cat([first, patches], dim=1)
     return t[0].index_select(0, rows.flatten()).view(*rows.shape, *t.shape[2:])
 
 
 def pad_heads(t: Tensor | None, borders: Borders) -> Tensor | None:
-    """Packed heads t (1, H, N, d) of images side by side (B, H, n, d); others as they are."""
+    """Turns packed heads t (1, H, N, d) into a padded batch (B, H, n, d); leaves others as is."""
     if t is None or t.shape[0] > 1:
         return t
     return pad_rows(t.transpose(1, 2), borders).transpose(1, 2)
@@ -120,24 +124,24 @@ def packed_attention(
     scale: float,
     bias: Tensor | None,
 ) -> Tensor:
-    """Attention within each image, where queries, keys or both are packed: (1, H, n, d) of packed.
+    """Computes attention within each image, if queries, keys or both are packed.
 
-    `queries` and `keys` say where images begin and end, or are images side by side (B, H, n, d);
-    `bias` is added to the logits of each key (B, 1, 1, N).
+    The result is packed, (1, H, n, d), if the queries are. `bias` (B, 1, 1, N) is added to the
+    logits of each key.
     """
     q, k, v = (t.transpose(1, 2) for t in qkv)
-    asked = _split_images(q, queries)
-    added = [None] * len(asked) if bias is None else _split_images(bias[:, 0, 0], keys)
+    split_q = _split_images(q, queries)
+    split_bias = [None] * len(split_q) if bias is None else _split_images(bias[:, 0, 0], keys)
     every = [
         attention(
-            _as_heads(asking),
+            _as_heads(query),
             _as_heads(key),
             _as_heads(value),
             scale=scale,
-            bias=None if weight is None else weight.view(1, 1, 1, -1),
+            bias=None if added is None else added.view(1, 1, 1, -1),
         )[0].transpose(0, 1)
-        for asking, key, value, weight in zip(
-            asked, _split_images(k, keys), _split_images(v, keys), added, strict=True
+        for query, key, value, added in zip(
+            split_q, _split_images(k, keys), _split_images(v, keys), split_bias, strict=True
         )
     ]
     if queries.borders is None:
@@ -147,12 +151,12 @@ def packed_attention(
 
 
 def _as_heads(t: Tensor) -> Tensor:
-    """Rows of one image (n, H, d) as attention takes them (1, H, n, d)."""
+    """Turns the rows of one image (n, H, d) into what attention takes (1, H, n, d)."""
     return t.transpose(0, 1).unsqueeze(0)
 
 
 def _split_images(t: Tensor, tokens: Tokens) -> list[Tensor]:
-    """The rows t (1, N, ...) or (B, N, ...) of each image (n, ...), prefix first."""
+    """Splits t, (1, N, ...) if packed or (B, N, ...), into the rows of each image, prefix first."""
     if tokens.borders is None:
         return list(t.unbind())
     borders = tokens.borders
@@ -161,7 +165,7 @@ def _split_images(t: Tensor, tokens: Tokens) -> list[Tensor]:
 
 
 def _trim_padding(tokens: Tokens, count: int) -> Tokens:
-    """Tokens of which every image has `count` real rows, without the padding."""
+    """Cuts the padding off tokens that have `count` real rows in every image."""
     if count == tokens.patches and tokens.alive is None:
         return tokens
 

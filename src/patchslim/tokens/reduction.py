@@ -1,9 +1,13 @@
-"""`Reduction`: a decision about rows, frozen, applicable to anything token-shaped.
+"""`Reduction`: what becomes of the patch rows, as a frozen value that a method returns.
 
-A reduction does not know why it was decided, nor by whom. It acts on the patch rows; the prefix
-rows pass through untouched. `Keep` drops the others, and so does `Fixed`, the same in every image;
-`Merge` adds them to kept ones, `Fuse` adds them up in one extra row, `Mask` leaves all rows in
-place and only silences them; `Park` lets some go on while the others wait.
+* `Keep` keeps some rows and drops the others.
+* `Fixed` does the same, with the same rows in every image.
+* `Merge` averages rows into kept rows.
+* `Fuse` adds all other rows up in one extra row.
+* `Defer` lets some rows go on while the others wait.
+* `Mask` removes nothing: it only lowers the weight of rows in attention, for training.
+
+It does not know why it was chosen. Prefix rows pass untouched; row numbers count patch rows.
 """
 
 from __future__ import annotations
@@ -20,11 +24,11 @@ from patchslim.tokens.tokens import Borders, Deferred, Tokens
 
 @dataclass(frozen=True)
 class Reduction(ABC):
-    """What becomes of the n patch rows: m of them come out."""
+    """What becomes of n patch rows, m of which come out."""
 
     @property
     def merges(self) -> bool:
-        """Whether rows that come out stand for several that went in."""
+        """Whether a row that comes out may stand for several that went in."""
         return False
 
     @abstractmethod
@@ -36,32 +40,32 @@ class Reduction(ABC):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """Rows after the reduction: t (B, prefix + n, ...) to (B, prefix + m, ...).
+        """Applies the reduction to rows: t (B, prefix + n, ...) gives (B, prefix + m, ...).
 
-        Rows that join are averaged with `weight` (B, n), or simply added where it is None. `total`
-        (B, m) is the weight after the move, for callers that have it already.
+        Rows that join are averaged by `weight` (B, n), or added up if it is None. `total` (B, m)
+        is the weight after the move, for callers that have computed it already.
         """
 
     @abstractmethod
     def represent(self, t: Tensor) -> Tensor:
-        """Of each group that joined, the entry of the row that speaks for it: (B, n) to (B, m)."""
+        """Picks the entries of the rows that come out, one of each group: (B, n) to (B, m)."""
 
     @abstractmethod
     def remap(self, rows: int) -> Tensor:
-        """For each of the n old rows its new row, or -1 where it was dropped (B or 1, n)."""
+        """For each of the n old rows its new row, or -1 if it is dropped (B or 1, n)."""
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The alive mask after the reduction, given the old one in the new order."""
+        """The `alive` mask afterwards, given the old mask in the new order of rows."""
         return alive
 
     def deferred(self, tokens: Tokens, x: Tensor) -> Deferred | None:
-        """What of `tokens` waits while the rows `x` that this leaves go on: nothing, usually."""
+        """What waits while the rows `x` go on: nothing, unless this is a `Defer`."""
         return None
 
     def apply(self, tokens: Tokens, borders: Borders | None = None) -> Tokens:
-        """The tokens after this reduction: features averaged, sizes added, the rest carried along.
+        """Returns the reduced tokens: features averaged, sizes added, the rest moved along.
 
-        Of a packed batch, `borders` says where images begin and end afterwards.
+        In a packed batch, `borders` says where images begin and end afterwards.
         """
         before, size = None, None
         if tokens.size is not None or self.merges:
@@ -69,9 +73,9 @@ class Reduction(ABC):
             size = self.move(before)
         origin = tokens.origin
         if origin is not None:
-            moved = self.remap(tokens.patches).to(origin.device).expand(origin.shape[0], -1)
-            moved = moved.gather(1, origin.clamp(min=0))
-            origin = torch.where(origin >= 0, moved, origin)
+            new_row = self.remap(tokens.patches).to(origin.device).expand(origin.shape[0], -1)
+            new_row = new_row.gather(1, origin.clamp(min=0))
+            origin = torch.where(origin >= 0, new_row, origin)
         alive = None if tokens.alive is None else self.represent(tokens.alive)
         x = self.move(tokens.x, weight=before, total=size, prefix=tokens.prefix)
         return Tokens(
@@ -90,7 +94,7 @@ class Reduction(ABC):
         )
 
     def fold(self, attention: Tensor, prefix: int) -> Tensor:
-        """A map (B, H, N, N) between the rows that come out: rows averaged, columns added."""
+        """Reduces an attention map (B, H, N, N): rows that join are averaged, columns added."""
         batch, heads, count, _ = attention.shape
         rows = attention.transpose(1, 2).flatten(2)
         even = attention.new_ones(batch, count - prefix)
@@ -103,9 +107,9 @@ class Reduction(ABC):
 
 @dataclass(frozen=True)
 class Keep(Reduction):
-    """Rows `kept` (B, m) stay and the others are dropped.
+    """Keeps the rows `kept` (B, m), in this order, and drops the others.
 
-    `padding` (B, m, bool) says which of them are real, where images keep different numbers.
+    If images keep different numbers, `padding` (B, m, bool) is False for rows of padding.
     """
 
     kept: Tensor
@@ -119,11 +123,11 @@ class Keep(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The kept rows."""
+        """Takes the kept rows."""
         return take(t, with_prefix(self.kept, prefix))
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the kept rows."""
+        """Takes the entries of the kept rows."""
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
@@ -136,23 +140,24 @@ class Keep(Reduction):
         return self.kept.new_full((self.kept.shape[0], rows), -1).scatter(1, self.kept, place)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The old mask, and the padding."""
+        """Combines the old mask with the padding."""
         return _combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
-        """Which rows that come out are real (B, m), of images of these lengths."""
+        """Which rows that come out are real (B, m), given the lengths of the images."""
         return _real_mask(self.kept, before, self.padding)
 
     def pack(self, before: Borders, after: Borders) -> Keep:
-        """The same of images that lie behind one another, a batch of one."""
+        """Translates to packed rows."""
         return Keep(pack_rows(self.kept + before.first_rows(), self.real_mask(before)))
 
 
 @dataclass(frozen=True)
 class Fixed(Reduction):
-    """The same rows stay in every image: the first `count` of `order` (n,), or of all as they are.
+    """Keeps the same rows in every image: the first `count` of `order` (n,).
 
-    Nothing here depends on the images: in an exported graph it is a constant gather, or a slice.
+    Without an order, the first `count` rows. Nothing depends on the images, so that an exported
+    graph has a constant gather or a slice here.
     """
 
     count: int
@@ -166,14 +171,14 @@ class Fixed(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The rows that stay."""
+        """Takes the rows that stay."""
         if self.order is None:
             return t[:, : prefix + self.count]
         kept = t[:, prefix:].index_select(1, self.order[: self.count])
         return torch.cat([t[:, :prefix], kept], dim=1) if prefix else kept
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the rows that stay."""
+        """Takes the entries of the rows that stay."""
         return self.move(t)
 
     def remap(self, rows: int) -> Tensor:
@@ -184,11 +189,12 @@ class Fixed(Reduction):
 
 @dataclass(frozen=True)
 class Merge(Reduction):
-    """Rows `kept` (B, m) stay; each of `gone` (B, r) joins the kept row number `into` (B, r).
+    """Keeps the rows `kept` (B, m) and averages each row of `gone` (B, r) into one of them.
 
-    Where images keep different numbers, `padding` (B, m) says which kept rows are real, and
-    `joins` (B, r) which of `gone` really join. `weight` (B, n) is what rows count in a mean, where
-    that is not their size.
+    `into` (B, r) is an index into `kept`: the row gone[b, i] joins the row kept[b, into[b, i]]. If
+    images keep different numbers, `padding` (B, m) is True for kept rows that are real, and
+    `joins` (B, r) for rows of `gone` that really join. `weight` (B, n) is the weight of each row
+    in the mean, if it is not the row's size.
     """
 
     kept: Tensor
@@ -200,7 +206,7 @@ class Merge(Reduction):
 
     @property
     def merges(self) -> bool:
-        """They do."""
+        """Always true: rows join."""
         return True
 
     def move(
@@ -211,10 +217,10 @@ class Merge(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """Kept rows, each moved towards (or increased by) the rows that joined it.
+        """Kept rows, each averaged with (or increased by) the rows that joined it.
 
-        Only the rows that change are touched: a mean of sizes s is reached from the kept row by
-        adding s_g / (sum of s) times the difference to each joining row.
+        Only rows that change are touched: the mean of a group with sizes s is its kept row plus,
+        for each joining row g, s_g / sum(s) times the difference between the two.
         """
         out = take(t, with_prefix(self.kept, prefix))
         joining = take(t, self.gone, prefix)
@@ -231,7 +237,7 @@ class Merge(Reduction):
         return out.scatter_add(1, index[dims].expand_as(joining), joining)
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the kept rows."""
+        """Takes the entries of the kept rows."""
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
@@ -239,15 +245,15 @@ class Merge(Reduction):
         return _new_index(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The old mask, and the padding."""
+        """Combines the old mask with the padding."""
         return _combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
-        """Which rows that come out are real (B, m), of images of these lengths."""
+        """Which rows that come out are real (B, m), given the lengths of the images."""
         return _real_mask(self.kept, before, self.padding)
 
     def pack(self, before: Borders, after: Borders) -> Merge:
-        """The same of images that lie behind one another, a batch of one."""
+        """Translates to packed rows."""
         joins, weight = _real_mask(self.gone, before, self.joins), self.weight
         if weight is not None:
             every = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
@@ -262,9 +268,9 @@ class Merge(Reduction):
 
 @dataclass(frozen=True)
 class Fuse(Reduction):
-    """Rows `kept` (B, m-1) stay; the others times their `share` (B, n) add up in a last row.
+    """Keeps the rows `kept` (B, m-1); the others, times their `share` (B, n), add up in a last row.
 
-    The share of a kept row is zero. Shares need not sum to one: the row is a sum, not a mean.
+    The share of a kept row is 0. Shares need not add up to 1: it is a sum, not a mean.
     """
 
     kept: Tensor
@@ -272,7 +278,7 @@ class Fuse(Reduction):
 
     @property
     def merges(self) -> bool:
-        """They do."""
+        """Always true: rows join."""
         return True
 
     def move(
@@ -283,7 +289,7 @@ class Fuse(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """Kept rows and the fused row; where rows are added, the fused row adds all that left."""
+        """Kept rows and the fused row, which is the plain sum if there is no weight."""
         out = take(t, with_prefix(self.kept, prefix))
         share = self.share.to(t.dtype)
         if weight is None:
@@ -294,8 +300,8 @@ class Fuse(Reduction):
         return torch.cat([out, fused.view(t.shape[0], 1, *t.shape[2:])], dim=1)
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the kept rows, and for the fused row the one with the largest share."""
-        # A kept row never speaks for the others, even where all shares have underflowed to zero.
+        """Takes the entries of the kept rows; for the fused row, that of the largest share."""
+        # A kept row must not stand for the fused one, even if all shares have underflowed to 0.
         heaviest = self.share.scatter(1, self.kept, -1.0).argmax(dim=1, keepdim=True)
         return t.gather(1, torch.cat([self.kept, heaviest], dim=1))
 
@@ -306,17 +312,17 @@ class Fuse(Reduction):
 
 @dataclass(frozen=True)
 class Defer(Reduction):
-    """The rows that `slow` leaves go on, and the others wait until all are rejoined.
+    """Lets the rows that `slow` leaves go on; the others wait until `Tokens.rejoin`.
 
-    Where `slow` is a `Fuse`, its last row stands in for those that wait: they come back moved by
-    what it has gained. Otherwise they come back as they are.
+    If `slow` is a `Fuse`, its last row stands in for the rows that wait, and they come back moved
+    by what it has gained meanwhile. If it is a `Keep`, they come back unchanged.
     """
 
     slow: Keep | Fuse
 
     @property
     def merges(self) -> bool:
-        """Whether one row stands for several meanwhile."""
+        """Whether one row stands for several that wait."""
         return self.slow.merges
 
     def move(
@@ -327,25 +333,25 @@ class Defer(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The rows that go on."""
+        """Takes the rows that go on."""
         return self.slow.move(t, weight=weight, total=total, prefix=prefix)
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries of the rows that go on."""
+        """Takes the entries of the rows that go on."""
         return self.slow.represent(t)
 
     def remap(self, rows: int) -> Tensor:
-        """Each row to where it goes on; those that wait to their stand-in, or to -1."""
+        """Rows that go on to their new place; those that wait to their stand-in, or to -1."""
         return self.slow.remap(rows)
 
     def deferred(self, tokens: Tokens, x: Tensor) -> Deferred:
-        """All tokens, which of them go on, and how their stand-in begins."""
+        """All tokens, which rows go on, and the stand-in as it is now."""
         return Deferred(tokens, self.slow.kept, x[:, -1:] if isinstance(self.slow, Fuse) else None)
 
 
 @dataclass(frozen=True)
 class Mask(Reduction):
-    """All rows stay in place; `alive` (B, n) in [0, 1] says how much of each is still there."""
+    """Keeps all rows; `alive` (B, n), from 0 to 1, is what each weighs in attention."""
 
     alive: Tensor
 
@@ -357,11 +363,11 @@ class Mask(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """The rows as they are."""
+        """Returns all rows unchanged."""
         return t
 
     def represent(self, t: Tensor) -> Tensor:
-        """The entries as they are."""
+        """Returns all entries unchanged."""
         return t
 
     def remap(self, rows: int) -> Tensor:
@@ -370,25 +376,25 @@ class Mask(Reduction):
         return every.expand(self.alive.shape[0], -1)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The old mask times this one: what is gone stays gone."""
+        """Multiplies the old mask by this one: a dropped row stays dropped."""
         return self.alive if alive is None else alive * self.alive
 
 
 def _combine_masks(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
-    """The rows that are alive and no padding."""
+    """Combines a mask with padding; either may be missing."""
     if alive is None or padding is None:
         return padding if alive is None else alive
     return alive * padding
 
 
 def _real_mask(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
-    """Which of `rows` (B, m) are rows of an image that is so long, and no padding."""
-    there = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
-    return there if padding is None else there & padding
+    """Which of `rows` (B, m) exist in their image and are no padding."""
+    exists = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
+    return exists if padding is None else exists & padding
 
 
 def _new_index(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
-    """For each of `rows` old rows its place in `kept`, or `otherwise` (B, rows)."""
+    """For each of `rows` old rows its index in `kept`, or `otherwise` (B, rows)."""
     batch, count = kept.shape
     every = torch.arange(count, device=kept.device).expand(batch, -1)
     return kept.new_full((batch, rows), otherwise).scatter(1, kept, every)

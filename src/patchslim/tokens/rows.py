@@ -1,4 +1,4 @@
-"""Row movements on plain tensors: gather, scatter, stride. They know no `Tokens`."""
+"""Gathers, replaces and packs rows of plain tensors. Knows nothing of `Tokens`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def take(x: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
-    """Rows of every image: x (B, N, ...) at rows (B, K), counted from `prefix`, gives (B, K, ...).
+    """Gathers rows of each image: x (B, N, ...) and rows (B, K) give (B, K, ...).
 
-    One flat `index_select`: on a CPU several times faster than `gather` with an expanded index,
-    and a plain Gather in every exporter.
+    Rows are counted from `prefix`. One flat `index_select` is several times faster on a CPU than
+    `gather` with an expanded index, and every exporter turns it into a plain Gather.
     """
     batch, count = x.shape[:2]
     if x.ndim == 2:
@@ -21,7 +21,7 @@ def take(x: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
 
 
 def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """The rows x (B, N, C) with those at `rows` (B, K) replaced by `values` (B, K, C)."""
+    """Returns x (B, N, C) with the rows `rows` (B, K) replaced by `values` (B, K, C)."""
     batch, count = x.shape[:2]
     first = torch.arange(0, batch * count, count, device=x.device).unsqueeze(1)
     flat = x.flatten(0, 1).index_copy(0, (rows + first).flatten(), values.flatten(0, 1))
@@ -29,19 +29,22 @@ def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def pack_rows(t: Tensor, real: Tensor | None) -> Tensor:
-    """Those of the rows t (B, n, ...) that are real (B, n), behind one another (1, N, ...)."""
+    """Puts the real rows of all images in one row of images: t (B, n, ...) gives (1, N, ...).
+
+    `real` (B, n) says which rows are no padding; None means all.
+    """
     return (t.flatten(0, 1) if real is None else t[real]).unsqueeze(0)
 
 
 def strided_cells(grid: tuple[int, int], stride: int, device: torch.device) -> Tensor:
-    """The cells in every `stride`-th row and column of a grid, in raster order."""
+    """Lists the cells in every `stride`-th row and column of a grid, in raster order."""
     height, width = grid
     cells = torch.arange(height * width, device=device).view(height, width)
     return cells[::stride, ::stride].flatten()
 
 
 def with_prefix(rows: Tensor, prefix: int) -> Tensor:
-    """Rows of the whole sequence: the prefix rows, and then the patch rows `rows` (B, K)."""
+    """Turns patch rows (B, K) into rows of the whole sequence, with all prefix rows first."""
     if not prefix:
         return rows
     first = torch.arange(prefix, device=rows.device).expand(rows.shape[0], -1)

@@ -1,4 +1,7 @@
-"""Shapes of hosts and blocks, and multiply-adds counted from them. They know no methods."""
+"""Shapes of hosts and blocks, and multiply-adds counted from them.
+
+Plain numbers: no tensors and no methods.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What one block costs.
+    """What the parts of one block cost, in multiply-adds.
 
     Attributes:
         width: channels of a token.
-        q, k, v: multiply-adds a row of each projection.
-        query_width: channels of q over all heads: the cost of one query-key pair.
-        value_width: channels of v over all heads: the cost of one attention-value pair.
+        q, k, v: cost of each projection for one row.
+        query_width: channels of q over all heads, which is the cost of one query-key pair.
+        value_width: channels of v over all heads, which is the cost of one attention-value pair.
         key_width: channels of one head's key.
-        out: multiply-adds a row of what follows attention before the residual is closed.
-        feed: multiply-adds a row of the feed-forward.
-        score: multiply-adds a row of scoring by class attention, or by a pooling query.
-        score_once: multiply-adds of scoring that do not depend on the number of rows.
+        out: cost for one row of everything between attention and the residual sum.
+        feed: cost of the feed-forward for one row.
+        score: cost for one row of scoring by class attention, or by a pooling query.
+        score_once: cost of scoring that does not depend on the number of rows.
         pixels: values in one patch of the image.
     """
 
@@ -38,12 +41,12 @@ class BlockShape:
     pixels: int = 0
 
     def attention_row_macs(self, rows: int) -> int:
-        """One row of the attention map over `rows` keys."""
+        """Multiply-adds of one row of the attention map over `rows` keys."""
         return rows * self.score + self.score_once
 
     @classmethod
     def standard(cls, width: int, heads: int, *, ratio: float = 4.0) -> BlockShape:
-        """A block of the plain vision transformer."""
+        """Makes the shape of a block of the plain vision transformer."""
         square = width * width
         return cls(
             width=width,
@@ -61,17 +64,17 @@ class BlockShape:
 
 @dataclass(frozen=True)
 class HostShape:
-    """What a whole host costs, and how its rows are laid out.
+    """What a whole host costs in multiply-adds, and how many rows it has.
 
     Attributes:
         grid: height and width of the patch grid.
         prefix: rows that are not patches.
-        embed: multiply-adds of the patch embedding.
-        blocks: one entry a block.
-        head: multiply-adds of the head that do not depend on the number of rows.
-        head_row: multiply-adds of the head a row that is left.
-        read: how many leading rows the head reads, or None where it reads all.
-        strided: the grid that is left after each block that strides over it, where some do.
+        embed: cost of the patch embedding.
+        blocks: one shape for each block.
+        head: cost of the head that does not depend on the number of rows.
+        head_row: cost of the head for each row that is left.
+        read: how many leading rows the head reads, or None if it reads all.
+        strided: for each block that subsamples the grid, the height and width that it leaves.
     """
 
     grid: tuple[int, int]
@@ -85,12 +88,12 @@ class HostShape:
 
     @property
     def resets(self) -> dict[int, int]:
-        """Patch rows after each block in which the host itself leaves fewer."""
+        """Patch rows after each block that subsamples the grid."""
         return {block: height * width for block, (height, width) in self.strided.items()}
 
     @property
     def dense(self) -> tuple[int, ...]:
-        """Rows that enter each block of the dense host, and those that leave the last."""
+        """Rows that enter each block of the dense host, and last the rows that leave it."""
         rows = [self.entering]
         for block in range(self.depth):
             rows.append(self.resets[block] + self.prefix if block in self.resets else rows[-1])
@@ -103,7 +106,7 @@ class HostShape:
 
     @property
     def pixels(self) -> int:
-        """Values in one patch, of hosts that embed each patch by one product."""
+        """Values in one patch, for hosts that embed each patch by one matrix product."""
         return self.embed // (self.grid[0] * self.grid[1] * self.blocks[0].width)
 
     @property
@@ -124,13 +127,13 @@ class Flow:
 
     @classmethod
     def uniform(cls, rows: int, *, feed: int | None = None) -> Flow:
-        """All rows through attention, and `feed` of them (or all) through the feed-forward."""
+        """All rows pass attention, and `feed` of them (or all) the feed-forward."""
         return cls(rows, rows, rows, rows, rows if feed is None else feed)
 
     @classmethod
-    def for_queries(cls, asking: int, rows: int) -> Flow:
-        """`asking` rows ask all `rows`, and only they go on."""
-        return cls(asking, rows, rows, asking, asking)
+    def for_queries(cls, queries: int, rows: int) -> Flow:
+        """`queries` rows attend to all `rows`, and only they go on."""
+        return cls(queries, rows, rows, queries, queries)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Cost:
 
     Attributes:
         embed, blocks, head: the parts, by the convention of the literature.
-        choosing: what the method adds to decide; not part of `total`.
+        choosing: what the method spends on its choices. Not part of `total`.
         rows: rows that leave each block.
     """
 
@@ -151,7 +154,7 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """All parts, by the convention of the literature."""
+        """The sum of all parts but `choosing`, as the literature counts."""
         return self.embed + sum(self.blocks) + self.head
 
     def __str__(self) -> str:
@@ -159,7 +162,7 @@ class Cost:
 
 
 def block_macs(shape: BlockShape, flow: Flow) -> int:
-    """Multiply-adds of one block through which the rows of `flow` pass."""
+    """Counts the multiply-adds of one block, given the rows that pass through its parts."""
     return (
         flow.q * shape.q
         + flow.k * shape.k
@@ -172,14 +175,14 @@ def block_macs(shape: BlockShape, flow: Flow) -> int:
 
 
 def host_macs(host: HostShape, flows: Sequence[Flow]) -> Cost:
-    """Multiply-adds of a host through whose blocks the rows of `flows` pass."""
+    """Counts the multiply-adds of a host, given the rows that pass through each block."""
     blocks = tuple(map(block_macs, host.blocks, flows))
     head = host.head + flows[-1].feed * host.head_row
     return Cost(host.embed, blocks, head, rows=tuple(flow.feed for flow in flows))
 
 
 def dense_macs(host: HostShape) -> Cost:
-    """Multiply-adds of the untouched host."""
+    """Counts the multiply-adds of the untouched host."""
     return host_macs(
         host, [Flow.for_queries(left, rows) for rows, left in itertools.pairwise(host.dense)]
     )

@@ -1,8 +1,12 @@
-"""`Tokens`: the value that travels between blocks, and nothing about who moves it.
+"""`Tokens`: the token sequence as it passes from block to block.
 
-Rows are ordered: first the prefix (class, distillation, registers), which is never touched, then
-the patch rows. Everything that belongs to a patch row travels with it, so that hosts with rotary
-positions, size-weighted heads and dense outputs stay right whatever was removed.
+A *row* is one token: row i of the features x (B, N, C) is the i-th token of an image. The first
+rows are the prefix (class, distillation and register tokens), which no method touches. The others
+are *patch rows*, counted from 0: one for each patch that is left, or for several patches that were
+merged. (B, n) is one number for each patch row. Whatever belongs to a patch row moves with it, so
+rotary positions, size-weighted heads and dense outputs stay right whatever was removed.
+
+This file does not know who reduces tokens, nor why.
 """
 
 from __future__ import annotations
@@ -16,21 +20,21 @@ from torch import Tensor
 
 from patchslim.tokens.rows import put, strided_cells, take, with_prefix
 
-ContentKind = Literal["pixels", "embedding"]  # what a grid cell shows by itself
+ContentKind = Literal["pixels", "embedding"]  # what `Tokens.content` gives for each grid cell
 
 
 @dataclass(frozen=True)
 class Borders:
     """Where the images of a packed batch begin and end.
 
-    Packed rows are: the first prefix row of every image, the second of every image, ...; then the
-    patches of the first image, of the second, ...
+    A packed batch holds the first prefix row of every image, then the second of every image, and
+    so on; then the patch rows of the first image, those of the second, and so on.
 
     Attributes:
         counts: patch rows of each image.
         prefix: prefix rows of each image.
-        order: packed rows image by image, each image's prefix before its patches (N,).
-        back: for each packed row its place in `order` (N,).
+        order: the packed rows sorted by image, each image's prefix before its patches (N,).
+        inverse_order: the position of each packed row in `order` (N,).
     """
 
     counts: tuple[int, ...]
@@ -40,23 +44,26 @@ class Borders:
 
     @classmethod
     def from_counts(cls, counts: Sequence[int], prefix: int, device: torch.device) -> Borders:
-        """The borders of images with `counts` patch rows each."""
+        """Makes the borders of images that have `counts` patch rows."""
         batch = len(counts)
         leading = torch.arange(prefix * batch).view(prefix, batch).T
         patches = torch.arange(prefix * batch, prefix * batch + sum(counts)).split(list(counts))
         parts = [part for pair in zip(leading, patches, strict=True) for part in pair]
         order = torch.cat(parts)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        return cls(tuple(counts), prefix, order.to(device), back.to(device))
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order))
+        return cls(tuple(counts), prefix, order.to(device), inverse.to(device))
 
     def first_rows(self) -> Tensor:
-        """The packed patch row with which each image begins (B, 1)."""
+        """The packed patch row at which each image begins (B, 1)."""
         counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
         return counts.cumsum(0) - counts
 
     def padded_index(self, longest: int) -> Tensor:
-        """For images side by side, the packed patch row of each place (B, longest)."""
+        """Finds the packed patch row for each position of a padded batch (B, longest).
+
+        Padding repeats the last row of an image.
+        """
         counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
         first = self.first_rows()
         within = torch.arange(longest, device=self.order.device).expand(len(self.counts), -1)
@@ -66,13 +73,13 @@ class Borders:
 
 @dataclass(frozen=True)
 class Deferred:
-    """Rows that wait while others go through some blocks.
+    """Rows that wait while the others pass through some blocks.
 
     Attributes:
-        whole: all tokens, as they were when some of them went on.
+        whole: all tokens, as they were when the wait began.
         kept: the patch rows of `whole` that went on (B, m).
-        stand_in: the row that went with them, last, for those that wait, as it was then (B, 1, C);
-            None where there is none.
+        stand_in: the last of the rows that went on, which stands in for those that wait, as it was
+            when the wait began (B, 1, C); None if nothing stands in.
     """
 
     whole: Tokens
@@ -82,25 +89,27 @@ class Deferred:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """The sequence inside a vision transformer, with what belongs to each of its rows.
+    """The token sequence inside a vision transformer, and what belongs to each row.
 
     Attributes:
         x: features (B, N, C), the prefix rows first.
         prefix: how many leading rows are not patches.
-        grid: height and width of the patch grid that the image had.
-        size: how many patches each patch row stands for (B, n); None while that is one each.
-        position: which grid cell each patch row comes from (B, n); None while nothing has moved.
-        alive: soft mask (float) or padding mask (bool) over the patch rows (B, n); None is all.
-        origin: for every grid cell, the patch row that stands for it now (B, H*W), -1 where it
-            was dropped; None while nobody asked for it.
-        rotary: the host's table of rotary positions, one entry a grid cell; the adapter reads it.
-        content: makes what each grid cell shows by itself (B, H*W, D), for a method that asks for
-            it: not kept, since it is as large as the images.
-        borders: where images begin and end, in a packed batch: then B is 1, and `prefix` counts
+        grid: height and width of the image's patch grid.
+        size: how many patches each patch row stands for (B, n); None while all stand for one.
+        position: the grid cell that each patch row comes from (B, n); None while rows are in
+            raster order and complete.
+        alive: a padding mask (bool) or a soft mask for training (float) over the patch rows
+            (B, n); None if all are there.
+        origin: for every grid cell, the patch row that stands for it now (B, H*W), or -1 if it
+            was dropped; None unless somebody asked for this map.
+        rotary: the host's table of rotary positions, one entry for each grid cell.
+        content: computes the pixels or the embedding of each grid cell (B, H*W, D), for a method
+            that reads them. A function, since the result is as large as the images.
+        borders: where images begin and end in a packed batch. B is 1 then, and `prefix` counts
             the prefix rows of all images.
-        whole: the tokens of which these are the leading rows, if they are.
-        memory: what the method remembers of each patch row (B, n), if it does.
-        parked: the rows that wait to be rejoined, if some do.
+        whole: all tokens of the block, if these are only its leading rows.
+        memory: what the method remembers of each patch row (B, n), if it remembers anything.
+        deferred: the rows that wait to rejoin, if any.
     """
 
     x: Tensor
@@ -119,7 +128,7 @@ class Tokens:
 
     @property
     def patches(self) -> int:
-        """How many patch rows there are."""
+        """The number of patch rows of an image."""
         return self.x.shape[1] - self.prefix
 
     def cells(self) -> Tensor:
@@ -127,38 +136,41 @@ class Tokens:
         return self.rows() if self.position is None else self.position
 
     def rows(self) -> Tensor:
-        """The number of each patch row (B, n)."""
+        """The index of each patch row: 0, 1, 2, ... (B, n)."""
         return torch.arange(self.patches, device=self.x.device).expand(self.x.shape[0], -1)
 
     def sizes(self) -> Tensor:
-        """How many patches each patch row stands for (B, n), exact in half precision too."""
+        """How many patches each patch row stands for (B, n), in float32 or better."""
         if self.size is not None:
             return self.size
         dtype = torch.promote_types(self.x.dtype, torch.float32)
         return self.x.new_ones(self.x.shape[0], self.patches, dtype=dtype)
 
     def with_x(self, x: Tensor) -> Tokens:
-        """The same rows with other features."""
+        """Returns the same rows with other features."""
         return self.copy_with(x, self.origin, self.memory)
 
     def with_memory(self, memory: Tensor) -> Tokens:
-        """The same rows, and what the method remembers of each."""
+        """Returns the same rows with what the method remembers of each."""
         return self.copy_with(self.x, self.origin, memory)
 
     def with_origin(self) -> Tokens:
-        """The same tokens, keeping from now on the map from grid cells to rows."""
+        """Returns the same tokens, which from now on carry the map from grid cells to rows."""
         return (
             self if self.origin is not None else self.copy_with(self.x, self.cells(), self.memory)
         )
 
     def with_content(self, content: Callable[[], Tensor]) -> Tokens:
-        """The same tokens, with a way to what each grid cell shows by itself."""
+        """Returns tokens that can compute what each grid cell shows. For unreduced tokens."""
         return Tokens(
             x=self.x, prefix=self.prefix, grid=self.grid, rotary=self.rotary, content=content
         )
 
     def lengths(self) -> list[int]:
-        """How many rows each image has, prefix included; of leading rows, those of the whole."""
+        """How many rows each image has, prefix included.
+
+        If these are only leading rows, the answer is that of all tokens of the block.
+        """
         if self.whole is not None:
             return self.whole.lengths()
         if self.borders is not None:
@@ -169,7 +181,7 @@ class Tokens:
         return [self.x.shape[1]] * self.x.shape[0]
 
     def leading_rows(self, rows: int) -> Tokens:
-        """The first `rows` rows of each image alone, which must belong to the prefix."""
+        """Returns only the first `rows` rows of each image, which must belong to the prefix."""
         borders = self.borders
         if borders is not None:
             batch = len(borders.counts)
@@ -178,25 +190,25 @@ class Tokens:
         return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid, borders=borders, whole=self)
 
     def rejoin(self) -> Tokens:
-        """All rows, those that waited too, each in the place that it had.
+        """Returns all rows, also those that waited, each in its former position.
 
-        What the stand-in has gained since then is added to every row that waited: the residual
-        increments of all branches that it went through (Evo-ViT's fast update).
+        Every row that waited is moved by what its stand-in has gained meanwhile: the sum of the
+        residual updates of all blocks that the stand-in went through (Evo-ViT's fast update).
         """
         if self.deferred is None:
             return self
-        whole, kept, slow = self.deferred.whole, self.deferred.kept, self.x
+        whole, kept, passed = self.deferred.whole, self.deferred.kept, self.x
         waiting, memory = whole.x, whole.memory
         if self.deferred.stand_in is not None:
-            waiting = waiting + (slow[:, -1:] - self.deferred.stand_in)
-            slow = slow[:, :-1]
+            waiting = waiting + (passed[:, -1:] - self.deferred.stand_in)
+            passed = passed[:, :-1]
         if memory is not None and self.memory is not None:
             memory = memory.scatter(1, kept, self.memory[:, : kept.shape[1]])
-        x = put(waiting, with_prefix(kept, self.prefix), slow)
+        x = put(waiting, with_prefix(kept, self.prefix), passed)
         return whole.copy_with(x, whole.origin, memory)
 
     def to_grid(self) -> Tokens:
-        """One row for every grid cell, in raster order; the map back to the grid must be there."""
+        """Returns one row for every grid cell, in raster order. Needs the map to the grid."""
         tokens = self.rejoin()
         if tokens.position is None:
             return tokens
@@ -210,7 +222,7 @@ class Tokens:
         )
 
     def subsample(self, stride: int) -> Tokens:
-        """Every `stride`-th row and column of the grid: a smaller grid of its own."""
+        """Returns every `stride`-th row and column of the grid, as tokens of a smaller grid."""
         height, width = self.grid
         rows = strided_cells(self.grid, stride, self.x.device)
         memory = None if self.memory is None else self.memory.index_select(1, rows)
@@ -220,10 +232,10 @@ class Tokens:
         return Tokens(x=x, prefix=self.prefix, grid=grid, memory=memory).with_origin()
 
     def dense_features(self) -> Tensor:
-        """Features in the dense host's order: prefix, then every grid cell in raster order.
+        """Features in the order of the dense host: the prefix, then all grid cells.
 
-        A merged cell gets a copy of the row it was merged into; a dropped cell gets a copy of the
-        row that survived nearest to it in the grid.
+        A merged cell gets a copy of the row it was merged into. A dropped cell gets a copy of the
+        nearest row, by distance in the grid.
         """
         tokens = self.rejoin()
         if tokens.origin is None:
@@ -231,13 +243,13 @@ class Tokens:
         return take(tokens.x, with_prefix(tokens.row_of_cell(), tokens.prefix))
 
     def row_of_cell(self) -> Tensor:
-        """For every grid cell the patch row that stands for it, or else the nearest (B, H*W)."""
+        """For every grid cell the patch row that stands for it, or the nearest one (B, H*W)."""
         if self.origin is None:
             raise ValueError("these tokens were not tracked, so cells cannot be told from rows")
         return torch.where(self.origin >= 0, self.origin, self._nearest_rows())
 
     def copy_with(self, x: Tensor, origin: Tensor | None, memory: Tensor | None) -> Tokens:
-        """The same rows with these; by hand, since torch 2.6 cannot trace `dataclasses.replace`."""
+        """Returns the same rows with these values; torch 2.6 cannot trace `dataclasses.replace`."""
         return Tokens(
             x=x,
             prefix=self.prefix,
@@ -255,12 +267,12 @@ class Tokens:
         )
 
     def _nearest_rows(self) -> Tensor:
-        """For every grid cell, the patch row whose own cell is nearest (B, H*W)."""
+        """For every grid cell, the patch row that comes from the nearest cell (B, H*W)."""
         height, width = self.grid
         every = torch.arange(height * width, device=self.x.device)
-        at = self.cells()
-        dy = (every // width)[None, :, None] - (at // width)[:, None, :]
-        dx = (every % width)[None, :, None] - (at % width)[:, None, :]
+        cells = self.cells()
+        dy = (every // width)[None, :, None] - (cells // width)[:, None, :]
+        dx = (every % width)[None, :, None] - (cells % width)[:, None, :]
         distance = (dy * dy + dx * dx).to(torch.float32)
         if self.alive is not None:
             distance = distance.masked_fill(self.alive.unsqueeze(1) == 0, torch.inf)

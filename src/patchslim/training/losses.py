@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.hosts._registry import find_adapter
+from patchslim.methods import LearnedMethod
 from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
@@ -111,7 +112,9 @@ class LossModule(nn.Module):
         tokens = zero = labels.new_zeros(())
         if target.tokens is not None:
             tokens = token_loss(lesson.tokens, target.tokens)
-        wanted = slimmed.method.loss(lesson.decisions) if lesson.decisions else None
+        wanted = None
+        if lesson.decisions and isinstance(slimmed.method, LearnedMethod):
+            wanted = slimmed.method.loss(lesson.decisions)
         method = zero if wanted is None else wanted.float()
         whole = (
             course.labels * labels

@@ -84,7 +84,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     if not isinstance(slimmed, SlimModel):
         kind = type(slimmed).__name__
         raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: patchslim.slim(...).")
-    course = course or TrainConfig.of(slimmed.method.course, {})
+    course = course or TrainConfig.of(slimmed.method.training_defaults, {})
     out, say = Path(out).expanduser().resolve(), progress or (lambda _: None)
     validation = None if validation is None else _check_reusable(validation)
     check_new_folder(out, resume=resume)

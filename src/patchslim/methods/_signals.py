@@ -1,0 +1,80 @@
+"""`Signals`: what a block has computed when a method chooses, for the method to read.
+
+It does not know which method reads it, nor which host computed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchslim.errors import BadSchedule, NeedsClassToken
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a block has computed when a method chooses. Read-only.
+
+    Attributes:
+        prefix: how many leading rows are not patches.
+        scale: the factor on the query-key product.
+        q, k, v: queries, keys and values (B, H, N, d), prefix rows included. None if the method
+            chooses before they are computed, or does not read them. At `Place.ON_QUERIES`, `q`
+            has only the prefix rows.
+        bias: what attention adds to its logits, or None.
+        readout: computes how much the query of a pooling head attends to each patch (B, n), for
+            hosts that have such a head instead of a class token.
+        block: the number of the block, from 0.
+        stride: 2 in a block that leaves only every second row and column of the grid, or 1.
+    """
+
+    prefix: int
+    scale: float = 1.0
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    bias: Tensor | None = None
+    readout: Callable[[], Tensor] | None = None
+    block: int = 0
+    stride: int = 1
+
+    def keys(self) -> Tensor:
+        """Keys of the patches, averaged over the heads (B, n, d)."""
+        if self.k is None:
+            raise BadSchedule("Keys exist only inside a block; this method decides before it (P0).")
+        return self.k[:, :, self.prefix :].mean(dim=1)
+
+    def class_attention(self) -> Tensor:
+        """How much the class token attends to each patch, averaged over the heads (B, n).
+
+        The softmax runs over all rows, so the patches' shares add up to less than one. In hosts
+        with a pooling head, the query of that head takes the place of the class token.
+        """
+        if self.readout is not None:
+            return self.readout()
+        if not self.prefix or self.q is None or self.k is None:
+            raise NeedsClassToken("There is no class token in this sequence to score patches by.")
+        # A product and a sum, since a matrix product would first copy the keys.
+        logits = (self.q[:, :, :1] * self.scale * self.k).sum(dim=-1)
+        if self.bias is not None:
+            logits = logits + self.bias[:, :, 0]
+        return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)
+
+    def attention_received(self, alive: Tensor | None) -> Tensor:
+        """How much all rows attend to each patch, averaged over rows and heads (B, n).
+
+        Rows that are not `alive` (B, n) do not count as rows that attend.
+        """
+        if self.q is None or self.k is None:
+            raise BadSchedule("Attention exists only inside a block; this method decides before.")
+        logits = (self.q * self.scale) @ self.k.transpose(-2, -1)
+        if self.bias is not None:
+            logits = logits + self.bias
+        weights = logits.softmax(dim=-1)[..., self.prefix :].mean(dim=1)
+        if alive is None:
+            return weights.mean(dim=1)
+        counts = F.pad(alive.to(weights.dtype), (self.prefix, 0), value=1.0)
+        return (weights * counts.unsqueeze(2)).sum(dim=1) / counts.sum(dim=1, keepdim=True)
