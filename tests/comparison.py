@@ -45,7 +45,7 @@ class ShuffleMap(Shuffle):
 def sample_methods(host: Any) -> list[Method]:
     """One shipped method for each kind of reduction that this host can have."""
     adapter = patchslim.find_adapter(host)
-    scored = adapter.has_class_token(host) or adapter.has_query_pooling(host)
+    scored = adapter.describe(host).has_class_token or adapter.describe(host).has_query_pooling
     return [patchslim.find_method(name)() for name in (["tome", "evit"] if scored else ["tome"])]
 
 

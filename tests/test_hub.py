@@ -22,7 +22,7 @@ def slimmed():
 def test_save_pretrained_writes_what_load_reads(slimmed, tmp_path):
     slimmed.save_pretrained(tmp_path / "a")
     again = patchslim.load(tmp_path / "a")
-    images = torch.randn(2, *slimmed.plan.adapter.image_shape(slimmed.host))
+    images = torch.randn(2, *slimmed.plan.adapter.describe(slimmed.host).image_shape)
     with torch.no_grad():
         assert torch.equal(again(images), slimmed(images))
 

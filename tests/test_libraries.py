@@ -14,6 +14,7 @@ import patchslim.hosts._libraries
 from patchslim.cli.main import main
 from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
 from patchslim.hosts import _catalog
+from patchslim.hosts._adapter import HostFacts
 from patchslim.hosts._library import crop_share
 from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.hosts._registry import (
@@ -258,7 +259,7 @@ def test_a_host_of_no_library_is_not_said_to_be_prepared_somehow():
         pass
 
     class Mine:
-        def image_shape(self, host):
-            return 3, 32, 32
+        def describe(self, host):
+            return HostFacts(1, (3, 32, 32), (1.0,), (0.0,), True, 1)
 
     assert not find_preprocessing(Own(), Mine()).stated

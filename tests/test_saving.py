@@ -82,7 +82,7 @@ HOSTS = {
 def make_images(slimmed, count=3):
     noise = torch.Generator().manual_seed(3)
     dtype = next(slimmed.host.parameters()).dtype
-    shape = (count, *slimmed.plan.adapter.image_shape(slimmed.host))
+    shape = (count, *slimmed.plan.adapter.describe(slimmed.host).image_shape)
     return torch.randn(shape, generator=noise).to(dtype)
 
 

@@ -131,7 +131,7 @@ def test_dropping_equals_masking_in_the_host(kind: HfHost) -> None:
 def test_prefix_stays_first_and_untouched(kind: HfHost) -> None:
     host = built(kind)
     adapter = patchslim.find_adapter(host)
-    prefix = adapter.prefix(host)
+    prefix = adapter.describe(host).prefix
     with torch.no_grad():
         wanted = base(host)(random_pixels(host)).last_hidden_state[:, :prefix]
         for method in [*sample_methods(host), ShuffleQueries()]:

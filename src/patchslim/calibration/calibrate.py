@@ -300,13 +300,13 @@ def _check_goal(method: str, asked: Mapping[str, Any], search: PatchSlimmingConf
 
 def _output_share(host: nn.Module, adapter: Adapter, search: PatchSlimmingConfig) -> float:
     """The share of patches that the head still reads; none where it reads the prefix alone."""
-    strides = tuple(adapter.grids_after_stride(host))
+    strides = tuple(adapter.shape(host).strided)
     if strides:
         raise UnsupportedModel(
             f"Patch Slimming is calibrated on one grid, and {type(host).__name__} subsamples its "
             f"own in blocks {strides}. Methods that need no calibration serve it: tome."
         )
-    known = adapter.rows_read(host) is not None
+    known = adapter.describe(host).rows_read is not None
     if known and search.outputs:
         raise BadSchedule(
             f"outputs={search.outputs}: the head of this model reads no patches, so none has to be "

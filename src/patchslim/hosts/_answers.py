@@ -37,7 +37,7 @@ def noise_logits(adapter: Adapter, host: nn.Module, like: nn.Module | None = Non
     A model of another family, such as a teacher, is asked about images for the host `like`.
     """
     noise = torch.Generator().manual_seed(0)
-    images = torch.randn((1, *adapter.image_shape(like or host)), generator=noise)
+    images = torch.randn((1, *adapter.describe(like or host).image_shape), generator=noise)
     parameter = next(host.parameters())
     with eval_mode(host), torch.no_grad():
         output = host(images.to(parameter.device, parameter.dtype))

@@ -79,7 +79,7 @@ class Preprocessing:
 
 def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
     """How images of `host` are prepared, as far as its library keeps that beside the weights."""
-    channels, height, width = adapter.image_shape(host)
+    channels, height, width = adapter.describe(host).image_shape
     library = find_host_library(host)
     said = {} if library is None else library.read_preprocessing(host, (height, width))
     stated = bool(said)

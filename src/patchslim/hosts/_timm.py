@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.errors import UnknownName, WrongInput
-from patchslim.hosts._adapter import Adapter, Part
+from patchslim.errors import UnknownName
+from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._macs import convolution_macs, linear_macs
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
@@ -38,39 +38,29 @@ class TimmHost(Adapter, ABC):
         reset_classifier set_grad_checkpointing grad_checkpointing dynamic_img_size""".split()
     )
 
-    def prefix(self, host: Any) -> int:
-        """Class, distillation and register tokens."""
-        return int(host.num_prefix_tokens)
-
-    def has_class_token(self, host: Any) -> bool:
-        """Whether the first row is a class token."""
-        return host.cls_token is not None
-
-    def rows_read(self, host: Any) -> int | None:
-        """One row for token pooling, two for the distilled head."""
-        if type(host).__name__ == "VisionTransformerDistilled":
-            return 2
-        return 1 if host.global_pool == "token" and host.attn_pool is None else None
-
-    def returns_rows(self, host: Any) -> bool:
-        """Without pooling the sequence itself is the answer; PRR pooling attends over the grid."""
-        return host.global_pool in ("", "prr")
-
-    def has_query_pooling(self, host: Any) -> bool:
-        """Whether the head is attention pooling with a latent query (MAP)."""
-        return type(host.attn_pool).__name__ == "AttentionPoolLatent"
-
-    def image_shape(self, host: Any) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
-        return int(host.in_chans), int(size[0]), int(size[1])
+    def describe(self, host: Any) -> HostFacts:
+        """What the loop must know, read off the host's own attributes."""
+        by_token = host.global_pool == "token" and host.attn_pool is None
+        is_distilled = type(host).__name__ == "VisionTransformerDistilled"
+        attentions = [self._attention(block) for block in host.blocks]
+        return HostFacts(
+            prefix=int(host.num_prefix_tokens),
+            image_shape=_image_shape(host),
+            scales=tuple([float(each.scale) for each in attentions]),
+            dropouts=tuple([dropout_in_force(each.attn_drop) for each in attentions]),
+            has_class_token=host.cls_token is not None,
+            rows_read=2 if is_distilled else 1 if by_token else None,
+            returns_rows=_returns_rows(host),
+            has_query_pooling=_pools_by_query(host),
+            recomputes_activations=bool(host.grad_checkpointing),
+        )
 
     def size_mismatch(
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """A strict host takes one size; a free one takes multiples of its patch, unless it pads."""
         embed = host.patch_embed
-        _, height, width = self.image_shape(host)
+        _, height, width = _image_shape(host)
         if getattr(embed, "strict_img_size", True) and size != (height, width):
             return (
                 f"this host takes {height}x{width} pixels. Resize the images, or build the host "
@@ -83,15 +73,6 @@ class TimmHost(Adapter, ABC):
             return f"height and width must be multiples of the patch, {patch[0]}x{patch[1]}."
         return None
 
-    def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """None: a mask over the dense sequence means nothing on a reduced one."""
-        unused = {
-            name: value for name, value in given.items() if value is not None and value is not False
-        }
-        if unused:
-            raise WrongInput(f"A slimmed timm model takes images alone, not {sorted(unused)}.")
-        return {}
-
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """The patch embedding alone."""
         x: Tensor = host.patch_embed(images)
@@ -102,10 +83,6 @@ class TimmHost(Adapter, ABC):
         blocks: nn.Sequential | nn.ModuleList = host.blocks
         return blocks
 
-    def recomputes_activations(self, host: Any) -> bool:
-        """Whether `set_grad_checkpointing` was called on the host."""
-        return bool(host.grad_checkpointing)
-
     def norm(self, host: Any, x: Tensor) -> Tensor:
         """The final norm."""
         normed: Tensor = host.norm(x)
@@ -113,20 +90,17 @@ class TimmHost(Adapter, ABC):
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """The host's own head; tokens that stand for several patches weigh as many when pooled."""
-        if self.returns_rows(host):
+        if _returns_rows(host):
             return host.forward_head(host.norm(tokens.dense_features()))
         x = host.norm(tokens.x)
-        if (tokens.size is None and tokens.alive is None) or self.rows_read(host) is not None:
+        plain = tokens.size is None and tokens.alive is None
+        if plain or self.describe(host).rows_read is not None:
             return host.forward_head(x)
         return host.head(host.head_drop(host.fc_norm(self._pool(host, tokens.with_x(x)))))
 
-    def logits(self, output: Tensor) -> Tensor:
-        """The output itself."""
-        return output
-
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
         """What reads the mean of the patches, beside a class token that nobody reads."""
-        beside = self.has_class_token(host) and host.attn_pool is None and host.num_classes > 0
+        beside = host.cls_token is not None and host.attn_pool is None and host.num_classes > 0
         if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
             return super().pooled_classifiers(host)
         return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
@@ -178,30 +152,35 @@ class TimmHost(Adapter, ABC):
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs, read off the host's own modules."""
-        size = image_size or self.image_shape(host)[1:]
+        facts = self.describe(host)
+        size = image_size or facts.image_shape[1:]
         grid = tuple(int(side) for side in host.patch_embed.dynamic_feat_size(size))
-        head, head_row = self._head_macs(host, self.prefix(host) + grid[0] * grid[1])
+        head, head_row = self._head_macs(host, facts.prefix + grid[0] * grid[1])
         return HostShape(
             grid=(grid[0], grid[1]),
-            prefix=self.prefix(host),
+            prefix=facts.prefix,
             embed=_embed_macs(host.patch_embed, (int(host.in_chans), *size), grid[0] * grid[1]),
             blocks=tuple(self._block_shape(host, index) for index in range(len(host.blocks))),
             head=head,
             head_row=head_row,
-            read=self.rows_read(host),
+            read=facts.rows_read,
         )
 
     def _head_macs(self, host: Any, entering: int) -> tuple[int, int]:
         """Multiply-adds of pooling and classifier: the fixed ones, and those a row that is left."""
         final, pool = sum(map(linear_macs, self._classifiers(host))), host.attn_pool
-        if self.has_query_pooling(host):
+        if _pools_by_query(host):
             query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
             row = linear_macs(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim
-            unread = 0 if self._pools_prefix(host) else self.prefix(host)
+            unread = 0 if self._pools_prefix(host) else int(host.num_prefix_tokens)
             return final + pool.latent_len * query - unread * row, row
         if pool is not None:  # every row of the restored sequence attends to every other
             return final + 2 * entering * entering * pool.num_heads * pool.head_dim, 0
-        return final * (entering if self.returns_rows(host) else 1), 0
+        return final * (entering if _returns_rows(host) else 1), 0
+
+    @abstractmethod
+    def _attention(self, block: Any) -> Any:
+        """A module of the block that has `scale` and `attn_drop`."""
 
     @abstractmethod
     def _block_shape(self, host: Any, index: int) -> BlockShape:
@@ -214,7 +193,7 @@ class TimmHost(Adapter, ABC):
 
     def _score_macs(self, host: Any, query_width: int) -> dict[str, int]:
         """Multiply-adds of scoring: one query over all heads, or the folded pooling query."""
-        if self.has_class_token(host) or not self.has_query_pooling(host):
+        if host.cls_token is not None or not _pools_by_query(host):
             return {"score": query_width}
         pool, width = host.attn_pool, int(host.embed_dim)
         folding = linear_macs(pool.q) + int(pool.num_heads * pool.head_dim) * width
@@ -244,6 +223,27 @@ class TimmHost(Adapter, ABC):
     @abstractmethod
     def _pools_prefix(self, host: Any) -> bool:
         """Whether pooling reads the prefix rows too."""
+
+
+def dropout_in_force(layer: Any) -> float:
+    """The share that a dropout layer drops now: none in evaluation."""
+    return float(layer.p) if layer.training else 0.0
+
+
+def _image_shape(host: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the host is made for."""
+    size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
+    return int(host.in_chans), int(size[0]), int(size[1])
+
+
+def _returns_rows(host: Any) -> bool:
+    """Whether the sequence itself is the answer; PRR pooling attends over the whole grid."""
+    return host.global_pool in ("", "prr")
+
+
+def _pools_by_query(host: Any) -> bool:
+    """Whether the head is attention pooling with a latent query (MAP)."""
+    return type(host.attn_pool).__name__ == "AttentionPoolLatent"
 
 
 def linear_columns(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:

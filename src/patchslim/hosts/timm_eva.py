@@ -55,19 +55,10 @@ class TimmEva(TimmHost):
         grid = host.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
         return Tokens(
             x=host.norm_pre(x),
-            prefix=self.prefix(host),
+            prefix=int(host.num_prefix_tokens),
             grid=(int(grid[0]), int(grid[1])),
             rotary=rotary,
         )
-
-    def scale(self, host: Any, index: int) -> float:
-        """One over the root of a head's width."""
-        return float(host.blocks[index].attn.scale)
-
-    def dropout(self, host: Any, index: int) -> float:
-        """Attention dropout while training."""
-        drop = host.blocks[index].attn.attn_drop
-        return float(drop.p) if drop.training else 0.0
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
         """Norm (before attention or not), projection, QK-norm, rotation, shared keys repeated."""
@@ -137,6 +128,9 @@ class TimmEva(TimmHost):
         prefix, half = tokens.prefix, bool(getattr(host.blocks[index].attn, "rotate_half", False))
         turned = apply_rot_embed_cat(t[:, :, prefix:], table, half=half)
         return torch.cat([t[:, :, :prefix], turned], dim=2).to(dtype)
+
+    def _attention(self, block: Any) -> Any:
+        return block.attn
 
     def _pools_prefix(self, host: Any) -> bool:
         return host.attn_pool is not None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._macs import convolution_macs, linear_macs
 from patchslim.hosts._timm import TimmHost, foreign_class_reason
 from patchslim.tokens.rows import take, with_prefix
@@ -27,7 +27,6 @@ class TimmLevit(TimmHost):
     """timm `Levit` and `LevitDistilled`, and our `EvoLevit`."""
 
     family: ClassVar[str] = "timm Levit"
-    has_relative_bias: ClassVar[bool] = True
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg no_weight_decay get_classifier reset_classifier
@@ -69,53 +68,43 @@ class TimmLevit(TimmHost):
                 return "its batch norms are fused into its layers. Slim it first, and fuse then."
         return None
 
-    def prefix(self, host: Any) -> int:
-        """A class token in Evo-LeViT, and nothing in LeViT."""
-        return int(self.has_class_token(host))
-
-    def has_class_token(self, host: Any) -> bool:
-        """Whether it is Evo-LeViT."""
-        return hasattr(host, "cls_token")
-
-    def rows_read(self, host: Any) -> int | None:
-        """The mean of all patches."""
-        return None
-
-    def returns_rows(self, host: Any) -> bool:
-        """It classifies."""
-        return False
-
-    def has_query_pooling(self, host: Any) -> bool:
-        """It pools by the mean."""
-        return False
+    def describe(self, host: Any) -> HostFacts:
+        """LeViT has no class token, Evo-LeViT one; both average their patches."""
+        blocks = _all_blocks(host)
+        starts = [index for index, block in enumerate(blocks) if _is_downsampling(block)]
+        return HostFacts(
+            prefix=int(_has_class_token(host)),
+            image_shape=_image_shape(host),
+            scales=tuple([float(_attention(block).scale) for block in blocks]),
+            dropouts=(0.0,) * len(blocks),
+            has_class_token=_has_class_token(host),
+            rows_read=None,
+            has_relative_bias=True,
+            strides=tuple([_stride(block) for block in blocks]),
+            feature_blocks=(*(start - 1 for start in starts), len(blocks) - 1),
+        )
 
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
         """The heads of Evo-LeViT, of which the second answers the teacher."""
-        if not self.has_class_token(host) or host.num_classes == 0:
+        if not _has_class_token(host) or host.num_classes == 0:
             return Adapter.pooled_classifiers(self, host)
         return [host.head, host.head_dist]
-
-    def image_shape(self, host: Any) -> tuple[int, int, int]:
-        """Channels, height and width, which its positions fix."""
-        down = int(host.feature_info[0]["reduction"])
-        height, width = _attention(_all_blocks(host)[0]).resolution
-        return int(host.in_chans), int(height) * down, int(width) * down
 
     def size_mismatch(
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """Positions are made for one size."""
-        _, height, width = self.image_shape(host)
+        _, height, width = _image_shape(host)
         if size == (height, width):
             return None
         return f"this host takes {height}x{width} pixels. Resize them, or build it with img_size=."
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """What the convolutional stem gives; class token and positions where there are any."""
-        placed = self.has_class_token(host)
+        placed = _has_class_token(host)
         x = host.embed(images) if placed else self.embedding(host, images)
         grid = _attention(_all_blocks(host)[0]).resolution
-        return Tokens(x=x, prefix=self.prefix(host), grid=(int(grid[0]), int(grid[1])))
+        return Tokens(x=x, prefix=int(_has_class_token(host)), grid=(int(grid[0]), int(grid[1])))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """What the convolutional stem gives."""
@@ -125,34 +114,6 @@ class TimmLevit(TimmHost):
     def blocks(self, host: Any) -> nn.ModuleList:
         """The blocks of all stages, each downsampling before those of its stage."""
         return nn.ModuleList(_all_blocks(host))
-
-    def stride(self, host: Any, index: int) -> int:
-        """Two where a stage begins with a smaller grid."""
-        block = _all_blocks(host)[index]
-        return int(block.attn_downsample.stride) if _is_downsampling(block) else 1
-
-    def grids_after_stride(self, host: Any) -> dict[int, tuple[int, int]]:
-        """The grids of the later stages."""
-        grids = {}
-        for index, block in enumerate(_all_blocks(host)):
-            if _is_downsampling(block):
-                down = block.attn_downsample
-                height, width = (-(-side // down.stride) for side in down.resolution)
-                grids[index] = (height, width)
-        return grids
-
-    def feature_blocks(self, host: Any) -> tuple[int, ...]:
-        """The last block of each stage."""
-        starts = [i for i, block in enumerate(_all_blocks(host)) if _is_downsampling(block)]
-        return (*(start - 1 for start in starts), len(_all_blocks(host)) - 1)
-
-    def scale(self, host: Any, index: int) -> float:
-        """One over the root of a key's width."""
-        return float(_attention(_all_blocks(host)[index]).scale)
-
-    def dropout(self, host: Any, index: int) -> float:
-        """None."""
-        return 0.0
 
     def bias(self, host: Any, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
         """LeViT's learned bias for each distance; Evo-LeViT has none."""
@@ -219,16 +180,16 @@ class TimmLevit(TimmHost):
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs, read off the host's own modules."""
-        size = self.image_shape(host)
+        size = _image_shape(host)
         parts = _all_blocks(host)
         grid = _attention(parts[0]).resolution
         return HostShape(
             grid=(int(grid[0]), int(grid[1])),
-            prefix=self.prefix(host),
+            prefix=int(_has_class_token(host)),
             embed=convolution_macs(host.stem, size),
             blocks=tuple(self._block_shape(host, index) for index in range(len(parts))),
             head=sum(map(linear_macs, self._classifiers(host))),
-            strided=self.grids_after_stride(host),
+            strided=_grids_after_stride(parts),
         )
 
     def _block_shape(self, host: Any, index: int) -> BlockShape:
@@ -250,6 +211,9 @@ class TimmLevit(TimmHost):
             score=keys,
         )
 
+    def _attention(self, block: Any) -> Any:
+        return _attention(block)
+
     def _pools_prefix(self, host: Any) -> bool:
         return False
 
@@ -262,6 +226,34 @@ def _all_blocks(host: Any) -> list[Any]:
             parts.append(stage.downsample)
         parts.extend(stage.blocks)
     return parts
+
+
+def _has_class_token(host: Any) -> bool:
+    """Whether it is Evo-LeViT."""
+    return hasattr(host, "cls_token")
+
+
+def _image_shape(host: Any) -> tuple[int, int, int]:
+    """Channels, height and width, which its positions fix."""
+    down = int(host.feature_info[0]["reduction"])
+    height, width = _attention(_all_blocks(host)[0]).resolution
+    return int(host.in_chans), int(height) * down, int(width) * down
+
+
+def _stride(block: Any) -> int:
+    """Two where a stage begins with a smaller grid."""
+    return int(block.attn_downsample.stride) if _is_downsampling(block) else 1
+
+
+def _grids_after_stride(blocks: list[Any]) -> dict[int, tuple[int, int]]:
+    """The grids of the later stages, by the block that makes them."""
+    grids = {}
+    for index, block in enumerate(blocks):
+        if _is_downsampling(block):
+            down = block.attn_downsample
+            height, width = (-(-side // down.stride) for side in down.resolution)
+            grids[index] = (height, width)
+    return grids
 
 
 def _is_downsampling(block: Any) -> bool:

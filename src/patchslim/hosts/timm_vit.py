@@ -57,16 +57,7 @@ class TimmVit(TimmHost):
         """Patches, positions, prefix tokens and the norm before the blocks."""
         x = host.norm_pre(host._pos_embed(host.patch_embed(images)))
         grid = host.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
-        return Tokens(x=x, prefix=self.prefix(host), grid=(int(grid[0]), int(grid[1])))
-
-    def scale(self, host: Any, index: int) -> float:
-        """One over the root of a head's width."""
-        return float(_attentions(host.blocks[index])[0].scale)
-
-    def dropout(self, host: Any, index: int) -> float:
-        """Attention dropout while training."""
-        drop = _attentions(host.blocks[index])[0].attn_drop
-        return float(drop.p) if drop.training else 0.0
+        return Tokens(x=x, prefix=int(host.num_prefix_tokens), grid=(int(grid[0]), int(grid[1])))
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
         """The block's own norm and projection; several attentions side by side are more heads."""
@@ -87,6 +78,9 @@ class TimmVit(TimmHost):
         block = host.blocks[index]
         fed: Tensor = BLOCK_KINDS[type(block).__name__][1](block, x)
         return fed
+
+    def _attention(self, block: Any) -> Any:
+        return _attentions(block)[0]
 
     def _pools_prefix(self, host: Any) -> bool:
         return bool(host.pool_include_prefix)

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.errors import WrongInput
-from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._libraries.torchvision import WEIGHTS_ATTRIBUTE
 from patchslim.hosts._macs import convolution_macs, linear_macs
 from patchslim.tokens.shapes import BlockShape, HostShape
@@ -70,41 +69,18 @@ class TorchvisionVit(Adapter):
                 )
         return None
 
-    def prefix(self, host: Any) -> int:
-        """The class token."""
-        return 1
-
-    def has_class_token(self, host: Any) -> bool:
-        """Always."""
-        return True
-
-    def rows_read(self, host: Any) -> int | None:
-        """The class token."""
-        return 1
-
-    def returns_rows(self, host: Any) -> bool:
-        """It classifies."""
-        return False
-
-    def image_shape(self, host: Any) -> tuple[int, int, int]:
-        """Channels of the stem, and the one size that its positions allow."""
+    def describe(self, host: Any) -> HostFacts:
+        """One class token, which the head reads; one image size, which the positions fix."""
         stem = next(layer for layer in host.conv_proj.modules() if isinstance(layer, nn.Conv2d))
-        return stem.in_channels, int(host.image_size), int(host.image_size)
-
-    def size_mismatch(
-        self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
-    ) -> str | None:
-        """It takes one size."""
-        side = int(host.image_size)
-        if size == (side, side):
-            return None
-        return f"this host takes {side}x{side} pixels. Resize them, or build it with image_size=."
-
-    def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """It takes images alone."""
-        if given:
-            raise WrongInput(f"A torchvision model takes images alone, not {sorted(given)}.")
-        return {}
+        attentions = [block.self_attention for block in host.encoder.layers]
+        return HostFacts(
+            prefix=1,
+            image_shape=(stem.in_channels, int(host.image_size), int(host.image_size)),
+            scales=tuple([float(each.head_dim) ** -0.5 for each in attentions]),
+            dropouts=tuple([float(a.dropout) if a.training else 0.0 for a in attentions]),
+            has_class_token=True,
+            rows_read=1,
+        )
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """Class token and patches with their positions, after dropout."""
@@ -123,15 +99,6 @@ class TorchvisionVit(Adapter):
         """The encoder's layers."""
         layers: nn.Sequential = host.encoder.layers
         return layers
-
-    def scale(self, host: Any, index: int) -> float:
-        """One over the root of a head's width."""
-        return float(_attention(host, index).head_dim) ** -0.5
-
-    def dropout(self, host: Any, index: int) -> float:
-        """Attention dropout while training."""
-        attention = _attention(host, index)
-        return float(attention.dropout) if attention.training else 0.0
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
         """The block's norm, and the rows of the attention's weight that `part` names."""
@@ -170,10 +137,6 @@ class TorchvisionVit(Adapter):
         """The classifier on the class token."""
         logits: Tensor = host.heads(host.encoder.ln(tokens.x)[:, 0])
         return logits
-
-    def logits(self, output: Tensor) -> Tensor:
-        """The output itself."""
-        return output
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
         """The arguments of the class, read off the layers, and the name of the weights."""
@@ -232,7 +195,7 @@ class TorchvisionVit(Adapter):
             embed=(
                 side * side * int(host.conv_proj.weight.numel())
                 if plain
-                else convolution_macs(host.conv_proj, self.image_shape(host))
+                else convolution_macs(host.conv_proj, self.describe(host).image_shape)
             ),
             blocks=tuple(_block_shape(block) for block in host.encoder.layers),
             head=linear_macs(host.heads),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
-from patchslim.hosts._adapter import Adapter, Part
+from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._macs import linear_macs
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
@@ -59,38 +59,27 @@ class TransformersVit(Adapter):
                 )
         return None
 
-    def prefix(self, host: Any) -> int:
-        """Class token, distillation token or registers."""
-        kind = _model_type(host)
-        if kind == "dinov2_with_registers":
-            return 1 + int(host.config.num_register_tokens)
-        return 2 if kind == "deit" else 1
-
-    def has_class_token(self, host: Any) -> bool:
-        """Always."""
-        return True
-
-    def rows_read(self, host: Any) -> int | None:
-        """One row for the class token, two with a teacher; DINOv2 averages the patches."""
-        if type(host).__name__.endswith("WithTeacher"):
-            return 2
-        classifier = type(host).__name__.endswith("ForImageClassification")
-        return 1 if classifier and _model_type(host) in ("vit", "deit") else None
-
-    def returns_rows(self, host: Any) -> bool:
-        """A bare model returns its last hidden state."""
-        return type(host).__name__.endswith("Model")
-
-    def image_shape(self, host: Any) -> tuple[int, int, int]:
-        """Channels, height and width of the configuration."""
-        size = _pair(host.config.image_size)
-        return int(host.config.num_channels), size[0], size[1]
+    def describe(self, host: Any) -> HostFacts:
+        """What the loop must know, read off the configuration and the layers."""
+        layers = self.blocks(host)
+        attentions: list[Any] = [layer.attention for layer in layers]
+        kept = [getattr(layer, "gradient_checkpointing", False) for layer in layers]
+        return HostFacts(
+            prefix=_prefix(host),
+            image_shape=_image_shape(host),
+            scales=tuple([float(each.scaling) for each in attentions]),
+            dropouts=tuple([float(a.attention_dropout) if a.training else 0.0 for a in attentions]),
+            has_class_token=True,
+            rows_read=_rows_read(host),
+            returns_rows=_returns_rows(host),
+            recomputes_activations=any(kept),
+        )
 
     def size_mismatch(
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """ViT and DeiT take one size unless asked to interpolate; DINOv2 takes any."""
-        _, height, width = self.image_shape(host)
+        _, height, width = _image_shape(host)
         free = (_model_type(host) or "").startswith("dinov2") or options.get(
             "interpolate_pos_encoding"
         )
@@ -127,10 +116,6 @@ class TransformersVit(Adapter):
         layers: nn.ModuleList = base.encoder.layer if _is_dinov2(host) else base.layers
         return layers
 
-    def recomputes_activations(self, host: Any) -> bool:
-        """Whether the host was asked to recompute activations, in some layers at least."""
-        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.blocks(host))
-
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """The host's own embeddings."""
         embeddings = _base_model(host).embeddings
@@ -138,23 +123,13 @@ class TransformersVit(Adapter):
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
         patch = _pair(host.config.patch_size)
         grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-        return Tokens(x=embeddings(images, **extra), prefix=self.prefix(host), grid=grid)
+        return Tokens(x=embeddings(images, **extra), prefix=_prefix(host), grid=grid)
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """The patch embedding alone."""
         layer = _base_model(host).embeddings.patch_embeddings.projection
         projected: Tensor = layer(images.to(layer.weight.dtype))
         return projected.flatten(2).transpose(1, 2)
-
-    def scale(self, host: Any, index: int) -> float:
-        """One over the root of a head's width."""
-        layer: Any = self.blocks(host)[index]
-        return float(layer.attention.scaling)
-
-    def dropout(self, host: Any, index: int) -> float:
-        """Attention dropout while training."""
-        attention: Any = self.blocks(host)[index].attention
-        return float(attention.attention_dropout) if attention.training else 0.0
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
         """The layer's own norm and its three projections."""
@@ -190,7 +165,7 @@ class TransformersVit(Adapter):
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """The host's own output class, filled from the tokens that are left."""
-        if self.returns_rows(host):
+        if _returns_rows(host):
             output = self._features_output(host, tokens)
         else:
             output = self._classifier_output(host, tokens, options.get("labels"))
@@ -209,7 +184,7 @@ class TransformersVit(Adapter):
     def recipe(self, host: Any) -> dict[str, Any] | None:
         """The class, its configuration, and what a bare ViT or DeiT was built with beside it."""
         recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
-        if self.returns_rows(host) and not _is_dinov2(host):
+        if _returns_rows(host) and not _is_dinov2(host):
             recipe["pooler"] = host.pooler is not None
             recipe["mask_token"] = host.embeddings.mask_token is not None
         return recipe
@@ -232,20 +207,20 @@ class TransformersVit(Adapter):
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Rows and costs, read off the host's own layers."""
-        height, width = image_size or self.image_shape(host)[1:]
+        height, width = image_size or _image_shape(host)[1:]
         patch = _pair(host.config.patch_size)
         grid = (height // patch[0], width // patch[1])
         projection = _base_model(host).embeddings.patch_embeddings.projection
         head = [getattr(host, name, None) for name in CLASSIFIERS]
-        if self.returns_rows(host):
+        if _returns_rows(host):
             head = [getattr(host, "pooler", None)]
         return HostShape(
             grid=grid,
-            prefix=self.prefix(host),
+            prefix=_prefix(host),
             embed=grid[0] * grid[1] * int(projection.weight.numel()),
             blocks=tuple(_block_shape(layer) for layer in self.blocks(host)),
             head=sum(linear_macs(part) for part in head if part is not None),
-            read=self.rows_read(host),
+            read=_rows_read(host),
         )
 
     def _features_output(self, host: Any, tokens: Tokens) -> Any:
@@ -297,6 +272,33 @@ def _model_type(host: nn.Module) -> str | None:
         if parts[:2] == ["transformers", "models"] and parts[2] in CLASS_PREFIXES:
             return parts[2]
     return None
+
+
+def _prefix(host: Any) -> int:
+    """Class token, distillation token or registers."""
+    kind = _model_type(host)
+    if kind == "dinov2_with_registers":
+        return 1 + int(host.config.num_register_tokens)
+    return 2 if kind == "deit" else 1
+
+
+def _rows_read(host: Any) -> int | None:
+    """One row for the class token, two with a teacher; DINOv2 averages the patches."""
+    if type(host).__name__.endswith("WithTeacher"):
+        return 2
+    is_classifier = type(host).__name__.endswith("ForImageClassification")
+    return 1 if is_classifier and _model_type(host) in ("vit", "deit") else None
+
+
+def _returns_rows(host: Any) -> bool:
+    """Whether it is a bare model, which returns its last hidden state."""
+    return type(host).__name__.endswith("Model")
+
+
+def _image_shape(host: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the configuration."""
+    size = _pair(host.config.image_size)
+    return int(host.config.num_channels), size[0], size[1]
 
 
 def _is_dinov2(host: nn.Module) -> bool:

@@ -24,7 +24,7 @@ def open_batches(
     Without images it returns noise and None.
     """
     if images is None:
-        shape = (1, *model.plan.adapter.image_shape(model.host))
+        shape = (1, *model.plan.adapter.describe(model.host).image_shape)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)), None
     if isinstance(images, Tensor):
         raise WrongInput(

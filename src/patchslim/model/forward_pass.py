@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from patchslim.errors import UnsupportedModel, WrongInput
-from patchslim.hosts._adapter import Adapter, HostFacts
+from patchslim.hosts._adapter import Adapter, HostFacts, patch_pixels
 from patchslim.methods import Method, Place, Signals
 from patchslim.methods._method import content_kind
 from patchslim.model.plan import Plan, make_steps
@@ -130,7 +130,11 @@ class ForwardPass:
         tokens = self.adapter.embed(self.host, images, options)
         kind = content_kind(self.method)
         if kind is not None:
-            content = partial(self.adapter.patch_content, self.host, images, kind, tokens.grid)
+            content = (
+                partial(self.adapter.embedding, self.host, images)
+                if kind == "embedding"
+                else partial(patch_pixels, images, tokens.grid)
+            )
             tokens = tokens.with_content(content)
         return tokens.with_origin() if track or self.plan.shape.resets else tokens
 
@@ -186,7 +190,7 @@ class ForwardPass:
         pixels is asked for, which counts the rows of an image.
         """
         graph = torch.compiler.is_compiling()
-        apart = self.training or not self.packs or self.adapter.has_relative_bias
+        apart = self.training or not self.packs or self.facts.has_relative_bias
         if graph or apart or tokens.origin is not None or not self.method.adaptive:
             return reduction.apply(tokens)
         return reduce_packed(tokens, reduction)

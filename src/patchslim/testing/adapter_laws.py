@@ -59,7 +59,7 @@ class AdapterTrial:
     def images(self, batch: int = 2) -> Tensor:
         """Random images that fit the host."""
         noise = torch.Generator().manual_seed(1)
-        shape = (batch, *self.adapter.image_shape(self.host))
+        shape = (batch, *self.adapter.describe(self.host).image_shape)
         return torch.randn(shape, generator=noise).to(next(self.host.parameters()))
 
     def model(

@@ -164,7 +164,7 @@ def choose_teacher(slimmed: SlimModel, teacher: nn.Module | None, course: TrainC
     if isinstance(teacher, SlimModel) and course.tokens:
         raise UnsupportedModel("tokens= needs a dense teacher; give the SlimModel's .host.")
     parameter = next(host.parameters())
-    image = torch.zeros(1, *slimmed.plan.adapter.image_shape(host), dtype=parameter.dtype)
+    image = torch.zeros(1, *slimmed.plan.adapter.describe(host).image_shape, dtype=parameter.dtype)
     with eval_mode(host), eval_mode(teacher), torch.no_grad():
         own = logits_of(slimmed.plan.adapter.logits(host(image.to(parameter.device))))
         other = logits_of(teacher(image.to(next(teacher.parameters()).device)))

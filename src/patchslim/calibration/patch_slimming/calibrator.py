@@ -50,7 +50,10 @@ class PatchSlimmingCalibrator:
         self.dense, self.student, self.search = dense, student, search
         self.state, self.say = state, say
         self.shape = dense.plan.shape
-        made, got = dense.plan.adapter.image_shape(dense.host)[1:], tuple(images[0].shape[2:])
+        made, got = (
+            dense.plan.adapter.describe(dense.host).image_shape[1:],
+            tuple(images[0].shape[2:]),
+        )
         if got != made:
             raise WrongInput(
                 f"The images have {got[0]}x{got[1]} pixels, and this host is made for "

@@ -97,7 +97,7 @@ class LayerSearch:
         self.features = Features(dense, images)
         self.depth, self.patches = self.features.depth, self.features.patches
         self.coverage = cell_worth(covering_order(self.features.grid)).double()
-        self.rows_read = None if outputs else dense.plan.adapter.rows_read(dense.host)
+        self.rows_read = None if outputs else dense.plan.shape.read
 
     def begin(self) -> PatchSlimmingResult:
         """Before the first layer: what the head reads."""
