@@ -44,7 +44,7 @@ def test_head_of_features_is_the_answer(variant: Variant, method: str) -> None:
 def test_classifier_of_hidden_state_is_the_answer(label: str) -> None:
     host = tiny_hf(f"{label}ForImageClassification")
     model, x = slim_host(host), random_pixels(host)
-    prefix = patchslim.find_adapter(host).prefix(host)
+    prefix = patchslim.find_adapter(host).describe(host).prefix
     with torch.no_grad():
         rows = model.forward_features(x)
         read = rows[:, 0]

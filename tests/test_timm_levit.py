@@ -466,7 +466,7 @@ def test_strides_are_told():
     model = patchslim.slim(host(), "tome", r=1)
     assert model.start_pass().facts.strides == (1, 1, 2, 1, 2, 1, 1)
     assert model.plan.shape.resets == {2: 12, 4: 4}
-    assert TimmLevit().feature_blocks(model.host) == (1, 3, 6)
+    assert TimmLevit().describe(model.host).feature_blocks == (1, 3, 6)
     shape = model.plan.shape
     assert shape.dense == (35, 35, 35, 12, 12, 4, 4, 4)
     assert all(one >= other for one, other in pairwise(shape.dense))

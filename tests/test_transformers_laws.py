@@ -183,7 +183,7 @@ def test_activations_can_be_recomputed(label: str) -> None:
     wanted = gradients(answer, host, random_pixels(host))
     newest = "activation_checkpointing_enable"
     getattr(model, newest if hasattr(host, newest) else "gradient_checkpointing_enable")()
-    assert patchslim.find_adapter(host).recomputes_activations(host)
+    assert patchslim.find_adapter(host).describe(host).recomputes_activations
     assert_same_gradients(gradients(answer, host, random_pixels(host)), wanted)
 
 

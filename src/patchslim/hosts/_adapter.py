@@ -134,11 +134,8 @@ class Adapter(ABC):
 
     def options(self, host: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of a call that can be honoured; an error for any other."""
-        unknown = sorted(
-            n for n, value in given.items() if value is not None and value is not False
-        )
-        if unknown:
-            raise WrongInput(f"A slimmed {self.family} takes images alone, not {unknown}.")
+        if given:
+            raise WrongInput(f"A slimmed {self.family} takes images alone, not {sorted(given)}.")
         return {}
 
     def logits(self, output: Any) -> Tensor:

@@ -73,6 +73,11 @@ class TimmHost(Adapter, ABC):
             return f"height and width must be multiples of the patch, {patch[0]}x{patch[1]}."
         return None
 
+    def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """None: a mask over the dense sequence means nothing on a reduced one."""
+        asked = {name: v for name, v in given.items() if v is not None and v is not False}
+        return super().options(host, asked)
+
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """The patch embedding alone."""
         x: Tensor = host.patch_embed(images)
