@@ -140,7 +140,7 @@ def test_without_positions_nothing_is_lost(settings, dtype, most):
 
 @torch.inference_mode()
 def test_with_positions_the_answer_changes_and_the_patches_do_not(vit):
-    images = torch.ones(1, *patchslim.find_adapter(vit).image_shape(vit))
+    images = torch.ones(1, *patchslim.find_adapter(vit).describe(vit).image_shape)
     model = patchslim.slim(vit, "duplicates")
     assert not is_close(model(images), vit(images), factor=100)
     first = model.trace(images, blocks=1)[0]
