@@ -30,25 +30,25 @@ def images(seed=0):
     return [(drawn[:8], None), (drawn[8:], None)]
 
 
-def search(**given):
+def make_config(**given):
     return PatchSlimmingConfig(
         **{"images": 12, "probe": 8, "batch": 4, "lr": 1e-3, "epochs": 2} | given
     )
 
 
 def free(**given):
-    return search(mode="free", epochs=0, **given)
+    return make_config(mode="free", epochs=0, **given)
 
 
 def paper(**given):
-    return search(mode="paper", step=5, epochs=1, **given)
+    return make_config(mode="paper", step=5, epochs=1, **given)
 
 
 def found(*, of=None, data=None, method="patch_slimming", **asked):
     """A calibration of the tiny host, to a tolerance where nothing else is asked for."""
     if not {"macs", "tolerance", "schedule"} & asked.keys():
         asked["tolerance"] = 0.05
-    return calibrate(of or host(), data or images(), method, **{"search": search()} | asked)
+    return calibrate(of or host(), data or images(), method, **{"config": make_config()} | asked)
 
 
 def same(one, other):
@@ -65,7 +65,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("macs", [0.5, 0.6, 0.75])
 def test_a_budget_is_met_and_used(macs):
-    told = found(macs=macs, search=free())
+    told = found(macs=macs, config=free())
     assert macs - 0.03 <= told.record["macs"] <= macs
     assert told.record["macs"] == told.model.macs().total / told.model.dense_macs().total
     assert told.record["tolerance"] > 0
@@ -73,13 +73,13 @@ def test_a_budget_is_met_and_used(macs):
 
 def test_a_budget_in_operations_is_the_same_as_a_share():
     whole, how = patchslim.macs(host()).total, free(images=4, probe=4)
-    one, other = found(macs=0.7, search=how), found(macs=0.7 * whole, search=how)
+    one, other = found(macs=0.7, config=how), found(macs=0.7 * whole, config=how)
     assert one.search_result == other.search_result
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_budget_that_needs_no_removal_removes_nothing(method):
-    model = found(macs=1.0, method=method, search=free()).model
+    model = found(macs=1.0, method=method, config=free()).model
     assert set(model.counts()) == {17}
     shown = noise_images()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_budget_that_needs_no_removal_removes_nothing(method):
 def test_a_larger_tolerance_leaves_fewer_patches_and_each_layer_keeps_to_it():
     costs = []
     for tolerance in (0.01, 0.05, 0.2):
-        told = found(tolerance=tolerance, search=free(slack=1.0))
+        told = found(tolerance=tolerance, config=free(slack=1.0))
         assert told.record["tolerance"] == tolerance
         assert all(each.error <= tolerance * each.scale for each in told.search_result.layers)
         costs.append(told.record["macs"])
@@ -98,7 +98,7 @@ def test_a_larger_tolerance_leaves_fewer_patches_and_each_layer_keeps_to_it():
 
 
 def test_the_last_block_may_be_off_by_the_slack():
-    strict, slack = (found(tolerance=0.001, search=free(slack=s)).search_result for s in (1.0, 8.0))
+    strict, slack = (found(tolerance=0.001, config=free(slack=s)).search_result for s in (1.0, 8.0))
     assert slack.layers[0].kept < strict.layers[0].kept
 
 
@@ -111,20 +111,20 @@ def test_known_counts_are_taken_as_they_are():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("how", [search(), free(), paper()], ids=["fast", "free", "paper"])
+@pytest.mark.parametrize("how", [make_config(), free(), paper()], ids=["fast", "free", "paper"])
 def test_every_mode_runs_and_the_given_host_stays_as_it_was(how, method):
     given = host().train()
     next(given.parameters()).requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     wanted = [each.requires_grad for each in given.parameters()]
-    told = found(of=given, method=method, search=how)
+    told = found(of=given, method=method, config=how)
     assert all(torch.equal(tensor, before[name]) for name, tensor in given.state_dict().items())
     assert [each.requires_grad for each in given.parameters()] == wanted
     assert given.training
     assert not told.model.training
     assert told.model.host is not given  # which is in training, and the model is not
     at_rest = host()
-    untouched = found(of=at_rest, method=method, search=how).model.host is at_rest
+    untouched = found(of=at_rest, method=method, config=how).model.host is at_rest
     assert untouched == (how.mode == "free")
     assert (told.model.trained is None) == (how.mode == "free")
     moved = [not torch.equal(t, before[name]) for name, t in told.model.host.state_dict().items()]
@@ -136,8 +136,8 @@ def test_every_mode_runs_and_the_given_host_stays_as_it_was(how, method):
 
 def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
     counts = Counts((15, 12, 9, 9), 17, 1)
-    plain = found(schedule=counts, search=free())
-    tuned = found(schedule=counts, search=search(epochs=8))
+    plain = found(schedule=counts, config=free())
+    tuned = found(schedule=counts, config=make_config(epochs=8))
     assert tuned.search_result.kept() == plain.search_result.kept()
     (first, *_), (fitted, *_) = plain.search_result.layers, tuned.search_result.layers
     assert fitted.block == first.block == 2
@@ -156,17 +156,17 @@ def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
 @pytest.mark.parametrize("readout", ["average", "query"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_head_that_reads_all_patches_keeps_its_share(readout, method):
-    told = found(of=host(readout), method=method, macs=0.7, search=free(images=4, outputs=0.3))
+    told = found(of=host(readout), method=method, macs=0.7, config=free(images=4, outputs=0.3))
     assert told.record["macs"] <= 0.7
     assert told.model.counts()[-1] == 5
     assert told.model.plan.tail == "full"
 
 
 def test_images_are_taken_up_to_the_number_asked_for():
-    told = found(search=free(images=9))
+    told = found(config=free(images=9))
     assert told.record["images"] == 9
     fewer = [(torch.cat([batch for batch, _ in images()])[:9], None)]
-    assert told.search_result == found(data=fewer, search=free(images=9)).search_result
+    assert told.search_result == found(data=fewer, config=free(images=9)).search_result
 
 
 # --- what is written
@@ -174,8 +174,8 @@ def test_images_are_taken_up_to_the_number_asked_for():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_record_and_recipe_hold_every_setting(method, tmp_path):
-    how = search(seed=3)
-    told = found(method=method, search=how, out=tmp_path)
+    how = make_config(seed=3)
+    told = found(method=method, config=how, out=tmp_path)
     record = json.loads((tmp_path / RECORD_FILE).read_text())
     assert record == json.loads(json.dumps(told.record))
     assert record["search"] == how.to_json() == PatchSlimmingConfig(**record["search"]).to_json()
@@ -195,9 +195,9 @@ def test_record_and_recipe_hold_every_setting(method, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
+@pytest.mark.parametrize("how", [make_config(), free()], ids=["fast", "free"])
 def test_saved_and_loaded_it_answers_the_same(method, how, tmp_path):
-    told = found(method=method, search=how, out=tmp_path)
+    told = found(method=method, config=how, out=tmp_path)
     again = patchslim.load(tmp_path / MODEL_FOLDER, model=host())
     assert again.calibrated == json.loads(json.dumps(told.model.calibrated))
     assert (again.trained is None) == (how.mode == "free")
@@ -232,7 +232,7 @@ class Cut:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_path):
-    how = {"of": tiny_host(), "method": method, "search": search(step=8, epochs=1)}
+    how = {"of": tiny_host(), "method": method, "config": make_config(step=8, epochs=1)}
     lines = []
     whole = found(**how, progress=lines.append)
     assert len(lines) > 6
@@ -261,7 +261,7 @@ def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_
 @needs_fork
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(method, tmp_path):
-    how = {"method": method, "search": search(epochs=10)}
+    how = {"method": method, "config": make_config(epochs=10)}
     kill_when(lambda: found(**how, out=tmp_path), (tmp_path / CHECKPOINT_FILE).exists)
     assert not (tmp_path / MODEL_FOLDER).exists()
     assert same(found(**how, out=tmp_path, resume=True), found(**how))
@@ -279,7 +279,7 @@ def test_without_a_checkpoint_going_on_begins(tmp_path):
 
 
 OTHERS = {
-    "search": ({"search": search(lr=1e-4)}, "lr=0.001, now 0.0001"),
+    "search": ({"config": make_config(lr=1e-4)}, "lr=0.001, now 0.0001"),
     "budget": ({"macs": 0.5, "tolerance": None}, "macs=None, now 0.5"),
     "tolerance": ({"tolerance": 0.1}, "tolerance=0.05, now 0.1"),
     "images": ({"data": images(seed=1)}, "its images is 12 with digest"),
@@ -335,10 +335,10 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(small_dis
     assert same(found(out=out, resume=True), found())
 
 
-@pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
+@pytest.mark.parametrize("how", [make_config(), free()], ids=["fast", "free"])
 def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation(how):
     given = host().train()
-    made = found(of=given, search=how).model
+    made = found(of=given, config=how).model
     assert {module.training for module in given.modules()} == {True}
     assert {module.training for module in made.modules()} == {False}
 
@@ -350,6 +350,6 @@ def test_a_record_that_cannot_be_written_says_how_to_go_on(tmp_path):
             tiny_host(),
             [(noise_images(6), None)],
             tolerance=0.1,
-            search=PatchSlimmingConfig(mode="free"),
+            config=PatchSlimmingConfig(mode="free"),
             out=tmp_path,
         )

@@ -79,7 +79,7 @@ def found(name="tome", *, of=None, data=None, **asked):
     method, macs = METHODS[name]
     if "agreement" not in asked:
         asked = {"macs": macs} | asked
-    asked = {"search": PatchSlimmingConfig(images=COUNT, batch=COUNT)} | asked
+    asked = {"config": PatchSlimmingConfig(images=COUNT, batch=COUNT)} | asked
     return calibrate(of or host(), data or images(), method(), **asked)
 
 
@@ -265,7 +265,7 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
     }[name]  # fmt: skip
     given = tiny_host(readout=readout, depth=DEPTH, img_size=SIDE)
     model = calibrate(
-        given, images(), method, macs=0.85, search=PatchSlimmingConfig(images=COUNT)
+        given, images(), method, macs=0.85, config=PatchSlimmingConfig(images=COUNT)
     ).model
     assert model.plan.tail == "full"
     assert 0.84 <= spent(model).mean() <= 0.85
@@ -290,7 +290,7 @@ def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
 @each_method
 def test_the_same_images_give_the_same_threshold_in_any_batches(name):
     one = usual(name).record
-    other = found(name, search=PatchSlimmingConfig(images=COUNT, batch=5)).record
+    other = found(name, config=PatchSlimmingConfig(images=COUNT, batch=5)).record
     assert other["spent"] == pytest.approx(one["spent"])
     assert other["schedule"] == one["schedule"]
     if SETTING.get(name, "threshold"):
@@ -299,7 +299,7 @@ def test_the_same_images_give_the_same_threshold_in_any_batches(name):
 
 def test_a_host_that_takes_any_size_is_calibrated_for_the_images():
     given = tiny_host(depth=DEPTH, dynamic_img_size=True)  # made for 16x16
-    told = calibrate(given, images(), "tome", macs=0.65, search=PatchSlimmingConfig(images=COUNT))
+    told = calibrate(given, images(), "tome", macs=0.65, config=PatchSlimmingConfig(images=COUNT))
     model, size = told.model, (SIDE, SIDE)
     costs = torch.tensor([each.total for each in model.macs_of(every())]).double()
     whole = model.dense_macs(size).total
@@ -309,7 +309,7 @@ def test_a_host_that_takes_any_size_is_calibrated_for_the_images():
 
 
 def test_images_are_taken_up_to_the_number_asked_for():
-    assert found(search=PatchSlimmingConfig(images=9)).record["images"] == 9
+    assert found(config=PatchSlimmingConfig(images=9)).record["images"] == 9
 
 
 def test_progress_tells_the_candidate_and_what_it_costs():
@@ -326,7 +326,7 @@ def test_patch_slimming_is_calibrated_as_before():
         host(),
         images(),
         macs=0.7,
-        search=PatchSlimmingConfig(mode="free", images=12, probe=8, step=6),
+        config=PatchSlimmingConfig(mode="free", images=12, probe=8, step=6),
     )
     assert told.search_result is not None
     assert "threshold" not in told.record

@@ -1,7 +1,4 @@
-"""What a search for patches is asked, and what it finds: plain values.
-
-`walk.py` searches; `calibrate.py` has it done and writes it down.
-"""
+"""`PatchSlimmingConfig`: how positions are searched. Plain values, checked when they are set."""
 
 from __future__ import annotations
 
@@ -84,7 +81,7 @@ class PatchSlimmingConfig:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PatchSlimmingConfig:
-        """The search with these settings, by their names."""
+        """Returns the settings with these values, and refuses unknown names."""
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
@@ -92,5 +89,5 @@ class PatchSlimmingConfig:
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as plain data."""
+        """Returns the settings as plain data."""
         return asdict(self)
