@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 # These two are imported for the calibrators that they register.
+import patchslim.calibration.patch_slimming.calibrate  # noqa: F401
 import patchslim.calibration.threshold  # noqa: F401
 from patchslim.calibration.dispatch import find_calibrator
 from patchslim.calibration.goal import Goal
