@@ -251,16 +251,16 @@ def test_workers_that_are_spawned_see_the_same(folder, tmp_path):
     archive = packed(folder, tmp_path / "train.zip")
     code = f"""
         import multiprocessing, torch
-        from patchslim.training.config import Course
-        from patchslim.training.loader import Feed
+        from patchslim.training.config import TrainConfig
+        from patchslim.training.loader import TrainingLoader
         from patchslim.data.images import Images
         if __name__ == "__main__":
             multiprocessing.set_start_method("spawn")
             torch.set_num_threads(1)
             images = Images({str(archive)!r}, **{PLAIN.to_json()!r})
             for workers in (0, 1):
-                course = Course(batch=4, steps=3, workers=workers, **{STRONG!r})
-                steps = Feed(images, course).steps()
+                config = TrainConfig(batch=4, steps=3, workers=workers, **{STRONG!r})
+                steps = TrainingLoader(images, config).steps()
                 print(sum(float(step[0].images.double().sum()) for step in steps))
     """
     script = tmp_path / "script.py"

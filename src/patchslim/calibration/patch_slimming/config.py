@@ -1,4 +1,7 @@
-"""`PatchSlimmingConfig`: how positions are searched. Plain values, checked when they are set."""
+"""What a search for patches is asked, and what it finds: plain values.
+
+`walk.py` searches; `calibrate.py` has it done and writes it down.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ class PatchSlimmingConfig:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PatchSlimmingConfig:
-        """Returns the settings with these values, and refuses unknown names."""
+        """The search with these settings, by their names."""
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
@@ -89,5 +92,5 @@ class PatchSlimmingConfig:
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the settings as plain data."""
+        """The settings as plain data."""
         return asdict(self)
