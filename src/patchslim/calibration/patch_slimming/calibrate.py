@@ -178,6 +178,6 @@ def _output_share(task: CalibrationTask) -> float:
         raise BadSchedule(
             "The head of this model reads all patches (it averages them, or pools by attention, or "
             "gives them out), so that there is no set of outputs to begin with. Say which share of "
-            "them it is to be left: outputs=0.5, --outputs 0.5. See docs/methods/patch_slimming.md."
+            "them it is to be left: outputs=0.5, --outputs 0.5."
         )
     return outputs
