@@ -185,14 +185,14 @@ def make_search(readout="class", outputs=0, config=FREE):
 
 
 def steps(searching, tolerance=0.02):
-    """What is found before each block, the block, and what is found after it."""
-    found = searching.begin()
-    for block in searching.blocks(found):
+    """Yields the result before each block, the block, and the result after it."""
+    result = searching.begin()
+    for block in searching.blocks(result):
         after = searching.search_layer(
-            found, block, tolerance=tolerance, kept=None, progress=ignore_progress
+            result, block, tolerance=tolerance, kept=None, progress=ignore_progress
         )
-        yield found, block, after
-        found = after
+        yield result, block, after
+        result = after
 
 
 def embedded(host):
@@ -216,13 +216,13 @@ def masked_maps(host, masks):
         z, alive = (mixed + block.mlp(block.norm2(mixed))) * mask[:, None], mask
 
 
-def masks_of(found, block, prefix):
+def masks_of(result, block, prefix):
     """Which rows each block gives out, when those up to `block` are dense."""
     masks = torch.zeros(DEPTH, PATCHES + prefix, dtype=torch.bool)
     masks[:, :prefix] = True
     masks[: block + 1] = True
-    for index, kept in found.kept().items():
-        masks[index, [prefix + cell for cell in found.cells[:kept]]] = True
+    for index, kept in result.kept().items():
+        masks[index, [prefix + cell for cell in result.cells[:kept]]] = True
     return list(masks)
 
 
@@ -231,28 +231,28 @@ def masks_of(found, block, prefix):
 def test_the_search_scores_as_the_paper_does(readout, outputs):
     searching = make_search(readout, outputs)
     prefix = searching.features.prefix
-    for found, block, after in steps(searching):
-        masks = masks_of(found, block, prefix)
+    for result, block, after in steps(searching):
+        masks = masks_of(result, block, prefix)
         entered, maps = zip(*masked_maps(searching.student, masks), strict=True)
         wanted = by_paths(maps[block], entered[block], maps[block + 1 :])[:, prefix:]
-        batches = searching.scores(found, block)
+        batches = searching.scores(result, block)
         assert [len(each) for each in batches] == [2, 1]
         torch.testing.assert_close(torch.cat(batches), wanted, rtol=1e-9, atol=0)
-        above = found.kept().get(block + 1, outputs)
+        above = result.kept().get(block + 1, outputs)
         mean = wanted.mean(dim=0)
-        rest = sorted(set(range(PATCHES)) - set(found.cells[:above]), key=lambda cell: -mean[cell])
-        assert after.cells == (*found.cells[:above], *rest)
+        rest = sorted(set(range(PATCHES)) - set(result.cells[:above]), key=lambda cell: -mean[cell])
+        assert after.cells == (*result.cells[:above], *rest)
 
 
 @torch.no_grad()
 @every_readout
 def test_what_is_found_is_nested(readout, outputs):
-    *_, (_, _, found) = steps(make_search(readout, outputs), tolerance=0.2)
-    counts = [found.kept()[block] for block in range(DEPTH - 1)]
+    *_, (_, _, result) = steps(make_search(readout, outputs), tolerance=0.2)
+    counts = [result.kept()[block] for block in range(DEPTH - 1)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] >= max(outputs, 1)
     assert counts[0] < PATCHES, "the test needs a tolerance that removes something"
-    assert sorted(found.cells) == list(range(PATCHES))
+    assert sorted(result.cells) == list(range(PATCHES))
 
 
 @torch.no_grad()
@@ -266,13 +266,13 @@ def test_a_class_token_is_all_that_the_search_begins_with():
 @torch.no_grad()
 def test_with_a_head_that_reads_all_the_search_begins_with_the_outputs():
     searching = make_search("average", 5)
-    found = searching.begin()
-    assert found.kept() == {DEPTH - 1: 5}
+    result = searching.begin()
+    assert result.kept() == {DEPTH - 1: 5}
     everything = [torch.ones(PATCHES, dtype=torch.bool)] * DEPTH
     *_, (entered, weights) = masked_maps(searching.student, everything)
     mean = attended_energy(weights, entered).mean(dim=0)
-    assert list(found.cells) == mean.argsort(descending=True).tolist()
-    assert list(searching.blocks(found)) == [2, 1, 0]
+    assert list(result.cells) == mean.argsort(descending=True).tolist()
+    assert list(searching.blocks(result)) == [2, 1, 0]
 
 
 def error_by_hand(searching, after, block, count, above):
@@ -296,8 +296,8 @@ def error_by_hand(searching, after, block, count, above):
 @pytest.mark.parametrize("tolerance", [1e-9, 0.02, 0.2])
 def test_the_error_of_a_candidate_is_that_of_the_slim_model(readout, outputs, tolerance):
     searching = make_search(readout, outputs)
-    for found, block, after in steps(searching, tolerance):
-        above = found.kept().get(block + 1, outputs)
+    for result, block, after in steps(searching, tolerance):
+        above = result.kept().get(block + 1, outputs)
         layer = after.layers[-1]
         assert dict(layer.curve)[PATCHES] < 1e-20
         for count, error in layer.curve:
@@ -345,8 +345,8 @@ def test_every_beginning_of_a_covering_order_is_spread_evenly():
 
 def test_coverage_counts_beside_the_score():
     def first(cover):
-        *_, (_, _, found) = steps(make_search(config=replace(FREE, cover=cover)), tolerance=0.1)
-        return found.cells
+        *_, (_, _, result) = steps(make_search(config=replace(FREE, cover=cover)), tolerance=0.1)
+        return result.cells
 
     assert first(1e6) == tuple(covering_order((4, 4)))
     assert first(0.0) != first(1e6)
@@ -478,11 +478,11 @@ def test_nothing_is_chosen_in_an_exported_graph():
 @every_readout
 def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs):
     searching = make_search(readout, outputs)
-    *_, (_, _, found) = steps(searching, tolerance=0.2)
+    *_, (_, _, result) = steps(searching, tolerance=0.2)
     for block in range(DEPTH - 1):
-        weights, told = fit_gate(searching, found, block)
-        layers = tuple(each for each in found.layers if each.block > block)
-        known = type(found)(found.cells, layers)
+        weights, r_squared = fit_gate(searching, result, block)
+        layers = tuple(each for each in result.layers if each.block > block)
+        known = type(result)(result.cells, layers)
         scores = torch.cat(searching.scores(known, block)).log()
         tokens = torch.cat([each.x for each in searching.features.tokens_before(block)])
         patches = tokens[:, searching.features.prefix :]
@@ -496,8 +496,8 @@ def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs
         wanted = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(16, 1).double()])).solution
         torch.testing.assert_close(weights, wanted.T, rtol=1e-8, atol=1e-8)
         left = (y - a @ wanted).square().sum() / y.square().sum()
-        assert told == pytest.approx(1 - left.item())
-        assert 0 < told <= 1
+        assert r_squared == pytest.approx(1 - left.item())
+        assert 0 < r_squared <= 1
 
 
 @torch.no_grad()
@@ -507,16 +507,16 @@ def test_the_gates_of_the_model_are_the_fitted_ones():
     assert set(model.method.gates) == {str(block) for block in model.plan.decision_blocks}
     dense = slim_unchecked(model.host, Identity(), Constant(0))
     search = LayerSearch(dense, model.host, [noise_images(6, size=24)], FREE, 0)
-    found = search.begin()
-    for block in search.blocks(found):
+    result = search.begin()
+    for block in search.blocks(result):
         kept = model.counts()[block] - 1
-        found = search.search_layer(
-            found, block, tolerance=1.0, kept=kept, progress=ignore_progress
+        result = search.search_layer(
+            result, block, tolerance=1.0, kept=kept, progress=ignore_progress
         )
     for block in model.plan.decision_blocks:
-        weights, told = fit_gate(search, found, block)
+        weights, r_squared = fit_gate(search, result, block)
         assert is_close(model.method.gates[str(block)].worth.weight, weights.float())
-        assert told > 0.1
+        assert r_squared > 0.1
 
 
 def trained(readout, outputs, tail=None, dtype=torch.float32):
