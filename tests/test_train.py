@@ -135,7 +135,8 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
 ) -> None:
     model, held = slimmed("dynamicvit"), images(seed=1)
     usual = TrainConfig.of(
-        model.method.training_defaults, {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema}
+        model.method.training_defaults,
+        {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema},
     )
     whole = train(model, images(), usual, out=tmp_path / "whole")
     part = train(model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=held)
