@@ -40,11 +40,11 @@ from patchslim.model.load import load
 from patchslim.model.model import SlimModel
 from patchslim.report.provenance import Provenance
 from patchslim.report.row import Quartiles
-from patchslim.runs.layout import REPORT_FILE
+from patchslim.runs.layout import MODEL_FOLDER, REPORT_FILE
 from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes
 from patchslim.training.loader import TrainingLoader
-from patchslim.training.train import MODEL_FOLDER, train
+from patchslim.training.train import train
 from patchslim.training.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "evo_cifar.json"

@@ -79,7 +79,7 @@ def main() -> None:
             images,
             method,
             **goal,
-            search=search,
+            config=search,
             out=runs / "calibrated" / name.replace(" ", "-"),
             resume=True,
             progress=said,

@@ -106,7 +106,7 @@ def adaptive(host: nn.Module, images: Tensor) -> dict[str, SlimModel]:
         search = PatchSlimmingConfig(images=len(images))
         try:
             made[name] = calibrate(
-                host, [(images, None)], method, **goal, search=search, progress=said
+                host, [(images, None)], method, **goal, config=search, progress=said
             ).model
         except ImpossibleBudget as error:
             said(f"{name} is missing: {error}")

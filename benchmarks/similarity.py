@@ -145,7 +145,7 @@ def adaptive(host: nn.Module, images: Images, budget: float) -> dict[str, SlimMo
         try:
             search = PatchSlimmingConfig(images=IMAGES)
             made[name] = calibrate(
-                host, images, method, macs=budget, search=search, progress=said
+                host, images, method, macs=budget, config=search, progress=said
             ).model
         except (ImpossibleBudget, BadSetting) as error:
             said(f"{name} is missing: {error}")

@@ -104,7 +104,7 @@ def main() -> None:
         if name in SAME:
             goal = {"schedule": schedule}
         found = calibrate(
-            host, images, method, search=PatchSlimmingConfig(**settings), **goal, progress=said
+            host, images, method, config=PatchSlimmingConfig(**settings), **goal, progress=said
         )
         layers = {each["block"]: each for each in found.record["layers"]}
         errors = {block: each["error"] / each["scale"] for block, each in layers.items()}

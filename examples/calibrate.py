@@ -24,14 +24,14 @@ count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
 unlabelled = [(digits.normalise(digits.scenes("train", count).images), None)]
 scenes = digits.scenes("test", 4 * count)
 test = (digits.normalise(scenes.images), torch.from_numpy(scenes.labels))
-search = patchslim.PatchSlimmingConfig(mode="free", images=count, probe=min(8, count))
+config = patchslim.PatchSlimmingConfig(mode="free", images=count, probe=min(8, count))
 
 host = digits.host()
 with tempfile.TemporaryDirectory() as away:
     out = Path(sys.argv[2] if len(sys.argv) > 2 else away)
-    fixed = patchslim.calibrate(host, unlabelled, macs=0.5, search=search, out=out).model
+    fixed = patchslim.calibrate(host, unlabelled, macs=0.5, config=config, out=out).model
     each = patchslim.calibrate(
-        host, unlabelled, "patch_slimming_dynamic", schedule=fixed.schedule, search=search
+        host, unlabelled, "patch_slimming_dynamic", schedule=fixed.schedule, config=config
     ).model
     tome = patchslim.slim(host, "tome", macs=0.5)
     models = {"patch_slimming": fixed, "patch_slimming_dynamic": each, "tome": tome}

@@ -78,7 +78,7 @@ def desk(tmp_path_factory):
     for name in ("0.png", "1.png", "2.png"):
         (at / "broken").mkdir(exist_ok=True)
         (at / "broken" / name).write_bytes(b"no image")
-    calibrate(made.vit, make_batches(), tolerance=0.1, search=FREE, out=at / "run")
+    calibrate(made.vit, make_batches(), tolerance=0.1, config=FREE, out=at / "run")
     line = "calibrate {}/hf --data {}/photos --tolerance 0.1 --mode free --out {}/cli"
     assert run_in_process(*line.replace("{}", str(at)).split()).code == 0
     shutil.copytree(at / "run", at / "cut")
@@ -92,7 +92,7 @@ def fit(desk, out, *, host=None, data=None, search=FREE, **asked):
     """A short calibration in which one thing is wrong."""
     if not {"macs", "tolerance", "schedule"} & asked.keys():
         asked["tolerance"] = 0.1
-    return calibrate(host or desk.vit, data or make_batches(), out=out, search=search, **asked)
+    return calibrate(host or desk.vit, data or make_batches(), out=out, config=search, **asked)
 
 
 def tuned(**given):
@@ -324,7 +324,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["patch_slimming", "patch_slimming_dynamic"])
 def test_images_of_another_size_than_calibrated_are_refused(method, tmp_path):
     host = tiny_host(dynamic_img_size=True)
-    model = calibrate(host, small(), method, tolerance=0.1, search=FREE, out=tmp_path).model
+    model = calibrate(host, small(), method, tolerance=0.1, config=FREE, out=tmp_path).model
     for each in (model, load(tmp_path / "model", model=host)):
         assert each(small(2)[0][0]).shape == (2, 5)
         with pytest.raises(WrongInput, match="calibrated for 16x16 pixels") as raised:

@@ -61,7 +61,7 @@ def desk(tmp_path_factory):
 
 def fit(desk, out, method="tome", *, host=None, data=None, **asked):
     """A short calibration in which one thing is wrong."""
-    asked = {"search": PatchSlimmingConfig(images=4, batch=4)} | asked
+    asked = {"config": PatchSlimmingConfig(images=4, batch=4)} | asked
     data = make_batches() if data is None else data
     return calibrate(host or desk.vit, data, method, out=out, **asked)
 
@@ -87,7 +87,7 @@ PYTHON = {
         lambda d, out: fit(d, out, agreement="0.9"), BadSchedule, "agreement='0.9' | number"),
     "agreement out of reach": (
         lambda d, out: fit(d, out, agreement=0.95, host=unsure(), data=small(batch=16), cap=0.5,
-                           search=PatchSlimmingConfig(images=16)),
+                           config=PatchSlimmingConfig(images=16)),
         ImpossibleBudget, "agreement=0.95 | cap"),
     "a budget that is none": (
         lambda d, out: fit(d, out, macs=60), ImpossibleBudget, "macs=60 | 0.6 | multiply-adds"),
@@ -105,7 +105,7 @@ PYTHON = {
         lambda d, out: fit(d, out, "similarity", macs=0.5),
         ImpossibleBudget, "macs=0.5 | Similarity | floor"),
     "settings of another search": (
-        lambda d, out: fit(d, out, macs=0.8, search=PatchSlimmingConfig(mode="free", lr=1e-4)),
+        lambda d, out: fit(d, out, macs=0.8, config=PatchSlimmingConfig(mode="free", lr=1e-4)),
         BadSetting, "mode, epochs, lr | Patch Slimming | images and batch alone"),
     "a budget above the cap": (
         lambda d, out: fit(d, out, macs=0.8, cap=0.6),
@@ -175,7 +175,8 @@ PYTHON = {
         lambda d, out: fit(d, out, macs=0.6, host=torch.nn.Linear(2, 2)),
         UnsupportedModel, "adapter"),
     "settings that are no Search": (
-        lambda d, out: fit(d, out, macs=0.6, search={"images": 4}), BadSetting, "search= | Search"),
+        lambda d, out: fit(d, out, macs=0.6, config={"images": 4}),
+        BadSetting, "config= | PatchSlimmingConfig"),
     "a setting out of its range": (
         lambda d, out: fit(d, out, ToMe(threshold=1.5), macs=0.6),
         BadSetting, "threshold=1.5 | between 0"),

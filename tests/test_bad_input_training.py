@@ -27,9 +27,9 @@ from patchslim.errors import (
     WrongInput,
 )
 from patchslim.model.load import load
-from patchslim.runs.layout import CHECKPOINT_FILE, REPORT_FILE
+from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER, REPORT_FILE
 from patchslim.training.config import TrainConfig
-from patchslim.training.train import MODEL_FOLDER, train
+from patchslim.training.train import train
 from test_bad_input import lacking, without
 from tiny_training import SIDE, make_batches, trainable_vit, write_images
 

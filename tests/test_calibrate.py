@@ -30,25 +30,25 @@ def images(seed=0):
     return [(drawn[:8], None), (drawn[8:], None)]
 
 
-def search(**given):
+def make_config(**given):
     return PatchSlimmingConfig(
         **{"images": 12, "probe": 8, "batch": 4, "lr": 1e-3, "epochs": 2} | given
     )
 
 
 def free(**given):
-    return search(mode="free", epochs=0, **given)
+    return make_config(mode="free", epochs=0, **given)
 
 
 def paper(**given):
-    return search(mode="paper", step=5, epochs=1, **given)
+    return make_config(mode="paper", step=5, epochs=1, **given)
 
 
-def found(*, of=None, data=None, method="patch_slimming", **asked):
+def fit(*, of=None, data=None, method="patch_slimming", **asked):
     """A calibration of the tiny host, to a tolerance where nothing else is asked for."""
     if not {"macs", "tolerance", "schedule"} & asked.keys():
         asked["tolerance"] = 0.05
-    return calibrate(of or host(), data or images(), method, **{"search": search()} | asked)
+    return calibrate(of or host(), data or images(), method, **{"config": make_config()} | asked)
 
 
 def same(one, other):
@@ -65,21 +65,21 @@ def same(one, other):
 
 @pytest.mark.parametrize("macs", [0.5, 0.6, 0.75])
 def test_a_budget_is_met_and_used(macs):
-    told = found(macs=macs, search=free())
-    assert macs - 0.03 <= told.record["macs"] <= macs
-    assert told.record["macs"] == told.model.macs().total / told.model.dense_macs().total
-    assert told.record["tolerance"] > 0
+    result = fit(macs=macs, config=free())
+    assert macs - 0.03 <= result.record["macs"] <= macs
+    assert result.record["macs"] == result.model.macs().total / result.model.dense_macs().total
+    assert result.record["tolerance"] > 0
 
 
 def test_a_budget_in_operations_is_the_same_as_a_share():
     whole, how = patchslim.macs(host()).total, free(images=4, probe=4)
-    one, other = found(macs=0.7, search=how), found(macs=0.7 * whole, search=how)
+    one, other = fit(macs=0.7, config=how), fit(macs=0.7 * whole, config=how)
     assert one.search_result == other.search_result
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_budget_that_needs_no_removal_removes_nothing(method):
-    model = found(macs=1.0, method=method, search=free()).model
+    model = fit(macs=1.0, method=method, config=free()).model
     assert set(model.counts()) == {17}
     shown = noise_images()
     with torch.no_grad():
@@ -89,55 +89,55 @@ def test_a_budget_that_needs_no_removal_removes_nothing(method):
 def test_a_larger_tolerance_leaves_fewer_patches_and_each_layer_keeps_to_it():
     costs = []
     for tolerance in (0.01, 0.05, 0.2):
-        told = found(tolerance=tolerance, search=free(slack=1.0))
-        assert told.record["tolerance"] == tolerance
-        assert all(each.error <= tolerance * each.scale for each in told.search_result.layers)
-        costs.append(told.record["macs"])
+        result = fit(tolerance=tolerance, config=free(slack=1.0))
+        assert result.record["tolerance"] == tolerance
+        assert all(each.error <= tolerance * each.scale for each in result.search_result.layers)
+        costs.append(result.record["macs"])
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > costs[-1]
 
 
 def test_the_last_block_may_be_off_by_the_slack():
-    strict, slack = (found(tolerance=0.001, search=free(slack=s)).search_result for s in (1.0, 8.0))
+    strict, slack = (fit(tolerance=0.001, config=free(slack=s)).search_result for s in (1.0, 8.0))
     assert slack.layers[0].kept < strict.layers[0].kept
 
 
 def test_known_counts_are_taken_as_they_are():
     counts = Counts((15, 12, 9, 9), 17, 1)
-    told = found(schedule=counts)
-    assert told.model.schedule == counts
-    assert told.record["tolerance"] is None
-    assert told.search_result.kept() == {2: 8, 1: 11, 0: 14}
+    result = fit(schedule=counts)
+    assert result.model.schedule == counts
+    assert result.record["tolerance"] is None
+    assert result.search_result.kept() == {2: 8, 1: 11, 0: 14}
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("how", [search(), free(), paper()], ids=["fast", "free", "paper"])
+@pytest.mark.parametrize("how", [make_config(), free(), paper()], ids=["fast", "free", "paper"])
 def test_every_mode_runs_and_the_given_host_stays_as_it_was(how, method):
     given = host().train()
     next(given.parameters()).requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
     wanted = [each.requires_grad for each in given.parameters()]
-    told = found(of=given, method=method, search=how)
+    result = fit(of=given, method=method, config=how)
     assert all(torch.equal(tensor, before[name]) for name, tensor in given.state_dict().items())
     assert [each.requires_grad for each in given.parameters()] == wanted
     assert given.training
-    assert not told.model.training
-    assert told.model.host is not given  # which is in training, and the model is not
+    assert not result.model.training
+    assert result.model.host is not given  # which is in training, and the model is not
     at_rest = host()
-    untouched = found(of=at_rest, method=method, search=how).model.host is at_rest
+    untouched = fit(of=at_rest, method=method, config=how).model.host is at_rest
     assert untouched == (how.mode == "free")
-    assert (told.model.trained is None) == (how.mode == "free")
-    moved = [not torch.equal(t, before[name]) for name, t in told.model.host.state_dict().items()]
+    assert (result.model.trained is None) == (how.mode == "free")
+    moved = [not torch.equal(t, before[name]) for name, t in result.model.host.state_dict().items()]
     assert any(moved) == (how.mode != "free")
-    counts = told.model.counts()
+    counts = result.model.counts()
     assert sorted(counts, reverse=True) == list(counts)
-    assert told.model(noise_images()).shape == (3, 5)
+    assert result.model(noise_images()).shape == (3, 5)
 
 
 def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
     counts = Counts((15, 12, 9, 9), 17, 1)
-    plain = found(schedule=counts, search=free())
-    tuned = found(schedule=counts, search=search(epochs=8))
+    plain = fit(schedule=counts, config=free())
+    tuned = fit(schedule=counts, config=make_config(epochs=8))
     assert tuned.search_result.kept() == plain.search_result.kept()
     (first, *_), (fitted, *_) = plain.search_result.layers, tuned.search_result.layers
     assert fitted.block == first.block == 2
@@ -156,17 +156,17 @@ def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
 @pytest.mark.parametrize("readout", ["average", "query"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_head_that_reads_all_patches_keeps_its_share(readout, method):
-    told = found(of=host(readout), method=method, macs=0.7, search=free(images=4, outputs=0.3))
-    assert told.record["macs"] <= 0.7
-    assert told.model.counts()[-1] == 5
-    assert told.model.plan.tail == "full"
+    result = fit(of=host(readout), method=method, macs=0.7, config=free(images=4, outputs=0.3))
+    assert result.record["macs"] <= 0.7
+    assert result.model.counts()[-1] == 5
+    assert result.model.plan.tail == "full"
 
 
 def test_images_are_taken_up_to_the_number_asked_for():
-    told = found(search=free(images=9))
-    assert told.record["images"] == 9
+    result = fit(config=free(images=9))
+    assert result.record["images"] == 9
     fewer = [(torch.cat([batch for batch, _ in images()])[:9], None)]
-    assert told.search_result == found(data=fewer, search=free(images=9)).search_result
+    assert result.search_result == fit(data=fewer, config=free(images=9)).search_result
 
 
 # --- what is written
@@ -174,13 +174,13 @@ def test_images_are_taken_up_to_the_number_asked_for():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_record_and_recipe_hold_every_setting(method, tmp_path):
-    how = search(seed=3)
-    told = found(method=method, search=how, out=tmp_path)
+    how = make_config(seed=3)
+    result = fit(method=method, config=how, out=tmp_path)
     record = json.loads((tmp_path / RECORD_FILE).read_text())
-    assert record == json.loads(json.dumps(told.record))
+    assert record == json.loads(json.dumps(result.record))
     assert record["search"] == how.to_json() == PatchSlimmingConfig(**record["search"]).to_json()
     assert (record["method"], record["images"]) == (method, 12)
-    assert record["schedule"]["kept"] == list(told.model.counts())
+    assert record["schedule"]["kept"] == list(result.model.counts())
     assert [each["block"] for each in record["layers"]] == [2, 1, 0]
     assert all(each["curve"] for each in record["layers"])
     recipe = read_recipe(tmp_path / MODEL_FOLDER)
@@ -190,21 +190,21 @@ def test_record_and_recipe_hold_every_setting(method, tmp_path):
     if method == "patch_slimming":
         assert recipe["settings"] == {"order": record["order"]}
     else:
-        assert record["gates"].keys() == {str(block) for block in told.model.plan.decision_blocks}
+        assert record["gates"].keys() == {str(block) for block in result.model.plan.decision_blocks}
     assert (tmp_path / "pyramid.svg").read_text().lstrip().startswith("<")
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
+@pytest.mark.parametrize("how", [make_config(), free()], ids=["fast", "free"])
 def test_saved_and_loaded_it_answers_the_same(method, how, tmp_path):
-    told = found(method=method, search=how, out=tmp_path)
+    result = fit(method=method, config=how, out=tmp_path)
     again = patchslim.load(tmp_path / MODEL_FOLDER, model=host())
-    assert again.calibrated == json.loads(json.dumps(told.model.calibrated))
+    assert again.calibrated == json.loads(json.dumps(result.model.calibrated))
     assert (again.trained is None) == (how.mode == "free")
     shown = noise_images()
     with torch.no_grad():
-        assert torch.equal(again(shown), told.model(shown))
-    assert again.counts() == told.model.counts()
+        assert torch.equal(again(shown), result.model(shown))
+    assert again.counts() == result.model.counts()
 
 
 # --- the same again, and going on
@@ -213,9 +213,9 @@ def test_saved_and_loaded_it_answers_the_same(method, how, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_two_calibrations_of_the_same_things_are_equal(method):
     torch.manual_seed(1)
-    one = found(method=method)
+    one = fit(method=method)
     torch.manual_seed(2)
-    assert same(one, found(method=method))
+    assert same(one, fit(method=method))
 
 
 class Cut:
@@ -232,54 +232,54 @@ class Cut:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_path):
-    how = {"of": tiny_host(), "method": method, "search": search(step=8, epochs=1)}
+    how = {"of": tiny_host(), "method": method, "config": make_config(step=8, epochs=1)}
     lines = []
-    whole = found(**how, progress=lines.append)
+    whole = fit(**how, progress=lines.append)
     assert len(lines) > 6
     for at in range(len(lines)):
         out = tmp_path / str(at)
         with pytest.raises(KeyboardInterrupt):
-            found(**how, out=out, progress=Cut(at))
+            fit(**how, out=out, progress=Cut(at))
         assert not (out / MODEL_FOLDER).exists()
-        assert same(found(**how, out=out, resume=True), whole)
+        assert same(fit(**how, out=out, resume=True), whole)
 
 
 def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_path):
     lines = []
-    whole = found(macs=0.7, progress=lines.append)
+    whole = fit(macs=0.7, progress=lines.append)
     cuts = 0
     while True:
         try:
-            told = found(macs=0.7, out=tmp_path, resume=True, progress=Cut(25))
+            result = fit(macs=0.7, out=tmp_path, resume=True, progress=Cut(25))
             break
         except KeyboardInterrupt:
             cuts += 1
     assert cuts >= len(lines) // 25
-    assert same(told, whole)
+    assert same(result, whole)
 
 
 @needs_fork
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(method, tmp_path):
-    how = {"method": method, "search": search(epochs=10)}
-    kill_when(lambda: found(**how, out=tmp_path), (tmp_path / CHECKPOINT_FILE).exists)
+    how = {"method": method, "config": make_config(epochs=10)}
+    kill_when(lambda: fit(**how, out=tmp_path), (tmp_path / CHECKPOINT_FILE).exists)
     assert not (tmp_path / MODEL_FOLDER).exists()
-    assert same(found(**how, out=tmp_path, resume=True), found(**how))
+    assert same(fit(**how, out=tmp_path, resume=True), fit(**how))
 
 
 def test_gone_on_with_when_it_is_done_it_writes_the_same_again(tmp_path):
-    once = found(out=tmp_path)
+    once = fit(out=tmp_path)
     before = (tmp_path / MODEL_FOLDER / "model.safetensors").read_bytes()
-    assert same(found(out=tmp_path, resume=True), once)
+    assert same(fit(out=tmp_path, resume=True), once)
     assert (tmp_path / MODEL_FOLDER / "model.safetensors").read_bytes() == before
 
 
 def test_without_a_checkpoint_going_on_begins(tmp_path):
-    assert same(found(out=tmp_path, resume=True), found())
+    assert same(fit(out=tmp_path, resume=True), fit())
 
 
 OTHERS = {
-    "search": ({"search": search(lr=1e-4)}, "lr=0.001, now 0.0001"),
+    "search": ({"config": make_config(lr=1e-4)}, "lr=0.001, now 0.0001"),
     "budget": ({"macs": 0.5, "tolerance": None}, "macs=None, now 0.5"),
     "tolerance": ({"tolerance": 0.1}, "tolerance=0.05, now 0.1"),
     "images": ({"data": images(seed=1)}, "its images is 12 with digest"),
@@ -293,7 +293,7 @@ def begun(tmp_path_factory):
     """The folder of a calibration that was interrupted."""
     folder = tmp_path_factory.mktemp("begun")
     with pytest.raises(KeyboardInterrupt):
-        found(out=folder, progress=Cut(10))
+        fit(out=folder, progress=Cut(10))
     return folder
 
 
@@ -302,7 +302,7 @@ def test_a_checkpoint_of_another_calibration_is_refused(name, begun):
     changes, words = OTHERS[name]
     before = (begun / CHECKPOINT_FILE).read_bytes()
     with pytest.raises(BadFile, match="is of another run") as raised:
-        found(out=begun, resume=True, **changes)
+        fit(out=begun, resume=True, **changes)
     assert words in str(raised.value)
     assert (begun / CHECKPOINT_FILE).read_bytes() == before
 
@@ -311,34 +311,34 @@ def test_a_truncated_checkpoint_is_refused(begun, tmp_path):
     whole = (begun / CHECKPOINT_FILE).read_bytes()
     (tmp_path / CHECKPOINT_FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadFile, match="truncated"):
-        found(out=tmp_path, resume=True)
+        fit(out=tmp_path, resume=True)
 
 
 def test_a_checkpoint_of_training_is_refused(tmp_path):
     write(tmp_path / CHECKPOINT_FILE, {"step": 3})
     with pytest.raises(BadFile, match="not a checkpoint of `calibrate`"):
-        found(out=tmp_path, resume=True)
+        fit(out=tmp_path, resume=True)
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(small_disk):
     out = small_disk / "out"
     with pytest.raises(KeyboardInterrupt):
-        found(out=out, progress=Cut(10))
+        fit(out=out, progress=Cut(10))
     before = (out / CHECKPOINT_FILE).read_bytes()
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space"), ballast.open("wb") as file:
         file.write(bytes(2**21))
     with pytest.raises(PatchslimError, match=r"the disk is full|No space left"):
-        found(out=out, resume=True)
+        fit(out=out, resume=True)
     assert (out / CHECKPOINT_FILE).read_bytes() == before
     Path(ballast).unlink()
-    assert same(found(out=out, resume=True), found())
+    assert same(fit(out=out, resume=True), fit())
 
 
-@pytest.mark.parametrize("how", [search(), free()], ids=["fast", "free"])
+@pytest.mark.parametrize("how", [make_config(), free()], ids=["fast", "free"])
 def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation(how):
     given = host().train()
-    made = found(of=given, search=how).model
+    made = fit(of=given, config=how).model
     assert {module.training for module in given.modules()} == {True}
     assert {module.training for module in made.modules()} == {False}
 
@@ -350,6 +350,6 @@ def test_a_record_that_cannot_be_written_says_how_to_go_on(tmp_path):
             tiny_host(),
             [(noise_images(6), None)],
             tolerance=0.1,
-            search=PatchSlimmingConfig(mode="free"),
+            config=PatchSlimmingConfig(mode="free"),
             out=tmp_path,
         )

@@ -171,8 +171,8 @@ def test_it_draws_what_calibrate_writes(tmp_path):
     torch.manual_seed(0)
     host = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2)
     images = [(torch.randn(2, 3, 32, 32), None)]
-    search = patchslim.PatchSlimmingConfig(mode="free", images=2, probe=2)
-    calibrate(host.eval(), images, macs=0.6, search=search, out=tmp_path)
+    config = patchslim.PatchSlimmingConfig(mode="free", images=2, probe=2)
+    calibrate(host.eval(), images, macs=0.6, config=config, out=tmp_path)
     written = json.loads((tmp_path / "calibration.json").read_text(encoding="utf-8"))
     drawn = pictures(parsed((tmp_path / "pyramid.svg").read_text(encoding="utf-8")))
     kept = {layer["block"]: layer["kept"] for layer in written["layers"]}

@@ -21,10 +21,10 @@ from child_process import run_patchslim as run
 from patchslim.cli.main import make_parser
 from patchslim.errors import Untrained
 from patchslim.model.load import load
-from patchslim.runs.layout import CHECKPOINT_FILE, REPORT_FILE
+from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER, REPORT_FILE
 from patchslim.runs.log import read_log
 from patchslim.training.config import TrainConfig
-from patchslim.training.train import MODEL_FOLDER, train
+from patchslim.training.train import train
 from tiny_training import make_batches, trainable_vit, write_images
 
 pytestmark = needs_fork

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from patchslim.calibration.calibrate import POSITION_METHODS
+from patchslim.calibration.calibrate import must_be_calibrated
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.cli import demo as module
 from patchslim.cli.demo import demo, slim_all, write_demo_report
@@ -16,7 +16,7 @@ from patchslim.methods._registry import find_method, method_names
 from patchslim.report.report import Report
 from patchslim.testing.trial import Trial
 
-CALIBRATE = {name for name in method_names() if find_method(name) in POSITION_METHODS}
+CALIBRATE = {name for name in method_names() if must_be_calibrated(find_method(name)())}
 LEARN = {
     name
     for name in {*method_names()} - CALIBRATE

@@ -15,12 +15,12 @@ from patchslim.methods.evo import Evo
 from patchslim.model.load import load
 from patchslim.model.training_pass import forward_training
 from patchslim.runs.checkpoint import read
-from patchslim.runs.layout import CHECKPOINT_FILE
+from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from patchslim.runs.log import read_log
 from patchslim.testing.trial import tiny_host
 from patchslim.training.config import RECIPES, TrainConfig
 from patchslim.training.losses import LossModule, Target, answer_loss
-from patchslim.training.train import MODEL_FOLDER, train
+from patchslim.training.train import train
 from timm_variants import randomise
 from tiny_training import trainable_vit, write_images
 from toy_methods import KeepLongest

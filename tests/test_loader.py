@@ -1,4 +1,4 @@
-"""The feed of training: order, resume, processes, workers, augmentation, unreadable images."""
+"""The loader of training: order, resume, processes, workers, augmentation, unreadable images."""
 
 import multiprocessing
 import os
@@ -46,7 +46,7 @@ def images(path, prepared=PLAIN):
     return Images(path, **prepared.to_json())
 
 
-def course(**settings):
+def make_config(**settings):
     return TrainConfig(**{"batch": 4, "steps": 5, "workers": 0, **settings})
 
 
@@ -58,9 +58,9 @@ def rows(count=10, batch=4, *, labels=True):
     return [(pixels[a : a + batch], numbers[a : a + batch] if labels else None) for a in cut]
 
 
-def taken(feed, start=0):
+def load_all(loader, start=0):
     """All parts of all steps: names, pixels and labels."""
-    parts = [part for step in feed.steps(start) for part in step]
+    parts = [part for step in loader.steps(start) for part in step]
     labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
     return (
         [name for part in parts for name in part.names],
@@ -74,24 +74,24 @@ def same(one, other):
 
 
 def test_epochs_run_on_without_gaps_each_in_its_own_order(folder):
-    feed = TrainingLoader(images(folder), course(steps=11))
-    assert (feed.count, feed.total_steps) == (COUNT, 11)
-    names = taken(feed)[0]
+    loader = TrainingLoader(images(folder), make_config(steps=11))
+    assert (loader.count, loader.total_steps) == (COUNT, 11)
+    names = load_all(loader)[0]
     epochs = [names[a : a + COUNT] for a in range(0, 4 * COUNT, COUNT)]
     assert all(sorted(epoch) == sorted(images(folder).names) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert taken(TrainingLoader(images(folder), course(steps=11, seed=1)))[0] != names
+    assert load_all(TrainingLoader(images(folder), make_config(steps=11, seed=1)))[0] != names
 
 
 def test_the_length_is_the_courses(folder):
-    feed = TrainingLoader(images(folder), course(steps=0, epochs=2.0))
-    assert feed.total_steps == 6
-    assert len(list(feed.steps())) == 6
-    assert list(feed.steps(6)) == []
+    loader = TrainingLoader(images(folder), make_config(steps=0, epochs=2.0))
+    assert loader.total_steps == 6
+    assert len(list(loader.steps())) == 6
+    assert list(loader.steps(6)) == []
 
 
 def test_labels_belong_to_their_images(folder):
-    names, pixels, labels = taken(TrainingLoader(images(folder), course()))
+    names, pixels, labels = load_all(TrainingLoader(images(folder), make_config()))
     assert [name[0] for name in names] == ["ab"[label] for label in labels.tolist()]
     assert pixels.shape == (20, 3, 16, 16)
     assert pixels.dtype == torch.float32
@@ -99,29 +99,31 @@ def test_labels_belong_to_their_images(folder):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_change_nothing(folder):
-    wanted = taken(TrainingLoader(images(folder), course(**STRONG)))
+    wanted = load_all(TrainingLoader(images(folder), make_config(**STRONG)))
     for workers in (1, 2):
-        feed = TrainingLoader(images(folder), course(workers=workers, **STRONG))
-        assert same(taken(feed), wanted)
+        loader = TrainingLoader(images(folder), make_config(workers=workers, **STRONG))
+        assert same(load_all(loader), wanted)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resume_at_any_step_changes_nothing(folder, workers):
-    names, pixels, _ = taken(TrainingLoader(images(folder), course(**STRONG)))
+    names, pixels, _ = load_all(TrainingLoader(images(folder), make_config(**STRONG)))
     for start in (1, 3) if workers else range(5):
-        resumed = taken(TrainingLoader(images(folder), course(workers=workers, **STRONG)), start)
+        resumed = load_all(
+            TrainingLoader(images(folder), make_config(workers=workers, **STRONG)), start
+        )
         assert resumed[0] == names[4 * start :]
         assert torch.equal(resumed[1], pixels[4 * start :])
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
 def test_processes_and_parts_share_the_same_images(folder, world, accumulate):
-    whole = list(TrainingLoader(images(folder), course(**STRONG)).steps())
-    settings = course(accumulate=accumulate, **STRONG)
-    feeds = [
+    whole = list(TrainingLoader(images(folder), make_config(**STRONG)).steps())
+    settings = make_config(accumulate=accumulate, **STRONG)
+    loaders = [
         TrainingLoader(images(folder), settings, rank=rank, world=world) for rank in range(world)
     ]
-    for (wanted,), *ranks in zip(whole, *(feed.steps() for feed in feeds), strict=True):
+    for (wanted,), *ranks in zip(whole, *(loader.steps() for loader in loaders), strict=True):
         assert all(len(parts) == accumulate for parts in ranks)
         parts = [part for rank in ranks for part in rank]
         assert sum((part.names for part in parts), ()) == wanted.names
@@ -141,7 +143,7 @@ def test_the_callers_generators_are_left_alone(folder):
     seeded()
     wanted = [numbers(), numbers()]
     seeded()
-    steps = TrainingLoader(images(folder), course(**STRONG)).steps()
+    steps = TrainingLoader(images(folder), make_config(**STRONG)).steps()
     next(steps)
     first = numbers()
     next(steps)
@@ -149,28 +151,28 @@ def test_the_callers_generators_are_left_alone(folder):
 
 
 def test_the_same_image_is_changed_otherwise_in_each_epoch(folder):
-    names, pixels, _ = taken(TrainingLoader(images(folder), course(steps=6)))
+    names, pixels, _ = load_all(TrainingLoader(images(folder), make_config(steps=6)))
     again = names.index(names[0], 1)
     assert not torch.equal(pixels[0], pixels[again])
 
 
 def test_memory_does_not_grow_with_the_length_of_the_course():
-    feed = TrainingLoader(rows(), course(steps=10**12, batch=2))
-    assert feed.total_steps == 10**12
-    assert len(next(feed.steps(10**11))) == 1
+    loader = TrainingLoader(rows(), make_config(steps=10**12, batch=2))
+    assert loader.total_steps == 10**12
+    assert len(next(loader.steps(10**11))) == 1
 
 
 def test_fewer_images_than_a_batch(folder):
-    (step,) = TrainingLoader(images(folder), course(batch=32, steps=1)).steps()
+    (step,) = TrainingLoader(images(folder), make_config(batch=32, steps=1)).steps()
     assert len(step[0].images) == 32
     assert len(set(step[0].names[:COUNT])) == COUNT
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(folder):
     with pytest.raises(BadSetting, match=r"batch=4 cannot be shared by 3 .*batch=6"):
-        TrainingLoader(images(folder), course(), world=3)
+        TrainingLoader(images(folder), make_config(), world=3)
     with pytest.raises(BadSetting, match=r"mix pairs of images, and a part of a batch has 1"):
-        TrainingLoader(images(folder), course(mixup=0.8, accumulate=2), world=2)
+        TrainingLoader(images(folder), make_config(mixup=0.8, accumulate=2), world=2)
 
 
 # --- images that cannot be read
@@ -189,19 +191,21 @@ def damaged(folder, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_counted_once_and_the_next_taken(damaged, workers):
-    feed = TrainingLoader(images(damaged), course(steps=9, workers=workers))
-    names, pixels, labels = taken(feed)
+    loader = TrainingLoader(images(damaged), make_config(steps=9, workers=workers))
+    names, pixels, labels = load_all(loader)
     assert len(pixels) == 36
-    assert sorted(line.split(":")[0] for line in feed.unreadable) == ["a/02.png", "b/03.png"]
+    assert sorted(line.split(":")[0] for line in loader.unreadable) == ["a/02.png", "b/03.png"]
     assert not {"a/02.png", "b/03.png"} & set(names)
     assert [name[0] for name in names] == ["ab"[label] for label in labels.tolist()]
-    assert same(taken(TrainingLoader(images(damaged), course(steps=9))), (names, pixels, labels))
+    assert same(
+        load_all(TrainingLoader(images(damaged), make_config(steps=9))), (names, pixels, labels)
+    )
 
 
 def test_other_images_stay_as_they_are(folder, damaged):
     whole, holed = (
-        taken(TrainingLoader(images(folder), course())),
-        taken(TrainingLoader(images(damaged), course())),
+        load_all(TrainingLoader(images(folder), make_config())),
+        load_all(TrainingLoader(images(damaged), make_config())),
     )
     kept = [place for place, name in enumerate(whole[0]) if name[2:4] not in ("02", "03")]
     assert torch.equal(whole[1][kept], holed[1][kept])
@@ -211,16 +215,16 @@ def test_other_images_stay_as_they_are(folder, damaged):
 def test_none_readable(tmp_path, workers):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"nothing")
-    feed = TrainingLoader(images(tmp_path), course(workers=workers))
+    loader = TrainingLoader(images(tmp_path), make_config(workers=workers))
     with pytest.raises(BadData, match=r"^3 images one after the other cannot be read"):
-        next(feed.steps())
+        next(loader.steps())
 
 
 def test_many_unreadable_in_a_row_end_it(tmp_path):
     for number in range(120):
         (tmp_path / f"{number}.png").write_bytes(b"nothing")
     with pytest.raises(BadData, match=r"^100 images one after the other"):
-        next(TrainingLoader(images(tmp_path), course()).steps())
+        next(TrainingLoader(images(tmp_path), make_config()).steps())
 
 
 # --- archives and processes
@@ -235,15 +239,15 @@ def packed(folder, path):
 
 def test_an_open_archive_is_not_shared_with_workers(folder, tmp_path):
     source = images(packed(folder, tmp_path / "train.zip"))
-    wanted = taken(TrainingLoader(source, course()))  # and now it is open in this process
+    wanted = load_all(TrainingLoader(source, make_config()))  # and now it is open in this process
     both = [
-        TrainingLoader(source, course(workers=1)).steps(),
-        TrainingLoader(source, course()).steps(),
+        TrainingLoader(source, make_config(workers=1)).steps(),
+        TrainingLoader(source, make_config()).steps(),
     ]
     for from_worker, from_here in zip(*both, strict=True):
         assert torch.equal(from_worker[0].images, from_here[0].images)
     copied = pickle.loads(pickle.dumps(source))
-    assert same(taken(TrainingLoader(copied, course())), wanted)
+    assert same(load_all(TrainingLoader(copied, make_config())), wanted)
 
 
 @pytest.mark.slow
@@ -251,16 +255,16 @@ def test_workers_that_are_spawned_see_the_same(folder, tmp_path):
     archive = packed(folder, tmp_path / "train.zip")
     code = f"""
         import multiprocessing, torch
-        from patchslim.training.config import Course
-        from patchslim.training.loader import Feed
+        from patchslim.training.config import TrainConfig
+        from patchslim.training.loader import TrainingLoader
         from patchslim.data.images import Images
         if __name__ == "__main__":
             multiprocessing.set_start_method("spawn")
             torch.set_num_threads(1)
             images = Images({str(archive)!r}, **{PLAIN.to_json()!r})
             for workers in (0, 1):
-                course = Course(batch=4, steps=3, workers=workers, **{STRONG!r})
-                steps = Feed(images, course).steps()
+                config = TrainConfig(batch=4, steps=3, workers=workers, **{STRONG!r})
+                steps = TrainingLoader(images, config).steps()
                 print(sum(float(step[0].images.double().sum()) for step in steps))
     """
     script = tmp_path / "script.py"
@@ -284,7 +288,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_error(folder):
             return super().read_file(place)
 
     here = os.getpid()
-    steps = TrainingLoader(Deadly(folder, **PLAIN.to_json()), course(workers=1)).steps()
+    steps = TrainingLoader(Deadly(folder, **PLAIN.to_json()), make_config(workers=1)).steps()
     with pytest.raises(TrainingStopped, match=r"has died .*workers=0"):
         next(steps)
 
@@ -292,7 +296,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_error(folder):
 @pytest.mark.slow
 def test_a_worker_that_is_killed_between_steps_is_noticed_at_the_next(folder):
     """And not in the midst of the caller's code, where PyTorch would raise."""
-    steps = TrainingLoader(images(folder), course(workers=1, steps=10**6)).steps()
+    steps = TrainingLoader(images(folder), make_config(workers=1, steps=10**6)).steps()
     next(steps)
     (child,) = multiprocessing.active_children()
     os.kill(child.pid, signal.SIGKILL)
@@ -306,28 +310,28 @@ def test_a_compressed_tar_is_refused(folder, tmp_path):
     with tarfile.open(tmp_path / "train.tar.gz", "w:gz") as archive:
         archive.add(folder / "a", "a")
     with pytest.raises(BadData, match=r"compressed tar.*Unpack it once"):
-        TrainingLoader(images(tmp_path / "train.tar.gz"), course())
+        TrainingLoader(images(tmp_path / "train.tar.gz"), make_config())
 
 
 # --- batches in memory
 
 
 def test_rows_in_memory_are_shuffled_the_same_way(folder):
-    feed = TrainingLoader(rows(), course(workers=2, steps=5))
-    names, pixels, labels = taken(feed)
-    assert feed.count == 10
+    loader = TrainingLoader(rows(), make_config(workers=2, steps=5))
+    names, pixels, labels = load_all(loader)
+    assert loader.count == 10
     assert sorted(names[:10]) == sorted(f"image {place}" for place in range(10))
     assert [f"image {int(pixel)}" for pixel in pixels[:, 0, 0, 0]] == names
     assert labels.tolist() == pixels[:, 0, 0, 0].tolist()
-    assert names == taken(TrainingLoader(rows(batch=3), course()))[0]
-    assert taken(TrainingLoader(rows(labels=False), course()))[2] is None
-    assert feed.name(3) == "image 3"
-    assert TrainingLoader(images(folder), course()).name(0) == "a/00.png"
+    assert names == load_all(TrainingLoader(rows(batch=3), make_config()))[0]
+    assert load_all(TrainingLoader(rows(labels=False), make_config()))[2] is None
+    assert loader.name(3) == "image 3"
+    assert TrainingLoader(images(folder), make_config()).name(0) == "a/00.png"
 
 
 def test_the_rows_given_are_not_written_to():
     batches = rows(4)
-    (step,) = TrainingLoader(batches, course(steps=1)).steps()
+    (step,) = TrainingLoader(batches, make_config(steps=1)).steps()
     step[0].images.zero_()
     assert batches[0][0][3].mean() == 3
 
@@ -348,13 +352,13 @@ def test_the_rows_given_are_not_written_to():
 )
 def test_what_cannot_be_read_again_and_in_any_order_is_refused(given, error, message):
     with pytest.raises(error, match=message):
-        TrainingLoader(given(), course())
+        TrainingLoader(given(), make_config())
 
 
 @pytest.mark.parametrize("setting", STRONG)
 def test_changes_of_pictures_are_refused_for_prepared_images(setting):
     with pytest.raises(BadSetting, match=f"{setting}=.*prepared already"):
-        TrainingLoader(rows(), course(**{setting: STRONG[setting]}))
+        TrainingLoader(rows(), make_config(**{setting: STRONG[setting]}))
 
 
 # --- augmentation
@@ -368,16 +372,16 @@ def picture(mode="RGB", size=(40, 30)):
 def test_without_a_random_crop_the_picture_is_as_it_is_evaluated():
     for mode in ("center", "squash", "border"):
         prepared = Preprocessing(image_size=(16, 20), crop_mode=mode, crop_pct=0.9)
-        plain = augmentation(prepared, course(crop=1, flip=0))
+        plain = augmentation(prepared, make_config(crop=1, flip=0))
         assert torch.equal(plain(picture()), prepared.transform()(picture()))
-        mirrored = augmentation(prepared, course(crop=1, flip=1))
+        mirrored = augmentation(prepared, make_config(crop=1, flip=1))
         assert torch.equal(mirrored(picture()), plain(picture()).flip(2))
 
 
 @pytest.mark.parametrize("prepared", [PLAIN, GREY], ids=["colour", "grey"])
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m15-n4-p1", "augmix-m5", "3a"])
 def test_policies_of_timm_run_on_colour_and_grey(prepared, policy):
-    changed = augmentation(prepared, course(randaugment=policy, jitter=0.4, erasing=1.0))
+    changed = augmentation(prepared, make_config(randaugment=policy, jitter=0.4, erasing=1.0))
     shown = picture("L" if prepared.is_grey else "RGB")
     for seed in range(12):
         with temporary_seed(seed):
@@ -390,8 +394,8 @@ def test_policies_of_timm_run_on_colour_and_grey(prepared, policy):
 def test_each_setting_changes_something(name):
     still = {"crop": 1, "flip": 0}
     value = {**STRONG, "crop": 0.3, "flip": 1.0, "erasing": 1.0}[name]
-    plain = augmentation(PLAIN, course(**still))(picture())
-    changed = augmentation(PLAIN, course(**{**still, name: value}))
+    plain = augmentation(PLAIN, make_config(**still))(picture())
+    changed = augmentation(PLAIN, make_config(**{**still, name: value}))
     with temporary_seed(1):
         one = changed(picture())
     with temporary_seed(1):
@@ -400,23 +404,23 @@ def test_each_setting_changes_something(name):
 
 
 def test_colours_change_beside_a_policy_too():
-    changed = augmentation(PLAIN, course(jitter=0.4, randaugment="rand-m9"))
+    changed = augmentation(PLAIN, make_config(jitter=0.4, randaugment="rand-m9"))
     assert "ColorJitter" in str(changed)
 
 
 @pytest.mark.parametrize("policy", ["random", "rand-m9-foo", "rand-x3", "rand-tnothing", "rand-mx"])
 def test_an_unknown_policy_is_refused(folder, policy):
     with pytest.raises(BadSetting, match=r"is not a policy of timm.*rand-m9-mstd0\.5-inc1"):
-        TrainingLoader(images(folder), course(randaugment=policy))
+        TrainingLoader(images(folder), make_config(randaugment=policy))
 
 
 # --- mixing
 
 
 def test_mixing_is_timms_and_leaves_its_input_alone():
-    assert make_mixup(course(smoothing=0.1), 3) is None
+    assert make_mixup(make_config(smoothing=0.1), 3) is None
     for settings in ({"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}):
-        mix = make_mixup(course(**settings, smoothing=0.1), 3)
+        mix = make_mixup(make_config(**settings, smoothing=0.1), 3)
         pixels, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
         before = pixels.clone()
         with temporary_seed(5):

@@ -36,6 +36,7 @@ from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.model.step import BlockStep
 from patchslim.model.training_pass import forward_training
+from patchslim.runs.progress import ignore_progress
 from patchslim.schedules.schedule import Constant, Counts
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.attention import attention_map
@@ -173,25 +174,25 @@ def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
 # The search, on a host of four blocks, beside the host's own modules.
 
 
-def walk(readout="class", outputs=0, search=FREE):
+def make_search(readout="class", outputs=0, config=FREE):
     """A search on three images in two batches."""
     host = tiny_host(depth=DEPTH, readout=readout).double()
     batches = noise_images().double().split([2, 1])
-    student = copy.deepcopy(host) if search.epochs else host
+    student = copy.deepcopy(host) if config.epochs else host
     return LayerSearch(
-        slim_unchecked(host, Identity(), Constant(0)), student, batches, search, outputs
+        slim_unchecked(host, Identity(), Constant(0)), student, batches, config, outputs
     )
 
 
 def steps(searching, tolerance=0.02):
-    """What is found before each block, the block, and what is found after it."""
-    found = searching.begin()
-    for block in searching.blocks(found):
+    """Yields the result before each block, the block, and the result after it."""
+    result = searching.begin()
+    for block in searching.blocks(result):
         after = searching.search_layer(
-            found, block, tolerance=tolerance, kept=None, say=lambda _: None
+            result, block, tolerance=tolerance, kept=None, progress=ignore_progress
         )
-        yield found, block, after
-        found = after
+        yield result, block, after
+        result = after
 
 
 def embedded(host):
@@ -215,48 +216,48 @@ def masked_maps(host, masks):
         z, alive = (mixed + block.mlp(block.norm2(mixed))) * mask[:, None], mask
 
 
-def masks_of(found, block, prefix):
+def masks_of(result, block, prefix):
     """Which rows each block gives out, when those up to `block` are dense."""
     masks = torch.zeros(DEPTH, PATCHES + prefix, dtype=torch.bool)
     masks[:, :prefix] = True
     masks[: block + 1] = True
-    for index, kept in found.kept().items():
-        masks[index, [prefix + cell for cell in found.cells[:kept]]] = True
+    for index, kept in result.kept().items():
+        masks[index, [prefix + cell for cell in result.cells[:kept]]] = True
     return list(masks)
 
 
 @torch.no_grad()
 @every_readout
 def test_the_search_scores_as_the_paper_does(readout, outputs):
-    searching = walk(readout, outputs)
+    searching = make_search(readout, outputs)
     prefix = searching.features.prefix
-    for found, block, after in steps(searching):
-        masks = masks_of(found, block, prefix)
+    for result, block, after in steps(searching):
+        masks = masks_of(result, block, prefix)
         entered, maps = zip(*masked_maps(searching.student, masks), strict=True)
         wanted = by_paths(maps[block], entered[block], maps[block + 1 :])[:, prefix:]
-        batches = searching.scores(found, block)
+        batches = searching.scores(result, block)
         assert [len(each) for each in batches] == [2, 1]
         torch.testing.assert_close(torch.cat(batches), wanted, rtol=1e-9, atol=0)
-        above = found.kept().get(block + 1, outputs)
+        above = result.kept().get(block + 1, outputs)
         mean = wanted.mean(dim=0)
-        rest = sorted(set(range(PATCHES)) - set(found.cells[:above]), key=lambda cell: -mean[cell])
-        assert after.cells == (*found.cells[:above], *rest)
+        rest = sorted(set(range(PATCHES)) - set(result.cells[:above]), key=lambda cell: -mean[cell])
+        assert after.cells == (*result.cells[:above], *rest)
 
 
 @torch.no_grad()
 @every_readout
 def test_what_is_found_is_nested(readout, outputs):
-    *_, (_, _, found) = steps(walk(readout, outputs), tolerance=0.2)
-    counts = [found.kept()[block] for block in range(DEPTH - 1)]
+    *_, (_, _, result) = steps(make_search(readout, outputs), tolerance=0.2)
+    counts = [result.kept()[block] for block in range(DEPTH - 1)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] >= max(outputs, 1)
     assert counts[0] < PATCHES, "the test needs a tolerance that removes something"
-    assert sorted(found.cells) == list(range(PATCHES))
+    assert sorted(result.cells) == list(range(PATCHES))
 
 
 @torch.no_grad()
 def test_a_class_token_is_all_that_the_search_begins_with():
-    searching = walk()
+    searching = make_search()
     assert searching.begin().layers == ()
     assert searching.rows_read == 1
     assert list(searching.blocks(searching.begin())) == [2, 1, 0]
@@ -264,14 +265,14 @@ def test_a_class_token_is_all_that_the_search_begins_with():
 
 @torch.no_grad()
 def test_with_a_head_that_reads_all_the_search_begins_with_the_outputs():
-    searching = walk("average", 5)
-    found = searching.begin()
-    assert found.kept() == {DEPTH - 1: 5}
+    searching = make_search("average", 5)
+    result = searching.begin()
+    assert result.kept() == {DEPTH - 1: 5}
     everything = [torch.ones(PATCHES, dtype=torch.bool)] * DEPTH
     *_, (entered, weights) = masked_maps(searching.student, everything)
     mean = attended_energy(weights, entered).mean(dim=0)
-    assert list(found.cells) == mean.argsort(descending=True).tolist()
-    assert list(searching.blocks(found)) == [2, 1, 0]
+    assert list(result.cells) == mean.argsort(descending=True).tolist()
+    assert list(searching.blocks(result)) == [2, 1, 0]
 
 
 def error_by_hand(searching, after, block, count, above):
@@ -294,9 +295,9 @@ def error_by_hand(searching, after, block, count, above):
 @every_readout
 @pytest.mark.parametrize("tolerance", [1e-9, 0.02, 0.2])
 def test_the_error_of_a_candidate_is_that_of_the_slim_model(readout, outputs, tolerance):
-    searching = walk(readout, outputs)
-    for found, block, after in steps(searching, tolerance):
-        above = found.kept().get(block + 1, outputs)
+    searching = make_search(readout, outputs)
+    for result, block, after in steps(searching, tolerance):
+        above = result.kept().get(block + 1, outputs)
         layer = after.layers[-1]
         assert dict(layer.curve)[PATCHES] < 1e-20
         for count, error in layer.curve:
@@ -310,7 +311,7 @@ def test_the_error_of_a_candidate_is_that_of_the_slim_model(readout, outputs, to
 
 @every_readout
 def test_tuning_lowers_the_error_and_changes_that_block_alone(readout, outputs):
-    searching = walk(
+    searching = make_search(
         readout, outputs, PatchSlimmingConfig.of({"mode": "fast", "epochs": 10, "lr": 1e-4})
     )
     before = copy.deepcopy(searching.student.state_dict())
@@ -344,8 +345,8 @@ def test_every_beginning_of_a_covering_order_is_spread_evenly():
 
 def test_coverage_counts_beside_the_score():
     def first(cover):
-        *_, (_, _, found) = steps(walk(search=replace(FREE, cover=cover)), tolerance=0.1)
-        return found.cells
+        *_, (_, _, result) = steps(make_search(config=replace(FREE, cover=cover)), tolerance=0.1)
+        return result.cells
 
     assert first(1e6) == tuple(covering_order((4, 4)))
     assert first(0.0) != first(1e6)
@@ -354,11 +355,11 @@ def test_coverage_counts_beside_the_score():
 def test_the_static_order_is_the_prior_of_each_image():
     host = tiny_host(depth=DEPTH)
     images = [(noise_images(6), None)]
-    search = replace(FREE, cover=1e6)
+    config = replace(FREE, cover=1e6)
     model = patchslim.calibrate(
-        host, images, "patch_slimming_dynamic", macs=0.5, search=search
+        host, images, "patch_slimming_dynamic", macs=0.5, config=config
     ).model
-    fixed = patchslim.calibrate(host, images, macs=0.5, search=search).model
+    fixed = patchslim.calibrate(host, images, macs=0.5, config=config).model
     x = noise_images(4)
     torch.testing.assert_close(model(x), fixed(x))  # so heavy a prior leaves gates no say
     with pytest.raises(BadSetting, match="order"):
@@ -366,15 +367,15 @@ def test_the_static_order_is_the_prior_of_each_image():
 
 
 def test_features_that_do_not_fit_are_computed_again(monkeypatch):
-    known = list(steps(walk()))
+    known = list(steps(make_search()))
     monkeypatch.setattr("patchslim.calibration.patch_slimming.layer_search.MAX_FEATURE_BYTES", 0)
-    searching = walk()
+    searching = make_search()
     assert list(steps(searching)) == known
     assert len(searching.features._known) <= 4
 
 
 def test_the_scale_is_the_mean_square_of_the_features():
-    searching = walk()
+    searching = make_search()
     (_, _, after), *_ = steps(searching)
     x = embedded(searching.student)
     for each in searching.student.blocks:
@@ -390,8 +391,8 @@ def calibrated(method="patch_slimming", readout="class", outputs=0.0):
     """A model of four blocks at seven tenths of its operations."""
     host = tiny_host(depth=DEPTH, img_size=24, readout=readout)
     batches = [(noise_images(6, size=24), None)]
-    search = PatchSlimmingConfig.of({**FREE.to_json(), "outputs": outputs})
-    return patchslim.calibrate(host, batches, method, macs=0.7, search=search).model
+    config = PatchSlimmingConfig.of({**FREE.to_json(), "outputs": outputs})
+    return patchslim.calibrate(host, batches, method, macs=0.7, config=config).model
 
 
 every_kind = pytest.mark.parametrize(
@@ -476,12 +477,12 @@ def test_nothing_is_chosen_in_an_exported_graph():
 @torch.no_grad()
 @every_readout
 def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs):
-    searching = walk(readout, outputs)
-    *_, (_, _, found) = steps(searching, tolerance=0.2)
+    searching = make_search(readout, outputs)
+    *_, (_, _, result) = steps(searching, tolerance=0.2)
     for block in range(DEPTH - 1):
-        weights, told = fit_gate(searching, found, block)
-        layers = tuple(each for each in found.layers if each.block > block)
-        known = type(found)(found.cells, layers)
+        weights, r_squared = fit_gate(searching, result, block)
+        layers = tuple(each for each in result.layers if each.block > block)
+        known = type(result)(result.cells, layers)
         scores = torch.cat(searching.scores(known, block)).log()
         tokens = torch.cat([each.x for each in searching.features.tokens_before(block)])
         patches = tokens[:, searching.features.prefix :]
@@ -495,8 +496,8 @@ def test_a_gate_is_the_ridge_regression_of_the_log_of_the_score(readout, outputs
         wanted = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(16, 1).double()])).solution
         torch.testing.assert_close(weights, wanted.T, rtol=1e-8, atol=1e-8)
         left = (y - a @ wanted).square().sum() / y.square().sum()
-        assert told == pytest.approx(1 - left.item())
-        assert 0 < told <= 1
+        assert r_squared == pytest.approx(1 - left.item())
+        assert 0 < r_squared <= 1
 
 
 @torch.no_grad()
@@ -505,15 +506,17 @@ def test_the_gates_of_the_model_are_the_fitted_ones():
     model = calibrated("patch_slimming_dynamic")
     assert set(model.method.gates) == {str(block) for block in model.plan.decision_blocks}
     dense = slim_unchecked(model.host, Identity(), Constant(0))
-    walked = LayerSearch(dense, model.host, [noise_images(6, size=24)], FREE, 0)
-    found = walked.begin()
-    for block in walked.blocks(found):
+    search = LayerSearch(dense, model.host, [noise_images(6, size=24)], FREE, 0)
+    result = search.begin()
+    for block in search.blocks(result):
         kept = model.counts()[block] - 1
-        found = walked.search_layer(found, block, tolerance=1.0, kept=kept, say=lambda _: None)
+        result = search.search_layer(
+            result, block, tolerance=1.0, kept=kept, progress=ignore_progress
+        )
     for block in model.plan.decision_blocks:
-        weights, told = fit_gate(walked, found, block)
+        weights, r_squared = fit_gate(search, result, block)
         assert is_close(model.method.gates[str(block)].worth.weight, weights.float())
-        assert told > 0.1
+        assert r_squared > 0.1
 
 
 def trained(readout, outputs, tail=None, dtype=torch.float32):
@@ -638,8 +641,8 @@ def plain(**changes):
 @every_method
 def test_saved_models_come_back_with_their_positions(method, tmp_path):
     x = noise_images(4, size=24)
-    search = PatchSlimmingConfig.of(FREE.to_json())
-    model = patchslim.calibrate(plain(), [(x, None)], method, macs=0.6, search=search).model
+    config = PatchSlimmingConfig.of(FREE.to_json())
+    model = patchslim.calibrate(plain(), [(x, None)], method, macs=0.6, config=config).model
     model.save(tmp_path / "saved")
     again = patchslim.load(tmp_path / "saved")
     assert method_settings(again.method) == method_settings(model.method)

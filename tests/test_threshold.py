@@ -71,15 +71,15 @@ def host(**changes):
 @functools.cache
 def usual(name):
     """The threshold for the method's budget, of which many laws tell something."""
-    return found(name)
+    return fit(name)
 
 
-def found(name="tome", *, of=None, data=None, **asked):
+def fit(name="tome", *, of=None, data=None, **asked):
     """A threshold for the method's budget, where nothing else is asked for."""
     method, macs = METHODS[name]
     if "agreement" not in asked:
         asked = {"macs": macs} | asked
-    asked = {"search": PatchSlimmingConfig(images=COUNT, batch=COUNT)} | asked
+    asked = {"config": PatchSlimmingConfig(images=COUNT, batch=COUNT)} | asked
     return calibrate(of or host(), data or images(), method(), **asked)
 
 
@@ -116,18 +116,18 @@ def test_the_answers_of_these_images_differ():
 @each_method
 def test_a_budget_is_met_on_average_and_used(name):
     budget = METHODS[name][1]
-    told = usual(name)
-    shares = spent(told.model)
+    result = usual(name)
+    shares = spent(result.model)
     assert budget - 0.01 <= shares.mean() <= budget
     assert shares.std() > 0  # images cost what they show
-    assert shares.max() <= most(told.model) + 1e-9
-    assert told.search_result is None
+    assert shares.max() <= most(result.model) + 1e-9
+    assert result.search_result is None
 
 
 @each_method
 def test_what_is_told_is_what_images_cost_in_the_model(name):
-    told = usual(name)
-    shares, record = spent(told.model), told.record
+    result = usual(name)
+    shares, record = spent(result.model), result.record
     assert record["spent"] == pytest.approx(
         {
             "mean": float(shares.mean()),
@@ -137,13 +137,13 @@ def test_what_is_told_is_what_images_cost_in_the_model(name):
         }
     )
     assert record["macs"] == record["spent"]["mean"]
-    assert record["cap"] == most(told.model)
+    assert record["cap"] == most(result.model)
     assert record["images"] == COUNT
-    assert record["agreement"] == pytest.approx(agreed(told.model, host()))
-    entering = [rows[DEPTH - 2] for rows in told.model.start_pass().count_rows(every())]
+    assert record["agreement"] == pytest.approx(agreed(result.model, host()))
+    entering = [rows[DEPTH - 2] for rows in result.model.start_pass().count_rows(every())]
     assert record["tokens"]["mean"] == pytest.approx(sum(entering) / COUNT)
     assert (record["tokens"]["max"], record["tokens"]["max"] % 1) == (max(entering), 0)
-    assert record["settings"] == method_settings(told.model.method)
+    assert record["settings"] == method_settings(result.model.method)
     setting = SETTING.get(name, "threshold")
     assert record["threshold"]["setting"] == setting
     if setting is not None:
@@ -154,13 +154,13 @@ def test_what_is_told_is_what_images_cost_in_the_model(name):
 @pytest.mark.parametrize("name", ["similarity", "tome"])
 def test_a_budget_in_operations_is_the_same_as_a_share(name):
     whole, budget = patchslim.macs(host()).total, METHODS[name][1]
-    assert found(name, macs=budget * whole).record == usual(name).record
+    assert fit(name, macs=budget * whole).record == usual(name).record
 
 
 @pytest.mark.parametrize("name", ["similarity", "tome", "duplicates"])
 def test_a_smaller_budget_has_a_wider_threshold(name):
     cosine = name == "tome"
-    one, other = usual(name).record, found(name, macs=METHODS[name][1] + 0.05).record
+    one, other = usual(name).record, fit(name, macs=METHODS[name][1] + 0.05).record
     narrow, wide = other["threshold"]["value"], one["threshold"]["value"]
     assert narrow > wide if cosine else narrow < wide
     assert one["spent"]["mean"] < other["spent"]["mean"]
@@ -169,7 +169,7 @@ def test_a_smaller_budget_has_a_wider_threshold(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_image_costs_more_than_the_cap(name):
     budget = METHODS[name][1]
-    model = found(name, cap=budget + 0.02).model
+    model = fit(name, cap=budget + 0.02).model
     assert spent(model).mean() <= budget
     assert most(model) <= budget + 0.02
     noise = 5 * torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
@@ -180,14 +180,14 @@ def test_no_image_costs_more_than_the_cap(name):
 @pytest.mark.parametrize("name", [*METHODS][::2])
 def test_a_cap_that_is_the_budget_gives_a_threshold_too(name):
     budget = METHODS[name][1]
-    model = found(name, cap=budget).model
+    model = fit(name, cap=budget).model
     assert spent(model).max() <= budget
 
 
 @pytest.mark.parametrize("name", ["similarity", *[*METHODS][4:]])
 def test_a_schedule_is_the_most_that_an_image_keeps(name):
     kept = (37, 31, 25, 25) if name != "duplicates" else (31, 31, 31, 31)
-    model = found(name, macs=0.75, schedule=Counts(kept, 37, 1)).model
+    model = fit(name, macs=0.75, schedule=Counts(kept, 37, 1)).model
     for rows in model.start_pass().count_rows(every()):
         assert all(left <= cap for left, cap in zip(rows, kept, strict=True))
     if model.method.tuned_threshold is not None:
@@ -197,14 +197,14 @@ def test_a_schedule_is_the_most_that_an_image_keeps(name):
 
 @some_methods
 def test_a_budget_above_all_that_images_cost_is_met(name):
-    told = found(name, macs=0.99)
-    assert told.record["spent"]["mean"] <= 0.99
-    assert told.model.method.adaptive
+    result = fit(name, macs=0.99)
+    assert result.record["spent"]["mean"] <= 0.99
+    assert result.model.method.adaptive
 
 
 def test_a_budget_that_cannot_be_met_says_how_near_it_comes():
     with pytest.raises(ImpossibleBudget, match=r"macs=0\.3") as raised:
-        found("tome", macs=0.3)
+        fit("tome", macs=0.3)
     assert "on average" in str(raised.value)
 
 
@@ -213,21 +213,21 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_comes():
 
 @each_method
 def test_at_least_so_many_answers_stay_and_fewer_cost_no_more(name):
-    few, many = (found(name, agreement=share) for share in (0.6, 0.85))
-    for told, share in ((few, 0.6), (many, 0.85)):
-        assert agreed(told.model, host()) >= share
-        assert told.record["agreement"] == pytest.approx(agreed(told.model, host()))
+    few, many = (fit(name, agreement=share) for share in (0.6, 0.85))
+    for result, share in ((few, 0.6), (many, 0.85)):
+        assert agreed(result.model, host()) >= share
+        assert result.record["agreement"] == pytest.approx(agreed(result.model, host()))
     assert few.record["macs"] <= many.record["macs"]
 
 
 def test_where_nothing_joins_at_first_wider_thresholds_are_tried():
     data = [(torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2)), None)]
-    told = found("duplicates", data=data, agreement=0.5)  # of noise, that nothing resembles
-    assert told.record["macs"] < told.record["cap"] - 0.05
+    result = fit("duplicates", data=data, agreement=0.5)  # of noise, that nothing resembles
+    assert result.record["macs"] < result.record["cap"] - 0.05
 
 
 def test_answers_stay_below_a_cap_too():
-    model = found("similarity", agreement=0.7, cap=0.8).model
+    model = fit("similarity", agreement=0.7, cap=0.8).model
     assert most(model) <= 0.8
     assert agreed(model, host()) >= 0.7
 
@@ -241,7 +241,7 @@ def test_the_host_stays_as_it_was(name):
     given.blocks[1].train()
     modes = [module.training for module in given.modules()]
     before = {key: tensor.clone() for key, tensor in given.state_dict().items()}
-    model = found(name, of=given).model
+    model = fit(name, of=given).model
     assert [module.training for module in given.modules()] == modes
     assert all(torch.equal(tensor, before[key]) for key, tensor in given.state_dict().items())
     assert all(parameter.grad is None for parameter in given.parameters())
@@ -253,7 +253,7 @@ def test_at_rest_the_host_is_the_models_own():
 
 
 def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation():
-    model = found("tome", of=copy.deepcopy(host()).train()).model
+    model = fit("tome", of=copy.deepcopy(host()).train()).model
     assert {module.training for module in model.modules()} == {False}
 
 
@@ -265,7 +265,7 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
     }[name]  # fmt: skip
     given = tiny_host(readout=readout, depth=DEPTH, img_size=SIDE)
     model = calibrate(
-        given, images(), method, macs=0.85, search=PatchSlimmingConfig(images=COUNT)
+        given, images(), method, macs=0.85, config=PatchSlimmingConfig(images=COUNT)
     ).model
     assert model.plan.tail == "full"
     assert 0.84 <= spent(model).mean() <= 0.85
@@ -273,24 +273,24 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
 
 @each_method
 def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
-    told = found(name, out=tmp_path)
+    result = fit(name, out=tmp_path)
     again = patchslim.load(tmp_path / MODEL_FOLDER, model=host())
-    assert json.loads((tmp_path / RECORD_FILE).read_text()) == plain(told.record)
+    assert json.loads((tmp_path / RECORD_FILE).read_text()) == plain(result.record)
     assert {entry.name for entry in tmp_path.iterdir()} == {MODEL_FOLDER, RECORD_FILE}
-    assert again.calibrated == told.model.calibrated
-    assert again.calibrated["spent"] == told.record["spent"]
-    assert read_recipe(tmp_path / MODEL_FOLDER)["calibrated"] == told.model.calibrated
-    assert method_settings(again.method) == method_settings(told.model.method)
-    assert again.counts() == told.model.counts()
+    assert again.calibrated == result.model.calibrated
+    assert again.calibrated["spent"] == result.record["spent"]
+    assert read_recipe(tmp_path / MODEL_FOLDER)["calibrated"] == result.model.calibrated
+    assert method_settings(again.method) == method_settings(result.model.method)
+    assert again.counts() == result.model.counts()
     with torch.no_grad():
-        assert torch.equal(again(every()), told.model(every()))
-    assert torch.equal(spent(again), spent(told.model))
+        assert torch.equal(again(every()), result.model(every()))
+    assert torch.equal(spent(again), spent(result.model))
 
 
 @each_method
 def test_the_same_images_give_the_same_threshold_in_any_batches(name):
     one = usual(name).record
-    other = found(name, search=PatchSlimmingConfig(images=COUNT, batch=5)).record
+    other = fit(name, config=PatchSlimmingConfig(images=COUNT, batch=5)).record
     assert other["spent"] == pytest.approx(one["spent"])
     assert other["schedule"] == one["schedule"]
     if SETTING.get(name, "threshold"):
@@ -299,22 +299,22 @@ def test_the_same_images_give_the_same_threshold_in_any_batches(name):
 
 def test_a_host_that_takes_any_size_is_calibrated_for_the_images():
     given = tiny_host(depth=DEPTH, dynamic_img_size=True)  # made for 16x16
-    told = calibrate(given, images(), "tome", macs=0.65, search=PatchSlimmingConfig(images=COUNT))
-    model, size = told.model, (SIDE, SIDE)
+    result = calibrate(given, images(), "tome", macs=0.65, config=PatchSlimmingConfig(images=COUNT))
+    model, size = result.model, (SIDE, SIDE)
     costs = torch.tensor([each.total for each in model.macs_of(every())]).double()
     whole = model.dense_macs(size).total
     assert 0.64 <= costs.mean() / whole <= 0.65
-    assert told.record["cap"] == pytest.approx(model.macs(size).total / whole)
-    assert told.record["spent"]["max"] <= told.record["cap"] + 1e-9
+    assert result.record["cap"] == pytest.approx(model.macs(size).total / whole)
+    assert result.record["spent"]["max"] <= result.record["cap"] + 1e-9
 
 
 def test_images_are_taken_up_to_the_number_asked_for():
-    assert found(search=PatchSlimmingConfig(images=9)).record["images"] == 9
+    assert fit(config=PatchSlimmingConfig(images=9)).record["images"] == 9
 
 
 def test_progress_tells_the_candidate_and_what_it_costs():
     lines = []
-    found(progress=lines.append)
+    fit(progress=lines.append)
     assert len(lines) > 2
     assert all("tolerance" in line and "on average" in line for line in lines)
     assert all("at most" in line and "same answers" in line for line in lines)
@@ -322,14 +322,14 @@ def test_progress_tells_the_candidate_and_what_it_costs():
 
 
 def test_patch_slimming_is_calibrated_as_before():
-    told = calibrate(
+    result = calibrate(
         host(),
         images(),
         macs=0.7,
-        search=PatchSlimmingConfig(mode="free", images=12, probe=8, step=6),
+        config=PatchSlimmingConfig(mode="free", images=12, probe=8, step=6),
     )
-    assert told.search_result is not None
-    assert "threshold" not in told.record
+    assert result.search_result is not None
+    assert "threshold" not in result.record
 
 
 # --- reports

@@ -77,8 +77,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_a_copy_learns_and_the_given_model_stays(method: str, tmp_path: Path) -> None:
     model = slimmed(method)
     before = weights(model)
-    course = TrainConfig.of(model.method.training_defaults, {"steps": 6, "batch": 8, "lr": 1e-3})
-    trained = train(model, images(), course, out=tmp_path / "run", validation=images(seed=1))
+    config = TrainConfig.of(model.method.training_defaults, {"steps": 6, "batch": 8, "lr": 1e-3})
+    trained = train(model, images(), config, out=tmp_path / "run", validation=images(seed=1))
     assert same(weights(model), before)
     assert not same(weights(trained.model), before)
     assert model.trained is None
@@ -92,11 +92,11 @@ def test_a_copy_learns_and_the_given_model_stays(method: str, tmp_path: Path) ->
 
 
 def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None:
-    course = TrainConfig(steps=60, batch=24, lr=1e-3, labels=0.0)
+    config = TrainConfig(steps=60, batch=24, lr=1e-3, labels=0.0)
     with pytest.warns(DeepCut):
         model = patchslim.slim(tiny_host(), "topk", keep=[5, 3, 3])
     shown = images(48, labels=False)
-    trained = train(model, shown, course, out=tmp_path, validation=shown)
+    trained = train(model, shown, config, out=tmp_path, validation=shown)
     kl = {row.name: row.kl.value for row in trained.report.rows if row.kl}
     assert kl["trained"] < 0.8 * kl["untrained"]
     assert trained.report.dense.kl.value == 0
@@ -104,13 +104,13 @@ def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("method", ["evit", "dynamicvit"])
 def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path: Path) -> None:
-    course = TrainConfig.of(
+    config = TrainConfig.of(
         slimmed(method).method.training_defaults,
         {"steps": 6, "batch": 8, "lr": 1e-3, "checkpoint": 1, "ema": 0.9, "mixup": 0.2}
         | {"shrink": 0.5, "wise": 0.5},
     )
     held = images(seed=1)
-    whole = train(slimmed(method), images(), course, out=tmp_path / "whole", validation=held)
+    whole = train(slimmed(method), images(), config, out=tmp_path / "whole", validation=held)
     for stop in (1, 4):
         out = tmp_path / str(stop)
 
@@ -119,8 +119,8 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(slimmed(method), images(), course, out=out, validation=held, progress=cut)
-        again = train(slimmed(method), images(), course, out=out, validation=held, resume=True)
+            train(slimmed(method), images(), config, out=out, validation=held, progress=cut)
+        again = train(slimmed(method), images(), config, out=out, validation=held, resume=True)
         assert same(weights(again.model), weights(whole.model))
         assert again.step == whole.step
         one, other = read_log(tmp_path / "whole" / "log.csv"), read_log(out / "log.csv")
@@ -152,22 +152,22 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
 
 
 def test_a_finished_run_that_was_not_validated_may_leave_at_another_share(tmp_path: Path) -> None:
-    course, held = TrainConfig(steps=2, batch=8, lr=1e-3), images(seed=1)
-    train(slimmed("tome"), images(), course, out=tmp_path / "run")
-    part = replace(course, wise=0.5)
+    config, held = TrainConfig(steps=2, batch=8, lr=1e-3), images(seed=1)
+    train(slimmed("tome"), images(), config, out=tmp_path / "run")
+    part = replace(config, wise=0.5)
     anew = train(slimmed("tome"), images(), part, out=tmp_path / "anew")
     again = train(slimmed("tome"), images(), part, out=tmp_path / "run", resume=True)
     assert same(weights(again.model), weights(anew.model))
     assert again.model.trained["course"]["wise"] == 0.5
-    train(slimmed("tome"), images(), course, out=tmp_path / "seen", validation=held)
+    train(slimmed("tome"), images(), config, out=tmp_path / "seen", validation=held)
     with pytest.raises(BadFile, match=r"there wise=1\.0, now 0\.5"):
         train(slimmed("tome"), images(), part, out=tmp_path / "seen", validation=held, resume=True)
 
 
 def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
     """Course and method knew fewer settings, and did without them what they do by default."""
-    course = TrainConfig(steps=2, batch=8)
-    train(slimmed("tome"), images(), course, out=tmp_path)
+    config = TrainConfig(steps=2, batch=8)
+    train(slimmed("tome"), images(), config, out=tmp_path)
     file = tmp_path / "checkpoint.pt"
 
     def written(change: Callable[[dict[str, Any]], object]) -> None:
@@ -176,17 +176,17 @@ def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
         write(file, state)
 
     written(lambda known: (known["course"].pop("smoothing"), known["settings"].pop("threshold")))
-    again = train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
+    again = train(slimmed("tome"), images(), config, out=tmp_path, resume=True)
     assert again.step == 2
-    other = replace(course, smoothing=0.1)
+    other = replace(config, smoothing=0.1)
     with pytest.raises(BadFile, match=r"there smoothing=0\.0, now 0\.1"):
         train(slimmed("tome"), images(), other, out=tmp_path, resume=True)
     written(lambda known: known["course"].update(magic=3))
     with pytest.raises(BadFile, match="there magic=3, now None"):
-        train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
+        train(slimmed("tome"), images(), config, out=tmp_path, resume=True)
     written(lambda known: (known["course"].pop("magic"), known.update(moon="full")))  # a later one
     with pytest.raises(BadFile, match="its moon is full, and now it is None"):
-        train(slimmed("tome"), images(), course, out=tmp_path, resume=True)
+        train(slimmed("tome"), images(), config, out=tmp_path, resume=True)
 
 
 SCRIPT = """
@@ -230,11 +230,11 @@ def test_told_to_end_it_writes_a_checkpoint(tmp_path: Path) -> None:
         if line.startswith("step 3/"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    course = TrainConfig(steps=6, batch=8, lr=1e-3, checkpoint=100)
+    config = TrainConfig(steps=6, batch=8, lr=1e-3, checkpoint=100)
     with pytest.raises(TrainingStopped, match=r"after step [34] of 6; a checkpoint was written"):
-        train(slimmed(), images(), course, out=tmp_path, progress=tell)
-    again = train(slimmed(), images(), course, out=tmp_path, resume=True)
-    whole = train(slimmed(), images(), course, out=tmp_path / "whole")
+        train(slimmed(), images(), config, out=tmp_path, progress=tell)
+    again = train(slimmed(), images(), config, out=tmp_path, resume=True)
+    whole = train(slimmed(), images(), config, out=tmp_path / "whole")
     assert same(weights(again.model), weights(whole.model))
 
 
@@ -271,9 +271,9 @@ def test_a_methods_own_parts_learn_at_their_own_rate() -> None:
 
 
 def test_while_it_is_frozen_the_host_does_not_change(tmp_path: Path) -> None:
-    course = TrainConfig(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=0.99, warmup=0.0)
+    config = TrainConfig(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=0.99, warmup=0.0)
     model = slimmed("dynamicvit")
-    trained = train(model, images(), course, out=tmp_path)
+    trained = train(model, images(), config, out=tmp_path)
     assert same(weights(trained.model.host), weights(model.host))
     assert not same(weights(trained.model.method), weights(model.method))
 
@@ -287,8 +287,8 @@ def test_parts_of_a_batch_add_up_and_recomputing_changes_nothing(
         ways["parts"] = {"accumulate": 2}
     found = {}
     for name, way in ways.items():
-        course = TrainConfig(steps=1, batch=8, lr=1e-3, **way)
-        train(slimmed(method), images(), course, out=tmp_path / name)
+        config = TrainConfig(steps=1, batch=8, lr=1e-3, **way)
+        train(slimmed(method), images(), config, out=tmp_path / name)
         found[name] = read_log(tmp_path / name / "log.csv")[0]
     for row in found.values():
         for term in ("loss", "labels", "answers", "method", "gradient"):
@@ -297,8 +297,8 @@ def test_parts_of_a_batch_add_up_and_recomputing_changes_nothing(
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_learns_and_leaves_the_weights_whole(precision: str, tmp_path: Path) -> None:
-    course = TrainConfig(steps=3, batch=8, lr=1e-3, precision=precision)
-    trained = train(slimmed(), images(), course, out=tmp_path)
+    config = TrainConfig(steps=3, batch=8, lr=1e-3, precision=precision)
+    trained = train(slimmed(), images(), config, out=tmp_path)
     tensors = weights(trained.model).values()
     assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
     assert all(bool(t.isfinite().all()) for t in tensors)
@@ -314,8 +314,8 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
 
 def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     """With a rate that only harms, the first validation is the best."""
-    course = TrainConfig(steps=8, batch=8, lr=0.05, warmup=0.0, labels=0.0, validate=2, clip=0.0)
-    trained = train(slimmed(), images(), course, out=tmp_path, validation=images(seed=1))
+    config = TrainConfig(steps=8, batch=8, lr=0.05, warmup=0.0, labels=0.0, validate=2, clip=0.0)
+    trained = train(slimmed(), images(), config, out=tmp_path, validation=images(seed=1))
     seen = {
         row["step"]: row["kl"] for row in read_log(tmp_path / "log.csv") if row["kl"] is not None
     }
@@ -326,12 +326,12 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_kept_share_falls_as_scheduled() -> None:
-    course = TrainConfig(shrink=0.5)
+    config = TrainConfig(shrink=0.5)
     model = slimmed("tome")
     tokens = model.plan.adapter.embed(model.host, torch.randn(1, 3, 16, 16), {})
 
     def left(step: int) -> list[int]:
-        eased = course.removal_share(step, 100)
+        eased = config.removal_share(step, 100)
         return [each.left for each in model.start_pass().steps(tokens, tail="full", eased=eased)]
 
     counts = [left(step) for step in range(100)]
@@ -344,10 +344,10 @@ def test_the_kept_share_falls_as_scheduled() -> None:
 @pytest.mark.parametrize("method", ["tome", "evit", "topk", "dynamicvit"])
 def test_final_tokens_are_compared_in_their_own_places(method: str) -> None:
     """With nothing removed the student's rows are the teacher's, and the loss is zero."""
-    course = TrainConfig(tokens=1.0)
+    config = TrainConfig(tokens=1.0)
     model = slimmed(method)
     shown = images()[0][0]
-    target = Teacher(tiny_host(), course).make_target(shown, None)
+    target = Teacher(tiny_host(), config).make_target(shown, None)
     with torch.no_grad():
         dense = forward_training(model.eval(), shown, tail="full", eased=1e-9)
         assert float(token_loss(dense.tokens, target.tokens)) == pytest.approx(0, abs=1e-6)
@@ -383,15 +383,15 @@ def test_a_distilled_host_answers_its_teacher_by_its_own_token(tmp_path: Path) -
     model = patchslim.slim(host, "topk", keep=0.5)
     shown = torch.randn(8, 3, 32, 32)
     batches = [(shown, torch.arange(8) % 5)]
-    course = TrainConfig(steps=2, batch=8, lr=1e-3, distil="token")
-    trained = train(model, batches, course, out=tmp_path)
+    config = TrainConfig(steps=2, batch=8, lr=1e-3, distil="token")
+    trained = train(model, batches, config, out=tmp_path)
     assert not trained.model.host.distilled_training
-    student = LossModule(model.train(), course)
+    student = LossModule(model.train(), config)
     host.set_distilled_training(True)
-    own, taught = forward_training(model, shown, tail="full").output
+    own, for_teacher = forward_training(model, shown, tail="full").output
     terms = student(shown, Target(batches[0][1], torch.zeros(8, 5)))
     torch.testing.assert_close(terms[1], label_loss(own, batches[0][1], 0.0))
-    wanted = answer_loss(taught, torch.zeros(8, 5), "token", 1.0)
+    wanted = answer_loss(for_teacher, torch.zeros(8, 5), "token", 1.0)
     torch.testing.assert_close(terms[2], wanted)
 
 
@@ -417,13 +417,13 @@ def test_settings_are_checked_where_they_are_made(
 
 def test_a_hugging_face_host_learns_too(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
+    vit_config = transformers.ViTConfig(
         image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=32, num_labels=5,
     )  # fmt: skip
-    model = patchslim.slim(transformers.ViTForImageClassification(config), "evit", keep=0.5)
-    course = TrainConfig(steps=2, batch=8, lr=1e-3, tokens=1.0)
-    trained = train(model, images(), course, out=tmp_path / "run", validation=images(seed=1))
+    model = patchslim.slim(transformers.ViTForImageClassification(vit_config), "evit", keep=0.5)
+    config = TrainConfig(steps=2, batch=8, lr=1e-3, tokens=1.0)
+    trained = train(model, images(), config, out=tmp_path / "run", validation=images(seed=1))
     assert same(weights(patchslim.load(tmp_path / "run" / "model")), weights(trained.model))
 
 
@@ -431,8 +431,8 @@ def test_a_hugging_face_host_learns_too(tmp_path: Path) -> None:
 def test_a_compiled_step_learns_what_an_eager_one_learns(tmp_path: Path) -> None:
     found = {}
     for name in ("eager", "compiled"):
-        course = TrainConfig(steps=2, batch=8, lr=1e-3, compile=name == "compiled", tokens=1.0)
-        train(slimmed("evit"), images(), course, out=tmp_path / name)
+        config = TrainConfig(steps=2, batch=8, lr=1e-3, compile=name == "compiled", tokens=1.0)
+        train(slimmed("evit"), images(), config, out=tmp_path / name)
         found[name] = read_log(tmp_path / name / "log.csv")[-1]
     for term in ("loss", "labels", "answers", "tokens", "gradient"):
         assert found["compiled"][term] == pytest.approx(found["eager"][term], rel=1e-3)

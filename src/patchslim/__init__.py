@@ -1,7 +1,8 @@
 """Make a vision transformer faster by giving it fewer patches. Nothing is computed on import."""
 
-from patchslim.calibration.calibrate import CalibrationResult, calibrate
+from patchslim.calibration.calibrate import calibrate
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.calibration.task import CalibrationResult
 from patchslim.data.hf_dataset import Dataset
 from patchslim.data.images import Images
 from patchslim.data.webdataset import Shards

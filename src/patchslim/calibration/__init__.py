@@ -1,1 +1,1 @@
-"""Fits a method to unlabelled images."""
+"""Fits methods to unlabelled images: thresholds, and the positions of Patch Slimming."""

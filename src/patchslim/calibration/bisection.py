@@ -1,6 +1,6 @@
-"""`Bisection`: tolerances tried so far, and the next one to try, until one just meets a budget.
+"""`Bisection`: finds the smallest tolerance that meets a budget.
 
-It knows numbers only: the larger a tolerance, the fewer operations are left.
+It knows only numbers. The larger a tolerance, the fewer operations are left.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 from patchslim.errors import ImpossibleBudget
 
-COST_MARGIN = 0.002  # of the dense model's operations: how close below a budget is near enough
-CLOSEST_RATIO = 1.01  # two tolerances between which the cost only jumps
-INNER_SHARE = 0.1  # of the way between two tolerances that the next one is away from both at least
+COST_MARGIN = 0.002  # close enough below the budget, as a share of the dense model's operations
+CLOSEST_RATIO = 1.01  # tolerances this close are not split: between them the cost only jumps
+INNER_SHARE = 0.1  # the next tolerance is at least this share of the interval from both its ends
 FIRST_TOLERANCE = 0.01
-WIDEN_FACTOR = 4.0  # the factor by which a tolerance is moved until the budget lies between two
+WIDEN_FACTOR = 4.0  # moves the tolerance until the budget lies between two of them
 MAX_ROUNDS = 24
 
 
 class Attempt(NamedTuple):
-    """A tolerance, the operations it leaves, and the patch rows that each block gives out."""
+    """A tolerance that was tried: the operations it leaves, and the patch rows after each block."""
 
     tolerance: float
     cost: float
@@ -28,7 +28,15 @@ class Attempt(NamedTuple):
 
 
 class Bisection:
-    """The search for the smallest tolerance whose cost is not above `target`."""
+    """The search for the smallest tolerance whose cost is not above `target`.
+
+    Ask `next()` for a tolerance, measure it, `add()` the result, and stop when `is_settled()`.
+
+    Args:
+        target: the budget.
+        dense: what the dense model costs.
+        tried: earlier attempts, as `to_json` returned them.
+    """
 
     def __init__(self, target: float, dense: float, tried: Iterable[Any]) -> None:
         self.target, self.dense = target, dense
@@ -38,11 +46,15 @@ class Bisection:
         ]
 
     def add(self, tolerance: float, cost: float, kept: dict[int, int]) -> None:
-        """What one more tolerance gave."""
+        """Adds the result of one more tolerance."""
         self.attempts.append(Attempt(tolerance, cost, kept))
 
     def is_settled(self) -> bool:
-        """Whether a tolerance is known whose cost is just below the budget."""
+        """Whether a tolerance is known whose cost is just below the budget.
+
+        Raises:
+            ImpossibleBudget: no tolerance met the budget in `MAX_ROUNDS` attempts.
+        """
         below, above = self._below(), self._above()
         if below and self.target - max(each.cost for each in below) <= COST_MARGIN * self.dense:
             return True
@@ -60,7 +72,7 @@ class Bisection:
         return False
 
     def next(self) -> float:
-        """A tolerance between those too small and those large enough, or beyond all so far."""
+        """Returns the next tolerance to try."""
         below, above = self._below(), self._above()
         if below and above:
             return _interpolate(max(above), min(below), self.target)
@@ -69,12 +81,12 @@ class Bisection:
         return min(below).tolerance / WIDEN_FACTOR if below else FIRST_TOLERANCE
 
     def best(self) -> tuple[float, dict[int, int]]:
-        """The smallest tolerance that meets the budget, and the rows that it leaves."""
+        """Returns the smallest tolerance that meets the budget, and the rows that it leaves."""
         tolerance, _, kept = min(self._below())
         return tolerance, kept
 
     def to_json(self) -> list[Any]:
-        """What was tried, as plain data."""
+        """Returns all attempts as plain data."""
         return [
             [tolerance, cost, {str(block): rows for block, rows in kept.items()}]
             for tolerance, cost, kept in self.attempts
@@ -88,7 +100,7 @@ class Bisection:
 
 
 def _interpolate(small: Attempt, large: Attempt, target: float) -> float:
-    """Where the cost would be the target if it fell evenly with the logarithm of the tolerance."""
-    way = (small.cost - target) / (small.cost - large.cost)
-    way = min(max(way, INNER_SHARE), 1 - INNER_SHARE)
-    return math.exp((1 - way) * math.log(small.tolerance) + way * math.log(large.tolerance))
+    """Guesses the tolerance of a cost: linear between two attempts, on a logarithmic scale."""
+    share = (small.cost - target) / (small.cost - large.cost)
+    share = min(max(share, INNER_SHARE), 1 - INNER_SHARE)
+    return math.exp((1 - share) * math.log(small.tolerance) + share * math.log(large.tolerance))

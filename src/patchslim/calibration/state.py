@@ -1,19 +1,18 @@
-"""`Ledger`: what a calibration knows so far, in a file that it can be gone on with from.
+"""`CalibrationState`: what a calibration has found so far, in a checkpoint to continue from.
 
-It knows neither blocks nor patches: what is known is plain values and tensors by name.
+It knows neither blocks nor patches, only plain values and tensors by name.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import BadFile
 from patchslim.hosts._answers import noise_logits
 from patchslim.model.model import SlimModel
@@ -23,43 +22,55 @@ from patchslim.runs.layout import CHECKPOINT_FILE
 
 
 class CalibrationState:
-    """What is known so far, written after every layer where there is a folder for it."""
+    """What has been found so far. Where there is a folder, every `save` writes it there.
 
-    def __init__(self, out: Path | None, identity: dict[str, Any], *, resume: bool) -> None:
+    Args:
+        out: the folder of the calibration, or None to keep everything in memory.
+        fingerprint: what makes this calibration different from others.
+        resume: whether to start from the checkpoint in `out`, if there is one.
+
+    Attributes:
+        known: the values found so far, by name.
+
+    Raises:
+        BadFile: the checkpoint is damaged, or of another run.
+    """
+
+    def __init__(self, out: Path | None, fingerprint: dict[str, Any], *, resume: bool) -> None:
         self.file = None if out is None else out / CHECKPOINT_FILE
-        self.fingerprint = identity
+        self.fingerprint = fingerprint
         self.known: dict[str, Any] = {}
         if resume and self.file is not None and self.file.exists():
-            read = checkpoint.read(self.file)
-            if "calibration" not in read:
+            saved = checkpoint.read(self.file)
+            if "calibration" not in saved:
                 raise BadFile(
                     f"{self.file} is not a checkpoint of `calibrate`. Give another folder."
                 )
-            check_same_run(self.file, read["calibration"], identity)
-            self.known = read["known"]
+            check_same_run(self.file, saved["calibration"], fingerprint)
+            self.known = saved["known"]
 
-    def save(self, **known: Any) -> None:
-        """Writes down what is known now."""
-        self.known |= known
+    def save(self, **values: Any) -> None:
+        """Adds values by name, and writes the checkpoint."""
+        self.known |= values
         if self.file is not None:
             checkpoint.write(self.file, {"calibration": self.fingerprint, "known": self.known})
 
 
 def calibration_fingerprint(
     dense: SlimModel,
-    images: list[Tensor],
+    images: Sequence[Tensor],
     method: str,
-    asked: Mapping[str, Any],
-    search: PatchSlimmingConfig,
+    goal: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What makes this calibration this one and no other, for its checkpoint."""
+    """Returns what makes a calibration different from others, as plain data for its checkpoint."""
     pixels = hashlib.sha256()
     for batch in images:
         pixels.update(batch.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
         "method": method,
-        "goal": dict(asked),
-        "search": search.to_json(),
+        "goal": dict(goal),
+        "search": dict(config),
         "images": f"{sum(map(len, images))} with digest {pixels.hexdigest()[:12]}",
         "model": noise_logits(dense.plan.adapter, dense.host),
     }

@@ -91,7 +91,7 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
             agreement=args.agreement,
             cap=args.cap,
             schedule=schedule,
-            search=search,
+            config=search,
             out=args.out,
             resume=args.resume,
             progress=terminal.progress,
@@ -128,7 +128,7 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
 
 def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
     """A trained model in a folder, and what it is worth; None in a process that does not speak."""
-    from patchslim.training.train import MODEL_FOLDER
+    from patchslim.runs.layout import MODEL_FOLDER
     from patchslim.training.train import train as run
 
     with warnings.catch_warnings():

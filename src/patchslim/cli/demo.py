@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from patchslim.calibration.calibrate import POSITION_METHODS, calibrate
+from patchslim.calibration.calibrate import calibrate, must_be_calibrated
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import BadSchedule, DeepCut, NeedsClassToken, Untrained
 from patchslim.example import digits
@@ -29,6 +29,7 @@ from patchslim.report.html import Picture, render_page
 from patchslim.report.patch_maps import trace_patches
 from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.report import Report
+from patchslim.runs.progress import Progress, ignore_progress
 
 BUDGETS = (0.7, 0.5, 0.35)
 PICTURE_BUDGET = 0.5
@@ -40,8 +41,6 @@ SCORING_BATCH = 50  # scenes in a batch that is scored
 SEARCH = PatchSlimmingConfig(mode="free", images=16, probe=4, batch=16)
 STATIC = "patch_slimming"
 TITLE = "Reading a digit in clutter with fewer patch tokens"
-
-Progress = Callable[[str], object]
 
 
 def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> Report:
@@ -62,7 +61,7 @@ def write_demo_report(
     progress: Progress | None = None,
 ) -> Report:
     """The report of `host` on scenes, slimmed by every method that serves it at `budgets`."""
-    say = progress or (lambda _: None)
+    say = progress or ignore_progress
     models, skipped = slim_all(host, budgets, say)
     report = measure(models, make_batches(drawn), repeats=repeats, progress=say)
     report = replace(report, title=TITLE)
@@ -132,16 +131,16 @@ def _slim_or_calibrate(
     host: nn.Module, method: str, budget: float, models: Mapping[str, SlimModel]
 ) -> SlimModel:
     """The host slimmed to a budget, calibrated where the method can be."""
-    if find_method(method) not in POSITION_METHODS:
+    if not must_be_calibrated(find_method(method)()):
         return slim(host, method, macs=budget)
     unlabelled = [
         (images, None) for images, _ in make_batches(digits.scenes("train", SEARCH.images))
     ]
     searched = models.get(f"{STATIC} {budget:g}")
     if searched is None:
-        return calibrate(host, unlabelled, method, macs=budget, search=SEARCH).model
+        return calibrate(host, unlabelled, method, macs=budget, config=SEARCH).model
     # The counts of the dynamic form are those of the static search, which need not be made twice.
-    return calibrate(host, unlabelled, method, schedule=searched.schedule, search=SEARCH).model
+    return calibrate(host, unlabelled, method, schedule=searched.schedule, config=SEARCH).model
 
 
 def make_batches(drawn: digits.Scenes) -> list[Batch]:

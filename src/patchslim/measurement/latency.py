@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from patchslim.measurement.score import Progress
+from patchslim.runs.progress import Progress
 
 
 def latency(

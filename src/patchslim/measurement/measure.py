@@ -26,10 +26,11 @@ from patchslim.measurement.sample import (
     move_to_host,
     open_batches,
 )
-from patchslim.measurement.score import Batch, Forward, Progress, score
+from patchslim.measurement.score import Batch, Forward, score
 from patchslim.model.model import SlimModel
 from patchslim.report.provenance import Provenance
 from patchslim.report.report import Report
+from patchslim.runs.progress import Progress
 
 WARMUP = 2  # rounds before timing begins: the first calls allocate memory and select kernels
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from patchslim.errors import BadData, UnsupportedModel, WrongInput
 from patchslim.report.row import Estimate
+from patchslim.runs.progress import Progress
 
 Batch = tuple[Tensor, Tensor | None]
 Forward = Callable[[Tensor], Tensor]
-Progress = Callable[[str], object]
 PROGRESS_INTERVAL = 0.5  # seconds between two lines of progress
 TOP_K = 5
 ECE_BINS = 15  # of the expected calibration error, as in most papers

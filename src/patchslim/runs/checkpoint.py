@@ -1,9 +1,9 @@
-"""A file with the state of a training, written whole or not at all, and checked when it is read.
+"""Checkpoints: files with the state of a run, written atomically and verified when they are read.
 
-It knows neither models nor optimisers: a state is tensors, numbers and text in dictionaries, lists
-and tuples. The file is what torch.save writes, and after it one line with the number of the format
-and the SHA-256 of all before, because torch itself does not notice a changed bit. Nothing in it is
-run when it is read.
+A state is tensors, numbers and text in dictionaries, lists and tuples; this file knows neither
+models nor optimisers. A checkpoint is what torch.save writes, followed by one line: the version of
+the format, and the SHA-256 of everything before it. torch itself does not notice a changed bit.
+Reading a checkpoint never runs code from it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CURE = "Give another checkpoint, or train from the start."
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Makes `path` a checkpoint with this state; an older one is there until the new one is whole.
+    """Writes a checkpoint. An older one at `path` is replaced only once the new one is complete.
 
     Raises:
-        BadFile: where the disk is full or cannot be written; what was there is as it was.
+        BadFile: the disk is full or cannot be written. The older checkpoint is untouched.
     """
     state = _to_plain(state, "state")
     try:
@@ -51,10 +51,10 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state that `write` wrote, its tensors on the CPU.
+    """Reads the state that `write` wrote. All tensors are on the CPU.
 
     Raises:
-        BadFile: for a file that is missing, truncated, changed, foreign, or of a newer format.
+        BadFile: the file is missing, truncated, changed, of another kind, or of a newer format.
     """
     try:
         _check_seal(path)
@@ -63,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BadFile(
             f"The checkpoint {path} cannot be read: {error.strerror or error}. {CURE}"
         ) from error
-    except Exception as error:  # unpickling what somebody else made can raise anything
+    except Exception as error:  # unpickling a foreign file can raise anything
         if isinstance(error, BadFile):
             raise
         raise BadFile(
@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class _HashingFile:
-    """A file for torch.save that counts the sum of what passes and remembers why it failed."""
+    """A file for torch.save that hashes what is written, and keeps the error of a failed write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
@@ -98,18 +98,18 @@ class _HashingFile:
 
 
 def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
-    """Has torch write the state, and an error of the disk be what it is."""
+    """Writes the state with torch.save. Errors of the disk are raised as the OSError they were."""
     try:
         torch.save(state, cast("IO[bytes]", stream))
     except RuntimeError:
-        # torch answers a failed write with a word about positions in the file.
+        # torch hides a failed write behind a message about positions in the file.
         if stream.error is None:
             raise
         raise stream.error from None
 
 
 def _check_seal(path: Path) -> None:
-    """Refuses a file that is not, to the last bit, what `write` wrote."""
+    """Refuses a file that differs in any bit from what `write` wrote."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size == 0:
@@ -129,7 +129,7 @@ def _check_seal(path: Path) -> None:
 
 
 def _sha256(file: BinaryIO, size: int) -> str:
-    """The SHA-256 of the first `size` bytes."""
+    """Returns the SHA-256 of the first `size` bytes."""
     sha256 = hashlib.sha256()
     file.seek(0)
     while size > 0 and (part := file.read(min(size, 1 << 20))):
@@ -139,7 +139,7 @@ def _sha256(file: BinaryIO, size: int) -> str:
 
 
 def _to_plain(value: Any, name: str) -> Any:
-    """The value in plain containers, so that what is written can be read without running code."""
+    """Copies a value into plain containers, which can be read back without running code."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
@@ -155,7 +155,7 @@ def _to_plain(value: Any, name: str) -> Any:
 
 
 def _count_bytes(value: Any) -> int:
-    """The memory of all tensors in a state."""
+    """Returns how many bytes the tensors of a state take."""
     if isinstance(value, Tensor):
         return value.untyped_storage().nbytes()
     if isinstance(value, dict):
@@ -164,7 +164,7 @@ def _count_bytes(value: Any) -> int:
 
 
 def _explain_failure(error: OSError, path: Path, state: Mapping[str, Any]) -> str:
-    """What went wrong, and where the disk is full how much it takes."""
+    """Says why writing failed; where the disk is full, also how much space is needed."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error.strerror or str(error)
     free = shutil.disk_usage(path.parent).free / 1e6

@@ -1,7 +1,7 @@
-"""`Log`: the numbers of a training as they come, one row a step, in a CSV file and for TensorBoard.
+"""`Log`: the numbers of a training run, one row for each logged step, as CSV and for TensorBoard.
 
-It does not know what the numbers mean. A run that is resumed goes on with the file as it was at the
-checkpoint, so that what is left at the end is the file of a run that nobody interrupted.
+It does not know what the numbers mean. When a run is resumed, rows after its checkpoint are cut off
+first. So the finished log is the same as that of a run without an interruption.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ EVENTS_FOLDER = "tensorboard"
 
 
 class Log:
-    """An open log in `folder`; `with` closes it.
+    """An open log in a folder. Use it in a `with` statement, which closes it.
 
     Args:
-        folder: where `log.csv` and the folder `tensorboard` are or will be.
-        columns: names of the numbers, in their order. A row may leave some out.
-        tensorboard: whether TensorBoard's files are written too.
-        after: the step of the checkpoint that is resumed, 0 for a new run. Later rows are cut off.
+        folder: where `log.csv` and the folder `tensorboard` are written.
+        columns: the names of the numbers, in order. A row may leave some out.
+        tensorboard: whether to write event files for TensorBoard too.
+        after: the step of the checkpoint that is resumed; 0 for a new run. Later rows are cut off.
 
     Raises:
-        MissingExtra: where TensorBoard is asked for and not installed.
-        BadFile: where the log cannot be written, or has other columns.
+        MissingExtra: TensorBoard is asked for and not installed.
+        BadFile: the log cannot be written, or an existing one has other columns.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class Log:
         with _report_errors(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             _truncate(self._path, ("step", *columns), after)
-            # Without a buffer a row is in the file, or reported as lost, when `write` returns.
+            # Unbuffered: when `write` returns, the row is in the file, or an error was raised.
             self._file = self._path.open("ab", buffering=0)
-            # TensorBoard then forgets what the interrupted run wrote of later steps.
+            # purge_step makes TensorBoard drop the steps after the checkpoint.
             self._events = writer and writer(str(folder / EVENTS_FOLDER), purge_step=after + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the row of a step; a column without a value stays empty."""
-        strange = sorted(set(values) - set(self._columns))
-        if strange:
-            raise ValueError(f"The log has no column {strange[0]!r}: {', '.join(self._columns)}.")
-        # repr gives back the very same number, so that two logs can be compared bit by bit.
+        """Adds the row of one step. A column without a value stays empty."""
+        unknown = sorted(set(values) - set(self._columns))
+        if unknown:
+            raise ValueError(f"The log has no column {unknown[0]!r}: {', '.join(self._columns)}.")
+        # repr keeps every digit, so that two logs can be compared bit by bit.
         cells = [repr(float(values[name])) if name in values else "" for name in self._columns]
         with _report_errors(self._path):
             row = ",".join([str(step), *cells]).encode() + b"\n"
@@ -64,7 +64,7 @@ class Log:
                 self._events.flush()
 
     def close(self) -> None:
-        """Ends the log."""
+        """Closes the files of the log."""
         self._file.close()
         if self._events:
             with _report_errors(self._path):
@@ -83,7 +83,13 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a `log.csv`; None is what a step did not log. A half written row is left out."""
+    """Reads the rows of a `log.csv`. A number that a step did not log is None.
+
+    The last row is left out where it was only half written.
+
+    Raises:
+        BadFile: the file cannot be read, or is not a log.
+    """
     try:
         header, lines = _read_lines(path)
     except OSError as error:
@@ -98,20 +104,20 @@ def read_log(path: Path) -> list[dict[str, float | None]]:
 
 
 def _read_lines(path: Path) -> tuple[list[str], list[str]]:
-    """The names of the columns, and the lines below that were written to their end."""
+    """Reads the names of the columns, and the lines below that are complete."""
     text = path.read_text(encoding="utf-8", errors="replace")
     header, *lines = text[: text.rfind("\n") + 1].split("\n")
     return header.split(","), lines[:-1]
 
 
 def _truncate(path: Path, header: Sequence[str], after: int) -> None:
-    """Leaves the rows up to the step `after`, in a file that begins with the header."""
+    """Keeps the header and the rows up to the step `after`, and drops the rest of the file."""
     kept: list[str] = []
     if after and path.exists():
-        found, lines = _read_lines(path)
-        if found != list(header):
+        columns, lines = _read_lines(path)
+        if columns != list(header):
             raise BadFile(
-                f"{path} has the columns {', '.join(found)}; this run logs {', '.join(header)}. "
+                f"{path} has the columns {', '.join(columns)}; this run logs {', '.join(header)}. "
                 "Go on with the settings that the run began with, or move the file away."
             )
         kept = [line for line in lines if _step_number(line) <= after]
@@ -120,13 +126,13 @@ def _truncate(path: Path, header: Sequence[str], after: int) -> None:
 
 
 def _step_number(line: str) -> float:
-    """The step of a row; of what is no row, one that is after all others."""
+    """Returns the step of a row, or infinity for a line that is not a row."""
     start = line.partition(",")[0]
     return int(start) if start.isdecimal() else float("inf")
 
 
 def _event_writer() -> Any:
-    """The class that writes TensorBoard's files."""
+    """Imports and returns the class that writes event files for TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -139,7 +145,7 @@ def _event_writer() -> Any:
 
 @contextlib.contextmanager
 def _report_errors(path: Path) -> Iterator[None]:
-    """Says where a log could not be written, and what to do."""
+    """Turns an OSError into a BadFile that names the log and the cure."""
     try:
         yield
     except OSError as error:

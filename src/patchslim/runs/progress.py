@@ -1,17 +1,29 @@
-"""`Pace`: how fast the steps of a run are, how long the rest takes, and one line that says so."""
+"""Progress of a long run: the callback that takes it, and a timer for the steps."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-RECENT_STEPS = 50  # steps whose time counts
+Progress = Callable[[str], object]  # is called with one line of text at a time
+
+RECENT_STEPS = 50  # the speed is the median over this many of the latest steps
+
+
+def ignore_progress(_: str) -> None:
+    """Does nothing. It is the `Progress` of a caller who gave none."""
 
 
 class StepTimer:
-    """A clock for steps that are `total` in number, of which `done` are done."""
+    """Measures how fast the steps of a run are, and estimates how long the rest takes.
+
+    Args:
+        total: how many steps the run has.
+        done: how many of them were done before this timer was made.
+        batch: how many images a step has.
+    """
 
     def __init__(self, total: int, done: int, batch: int) -> None:
         self.total_steps = total
@@ -21,7 +33,7 @@ class StepTimer:
         self._begun = time.perf_counter()
 
     def finish_step(self) -> float:
-        """Images a second in the step that ends now, the wait for its images included."""
+        """Counts one more step, and returns its images a second. Waiting for images counts too."""
         now = time.perf_counter()
         self.seconds.append(now - self._begun)
         self._begun = now
@@ -29,15 +41,15 @@ class StepTimer:
         return self.batch / self.seconds[-1]
 
     def restart_clock(self) -> None:
-        """What was done since the last step is no part of the next."""
+        """Starts the next step now. A validation between two steps counts for neither."""
         self._begun = time.perf_counter()
 
     def time_left(self) -> str:
-        """How long the rest takes."""
+        """Returns how long the remaining steps will take, as text."""
         return _format_time(statistics.median(self.seconds) * (self.total_steps - self._done))
 
     def status_line(self, values: Mapping[str, float], unreadable: Sequence[str]) -> str:
-        """Where the run is, in one line."""
+        """Returns one line of text that says how far the run is."""
         usual = statistics.median(self.seconds)
         parts = [
             f"step {self._done}/{self.total_steps}",
@@ -53,7 +65,7 @@ class StepTimer:
 
 
 def _format_time(seconds: float) -> str:
-    """A time as a person says it."""
+    """Formats a duration: "2 h 05 min", "3 min 20 s" or "12 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,7 +1,7 @@
-"""Augmentation by timm's own parts: of one picture at a time, and of a batch with its labels.
+"""Augments pictures and batches, with timm's own code.
 
-It knows no files, no models and no order of images. What is drawn is drawn from the generators of
-`random`, NumPy and PyTorch, which `drawn_from` sets for one image or one batch.
+It knows no files, no models and no order of images. Random numbers come from the global generators
+of `random`, NumPy and PyTorch, which `temporary_seed` sets for one image or one batch.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from patchslim.training.config import TrainConfig
 Augment = Callable[[Any], Tensor]
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-# What timm reads in a policy; other parts it would leave out without a word.
+# The parts of a policy that timm knows. It silently ignores any other.
 POLICY_PARTS = re.compile(r"(mstd|mmax|inc|m|n|p)\d[\d.]*|t(weights|3aw?)")
 
 
 @contextlib.contextmanager
 def temporary_seed(*numbers: int) -> Iterator[None]:
-    """Within it, all that is drawn depends on these numbers alone; outside nothing has changed."""
+    """Seeds all random generators within the block, and restores their states afterwards."""
     seed = np.random.SeedSequence(numbers).generate_state(3)
-    # NPY002, four times: it is NumPy's global generator that timm draws from.
+    # NPY002, here and below: timm draws from NumPy's global generator.
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(int(seed[0]))
     np.random.seed(seed[1])  # noqa: NPY002
-    # Not torch.manual_seed, which would seed the devices' generators too.
+    # torch.manual_seed would seed the generators of all devices too.
     torch.default_generator.manual_seed(int(seed[2]))
     try:
         yield
@@ -45,51 +45,51 @@ def temporary_seed(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def augmentation(prepared: Preprocessing, course: TrainConfig) -> Augment:
-    """What turns a decoded picture into randomly changed pixels (C, H, W) for the host to learn.
+def augmentation(prepared: Preprocessing, config: TrainConfig) -> Augment:
+    """Returns a function from a decoded picture to augmented, normalised pixels (C, H, W).
 
-    A crop, a mirror image, colours, a policy of RandAugment's kind, and an erased rectangle.
-    crop=1 takes the picture as it is taken for evaluation, without any random crop.
+    It crops, flips, changes colours, applies RandAugment, and erases a rectangle, each as `config`
+    says. With crop=1 the picture is resized and cropped as for evaluation.
     """
     from timm.data.transforms import RandomResizedCropAndInterpolation
     from torchvision.transforms import Compose
 
-    shape, colours, pixels = _timm_transforms(prepared, course)
-    if course.crop == 1:
+    shape, colours, pixels = _timm_transforms(prepared, config)
+    if config.crop == 1:
         kept = [each for each in shape if not isinstance(each, RandomResizedCropAndInterpolation)]
         shape = [*_evaluation_transforms(prepared), *kept]
     whole: Augment = Compose([*shape, *colours, *pixels])
     return whole
 
 
-def _timm_transforms(prepared: Preprocessing, course: TrainConfig) -> list[list[Any]]:
-    """timm's random changes of shape and of colours, and what makes pixels of the picture."""
+def _timm_transforms(prepared: Preprocessing, config: TrainConfig) -> list[list[Any]]:
+    """Returns timm's transforms in three lists: of shape, of colours, and to normalised pixels."""
     from timm.data.transforms_factory import transforms_imagenet_train
 
-    _check_policy(course.randaugment)
+    _check_policy(config.randaugment)
     try:
         whole = transforms_imagenet_train(
             prepared.image_size,
-            scale=(course.crop, 1.0),
-            hflip=course.flip,
-            color_jitter=course.jitter or None,
-            # Without it timm leaves colours alone where there is a policy, though both are asked.
+            scale=(config.crop, 1.0),
+            hflip=config.flip,
+            color_jitter=config.jitter or None,
+            # Otherwise timm ignores color_jitter where there is a policy.
             force_color_jitter=True,
-            auto_augment=course.randaugment or None,
+            auto_augment=config.randaugment or None,
             interpolation=prepared.interpolation,
             mean=prepared.mean,
             std=prepared.std,
-            re_prob=course.erasing,
+            re_prob=config.erasing,
             re_mode="pixel",
             separate=True,
         )
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise _policy_error(course.randaugment, str(error)) from error
+        raise _policy_error(config.randaugment, str(error)) from error
     return [list(part.transforms) for part in whole]
 
 
 def _evaluation_transforms(prepared: Preprocessing) -> list[Any]:
-    """How a picture is resized and cropped for evaluation."""
+    """Returns the transforms that resize and crop a picture for evaluation."""
     from timm.data.transforms import MaybeToTensor
     from torchvision.transforms import Normalize
 
@@ -98,15 +98,15 @@ def _evaluation_transforms(prepared: Preprocessing) -> list[Any]:
 
 
 def _check_policy(policy: str) -> None:
-    """Refuses what timm would take for a policy and leave out."""
+    """Refuses a policy with parts that timm would silently ignore."""
     kind, *parts = policy.split("-")
-    strange = [part for part in parts if not POLICY_PARTS.fullmatch(part)]
-    if kind == "rand" and strange:
-        raise _policy_error(policy, f"{strange[0]!r} is no part of one")
+    unknown = [part for part in parts if not POLICY_PARTS.fullmatch(part)]
+    if kind == "rand" and unknown:
+        raise _policy_error(policy, f"{unknown[0]!r} is no part of one")
 
 
 def _policy_error(policy: str, reason: str) -> BadSetting:
-    """The error for a policy that timm does not know."""
+    """Returns the error for a policy that timm does not know."""
     return BadSetting(
         f"randaugment={policy!r} is not a policy of timm ({reason}). Give one such as "
         "'rand-m9-mstd0.5-inc1': rand, m magnitude, n layers, p probability, mstd spread, mmax "
@@ -114,34 +114,34 @@ def _policy_error(policy: str, reason: str) -> BadSetting:
     )
 
 
-def make_mixup(course: TrainConfig, classes: int) -> Mix | None:
-    """timm's mixup and cutmix, from images and labels to mixed images and soft targets (B, C).
+def make_mixup(config: TrainConfig, classes: int) -> Mix | None:
+    """Returns timm's mixup and cutmix, or None where the config asks for neither.
 
-    Targets are smoothed as the course says. None where the course has neither. What is drawn is
-    NumPy's: call it within `drawn_from`, with the step and the part, and it can be repeated.
+    It is a function from images and labels to mixed images and soft targets (B, C), which are
+    smoothed as the config says. Its random numbers are NumPy's: seed them to repeat a result.
     """
-    if not course.mixup and not course.cutmix:
+    if not config.mixup and not config.cutmix:
         return None
     from timm.data import Mixup
 
-    mix = Mixup(
-        mixup_alpha=course.mixup,
-        cutmix_alpha=course.cutmix,
-        label_smoothing=course.smoothing,
+    mixup = Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=config.smoothing,
         num_classes=classes,
     )
 
-    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        check_even(course, len(images))
-        new, targets = mix(images.clone(), labels)  # timm writes into the images it is given
-        return new, targets
+    def mix_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        check_even(config, len(images))
+        mixed, targets = mixup(images.clone(), labels)  # timm changes its input in place
+        return mixed, targets
 
-    return mixed
+    return mix_batch
 
 
-def check_even(course: TrainConfig, part: int) -> None:
-    """Refuses mixup and cutmix in parts of a batch that do not fall in pairs."""
-    if (course.mixup or course.cutmix) and part % 2:
+def check_even(config: TrainConfig, part: int) -> None:
+    """Refuses mixup and cutmix with an odd number of images in a part of a batch."""
+    if (config.mixup or config.cutmix) and part % 2:
         raise BadSetting(
             f"mixup and cutmix mix pairs of images, and a part of a batch has {part}. Choose batch "
             "so that batch / (processes x accumulate) is even, or leave mixup and cutmix out."

@@ -1,7 +1,7 @@
-"""`Processes`: those that share one training, or one that is alone.
+"""`Processes`: connects the processes that train together. It works for a single one, too.
 
-It knows torch.distributed, DDP and FSDP2, and neither models nor data. Alone, every method does the
-same for one, so that a training is written once. torchrun and `accelerate launch` start several.
+The code of a training is the same for one process and for several, which torchrun or `accelerate
+launch` start. This file knows torch.distributed, DDP and FSDP2, and neither models nor data.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from torch.optim import Optimizer
 
 from patchslim.errors import BadFile, BadSetting, PatchslimError, TrainingStopped
 
-# How long one waits for another that lives and says nothing: longer than a checkpoint or a
-# validation that one does for all. One that died is noticed at once.
+# How long a process waits for another that is alive and silent. It has to be longer than a
+# checkpoint or validation by one process. A process that died is noticed at once.
 TIMEOUT = timedelta(minutes=30)
 
 T = TypeVar("T")
 
 
 class Processes:
-    """Which process this is, of how many, and on which device it works.
+    """The number of this process, how many there are, and what they do together.
 
     Attributes:
-        rank, world: the number of this process, and of all.
-        device: where its modules and images belong.
-        told_to_stop: whether it received SIGTERM. It goes on, so that all can stop together at
-            the end of a step: `processes.any(processes.told_to_stop)`.
+        rank: the number of this process, from 0.
+        world: how many processes there are.
+        device: where the modules and images of this process belong.
+        stop_requested: whether this process received SIGTERM. It goes on, so that all can stop
+            together at the end of a step: `processes.any(processes.stop_requested)`.
     """
 
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
@@ -52,49 +53,52 @@ class Processes:
     @classmethod
     @contextlib.contextmanager
     def connect(cls, device: torch.device | str | None = None) -> Iterator[Processes]:
-        """The processes that a launcher started, connected until the block ends; else one alone.
+        """Connects the processes that a launcher started, until the block ends.
+
+        Without a launcher this process is alone.
 
         Args:
-            device: "cpu" or "cuda", of which each process gets its own; None for what there is.
+            device: "cpu" or "cuda"; None for a GPU if there is one. Each process gets its own.
 
         Raises:
-            BrokenRun: where another process ends, stays silent or never comes.
+            TrainingStopped: another process ended, stays silent or never came.
+            BadSetting: there are fewer GPUs than processes.
         """
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
         if world == 1:
-            alone = cls(0, 1, place)
+            alone = cls(0, 1, wanted)
             with _catch_sigterm(alone):
                 yield alone
             return
-        here = cls(int(os.environ["RANK"]), world, _own_device(place))
-        with _catch_sigterm(here), _explain_lost(world), _process_group(here.device):
-            yield here
+        processes = cls(int(os.environ["RANK"]), world, _own_device(wanted))
+        with _catch_sigterm(processes), _explain_lost(world), _process_group(processes.device):
+            yield processes
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is the process that writes files and prints for all."""
         return self.rank == 0
 
     def mean(self, value: float) -> float:
-        """The mean of a number over all processes."""
+        """Returns the mean of a number over all processes."""
         return self._reduce(value, dist.ReduceOp.SUM) / self.world
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001 (a flag is all that it takes)
-        """Whether it is so in at least one process."""
+        """Whether the flag is set in at least one process."""
         return self._reduce(float(flag), dist.ReduceOp.MAX) > 0
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have called this."""
         self._reduce(0.0, dist.ReduceOp.SUM)
 
     def broadcast(self, value: T) -> T:
-        """The first process's value, in all of them."""
+        """Returns the first process's value, in all processes."""
         if self.world == 1:
             return value
-        held: list[Any] = [value]
-        dist.broadcast_object_list(held, 0)
-        first: T = held[0]
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, 0)
+        first: T = values[0]
         return first
 
     def check_same_settings(self, settings: Mapping[str, object]) -> None:
@@ -114,44 +118,45 @@ class Processes:
                     )
 
     def wrap(self, module: nn.Module, *, shard: bool) -> nn.Module:
-        """The module to call in training, whose gradients are the mean over all processes.
+        """Returns the module to call in training. Its gradients are the mean over all processes.
 
-        All begin with the weights of the first. Its forward pass returns tensors, or tuples, lists
-        or dictionaries of them. The optimiser is made afterwards, of the wrapped parameters.
+        All processes start with the weights of the first. Make the optimiser afterwards, from the
+        parameters of the wrapped module.
 
         Args:
-            module: on this process's device.
-            shard: whether each process holds a part of the weights and of the optimiser's state
-                (FSDP2) instead of all (DDP). The result is the same; alone there is nobody to share
-                with, and a sharded run can be resumed by one process as it is.
+            module: a module on this process's device, whose forward pass returns tensors, or
+                tuples, lists or dictionaries of them.
+            shard: whether each process holds only a part of the weights and of the optimiser's
+                state (FSDP2) instead of all (DDP). The result is the same. A single process has
+                nothing to share, and can resume a sharded run.
         """
         if self.world == 1:
             return module
         if not shard:
-            # A mask token, a head that a method leaves out, a frozen host: parameters that get no
-            # gradient are ordinary here, and which they are changes during a run. Without the
-            # search for them DDP fails in the second step.
-            own = [self.device] if self.device.type == "cuda" else None
-            return DistributedDataParallel(module, device_ids=own, find_unused_parameters=True)
+            # Some parameters get no gradient: a mask token, an unused head, a frozen host. Which
+            # ones changes during a run. DDP has to look for them, or fails in the second step.
+            devices = [self.device] if self.device.type == "cuda" else None
+            return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor, 0)
-        # The root and nothing in it: our loop uses the parts of a block without calling the block,
-        # whose weights would therefore never be gathered if it were sharded by itself.
-        # Divided again after each forward pass: one without a backward pass, as in a validation,
-        # would leave the module with other parameters than the optimiser has.
+        # Only the root is sharded. FSDP gathers the weights of a module when it is called, and our
+        # loop calls the parts of a block but never the block.
+        # Weights are sharded again after each forward pass. Otherwise a validation, which has no
+        # backward pass, would leave the module with other parameters than the optimiser has.
         mesh = init_device_mesh(self.device.type, (self.world,))
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
         return module
 
     @contextlib.contextmanager
     def no_sync(self, module: nn.Module) -> Iterator[None]:
-        """Gradients of passes inside stay in their process, to be averaged with the next outside.
+        """Within the block, gradients are added up in each process, and not averaged.
 
-        Both the forward and the backward pass belong inside.
+        The next backward pass outside averages them all. Both the forward and the backward pass
+        belong inside.
         """
         if isinstance(module, DistributedDataParallel):
             with module.no_sync():
@@ -165,16 +170,19 @@ class Processes:
             synchronise(True)
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
-        """The norm of all gradients, which are then scaled to at most `limit`; 0 for any."""
+        """Scales all gradients to a norm of at most `limit`, and returns their norm before.
+
+        A limit of 0 leaves them as they are.
+        """
         norm = nn.utils.clip_grad_norm_(list(parameters), limit or math.inf)
         return float(_full_tensor(norm))
 
     def gather(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Copies on the CPU, of which none is a part; only in the first process, else empty.
+        """Returns complete copies of all tensors, on the CPU. Other values stay as they are.
 
-        All processes have to call it. What is no tensor stays as it is.
+        All processes have to call it. Only the first gets the copies, and the others get {}.
         """
-        # One after the other, so that no process but the first ever holds more than one.
+        # One tensor after the other, so that the other processes never hold more than one.
         copies = {}
         for name, value in tensors.items():
             full = _full_tensor(value) if isinstance(value, Tensor) else value
@@ -183,21 +191,24 @@ class Processes:
         return copies
 
     def full_state(self, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-        """The state of both as one process alone would have it; empty but in the first process."""
+        """Returns the state of both as a single process would have it; {} in all but the first."""
         state = optimizer.state_dict()
         full = {
             "model": self.gather(_unwrap(module).state_dict()),
             "optimizer": {
-                "state": {place: self.gather(each) for place, each in state["state"].items()},
+                "state": {index: self.gather(each) for index, each in state["state"].items()},
                 "param_groups": state["param_groups"],
             },
         }
         return full if self.is_first else {}
 
     def restore(self, module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-        """Gives module and optimiser the state that `full_state` returned in however many.
+        """Gives module and optimiser a state that `full_state` returned.
 
-        Every process needs it. Raises BadFile where it is of another model or optimiser.
+        The number of processes may have been another. Every process needs the complete state.
+
+        Raises:
+            BadFile: the state is of another model or optimiser.
         """
         bare = _unwrap(module)
         try:
@@ -205,21 +216,21 @@ class Processes:
             bare.load_state_dict(model)
             parameters = [each for group in optimizer.param_groups for each in group["params"]]
             saved = {
-                place: shard_tensors(values, dict.fromkeys(values, parameters[place]))
-                for place, values in state["optimizer"]["state"].items()
+                index: shard_tensors(values, dict.fromkeys(values, parameters[index]))
+                for index, values in state["optimizer"]["state"].items()
             }
             optimizer.load_state_dict({**state["optimizer"], "state": saved})
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             if _is_process_lost(error):
                 raise
-            why = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise BadFile(
-                f"The checkpoint is of another model, method or optimiser ({why}). "
+                f"The checkpoint is of another model, method or optimiser ({reason}). "
                 "Go on with the settings that the run began with, or train from the start."
             ) from error
 
     def _reduce(self, value: float, how: Any) -> float:
-        """One number made of every process's."""
+        """Combines a number over all processes."""
         if self.world == 1:
             return value
         number = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -228,12 +239,12 @@ class Processes:
 
 
 def shard_tensors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies of full tensors, each divided over the processes as its namesake in `like` is."""
+    """Copies complete tensors, and shards each like the tensor of the same name in `like`."""
     return {name: _shard_tensor(value, like.get(name)) for name, value in tensors.items()}
 
 
 def _shard_tensor(value: Any, like: Any) -> Any:
-    """A copy of the value, of which this process holds what it holds of `like`."""
+    """Copies one value, and shards it like `like` where that is sharded."""
     if not isinstance(value, Tensor):
         return value
     if not hasattr(like, "placements") or like.shape != value.shape:
@@ -244,20 +255,20 @@ def _shard_tensor(value: Any, like: Any) -> Any:
 
 
 def _full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor with the parts that the other processes hold."""
+    """Returns the complete tensor, with the parts that other processes hold."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach()
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
-    """The module under its own names."""
+    """Returns the module inside DDP's wrapper."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def _own_device(place: torch.device) -> torch.device:
-    """The device of this process, of those of its machine."""
-    if place.type != "cuda":
-        return place
+def _own_device(wanted: torch.device) -> torch.device:
+    """Returns the device of this process: the CPU, or the GPU with its local rank."""
+    if wanted.type != "cuda":
+        return wanted
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= count:
         raise BadSetting(
@@ -270,7 +281,7 @@ def _own_device(place: torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def _process_group(device: torch.device) -> Iterator[None]:
-    """Connects the processes, unless somebody has done so, and parts them in the end."""
+    """Connects the processes for the length of the block, unless they are connected already."""
     if dist.is_initialized():
         yield
         return
@@ -286,17 +297,17 @@ def _process_group(device: torch.device) -> Iterator[None]:
         yield
         broken = False
     finally:
-        # NCCL would wait here for the one that is lost, and nobody would read why this one ends.
+        # After an error NCCL would wait here for the lost process, and hide the error.
         if not (broken and device.type == "cuda"):
             dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def _catch_sigterm(processes: Processes) -> Iterator[None]:
-    """Has SIGTERM be noted instead of ending the process, unless somebody listens already.
+    """Within the block, SIGTERM sets `stop_requested` instead of ending the process.
 
-    A launcher sends it as soon as one process failed. Without this the others would end before
-    they can say why.
+    A launcher sends SIGTERM as soon as one process has failed. Without this, the others would end
+    before they can say why. A handler that is set already stays.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -315,7 +326,7 @@ def _catch_sigterm(processes: Processes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explain_lost(world: int) -> Iterator[None]:
-    """Turns the loss of a process into one error, and tells the launcher of any of ours."""
+    """Turns the loss of a process into TrainingStopped, and passes our errors to the launcher."""
     try:
         try:
             yield
@@ -332,14 +343,14 @@ def _explain_lost(world: int) -> Iterator[None]:
 
 
 def _is_process_lost(error: Exception) -> bool:
-    """Whether the error is that another process is gone. Gloo's have no class of their own."""
+    """Whether the error says that another process is gone. Gloo has no error class of its own."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def _tell_launcher(message: str) -> None:
-    """Leaves the message where torchrun looks for it, to show it in its own last words."""
+    """Writes the message into the file whose content torchrun prints at the end."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
-        said = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        entry = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError):
-            Path(file).write_text(json.dumps({"message": said}), encoding="utf-8")
+            Path(file).write_text(json.dumps({"message": entry}), encoding="utf-8")

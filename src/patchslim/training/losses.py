@@ -1,7 +1,7 @@
-"""What is learned: the labels, a teacher's answers, its final tokens, and what the method wants.
+"""The losses of training: labels, a teacher's answers, its final tokens, and the method's own loss.
 
-`Learner` is one module that turns a batch into its losses, so that whatever wraps or compiles a
-module does it to the whole step. It knows no optimiser, no data set and no process.
+`LossModule` turns a batch into its losses. It is one module, so that DDP, FSDP2 or torch.compile
+can wrap the whole step. It knows no optimiser, no data set and no processes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Tokens
 from patchslim.training.config import Distil, TrainConfig
 
-LOSS_TERMS = ("loss", "labels", "answers", "tokens", "method")  # of one step, in this order
+LOSS_TERMS = ("loss", "labels", "answers", "tokens", "method")  # the total, and its terms
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the answers to a batch of images are compared with; None is what is not.
+    """What a batch's outputs are compared with. What is None takes no part.
 
     Attributes:
-        labels: classes (B,), or their probabilities (B, C) where images are mixed.
+        labels: classes (B,), or class probabilities (B, C) where images are mixed.
         answers: the teacher's logits (B, C).
-        tokens: the teacher's rows after its last norm (B, N, C).
+        tokens: the teacher's tokens after its last norm (B, N, C).
     """
 
     labels: Tensor | None = None
@@ -45,113 +45,131 @@ class Target:
 
 
 class Teacher:
-    """A model whose answers are learned: by default the untouched host. It is never trained."""
+    """A model to learn from: by default the untouched host. It is never trained itself.
 
-    def __init__(self, model: nn.Module, course: TrainConfig) -> None:
+    Args:
+        model: the model, which is put in evaluation mode and takes no gradients any more.
+        config: how to train. With `tokens` the model must be of a known family.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.token_model: SlimModel | None = None
-        if course.tokens:
+        if config.tokens:
             adapter = find_adapter(model)
-            self.token_model = SlimModel(
-                model, plan_schedule(model, adapter, find_method("identity")(), Constant(0), "full")
-            )
+            plan = plan_schedule(model, adapter, find_method("identity")(), Constant(0), "full")
+            self.token_model = SlimModel(model, plan)
 
     @torch.no_grad()
     def make_target(self, images: Tensor, labels: Tensor | None) -> Target:
-        """What is to be learned of a batch."""
+        """Runs the teacher, and returns what the student has to learn of a batch."""
         if self.token_model is None:
             return Target(labels, logits_of(self.model(images)))
-        lesson = forward_training(self.token_model, images, tail="full")
-        answers = self.token_model.plan.adapter.logits(lesson.output)
-        return Target(labels, logits_of(answers), lesson.tokens.x)
+        result = forward_training(self.token_model, images, tail="full")
+        answers = self.token_model.plan.adapter.logits(result.output)
+        return Target(labels, logits_of(answers), result.tokens.x)
 
 
 class LossModule(nn.Module):
-    """A slimmed model with its losses: images and targets in, the terms of the loss out."""
+    """A slimmed model and its losses: images and targets in, the terms of the loss out."""
 
-    def __init__(self, slimmed: SlimModel, course: TrainConfig) -> None:
+    def __init__(self, slimmed: SlimModel, config: TrainConfig) -> None:
         super().__init__()
         self.slimmed = slimmed
-        self.course = course
+        self.config = config
         self.auxiliary = nn.ModuleList()
-        if course.auxiliary:
-            answers = 2 if course.distil == "token" else 1  # as the host itself then
-            readers = slimmed.plan.adapter.pooled_classifiers(slimmed.host)[:answers]
-            self.auxiliary.extend(copy.deepcopy(readers))
-        # Where the patch rows are looked at, the last block has to compute them.
-        self.tail: Tail = "full" if course.tokens else slimmed.plan.tail
+        if config.auxiliary:
+            heads = 2 if config.distil == "token" else 1  # as many as the host has then
+            classifiers = slimmed.plan.adapter.pooled_classifiers(slimmed.host)[:heads]
+            self.auxiliary.extend(copy.deepcopy(classifiers))
+        # The loss on tokens needs the patch rows of the last block.
+        self.tail: Tail = "full" if config.tokens else slimmed.plan.tail
 
     def forward(
         self,
         images: Tensor,
         target: Target | None = None,
-        eased: float = 1.0,
+        removal: float = 1.0,
         layered: bool = False,  # noqa: FBT001, FBT002 (wrappers pass it by place)
     ) -> Tensor:
-        """The terms of the loss (5,) as `TERMS` names them; the logits where there is no target."""
+        """Returns the terms of the loss (5,), as `LOSS_TERMS` names them.
+
+        Args:
+            images: the batch.
+            target: what to compare with. Without it, the logits are returned instead.
+            removal: the share of what the schedule removes that is removed now.
+            layered: whether every block selects anew now.
+        """
         if target is None:
             return logits_of(self.slimmed.plan.adapter.logits(self.slimmed(images)))
-        course, slimmed = self.course, self.slimmed
-        lesson = forward_training(
+        config, slimmed = self.config, self.slimmed
+        result = forward_training(
             slimmed,
             images,
             tail=self.tail,
-            eased=eased,
+            eased=removal,
             layered=layered,
-            recompute=course.recompute,
+            recompute=config.recompute,
         )
-        labels, answers = self._compute_losses(slimmed.plan.adapter.logits(lesson.output), target)
+        labels, answers = self._compute_losses(slimmed.plan.adapter.logits(result.output), target)
         if self.auxiliary:
-            row = lesson.tokens.x[:, 0]
-            seconds = [reader(row) for reader in self.auxiliary]
-            besides = self._compute_losses(
-                tuple(seconds) if len(seconds) > 1 else seconds[0], target
+            class_token = result.tokens.x[:, 0]
+            logits = [classifier(class_token) for classifier in self.auxiliary]
+            second_labels, second_answers = self._compute_losses(
+                tuple(logits) if len(logits) > 1 else logits[0], target
             )
-            labels = labels.lerp(besides[0], course.auxiliary)
-            answers = answers.lerp(besides[1], course.auxiliary)
+            labels = labels.lerp(second_labels, config.auxiliary)
+            answers = answers.lerp(second_answers, config.auxiliary)
         tokens = zero = labels.new_zeros(())
         if target.tokens is not None:
-            tokens = token_loss(lesson.tokens, target.tokens)
-        wanted = None
-        if lesson.decisions and isinstance(slimmed.method, LearnedMethod):
-            wanted = slimmed.method.loss(lesson.decisions)
-        method = zero if wanted is None else wanted.float()
-        whole = (
-            course.labels * labels
-            + course.distil_weight * answers
-            + course.tokens * tokens
+            tokens = token_loss(result.tokens, target.tokens)
+        own = None
+        if result.decisions and isinstance(slimmed.method, LearnedMethod):
+            own = slimmed.method.loss(result.decisions)
+        method = zero if own is None else own.float()
+        total = (
+            config.labels * labels
+            + config.distil_weight * answers
+            + config.tokens * tokens
             + method
         )
         return torch.stack(
-            [whole, labels.detach(), answers.detach(), tokens.detach(), method.detach()]
+            [total, labels.detach(), answers.detach(), tokens.detach(), method.detach()]
         )
 
     def _compute_losses(
         self, output: Tensor | tuple[Tensor, ...], target: Target
     ) -> tuple[Tensor, Tensor]:
-        """How far an answer is from the labels, and from the teacher's answer."""
-        course = self.course
-        # A distilled host in training answers twice: for the labels, and for its teacher.
-        own, taught = output if isinstance(output, tuple) else (output, output)
-        labels = answers = own.new_zeros((), dtype=torch.float32)
-        if target.labels is not None and course.labels:
-            labels = label_loss(own.float(), target.labels, course.smoothing)
-        if target.answers is not None and course.distil != "none":
+        """Returns the loss of an output against the labels, and against the teacher's answers."""
+        config = self.config
+        # A distilled host in training has two heads: one for the labels, and one for its teacher.
+        for_labels, for_teacher = output if isinstance(output, tuple) else (output, output)
+        labels = answers = for_labels.new_zeros((), dtype=torch.float32)
+        if target.labels is not None and config.labels:
+            labels = label_loss(for_labels.float(), target.labels, config.smoothing)
+        if target.answers is not None and config.distil != "none":
             answers = answer_loss(
-                taught.float(), target.answers.float(), course.distil, course.temperature
+                for_teacher.float(), target.answers.float(), config.distil, config.temperature
             )
         return labels, answers
 
 
 def label_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy with classes (B,), or with their probabilities (B, C), smoothed already."""
+    """Returns the cross-entropy with classes (B,) or with probabilities (B, C).
+
+    Only classes are smoothed here: mixup has smoothed its probabilities already.
+    """
     if labels.ndim == 2:
         return -(labels * logits.log_softmax(dim=1)).sum(dim=1).mean()
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 def answer_loss(logits: Tensor, answers: Tensor, kind: Distil, temperature: float) -> Tensor:
-    """KL(teacher || student) in nats times the squared temperature; or the teacher's class."""
+    """Returns the loss against a teacher's logits.
+
+    With kind="soft" it is KL(teacher || student) in nats times the squared temperature, otherwise
+    the cross-entropy with the teacher's class.
+    """
     if kind != "soft":
         return F.cross_entropy(logits, answers.argmax(dim=1))
     student = (logits / temperature).log_softmax(dim=1)
@@ -159,23 +177,27 @@ def answer_loss(logits: Tensor, answers: Tensor, kind: Distil, temperature: floa
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def token_loss(tokens: Tokens, taught: Tensor) -> Tensor:
-    """Mean squared distance of the final rows from the teacher's rows in the same places.
+def token_loss(tokens: Tokens, teacher_tokens: Tensor) -> Tensor:
+    """Returns the mean squared distance of the final tokens from the teacher's at the same cells.
 
-    Of the prefix and of the patches that are left, one mean each: the class token, which the head
-    reads, would otherwise be one row of many. A merged or fused row is compared at the cell that
-    speaks for it; a masked row not at all.
+    The prefix and the remaining patches have a mean each, and these are added. In a single mean the
+    class token, which the head reads, would be one row of many. A merged or fused row is compared
+    at the cell that it is assigned to, a masked row not at all.
     """
     rows = with_prefix(tokens.cells(), tokens.prefix)
-    apart = (tokens.x.float() - take(taught, rows).float()).square().mean(dim=2)
-    leading, patches = apart[:, : tokens.prefix], apart[:, tokens.prefix :]
-    there = torch.ones_like(patches) if tokens.alive is None else tokens.alive.detach().float()
-    left = (patches * there).sum() / there.sum().clamp(min=1)
-    return left + leading.mean() if tokens.prefix else left
+    distances = (tokens.x.float() - take(teacher_tokens, rows).float()).square().mean(dim=2)
+    prefix, patches = distances[:, : tokens.prefix], distances[:, tokens.prefix :]
+    alive = torch.ones_like(patches) if tokens.alive is None else tokens.alive.detach().float()
+    patch_loss = (patches * alive).sum() / alive.sum().clamp(min=1)
+    return patch_loss + prefix.mean() if tokens.prefix else patch_loss
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a teacher returns: a tensor, or an output that names them."""
+    """Returns the logits in a model's output, which is a tensor or has the attribute `logits`.
+
+    Raises:
+        UnsupportedModel: they are not class scores (B, C).
+    """
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

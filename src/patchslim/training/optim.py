@@ -1,6 +1,6 @@
-"""Groups of parameters: which learning rate and which weight decay each parameter gets.
+"""Sorts parameters into groups for the optimiser, by learning rate and weight decay.
 
-It knows a slimmed model as named parameters and numbered blocks, and no family and no method.
+It knows a slimmed model as named parameters and numbered blocks, and neither families nor methods.
 """
 
 from __future__ import annotations
@@ -17,31 +17,43 @@ HOST_PREFIX = "host."  # where a SlimModel keeps its host
 
 
 def group_parameters(
-    slimmed: SlimModel, course: TrainConfig, more: Iterable[nn.Parameter] = ()
+    slimmed: SlimModel, config: TrainConfig, more: Iterable[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """The parameters that learn, `more` of them too, by factor on the rate and by weight decay."""
-    spared = _no_decay_names(slimmed.host)
-    factors = layer_lr_factors(slimmed, course.layer_decay)
+    """Returns the parameter groups for the optimiser.
+
+    Args:
+        slimmed: the model. Parameters that take no gradient are left out.
+        config: how to train.
+        more: further parameters, which learn at the full rate.
+
+    Returns:
+        Groups as torch.optim takes them. Each also says its "factor" on the learning rate, and
+        whether its parameters belong to the "host".
+    """
+    no_decay = _no_decay_names(slimmed.host)
+    factors = layer_lr_factors(slimmed, config.layer_decay)
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in (*slimmed.named_parameters(), *(("", each) for each in more)):
         if not parameter.requires_grad:
             continue
         host = name.startswith(HOST_PREFIX)
-        factor = course.host_lr * factors[name] if host else 1.0
-        decays = parameter.ndim > 1 and name not in spared
-        decay = course.weight_decay if decays else 0.0
+        factor = config.host_lr * factors[name] if host else 1.0
+        decays = parameter.ndim > 1 and name not in no_decay
+        decay = config.weight_decay if decays else 0.0
         group = groups.setdefault(
             (factor, decay, host),
-            {"params": [], "lr": course.lr, "weight_decay": decay, "factor": factor, "host": host},
+            {"params": [], "lr": config.lr, "weight_decay": decay, "factor": factor, "host": host},
         )
         group["params"].append(parameter)
     return list(groups.values())
 
 
 def layer_lr_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
-    """For each of the host's parameters decay**(layers above it): the head 1, the last block decay.
+    """Returns the factor on the learning rate of each of the host's parameters, by name.
 
-    What comes before the blocks is one layer, each block is one, and what comes after is one.
+    It is decay**(number of layers above). Everything before the blocks counts as one layer, each
+    block is one, and everything after the blocks is one. So the head has 1, and the last block
+    `decay`.
     """
     modules = slimmed.plan.adapter.blocks(slimmed.host)
     blocks = {id(block): index for index, block in enumerate(modules)}
@@ -55,14 +67,14 @@ def layer_lr_factors(slimmed: SlimModel, decay: float) -> dict[str, float]:
     layer = 0
     for name, _ in slimmed.named_parameters():
         if name.startswith(HOST_PREFIX):
-            own = [found for prefix, found in prefixes.items() if name.startswith(prefix)]
-            # Hosts name their parts in the order of use, so the last block ends the body.
+            own = [index for prefix, index in prefixes.items() if name.startswith(prefix)]
+            # Hosts name their parts in the order of use: after the last block comes the head.
             layer = own[0] if own else (top if layer else 0)
             factors[name] = decay ** (top - layer)
     return factors
 
 
 def _no_decay_names(host: nn.Module) -> set[str]:
-    """Parameters that the host itself wants no weight decay on, by their names in a SlimModel."""
-    says = getattr(host, "no_weight_decay", None)
-    return {HOST_PREFIX + name for name in says()} if callable(says) else set()
+    """Returns the names, in a SlimModel, of the parameters that the host exempts from decay."""
+    list_names = getattr(host, "no_weight_decay", None)
+    return {HOST_PREFIX + name for name in list_names()} if callable(list_names) else set()

@@ -1,7 +1,7 @@
-"""`Run`: the steps of a course, one after another, with checkpoints, validation and a log.
+"""`Trainer`: runs the steps of a training, with checkpoints, validation and a log.
 
-It knows how to go on where it was stopped. What is learned is in `losses.py`, where the images come
-from in `feed.py`, and what several processes do for each other in `processes.py`.
+It can continue a run that was stopped. The losses are in `losses.py`, the images come from
+`loader.py`, and `distributed.py` connects several processes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import contextlib
 import copy
 import math
 import random
-import statistics
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.data.source import class_count
-from patchslim.errors import BadFile, Diverged, TrainingStopped
+from patchslim.errors import BadFile, TrainingStopped
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.score import Batch, Score, score
 from patchslim.model.model import SlimModel
@@ -31,27 +29,25 @@ from patchslim.runs import checkpoint
 from patchslim.runs.fingerprint import check_same_run
 from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.runs.log import Log
-from patchslim.runs.progress import StepTimer
+from patchslim.runs.progress import Progress, StepTimer
 from patchslim.training.augment import make_mixup
 from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes, shard_tensors
-from patchslim.training.identity import fill_defaults, run_fingerprint
+from patchslim.training.divergence import DivergenceCheck
+from patchslim.training.fingerprint import fill_defaults, run_fingerprint
 from patchslim.training.loader import MicroBatch, TrainingLoader
 from patchslim.training.losses import LOSS_TERMS, LossModule, Target, Teacher
 from patchslim.training.optim import group_parameters
 
-Progress = Callable[[str], object]
 Weights = dict[str, Tensor]
 
 LOG_COLUMNS = (*LOSS_TERMS, "lr", "gradient", "images_per_second", "kl", "agreement", "accuracy")
-RECENT_LOSSES = 50  # losses that a new one is compared with
-EXPLOSION_FACTOR = 20.0  # times their median is an explosion
 LOG_INTERVAL = 10  # steps between two rows of the log
 
 
 @dataclass(frozen=True)
 class BestWeights:
-    """Weights by name, the step after which they were taken, and the score they had there."""
+    """Weights by name, the step after which they were taken, and their error in the validation."""
 
     step: int
     score: float
@@ -59,52 +55,61 @@ class BestWeights:
 
 
 class Trainer:
-    """A course in progress: the student, its optimiser, and where it stands."""
+    """One training run: the student, its optimiser, and how far it is.
+
+    Args:
+        slimmed: the model that is trained. It is copied, and stays as it is.
+        teacher: the model to learn from, or None.
+        loader: the training images.
+        config: how to train.
+        processes: the processes that train together.
+        out: the folder for checkpoint and log.
+    """
 
     def __init__(
         self,
         slimmed: SlimModel,
         teacher: Teacher | None,
-        feed: TrainingLoader,
-        course: TrainConfig,
-        crew: Processes,
+        loader: TrainingLoader,
+        config: TrainConfig,
+        processes: Processes,
         out: Path,
     ) -> None:
-        self.slimmed, self.teacher, self.loader = slimmed, teacher, feed
-        self.course, self.processes, self.out = course, crew, out
-        self.student = copy.deepcopy(slimmed).to(crew.device).train()
+        self.slimmed, self.teacher, self.loader = slimmed, teacher, loader
+        self.config, self.processes, self.out = config, processes, out
+        self.student = copy.deepcopy(slimmed).to(processes.device).train()
         self.student.requires_grad_(requires_grad=True)
         if teacher is not None:
-            teacher.model.to(crew.device)
-        self.loss_module = LossModule(self.student, course)
-        if course.compile:
+            teacher.model.to(processes.device)
+        self.loss_module = LossModule(self.student, config)
+        if config.compile:
             self.loss_module.compile()
-        self.module = crew.wrap(self.loss_module, shard=course.shard)
+        self.module = processes.wrap(self.loss_module, shard=config.shard)
         self.optimizer = torch.optim.AdamW(
-            group_parameters(self.student, course, self.loss_module.auxiliary.parameters()),
-            lr=course.lr,
+            group_parameters(self.student, config, self.loss_module.auxiliary.parameters()),
+            lr=config.lr,
         )
-        half = course.precision == "float16"
-        self.scaler = torch.amp.GradScaler(crew.device.type, enabled=half)
-        self.mix = make_mixup(course, class_count(slimmed) or 1)
+        half = config.precision == "float16"
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=half)
+        self.mix = make_mixup(config, class_count(slimmed) or 1)
         self.ema_weights = (
-            [p.detach().clone() for p in self._trainable_parameters()] if course.ema else []
+            [p.detach().clone() for p in self._trainable_parameters()] if config.ema else []
         )
         self.initial_weights = (
-            [p.detach().clone() for p in self._trainable_parameters()] if course.wise < 1 else []
+            [p.detach().clone() for p in self._trainable_parameters()] if config.wise < 1 else []
         )
-        self.total_steps = feed.total_steps
-        self.recent_losses: deque[float] = deque(maxlen=RECENT_LOSSES)
+        self.total_steps = loader.total_steps
+        self.divergence = DivergenceCheck(config, processes, out / CHECKPOINT_FILE)
         self.best: BestWeights | None = None
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What makes this run this run."""
-        return run_fingerprint(self.slimmed, self.teacher, self.loader, self.course)
+        """What makes this run different from others, as plain data for its checkpoint."""
+        return run_fingerprint(self.slimmed, self.teacher, self.loader, self.config)
 
     @cached_property
     def dense(self) -> nn.Module:
-        """What the student is compared with: its teacher, or what it was before."""
+        """The model that the student is compared with: its teacher, or its untrained host."""
         if self.teacher is not None:
             return self.teacher.model
         return copy.deepcopy(self.slimmed.host).to(self.processes.device)
@@ -115,26 +120,41 @@ class Trainer:
         *,
         resume: bool,
         tensorboard: bool,
-        say: Progress,
+        progress: Progress,
     ) -> BestWeights:
-        """The weights at the end: the best that were validated, else the last."""
+        """Runs all steps, or those that are left.
+
+        Args:
+            validation: batches to validate on, or None.
+            resume: whether to start from the checkpoint, if there is one.
+            tensorboard: whether to write event files for TensorBoard too.
+            progress: is called with one line of text for each step.
+
+        Returns:
+            The best weights that were validated, else the last. They are complete in the first
+            process, and empty in the others.
+
+        Raises:
+            Diverged: the loss or the gradient is not a number, or the loss exploded.
+            TrainingStopped: SIGTERM was received; a checkpoint was written.
+        """
         start = self._restore_checkpoint() if resume else 0
-        every = self.course.validate or max(1, math.ceil(self.total_steps / 4))
-        pace = StepTimer(self.total_steps, start, self.course.batch)
+        every = self.config.validate or max(1, math.ceil(self.total_steps / 4))
+        timer = StepTimer(self.total_steps, start, self.config.batch)
         with self._open_log(start, tensorboard=tensorboard) as log:
             for number, micro in enumerate(self.loader.steps(start), start):
                 values = self.step(number, micro)
-                values["images_per_second"] = pace.finish_step()
+                values["images_per_second"] = timer.finish_step()
                 done = number + 1
                 last = done == self.total_steps
                 if validation is not None and (done % every == 0 or last):
-                    values |= self._validate(done, validation, say)
-                    pace.restart_clock()
+                    values |= self._validate(done, validation, progress)
+                    timer.restart_clock()
                 if log is not None and (done % LOG_INTERVAL == 0 or last or "kl" in values):
                     log.write(done, values)
-                say(pace.status_line(values, self.loader.unreadable))
+                progress(timer.status_line(values, self.loader.unreadable))
                 stop = self.processes.any(self.processes.stop_requested)
-                if done % self.course.checkpoint == 0 or last or stop:
+                if done % self.config.checkpoint == 0 or last or stop:
                     self._write_checkpoint(done)
                 if stop and not last:
                     raise TrainingStopped(
@@ -145,25 +165,23 @@ class Trainer:
         return self.best or BestWeights(self.total_steps, math.nan, self._final_weights())
 
     def step(self, number: int, micro: list[MicroBatch]) -> dict[str, float]:
-        """One step of the optimiser; what it cost, by name."""
-        pace, frozen = (
-            self.course.lr_factor(number, self.total_steps),
-            self.course.is_host_frozen(number, self.total_steps),
-        )
+        """Makes one step of the optimiser, and returns the numbers for the log by name."""
+        lr = self.config.lr * self.config.lr_factor(number, self.total_steps)
+        host_frozen = self.config.is_host_frozen(number, self.total_steps)
         for group in self.optimizer.param_groups:
-            rests = group["host"] and frozen
-            group["lr"] = 0.0 if rests else self.course.lr * pace * group["factor"]
+            frozen = group["host"] and host_frozen
+            group["lr"] = 0.0 if frozen else lr * group["factor"]
         terms = torch.zeros(len(LOSS_TERMS))
-        for part, fed in enumerate(micro):
-            whole = part + 1 == len(micro)
-            with contextlib.nullcontext() if whole else self.processes.no_sync(self.module):
-                found = self._backward(number, part, fed, len(micro))
-            self._check_finite(number, found, fed)
-            terms += found / len(micro)
+        for part, batch in enumerate(micro):
+            last = part + 1 == len(micro)
+            with contextlib.nullcontext() if last else self.processes.no_sync(self.module):
+                part_terms = self._backward(number, part, batch, len(micro))
+            self.divergence.check_terms(number, part_terms, batch)
+            terms += part_terms / len(micro)
         values = {
             name: self.processes.mean(float(t)) for name, t in zip(LOSS_TERMS, terms, strict=True)
         }
-        self._check_explosion(number, values["loss"], micro)
+        self.divergence.check_loss(number, values["loss"], micro)
         self.scaler.unscale_(self.optimizer)
         values["gradient"] = self._clip_gradients(number, micro)
         self.scaler.step(self.optimizer)
@@ -172,96 +190,63 @@ class Trainer:
         if self.ema_weights:
             with torch.no_grad():
                 torch._foreach_lerp_(
-                    self.ema_weights, list(self._trainable_parameters()), 1 - self.course.ema
+                    self.ema_weights, list(self._trainable_parameters()), 1 - self.config.ema
                 )
-        values["lr"] = self.course.lr * pace
+        values["lr"] = lr
         return values
 
     def build_model(self, weights: Weights) -> SlimModel:
-        """The slimmed model with these weights, on the CPU, in evaluation mode."""
+        """Returns the slimmed model with these weights, on the CPU, in evaluation mode."""
         model = copy.deepcopy(self.slimmed).cpu()
         model.load_state_dict(weights)
         return model.eval()
 
     def training_record(self, step: int) -> dict[str, Any]:
-        """How the weights came to be, for the recipe."""
+        """Returns how the weights of a step came about, for the recipe of the model."""
         teacher = None if self.teacher is None else type(self.teacher.model).__name__
         return {
-            "course": self.course.to_json(),
+            "course": self.config.to_json(),
             "images": self.loader.count,
             "step": step,
             "of": self.total_steps,
             "teacher": teacher,
         }
 
-    def _backward(self, number: int, part: int, fed: MicroBatch, parts: int) -> Tensor:
-        """The terms of the loss of one part of a batch, whose gradients are added up."""
-        _set_seeds(self.course.seed, number, self.processes.rank, part)
+    def _backward(self, number: int, part: int, batch: MicroBatch, parts: int) -> Tensor:
+        """Adds the gradients of one micro-batch, and returns the terms of its loss."""
+        _set_seeds(self.config.seed, number, self.processes.rank, part)
         device = self.processes.device
-        images = fed.images.to(device)
-        labels = None if fed.labels is None or not self.course.labels else fed.labels.to(device)
+        images = batch.images.to(device)
+        labels = (
+            batch.labels.to(device) if batch.labels is not None and self.config.labels else None
+        )
         if self.mix is not None:
-            spare = torch.zeros(len(images), dtype=torch.long, device=device)
-            images, mixed = self.mix(images, spare if labels is None else labels)
+            unused = torch.zeros(len(images), dtype=torch.long, device=device)
+            images, mixed = self.mix(images, unused if labels is None else labels)
             labels = None if labels is None else mixed
-        dtype = getattr(torch, self.course.precision)
-        half = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-        with half:
+        dtype = getattr(torch, self.config.precision)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             target = (
                 Target(labels) if self.teacher is None else self.teacher.make_target(images, labels)
             )
-            eased = self.course.removal_share(number, self.total_steps)
-            layered = self.course.is_layered(number, self.total_steps)
-            terms: Tensor = self.module(images, target, eased, layered)
+            removal = self.config.removal_share(number, self.total_steps)
+            layered = self.config.is_layered(number, self.total_steps)
+            terms: Tensor = self.module(images, target, removal, layered)
         self.scaler.scale(terms[0] / parts).backward()
         return terms.detach().cpu()
 
     def _clip_gradients(self, number: int, micro: list[MicroBatch]) -> float:
-        """The norm of the gradient before it was clipped."""
-        norm = self.processes.clip(self._trainable_parameters(), self.course.clip)
-        # In float16 the scaler leaves such a step out and scales less from then on.
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise Diverged(
-                f"The gradient of step {number + 1} is {norm}; first images: "
-                f"{', '.join(micro[0].names[:3])}. {self._cure()}"
-            )
+        """Clips the gradient, and returns its norm before that."""
+        norm = self.processes.clip(self._trainable_parameters(), self.config.clip)
+        # In float16 the scaler skips a step without a finite gradient, and lowers its scale.
+        if not self.scaler.is_enabled():
+            self.divergence.check_gradient(number, norm, micro)
         return norm
 
-    def _check_finite(self, number: int, terms: Tensor, fed: MicroBatch) -> None:
-        """Stops at a loss that is not finite: the step, the batch, and what can be done."""
-        bad = not bool(terms.isfinite().all())
-        if not self.processes.any(bad):
-            return
-        own = ", ".join(f"{name} {float(t):.3g}" for name, t in zip(LOSS_TERMS, terms, strict=True))
-        named = ", ".join(fed.names[:5]) + (", ..." if len(fed.names) > 5 else "")
-        where = f"{own}; images {named}" if bad else "in another process"
-        raise Diverged(f"The loss of step {number + 1} is not a number ({where}). {self._cure()}")
-
-    def _check_explosion(self, number: int, loss: float, micro: list[MicroBatch]) -> None:
-        """Stops at a loss far above the ones before it."""
-        if len(self.recent_losses) == RECENT_LOSSES:
-            usual = statistics.median(self.recent_losses)
-            if loss > EXPLOSION_FACTOR * usual and loss > usual + 1:
-                raise Diverged(
-                    f"The loss of step {number + 1} is {loss:.3g}, and {usual:.3g} is the median "
-                    f"of the {RECENT_LOSSES} before it; first images: "
-                    f"{', '.join(micro[0].names[:3])}. "
-                    f"{self._cure()}"
-                )
-        self.recent_losses.append(loss)
-
-    def _cure(self) -> str:
-        """What a person can do about it."""
-        written = self.out / CHECKPOINT_FILE
-        kept = f" {written} is from before that." if written.exists() else ""
-        precision = "" if self.course.precision == "float32" else ", use precision='float32'"
-        return (
-            f"Nothing was changed by that step. Lower lr (now {self.course.lr:g}){precision}, or "
-            f"clip gradients harder (clip={self.course.clip:g}), and look at these images.{kept}"
-        )
-
-    def _validate(self, done: int, validation: Iterable[Batch], say: Progress) -> dict[str, float]:
-        """The scores of the student now; the best so far is kept."""
+    def _validate(
+        self, done: int, validation: Iterable[Batch], progress: Progress
+    ) -> dict[str, float]:
+        """Scores the student as it is now, and keeps its weights if they are the best so far."""
         logits = self.slimmed.plan.adapter.logits
 
         def dense(images: Tensor) -> Tensor:
@@ -278,60 +263,68 @@ class Trainer:
             torch.no_grad(),
             self._use_final_weights(),
         ):
-            scores = score({"dense": dense, "slim": slim}, validation, total=None, progress=say)
-            found = scores["slim"]
-        # One process decides, since the weights are gathered by all or by none.
-        worse = self.processes.broadcast(
-            _validation_error(found, by_teacher=self.teacher is not None)
+            models = {"dense": dense, "slim": slim}
+            scored = score(models, validation, total=None, progress=progress)["slim"]
+        # The first process decides for all, since either all gather the weights or none.
+        error = self.processes.broadcast(
+            _validation_error(scored, by_teacher=self.teacher is not None)
         )
-        if self.best is None or worse < self.best.score:
-            self.best = BestWeights(done, worse, self._final_weights())
-        right = {} if found.accuracy is None else {"accuracy": found.accuracy.value}
-        return {"kl": found.kl.value, "agreement": found.agreement.value, **right}
+        if self.best is None or error < self.best.score:
+            self.best = BestWeights(done, error, self._final_weights())
+        accuracy = {} if scored.accuracy is None else {"accuracy": scored.accuracy.value}
+        return {"kl": scored.kl.value, "agreement": scored.agreement.value, **accuracy}
 
     def _final_weights(self) -> Weights:
-        """The weights that the student would leave with; only in the first process."""
+        """Returns the weights that would be saved now; empty in all processes but the first."""
         with self._use_final_weights():
             return self.processes.gather(self.student.state_dict())
 
     @contextlib.contextmanager
     def _use_final_weights(self) -> Iterator[None]:
-        """While it lasts, the student has the weights that it would leave with."""
-        leaving = self._interpolate_weights(self.ema_weights)
-        own = [p.detach().clone() for p in self._trainable_parameters()] if leaving else []
+        """Within the block, the student has the weights that would be saved now."""
+        final = self._interpolate_weights(self.ema_weights)
+        current = [p.detach().clone() for p in self._trainable_parameters()] if final else []
         try:
-            self._set_weights(leaving)
+            self._set_weights(final)
             yield
         finally:
-            self._set_weights(own)
+            self._set_weights(current)
 
     def _interpolate_weights(self, learned: list[Tensor]) -> list[Tensor]:
-        """What was learned, the host's only a share of the way from what was given (WiSE-FT)."""
+        """Moves the host only a share of the way to the learned weights (`wise`, WiSE-FT).
+
+        Args:
+            learned: the averaged weights, or an empty list for the student's current ones.
+        """
         if not self.initial_weights:
             return learned
         host = {id(p) for p in self.student.host.parameters()}
-        share, now = self.course.wise, list(self._trainable_parameters())
+        share, current = self.config.wise, list(self._trainable_parameters())
         return [
-            given + share * (end.detach() - given) if id(p) in host else end.detach()
-            for p, given, end in zip(now, self.initial_weights, learned or now, strict=True)
+            initial + share * (end.detach() - initial) if id(p) in host else end.detach()
+            for p, initial, end in zip(
+                current, self.initial_weights, learned or current, strict=True
+            )
         ]
 
     def _set_weights(self, values: list[Tensor]) -> None:
-        """Gives the student these weights."""
+        """Gives the student these weights. An empty list changes nothing."""
+        if not values:
+            return
         with torch.no_grad():
-            for parameter, value in zip(
-                self._trainable_parameters() if values else (), values, strict=True
-            ):
+            for parameter, value in zip(self._trainable_parameters(), values, strict=True):
                 parameter.copy_(value)
 
     def _trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that learn."""
+        """Returns the parameters that learn."""
         return (p for p in self.loss_module.parameters() if p.requires_grad)
 
     def _write_checkpoint(self, done: int) -> None:
-        """A checkpoint after `done` steps."""
+        """Writes a checkpoint after `done` steps."""
         full = self.processes.full_state(self.module, self.optimizer)
-        average = self.processes.gather({str(place): t for place, t in enumerate(self.ema_weights)})
+        average = self.processes.gather(
+            {str(number): t for number, t in enumerate(self.ema_weights)}
+        )
         if not self.processes.is_first:
             return
         best = self.best and {**vars(self.best)}
@@ -341,49 +334,52 @@ class Trainer:
             "full": full,
             "average": average,
             "scaler": self.scaler.state_dict(),
-            "recent": list(self.recent_losses),
+            "recent": list(self.divergence.recent_losses),
             "best": best,
         }
         checkpoint.write(self.out / CHECKPOINT_FILE, state)
 
     def _restore_checkpoint(self) -> int:
-        """The step to go on from; 0 where nothing was written before the run was stopped."""
+        """Reads the checkpoint, and returns the step to continue from; 0 where there is none."""
         file = self.out / CHECKPOINT_FILE
         if not file.exists():
             return 0
         state = checkpoint.read(file)
         if "run" not in state:
             raise BadFile(f"{file} is not a checkpoint of `train`. Give another folder.")
-        begun = fill_defaults(state["run"], self.slimmed.method)
-        if state["best"] is None:  # what was never validated may still leave at another share
-            begun["course"]["wise"] = self.course.wise
-        check_same_run(file, begun, self.fingerprint)
+        saved = fill_defaults(state["run"], self.slimmed.method)
+        if state["best"] is None:  # without a validation `wise` counts only at the end of a run
+            saved["course"]["wise"] = self.config.wise
+        check_same_run(file, saved, self.fingerprint)
         self.processes.restore(self.module, self.optimizer, state["full"])
         if self.ema_weights:
-            own = {str(place): p for place, p in enumerate(self._trainable_parameters())}
-            self.ema_weights = list(shard_tensors(state["average"], own).values())
+            like = {str(number): p for number, p in enumerate(self._trainable_parameters())}
+            self.ema_weights = list(shard_tensors(state["average"], like).values())
         self.scaler.load_state_dict(state["scaler"])
-        self.recent_losses.extend(state["recent"])
+        self.divergence.recent_losses.extend(state["recent"])
         self.best = state["best"] and BestWeights(**state["best"])
         return int(state["step"])
 
     def _open_log(
         self, start: int, *, tensorboard: bool
     ) -> contextlib.AbstractContextManager[Log | None]:
-        """The log; only the first process has one."""
+        """Opens the log. Only the first process has one."""
         if not self.processes.is_first:
             return contextlib.nullcontext()
         return Log(self.out, LOG_COLUMNS, tensorboard=tensorboard, after=start)
 
 
 def _set_seeds(*numbers: int) -> None:
-    """Makes all that is drawn from here on follow from these numbers."""
+    """Seeds all random generators from these numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (timm's mixup draws from the global generator)
 
 
-def _validation_error(found: Score, *, by_teacher: bool) -> float:
-    """What the best weights have least of: KL from the teacher, or wrong answers without one."""
-    return found.kl.value if by_teacher or found.accuracy is None else 1 - found.accuracy.value
+def _validation_error(scored: Score, *, by_teacher: bool) -> float:
+    """Returns the number that is smallest for the best weights.
+
+    It is the KL divergence from the teacher; without a teacher, the share of wrong answers.
+    """
+    return scored.kl.value if by_teacher or scored.accuracy is None else 1 - scored.accuracy.value

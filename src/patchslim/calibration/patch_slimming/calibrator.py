@@ -1,13 +1,12 @@
-"""One calibration of Patch Slimming: a tolerance for the budget, the layers, and the model.
+"""Runs the search of Patch Slimming: a tolerance for the budget, the layers, and then the model.
 
-It does not know where images come from, nor where what it finds is written to. How a layer is
-searched is in `walk.py`.
+It does not know where images come from, nor where results are written. How a single layer is
+searched is in `layer_search.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,44 +19,50 @@ from patchslim.calibration.patch_slimming.result import PatchSlimmingResult
 from patchslim.calibration.state import CalibrationState
 from patchslim.errors import ImpossibleBudget, UnsupportedModel, WrongInput
 from patchslim.methods._method import Method
-from patchslim.methods._ranking import format_order
 from patchslim.methods.patch_slimming import PatchSlimming
 from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
-from patchslim.runs.progress import StepTimer
+from patchslim.runs.progress import Progress, StepTimer
 from patchslim.schedules.budget import macs_target
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Counts, Schedule, Tail
 from patchslim.tokens.shapes import HostShape, dense_macs
 
-Progress = Callable[[str], object]
-
 
 class PatchSlimmingCalibrator:
-    """One calibration: a tolerance for the budget, the layers, and the model."""
+    """Finds which patches each block has to give out, and builds the slimmed model.
+
+    Args:
+        dense: the dense model, as a SlimModel that removes nothing.
+        student: the host of the slimmed model, whose blocks may be tuned.
+        images: batches to search on, on the host's device.
+        config: how to search.
+        outputs: the share of patches left to the head; 0 where it reads only the prefix.
+        state: what was found so far, and where to save it.
+        progress: is called with one line of text at a time.
+    """
 
     def __init__(
         self,
         dense: SlimModel,
         student: nn.Module,
         images: list[Tensor],
-        search: PatchSlimmingConfig,
+        config: PatchSlimmingConfig,
         outputs: float,
         state: CalibrationState,
-        say: Progress,
+        progress: Progress,
     ) -> None:
-        self.dense, self.student, self.search = dense, student, search
-        self.state, self.say = state, say
+        self.dense, self.student, self.config = dense, student, config
+        self.state, self.progress = state, progress
         self.shape = dense.plan.shape
-        made, got = (
-            dense.plan.adapter.describe(dense.host).image_shape[1:],
-            tuple(images[0].shape[2:]),
-        )
-        if got != made:
+        wanted = dense.plan.adapter.describe(dense.host).image_shape[1:]
+        given = tuple(images[0].shape[2:])
+        if given != wanted:
             raise WrongInput(
-                f"The images have {got[0]}x{got[1]} pixels, and this host is made for "
-                f"{made[0]}x{made[1]}. Resize them, or build the host for their size (img_size=)."
+                f"The images have {given[0]}x{given[1]} pixels, and this host is made for "
+                f"{wanted[0]}x{wanted[1]}. Resize them, or build the host for their size "
+                "(img_size=)."
             )
         if self.shape.depth == 1:
             raise UnsupportedModel(
@@ -67,95 +72,109 @@ class PatchSlimmingCalibrator:
         patches = self.shape.entering - self.shape.prefix
         self.outputs = math.ceil(outputs * patches)
         self.images = images
-        self.layer_search = LayerSearch(dense, student, images, search, self.outputs)
-        self.gate_scores: dict[str, float] = {}
+        self.layer_search = LayerSearch(dense, student, images, config, self.outputs)
 
     def meet_budget(self, macs: float) -> tuple[float, dict[int, int]]:
-        """The tolerance with which the whole model meets a budget, and the rows it leaves."""
-        if "counts" in self.state.known:
-            counts = {int(block): kept for block, kept in self.state.known["counts"].items()}
-            return float(self.state.known["tolerance"]), counts
-        target = macs_target(macs, dense_macs(self.shape).total)
+        """Finds the tolerance with which the whole model meets a budget.
+
+        Returns:
+            The tolerance, and the patch rows that it leaves after each block.
+
+        Raises:
+            ImpossibleBudget: the budget is out of reach.
+        """
+        known = self.state.known
+        if "counts" in known:
+            counts = {int(block): kept for block, kept in known["counts"].items()}
+            return float(known["tolerance"]), counts
+        dense = dense_macs(self.shape).total
+        target = macs_target(macs, dense)
         self._check_possible(macs, target)
         every = dict.fromkeys(range(self.shape.depth), self.shape.entering - self.shape.prefix)
         if _count_macs(self.shape, every, self.outputs) <= target:
-            self.say("the budget is met with all patches: nothing is removed")
+            self.progress("the budget is met with all patches: nothing is removed")
             return 0.0, every
-        free = PatchSlimmingConfig.of(
-            self.search.to_json() | {"mode": "free", "epochs": 0, "images": self.search.probe}
+        probe_config = PatchSlimmingConfig.of(
+            self.config.to_json() | {"mode": "free", "epochs": 0, "images": self.config.probe}
         )
-        probe = _take_images(self.images, self.search.probe)
-        walk = LayerSearch(self.dense, self.dense.host, probe, free, self.outputs)
-        dense = dense_macs(self.shape).total
-        bisection = Bisection(target, dense, self.state.known.get("tried", []))
+        probe = _take_images(self.images, self.config.probe)
+        probe_search = LayerSearch(self.dense, self.dense.host, probe, probe_config, self.outputs)
+        bisection = Bisection(target, dense, known.get("tried", []))
         while not bisection.is_settled():
             tolerance = bisection.next()
-            found = walk.begin()
-            for block in walk.blocks(found):
-                found = walk.search_layer(
-                    found, block, tolerance=tolerance, kept=None, say=self.say
+            result = probe_search.begin()
+            for block in probe_search.blocks(result):
+                result = probe_search.search_layer(
+                    result, block, tolerance=tolerance, kept=None, progress=self.progress
                 )
-            cost = _count_macs(self.shape, found.kept(), self.outputs)
-            self.say(f"tolerance {tolerance:.3g} gives {cost / dense:.3f} of the operations")
-            bisection.add(tolerance, cost, found.kept())
+            cost = _count_macs(self.shape, result.kept(), self.outputs)
+            self.progress(f"tolerance {tolerance:.3g} gives {cost / dense:.3f} of the operations")
+            bisection.add(tolerance, cost, result.kept())
             self.state.save(tried=bisection.to_json())
         tolerance, counts = bisection.best()
         self.state.save(tolerance=tolerance, counts={str(b): n for b, n in counts.items()})
         return tolerance, counts
 
     def schedule_rows(self, schedule: Schedule) -> dict[int, int]:
-        """The patch rows that a schedule leaves after each block."""
+        """Returns how many patch rows a schedule leaves after each block."""
         shape = self.shape
         rows = schedule.counts(shape.entering, shape.prefix, shape.depth, PatchSlimming())
         return {block: count - shape.prefix for block, count in enumerate(rows)}
 
     def search_layers(self, tolerance: float, counts: dict[int, int] | None) -> PatchSlimmingResult:
-        """All layers, from the last down; those that are written down already are not repeated."""
-        known = self.state.known
-        found = (
-            PatchSlimmingResult.from_json(known["found"])
-            if "found" in known
-            else self.layer_search.begin()
-        )
+        """Searches all layers, from the last one down. Layers in the checkpoint are not repeated.
+
+        Args:
+            tolerance: the largest error of the next block's features.
+            counts: the patch rows that each block has to give out, where that is known already.
+        """
+        known, layer_search = self.state.known, self.layer_search
+        if "found" in known:
+            result = PatchSlimmingResult.from_json(known["found"])
+        else:
+            result = layer_search.begin()
         if "student" in known:
             self.student.load_state_dict(known["student"])
-        left = self.layer_search.blocks(found)
-        pace = StepTimer(len(left), 0, 1)
-        for block in left:
+        blocks = layer_search.blocks(result)
+        timer = StepTimer(len(blocks), 0, 1)
+        for block in blocks:
             kept = None if counts is None else counts[block]
-            found = self.layer_search.search_layer(
-                found, block, tolerance=tolerance, kept=kept, say=self.say
+            result = layer_search.search_layer(
+                result, block, tolerance=tolerance, kept=kept, progress=self.progress
             )
-            pace.finish_step()
-            self.say(f"block {block} is done, {pace.time_left()} left")
-            tuned = {"student": self.student.state_dict()} if self.search.epochs else {}
-            self.state.save(found=found.to_json(), **tuned)
-        return found
+            timer.finish_step()
+            self.progress(f"block {block} is done, {timer.time_left()} left")
+            tuned = {"student": self.student.state_dict()} if self.config.epochs else {}
+            self.state.save(found=result.to_json(), **tuned)
+        return result
 
-    def model(self, found: PatchSlimmingResult, method: str) -> SlimModel:
-        """The slimmed model of a finished search."""
-        shape, kept = self.shape, found.kept()
+    def build_model(self, result: PatchSlimmingResult, method: Method) -> SlimModel:
+        """Returns the slimmed model of a finished search, with a method that knows its order."""
+        shape, kept = self.shape, result.kept()
         rows = [kept[block] for block in range(shape.depth - 1)]
         rows.append(self.outputs or rows[-1])
         schedule = Counts(tuple(shape.prefix + each for each in rows), shape.entering, shape.prefix)
         tail: Tail = "full" if self.outputs else "exact"
-        cells = format_order(self.layer_search.features.grid, list(found.cells))
-        chosen: Method = PatchSlimming(order=cells)
-        if method == "patch_slimming_dynamic":
-            chosen = PatchSlimmingDynamic(order=cells, prior=self.search.cover)
-        made = SlimModel(
-            self.student,
-            plan_schedule(self.student, self.dense.plan.adapter, chosen, schedule, tail),
-        )
+        plan = plan_schedule(self.student, self.dense.plan.adapter, method, schedule, tail)
+        model = SlimModel(self.student, plan)
         parameter = next(self.student.parameters())
-        chosen.to(parameter.device, parameter.dtype)
-        if isinstance(chosen, PatchSlimmingDynamic):
-            for block in made.plan.decision_blocks:
-                self.say(f"block {block}: fitting its gate")
-                weights, told = fit_gate(self.layer_search, found, block)
-                chosen.gates[str(block)].get_parameter("worth.weight").data.copy_(weights)
-                self.gate_scores[str(block)] = told
-        return made.eval()
+        method.to(parameter.device, parameter.dtype)
+        return model.eval()
+
+    def fit_gates(
+        self, method: PatchSlimmingDynamic, model: SlimModel, result: PatchSlimmingResult
+    ) -> dict[str, float]:
+        """Fits the gate of every block that decides.
+
+        Returns:
+            How well each gate predicts the score (R squared), by the number of its block.
+        """
+        r_squared = {}
+        for block in model.plan.decision_blocks:
+            self.progress(f"block {block}: fitting its gate")
+            weights, r_squared[str(block)] = fit_gate(self.layer_search, result, block)
+            method.gates[str(block)].get_parameter("worth.weight").data.copy_(weights)
+        return r_squared
 
     def _check_possible(self, macs: float, target: float) -> None:
         """Refuses a budget below that of one patch a block."""
@@ -173,7 +192,7 @@ class PatchSlimmingCalibrator:
 
 
 def _count_macs(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
-    """Multiply-adds of one image, when blocks give out `kept` patch rows."""
+    """Counts the multiply-adds of one image when blocks give out `kept` patch rows."""
     rows = [kept[block] for block in range(shape.depth - 1)]
     rows.append(outputs or rows[-1])
     counts = [shape.prefix + each for each in rows]
@@ -181,7 +200,7 @@ def _count_macs(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
 
 
 def _take_images(images: list[Tensor], count: int) -> list[Tensor]:
-    """At most `count` of the images, from all batches alike."""
+    """Takes at most `count` of the images, evenly spread over all batches."""
     every = torch.cat(images)
     some = every[:: max(1, -(-len(every) // count))][:count]
     return list(some.split(len(images[0])))

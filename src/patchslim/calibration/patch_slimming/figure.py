@@ -1,6 +1,6 @@
-"""The figure of a calibration, as one SVG file: what each block still gives out, and the errors.
+"""Draws the figure of a Patch Slimming calibration as SVG: the kept patches, and the errors.
 
-It draws the plain data of `calibration.json`. It knows no model, and computes no error itself.
+It draws what stands in `calibration.json`. It knows no models, and computes no errors.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ from typing import Any
 from patchslim.methods._ranking import parse_order
 from patchslim.report.svg import HEIGHT, WIDTH, Axis, Line, Point, draw_chart
 
-GRID_SIDE = 96  # of the picture of a grid, along its longer side
-GRID_SPACING = 150  # from one picture to the next
-GRIDS_PER_ROW = 6  # pictures in a row
+GRID_SIDE = 96  # length of the longer side of a grid
+GRID_SPACING = 150  # distance between the left edges of two grids
+GRIDS_PER_ROW = 6
 MARGIN, HEAD, LABEL = 24, 64, 34
-CHART_SCALE = 1.8  # how much larger than its own units the chart is drawn
-MIN_SHARE = 0.01  # of what is allowed: smaller errors are left out, or rounding would fill the view
-MIN_ERROR = 1e-5  # the same, where no tolerance says what is allowed
+CHART_SCALE = 1.8  # magnification of the chart
+# Smaller errors are left out, or rounding errors would fill the chart.
+MIN_SHARE = 0.01  # of the largest error allowed
+MIN_ERROR = 1e-5  # where there is no tolerance, and so no largest error
 
 Grid = tuple[int, int]
 Layers = Sequence[Mapping[str, Any]]
 
 
 def draw_figure(record: Mapping[str, Any]) -> str:
-    """The pyramid and the errors of `record`, the content of calibration.json, as an SVG file."""
+    """Returns the figure of a record (the content of calibration.json) as the text of an SVG."""
     grid, cells = parse_order(record["order"])
     layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
     width = MARGIN + GRIDS_PER_ROW * GRID_SPACING
     body, bottom = _draw_grids(layers, grid, cells)
-    drawn = _draw_errors(layers, record)
-    if drawn:
+    chart = _draw_errors(layers, record)
+    if chart:
         high = round(CHART_SCALE * HEIGHT)
         body += [
             f'<text class="head" x="{MARGIN}" y="{bottom + 14}">Error over patches kept</text>',
             f'<text x="{MARGIN}" y="{bottom + 33}">{escape(_chart_caption(record))}</text>',
             f'<svg x="{MARGIN}" y="{bottom + 42}" width="{CHART_SCALE * WIDTH:g}" height="{high}">',
-            drawn,
+            chart,
             "</svg>",
         ]
         bottom += 42 + high + MARGIN
@@ -61,7 +62,7 @@ def draw_figure(record: Mapping[str, Any]) -> str:
 
 
 def _draw_grids(layers: Layers, grid: Grid, cells: Sequence[int]) -> tuple[list[str], int]:
-    """A picture for each block, the first one first, and how far down they reach."""
+    """Draws one grid for each block. Returns SVG elements, and the y coordinate below them."""
     cell = GRID_SIDE / max(grid)
     high = round(cell * grid[0]) + LABEL
     parts = []
@@ -83,7 +84,7 @@ def _draw_grids(layers: Layers, grid: Grid, cells: Sequence[int]) -> tuple[list[
 
 
 def _square_path(kept: Sequence[int], columns: int, cell: float) -> str:
-    """One square for each kept cell, with a little of the ground left around it."""
+    """Returns an SVG path with a square for each kept cell, a little smaller than the cell."""
     side = round(0.86 * cell, 2)
     corners = (divmod(each, columns) for each in kept)
     return "".join(
@@ -93,7 +94,7 @@ def _square_path(kept: Sequence[int], columns: int, cell: float) -> str:
 
 
 def _draw_errors(layers: Layers, record: Mapping[str, Any]) -> str:
-    """The errors of each block over the patches that it keeps; empty where none is in view."""
+    """Draws the error of each block over its number of patches; "" where all errors are tiny."""
     lines = [
         Line(_css_class(place), tuple(_curve_points(layer, record)))
         for place, layer in enumerate(layers)
@@ -117,7 +118,7 @@ def _draw_errors(layers: Layers, record: Mapping[str, Any]) -> str:
 
 
 def _curve_points(layer: Mapping[str, Any], record: Mapping[str, Any]) -> list[Point]:
-    """The errors of the numbers of patches that were tried."""
+    """Returns the points of all numbers of patches that were tried."""
     return _error_points(layer, record, sorted(layer["curve"]), "")
 
 
@@ -127,7 +128,7 @@ def _error_points(
     errors: Sequence[tuple[int, float]],
     which: str,
 ) -> list[Point]:
-    """Numbers of patches and their errors as points, those that are next to nothing left out."""
+    """Returns the points of numbers of patches and their errors, without tiny errors."""
     scale = layer["scale"] if record["search"]["error"] == "relative" else 1.0
     allowed = _allowed_error(layer, record)
     least = MIN_SHARE if record["tolerance"] else MIN_ERROR
@@ -143,18 +144,18 @@ def _error_points(
 
 
 def _allowed_error(layer: Mapping[str, Any], record: Mapping[str, Any]) -> float:
-    """The largest error that the search accepts after a block; 1 where it had no tolerance."""
-    # There is none where the counts were given, and it is 0 where the budget needs no removal.
+    """Returns the largest error that the search accepts in a block; 1 where it had no tolerance."""
+    # The tolerance is None where the counts were given, and 0 where the budget removes nothing.
     if not record["tolerance"]:
         return 1.0
-    # The error is of the next block's features, and those of the last one are read by the head.
+    # The error is measured after the next block. After the last one it may be larger (`slack`).
     last = len(record["schedule"]["kept"]) - 1
     slack = record["search"]["slack"] if layer["block"] + 1 == last else 1.0
     return float(record["tolerance"] * slack)
 
 
 def _summary(record: Mapping[str, Any]) -> str:
-    """What was calibrated to what, and for the dynamic form what the pictures are."""
+    """Describes the calibration in one line."""
     tolerance = "counts as given"
     if record["tolerance"] is not None:
         tolerance = f"tolerance {record['tolerance']:.2g}"
@@ -168,7 +169,7 @@ def _summary(record: Mapping[str, Any]) -> str:
 
 
 def _chart_caption(record: Mapping[str, Any]) -> str:
-    """How to read the chart."""
+    """Explains the chart in one line."""
     parts = ["Of the next block's features"]
     if record["tolerance"]:
         slack = record["search"]["slack"]
@@ -179,12 +180,12 @@ def _chart_caption(record: Mapping[str, Any]) -> str:
 
 
 def _css_class(place: int) -> str:
-    """The CSS class of a block; it ends in no digit, as those say which marker is drawn."""
+    """Returns the CSS class of a block. A digit at its end would choose the markers' shape."""
     return f"block-{place}-s"
 
 
 def _block_colour(place: int, count: int) -> str:
-    """From blue in the first block, over green, to red in the last."""
+    """Returns the colour of a block, from blue for the first over green to red for the last."""
     return f"hsl({round(225 - 225 * place / max(count - 1, 1))}, 70%, 38%)"
 
 

@@ -1,8 +1,9 @@
-"""The gates of `patch_slimming_dynamic`, fitted to the exact score of Patch Slimming.
+"""Fits the gates of `patch_slimming_dynamic` to the exact score of Patch Slimming.
 
-A gate is linear in the normalised channels of a patch, and what it is to tell is the log of the
-score, less its mean over the image, since only the order within an image counts. So the best gate
-is the solution of one small system of equations: no training, no settings, the same every time.
+A gate is a linear function of a patch's normalised channels. It predicts the logarithm of the
+score, less its mean over the image, since only the order within an image matters. Its best weights
+solve one small system of linear equations. So nothing is trained, there are no settings, and the
+result is the same every time.
 """
 
 from __future__ import annotations
@@ -14,34 +15,39 @@ from torch import Tensor
 from patchslim.calibration.patch_slimming.layer_search import LayerSearch
 from patchslim.calibration.patch_slimming.result import PatchSlimmingResult
 
-RIDGE = 1e-3  # of the mean square of the channels, so that there is always one solution
+RIDGE = 1e-3  # of the channels' mean square, so that the system always has one solution
 
 
 @torch.no_grad()
-def fit_gate(walk: LayerSearch, found: PatchSlimmingResult, block: int) -> tuple[Tensor, float]:
-    """The weights (1, C) of one block's gate, and how well it tells the score (R squared)."""
-    known = PatchSlimmingResult(
-        found.cells, tuple(each for each in found.layers if each.block > block)
+def fit_gate(
+    layer_search: LayerSearch, result: PatchSlimmingResult, block: int
+) -> tuple[Tensor, float]:
+    """Fits the gate of one block.
+
+    Returns:
+        Its weights (1, C), and how well it predicts the score (R squared).
+    """
+    above = PatchSlimmingResult(
+        result.cells, tuple(layer for layer in result.layers if layer.block > block)
     )
-    width = walk.features.tokens_before(block)[0].x.shape[2]
-    square = torch.zeros(width, width, dtype=torch.float64)
-    product, spread = torch.zeros(width, 1, dtype=torch.float64), 0.0
-    for tokens, scores in zip(
-        walk.features.tokens_before(block), walk.scores(known, block), strict=True
-    ):
+    entering = layer_search.features.tokens_before(block)
+    width = entering[0].x.shape[2]
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    product, variance = torch.zeros(width, 1, dtype=torch.float64), 0.0
+    for tokens, scores in zip(entering, layer_search.scores(above, block), strict=True):
         patches = tokens.x[:, tokens.prefix :]
-        told = _center(F.layer_norm(patches, patches.shape[-1:]).double().cpu()).flatten(0, 1)
+        inputs = _center(F.layer_norm(patches, patches.shape[-1:]).double().cpu()).flatten(0, 1)
         logs = scores.double().cpu().clamp(min=1e-300).log()[..., None]
-        wanted = _center(logs).flatten(0, 1)
-        square += told.T @ told
-        product += told.T @ wanted
-        spread += float(wanted.square().sum())
-    ridge = RIDGE * square.diagonal().mean() * torch.eye(width, dtype=square.dtype)
-    weights = torch.linalg.solve(square + ridge, product)
-    explained = 2 * (weights * product).sum() - (weights * (square @ weights)).sum()
-    return weights.T, float(explained) / max(spread, 1e-30)
+        targets = _center(logs).flatten(0, 1)
+        gram += inputs.T @ inputs
+        product += inputs.T @ targets
+        variance += float(targets.square().sum())
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=gram.dtype)
+    weights = torch.linalg.solve(gram + ridge, product)
+    explained = 2 * (weights * product).sum() - (weights * (gram @ weights)).sum()
+    return weights.T, float(explained) / max(variance, 1e-30)
 
 
 def _center(values: Tensor) -> Tensor:
-    """The values (B, n, c), less their mean over each image."""
+    """Subtracts from the values (B, n, c) their mean over each image."""
     return values - values.mean(dim=1, keepdim=True)

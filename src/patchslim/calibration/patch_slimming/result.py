@@ -1,4 +1,4 @@
-"""What the layer-by-layer search of Patch Slimming finds, as plain values."""
+"""What the search of Patch Slimming finds, layer by layer, as plain values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class LayerResult:
     """What was found for one block.
 
     Attributes:
-        block: its number.
-        kept: patch rows that it gives out.
-        error: of the next block's features, with `kept` rows, after tuning; mean square.
+        block: the number of the block.
+        kept: how many patch rows it gives out.
+        error: the mean squared error of the next block's features with `kept` rows, after tuning.
         scale: the mean square of those features themselves.
-        curve: numbers of rows and their errors, as far as they were tried, before tuning.
+        curve: the numbers of rows that were tried and their errors, before tuning.
     """
 
     block: int
@@ -28,27 +28,27 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class PatchSlimmingResult:
-    """The pyramid as far as it is known: from the last block down to `layers[-1].block`.
+    """What was found so far, from the last block down to `layers[-1].block`.
 
     Attributes:
-        cells: all cells in order; the rows of every block found so far are the first of them.
-        layers: the blocks that were searched, from the last but one down.
+        cells: all cells of the grid in order. Each block keeps the first of them.
+        layers: the blocks that were searched, in the order of the search: the last block first.
     """
 
     cells: tuple[int, ...]
     layers: tuple[LayerResult, ...] = ()
 
     def kept(self) -> dict[int, int]:
-        """Patch rows that each block searched so far gives out."""
+        """Returns how many patch rows each searched block gives out."""
         return {layer.block: layer.kept for layer in self.layers}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns plain data, which `from_json` reads."""
         return asdict(self)
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> PatchSlimmingResult:
-        """What `to_json` gave."""
+        """Reads what `to_json` returned."""
         layers = tuple(
             LayerResult(**{**each, "curve": tuple((int(n), float(e)) for n, e in each["curve"])})
             for each in data["layers"]
