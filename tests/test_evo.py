@@ -18,7 +18,6 @@ from patchslim.methods._method import method_settings
 from patchslim.methods.evo import Evo
 from patchslim.model.load import load
 from patchslim.model.model import SlimModel
-from patchslim.model.step import decision_place
 from patchslim.model.training_pass import forward_training
 from patchslim.schedules.schedule import Rate
 from patchslim.testing.trial import noise_images, tiny_host
@@ -480,7 +479,7 @@ def test_what_the_schedule_says_is_what_happens():
     assert model.plan.decision_blocks == STAGES
     tokens = model.start_pass().embed(noise_images(1), {}, track=False)
     steps = model.start_pass().steps(tokens, tail="full", layered=True)
-    assert [step.index for step in steps if decision_place(model.method, step)] == [2, 3, 4, 5]
+    assert [step.index for step in steps if step.place is not None] == [2, 3, 4, 5]
 
 
 @torch.no_grad()

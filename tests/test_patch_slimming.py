@@ -27,6 +27,7 @@ from patchslim.calibration.patch_slimming.importance import (
 )
 from patchslim.calibration.patch_slimming.layer_search import LayerSearch
 from patchslim.errors import BadSetting, Untrained, WrongInput
+from patchslim.methods import Place
 from patchslim.methods._method import method_settings
 from patchslim.methods._ranking import centre_order, covering_order, format_order, parse_order
 from patchslim.methods.identity import Identity
@@ -54,6 +55,10 @@ HUGGING = (
     "DeiTForImageClassificationWithTeacher",
     "Dinov2WithRegistersForImageClassification swiglu",
 )
+
+
+def deciding(index, entering, left):
+    return BlockStep(index, entering, left, place=Place.ON_QUERIES)
 
 
 def draw(*shape, seed=0):
@@ -132,12 +137,12 @@ def check_blocks(host, x):
     cells = torch.tensor(order)
     for index in range(len(adapter.blocks(host))):
         whole = dense.start_pass().run_block(BlockStep(index, rows, rows), tokens)
-        first = model.start_pass().run_block(BlockStep(index, rows, prefix + 7), tokens)
+        first = model.start_pass().run_block(deciding(index, rows, prefix + 7), tokens)
         assert first.cells().tolist() == [order[:7]] * len(x)
         assert is_close(first.x, Fixed(7, cells).move(whole.x, prefix=prefix))
         fewer = Fixed(7, cells).apply(tokens)
         rest = dense.start_pass().run_block(BlockStep(index, prefix + 7, prefix + 7), fewer)
-        second = model.start_pass().run_block(BlockStep(index, prefix + 7, prefix + 3), fewer)
+        second = model.start_pass().run_block(deciding(index, prefix + 7, prefix + 3), fewer)
         assert second.cells().tolist() == [order[:3]] * len(x)
         assert is_close(second.x, rest.x[:, : prefix + 3])
         tokens = whole
@@ -166,7 +171,7 @@ def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
     tokens = model.start_pass().embed(noise_images().double(), {}, track=False)
     at = [0, *(1 + cell for cell in order[:5])]
     for index, block in enumerate(host.blocks):
-        after = model.start_pass().run_block(BlockStep(index, 17, 6), tokens)
+        after = model.start_pass().run_block(deciding(index, 17, 6), tokens)
         assert is_close(after.x, block(tokens.x)[:, at])
         tokens = tokens.with_x(block(tokens.x))
 

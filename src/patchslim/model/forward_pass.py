@@ -20,7 +20,7 @@ from patchslim.hosts._adapter import Adapter, HostFacts, patch_pixels
 from patchslim.methods import Method, Place, Signals
 from patchslim.methods._method import content_kind
 from patchslim.model.plan import Plan, make_steps
-from patchslim.model.step import AttentionOutput, BlockStep, decision_place
+from patchslim.model.step import AttentionOutput, BlockStep
 from patchslim.schedules.schedule import Tail
 from patchslim.tokens.attention import attention, attention_bias, attention_map
 from patchslim.tokens.packing import packed_attention, pad, pad_heads, reduce_packed
@@ -35,7 +35,9 @@ class ForwardPass:
 
     Attributes:
         host: the untouched model.
-        plan: the adapter, the method and the schedule.
+        adapter: takes the host apart.
+        method: decides which tokens stay.
+        plan: how many of them stay after each block.
         facts: what is true of the host now.
         training: whether the slimmed model is in training mode.
         packs: whether images of different numbers of tokens are packed; padded otherwise.
@@ -43,21 +45,13 @@ class ForwardPass:
     """
 
     host: nn.Module
+    adapter: Adapter
+    method: Method
     plan: Plan
     facts: HostFacts
     training: bool
     packs: bool = True
     fixed_size: bool = False
-
-    @property
-    def adapter(self) -> Adapter:
-        """Takes the host apart."""
-        return self.plan.adapter
-
-    @property
-    def method(self) -> Method:
-        """Decides which tokens stay."""
-        return self.plan.method
 
     def run(
         self, images: Any, options: Mapping[str, Any], counts: list[list[int]] | None = None
@@ -99,7 +93,7 @@ class ForwardPass:
         plan, tail = self.plan, tail or self.plan.tail
         rows = tokens.x.shape[1]
         usual = tail == plan.tail and eased == 1.0 and not layered
-        if usual and (rows, self.facts.rows_read) == (plan.shape.entering, plan.shape.read):
+        if usual and (rows, self.facts.rows_read) == (plan.steps[0].entering, plan.shape.read):
             return plan.steps
         schedule, resets, depth = plan.schedule, plan.shape.resets, plan.shape.depth
         if eased != 1:
@@ -136,7 +130,7 @@ class ForwardPass:
                 else partial(patch_pixels, images, tokens.grid)
             )
             tokens = tokens.with_content(content)
-        return tokens.with_origin() if track or self.plan.shape.resets else tokens
+        return tokens.with_origin() if track or self.facts.strides else tokens
 
     def run_or_recompute(
         self, step: BlockStep, tokens: Tokens, *, recompute: bool = False
@@ -150,7 +144,7 @@ class ForwardPass:
 
     def run_block(self, step: BlockStep, tokens: Tokens) -> Tokens:
         """The tokens after one block."""
-        place = decision_place(self.method, step)
+        place = step.place
         if place is not None:
             tokens = tokens.rejoin()
         if step.stride > 1:

@@ -80,7 +80,9 @@ class SlimModel(nn.Module):
         host, plan = self.host, self.plan
         fixed_size = self.calibrated is not None and "threshold" not in self.calibrated
         facts = plan.adapter.describe(host)
-        return ForwardPass(host, plan, facts, self.training, self.packs, fixed_size)
+        return ForwardPass(
+            host, plan.adapter, plan.method, plan, facts, self.training, self.packs, fixed_size
+        )
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
         """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""

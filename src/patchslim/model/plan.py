@@ -14,9 +14,9 @@ from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Setting, always_decides, remembers
 from patchslim.methods._registry import find_method, make_method, method_names
-from patchslim.model.step import BlockStep, decision_place
+from patchslim.model.step import BlockStep
 from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
-from patchslim.schedules.macs import slim_macs
+from patchslim.schedules.macs import skips_last_decision, slim_macs
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.shapes import Cost, HostShape, dense_macs
 
@@ -51,7 +51,7 @@ class Plan:
     @property
     def decision_blocks(self) -> tuple[int, ...]:
         """The blocks in which the method decides."""
-        return tuple(s.index for s in self.steps if decision_place(self.method, s) is not None)
+        return tuple(step.index for step in self.steps if step.place is not None)
 
     @property
     def dense_cost(self) -> Cost:
@@ -122,26 +122,32 @@ def make_steps(
 ) -> tuple[BlockStep, ...]:
     """What happens in each block if `rows` enter the first and `counts` are left after each."""
     depth = len(counts)
-    scheduled = _scheduled_blocks(method, schedule, depth)
     entering = (rows, *counts[:-1])
+    scheduled = _scheduled_blocks(method, schedule, depth)
+    reads = [None] * (depth - 1) + [facts.rows_read if tail == "exact" else None]
 
-    def step(index: int, last_decision: int) -> BlockStep:
-        is_last = index == depth - 1
-        return BlockStep(
-            index=index,
-            entering=entering[index],
-            left=counts[index],
-            read=facts.rows_read if tail == "exact" and is_last else None,
-            is_scheduled=index in scheduled,
-            is_remembered=index < last_decision,
-            stride=facts.stride(index),
-        )
+    def decides(index: int) -> bool:
+        """Whether the method decides here: the schedule says so, not the rows at hand."""
+        if facts.stride(index) > 1 or skips_last_decision(method, reads[index]):
+            return False
+        return counts[index] < entering[index] or index in scheduled
 
-    steps = tuple([step(index, 0) for index in range(depth)])
-    if not remembers(method):
-        return steps
-    last = max((s.index for s in steps if decision_place(method, s) is not None), default=0)
-    return tuple([step(index, last) for index in range(depth)])
+    deciding = [index for index in range(depth) if decides(index)]
+    last_decision = max(deciding, default=0) if remembers(method) else 0
+    return tuple(
+        [
+            BlockStep(
+                index=index,
+                entering=entering[index],
+                left=counts[index],
+                read=reads[index],
+                place=method.place if index in deciding else None,
+                is_remembered=index < last_decision,
+                stride=facts.stride(index),
+            )
+            for index in range(depth)
+        ]
+    )
 
 
 def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:

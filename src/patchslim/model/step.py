@@ -7,26 +7,29 @@ from typing import Any
 
 from torch import Tensor
 
-from patchslim.methods import Decision, Method, Place, Signals
-from patchslim.schedules.macs import skips_last_decision
+from patchslim.methods import Decision, Place, Signals
 from patchslim.tokens.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class BlockStep:
-    """What is to happen in one block: rows that go in and come out, leading rows that are read.
+    """What is to happen in one block.
 
-    `named` is whether the schedule names the block at all: a method that may leave fewer rows than
-    scheduled decides there even where the schedule would leave all. `noted` is whether the method
-    takes note of the rows, for a later decision. After a block with a `stride` only every
-    `stride`-th row and column of the grid is left.
+    Attributes:
+        index: the number of the block.
+        entering: rows that go in, prefix included.
+        left: rows that come out.
+        read: how many leading rows are computed, where nobody reads the others; None for all.
+        place: where in the block the method decides; None where it does not.
+        is_remembered: whether the method takes note of the rows, for a later decision.
+        stride: how many rows and columns of the grid become one: 1 in a flat host.
     """
 
     index: int
     entering: int
     left: int
     read: int | None = None
-    is_scheduled: bool = False
+    place: Place | None = None
     is_remembered: bool = False
     stride: int = 1
 
@@ -53,15 +56,3 @@ class AttentionOutput:
     queries: Tokens
     values: Tensor
     signals: Signals | None
-
-
-def decision_place(method: Method, step: BlockStep) -> Place | None:
-    """Where in this block the method decides, or None where it does not.
-
-    The schedule says so, not the rows at hand: a method that masks leaves them all in place.
-    """
-    if step.stride > 1 or skips_last_decision(method, step.read):
-        return None
-    if step.left >= step.entering and not step.is_scheduled:
-        return None
-    return method.place

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from patchslim.methods import Decision
 from patchslim.model.model import SlimModel
-from patchslim.model.step import TrainingOutput, decision_place
+from patchslim.model.step import TrainingOutput
 from patchslim.schedules.schedule import Tail
 
 
@@ -30,17 +30,17 @@ def forward_training(
         recompute: whether activations are computed again in the backward pass, not kept.
     """
     forward = slimmed.start_pass()
-    host, adapter, method = forward.host, forward.adapter, forward.method
+    host, adapter = forward.host, forward.adapter
     tokens = forward.embed(images, {}, track=forward.facts.returns_rows)
     entered = tokens.patches
     steps = forward.steps(tokens, tail=tail, eased=eased, layered=layered)
-    if tail == "exact" and decision_place(method, steps[-1]):
+    if tail == "exact" and steps[-1].place is not None:
         # A loss looks at what the last block decides.
         steps = forward.steps(tokens, tail="full", eased=eased, layered=layered)
     decisions: list[Decision] = []
     for step in steps:
         tokens = forward.run_or_recompute(step, tokens, recompute=recompute)
-        if decision_place(method, step) is not None:
+        if step.place is not None:
             share = (step.left - tokens.prefix) / entered
             decisions.append(Decision(step.index, share, tokens.alive))
     tokens = tokens.rejoin()

@@ -248,7 +248,8 @@ class LayerSearch:
         rows, prefix = tokens.x.shape[1], self.features.prefix
         if index == self.depth - 1 and not self.outputs:
             return BlockStep(index, rows, rows, self.rows_read)
-        return BlockStep(index, rows, prefix + result.kept()[index])
+        left = prefix + result.kept()[index]
+        return BlockStep(index, rows, left, place=PatchSlimming.place if left < rows else None)
 
     def _query_tokens(self, model: SlimModel, step: BlockStep, tokens: Tokens) -> Tokens:
         """Returns the rows whose queries a block computes."""
@@ -325,7 +326,9 @@ class _BlockTrial:
         with _train_only(student, parameters):
             for _ in range(config.epochs):
                 for number in torch.randperm(len(self.entering), generator=noise).tolist():
-                    step = BlockStep(self.block, self.rows, prefix + count)
+                    left = prefix + count
+                    place = PatchSlimming.place if left < self.rows else None
+                    step = BlockStep(self.block, self.rows, left, place=place)
                     tokens = self.model.start_pass().run_block(step, self.entering[number])
                     error = self._next_features(count, tokens) - self.targets[number]
                     loss = error.square().mean()
