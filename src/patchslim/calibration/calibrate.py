@@ -26,7 +26,7 @@ from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._answers import eval_mode
 from patchslim.hosts._registry import find_adapter
 from patchslim.measurement.score import Batch
-from patchslim.methods._method import Method
+from patchslim.methods import LearnedMethod, Method
 from patchslim.methods._registry import make_method, method_names
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
@@ -116,7 +116,8 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
 
 def must_be_calibrated(method: Method) -> bool:
     """Whether the choices of this method mean nothing until it has been calibrated."""
-    return method.missing is not None and find_calibrator(method) is not None
+    unusable = isinstance(method, LearnedMethod) and method.missing is not None
+    return unusable and find_calibrator(method) is not None
 
 
 def write_result(out: Path, result: CalibrationResult) -> None:
