@@ -1,53 +1,106 @@
-"""Make a vision transformer faster by giving it fewer patches. Nothing is computed on import."""
+"""Make a vision transformer faster by giving it fewer patches.
 
-from patchslim.calibration.calibrate import calibrate
-from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
-from patchslim.calibration.task import CalibrationResult
-from patchslim.data.hf_dataset import Dataset
-from patchslim.data.images import Images
-from patchslim.data.webdataset import Shards
-from patchslim.errors import PatchslimError
-from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._registry import adapter_names, find_adapter
-from patchslim.measurement.measure import measure
-from patchslim.methods._method import Method
-from patchslim.methods._registry import find_method, method_names
-from patchslim.model.load import load
-from patchslim.model.model import SlimModel
-from patchslim.model.slim import macs, slim
-from patchslim.report.report import Report
-from patchslim.schedules.schedule import Schedule
-from patchslim.tokens.reduction import Reduction
-from patchslim.tokens.shapes import Cost
-from patchslim.tokens.tokens import Tokens
-from patchslim.training.config import TrainConfig
-from patchslim.training.train import TrainingResult, train
+Importing this package imports no torch: each public name is imported when it is first used, so that
+`patchslim --help` answers at once.
+"""
 
-__all__ = [
-    "Adapter",
-    "CalibrationResult",
-    "Cost",
-    "Dataset",
-    "Images",
-    "Method",
-    "PatchSlimmingConfig",
-    "PatchslimError",
-    "Reduction",
-    "Report",
-    "Schedule",
-    "Shards",
-    "SlimModel",
-    "Tokens",
-    "TrainConfig",
-    "TrainingResult",
-    "adapter_names",
-    "calibrate",
-    "find_adapter",
-    "find_method",
-    "load",
-    "macs",
-    "measure",
-    "method_names",
-    "slim",
-    "train",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
+    from patchslim.calibration.calibrate import calibrate as calibrate
+    from patchslim.calibration.patch_slimming.config import (
+        PatchSlimmingConfig as PatchSlimmingConfig,
+    )
+    from patchslim.calibration.task import CalibrationResult as CalibrationResult
+    from patchslim.data.hf_dataset import Dataset as Dataset
+    from patchslim.data.images import Images as Images
+    from patchslim.data.webdataset import Shards as Shards
+    from patchslim.errors import PatchslimError as PatchslimError
+    from patchslim.hosts._adapter import Adapter as Adapter
+    from patchslim.hosts._registry import adapter_names as adapter_names
+    from patchslim.hosts._registry import find_adapter as find_adapter
+    from patchslim.measurement.measure import measure as measure
+    from patchslim.methods._method import Method as Method
+    from patchslim.methods._registry import find_method as find_method
+    from patchslim.methods._registry import method_names as method_names
+    from patchslim.model.load import load as load
+    from patchslim.model.model import SlimModel as SlimModel
+    from patchslim.model.slim import macs as macs
+    from patchslim.model.slim import slim as slim
+    from patchslim.report.report import Report as Report
+    from patchslim.schedules.schedule import Schedule as Schedule
+    from patchslim.tokens.reduction import Reduction as Reduction
+    from patchslim.tokens.shapes import Cost as Cost
+    from patchslim.tokens.tokens import Tokens as Tokens
+    from patchslim.training.config import TrainConfig as TrainConfig
+    from patchslim.training.train import TrainingResult as TrainingResult
+    from patchslim.training.train import train as train
+
+# Where each public name is defined.
+_MODULES = {
+    "Adapter": "patchslim.hosts._adapter",
+    "CalibrationResult": "patchslim.calibration.task",
+    "Cost": "patchslim.tokens.shapes",
+    "Dataset": "patchslim.data.hf_dataset",
+    "Images": "patchslim.data.images",
+    "Method": "patchslim.methods._method",
+    "PatchSlimmingConfig": "patchslim.calibration.patch_slimming.config",
+    "PatchslimError": "patchslim.errors",
+    "Reduction": "patchslim.tokens.reduction",
+    "Report": "patchslim.report.report",
+    "Schedule": "patchslim.schedules.schedule",
+    "Shards": "patchslim.data.webdataset",
+    "SlimModel": "patchslim.model.model",
+    "Tokens": "patchslim.tokens.tokens",
+    "TrainConfig": "patchslim.training.config",
+    "TrainingResult": "patchslim.training.train",
+    "adapter_names": "patchslim.hosts._registry",
+    "calibrate": "patchslim.calibration.calibrate",
+    "find_adapter": "patchslim.hosts._registry",
+    "find_method": "patchslim.methods._registry",
+    "load": "patchslim.model.load",
+    "macs": "patchslim.model.slim",
+    "measure": "patchslim.measurement.measure",
+    "method_names": "patchslim.methods._registry",
+    "slim": "patchslim.model.slim",
+    "train": "patchslim.training.train",
+}
+
+__all__ = [*_MODULES]
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name, or a subpackage such as `patchslim.errors`, when it is first used."""
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name == "__version__":
+        value = importlib.import_module("patchslim.versions").package_version()
+    else:
+        return _import_subpackage(name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]
+
+
+def _import_subpackage(name: str) -> Any:
+    """The module `patchslim.NAME`, or an AttributeError that gives the nearest public names."""
+    module = f"{__name__}.{name}"
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    import difflib
+
+    near = difflib.get_close_matches(name, __all__, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}")

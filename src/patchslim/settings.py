@@ -1,15 +1,36 @@
-"""Checks of settings: one value, its name and the type that it must have."""
+"""Settings: fields of a dataclass with a group and a short text, and a check of their values.
+
+The command line and the docs list settings by group; this file has what they need for it.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import Field, field, fields
 from typing import Any, get_args
 
 from patchslim.errors import BadSetting, UnknownName
 
 
+def setting(group: str, default: Any, about: str, *, usual: Any = None) -> Any:
+    """A dataclass field with the group it is listed in and one line about it.
+
+    `usual` is the value to list where the default is worked out later.
+    """
+    shown = default if usual is None else usual
+    return field(default=default, metadata={"group": group, "about": about, "usual": shown})
+
+
+def group_settings(config: Any) -> dict[str, list[Field[Any]]]:
+    """The fields of a settings dataclass by group, groups in the order they first appear."""
+    groups: dict[str, list[Field[Any]]] = {}
+    for each in fields(config):
+        groups.setdefault(each.metadata["group"], []).append(each)
+    return groups
+
+
 def check_kind(name: str, value: object, kind: Any) -> None:
-    """Refuses a value of the wrong type, a choice that there is not, and NaN."""
+    """Refuses a value of the wrong type, a choice that does not exist, and NaN."""
     choices = get_args(kind)
     if choices:
         if value not in choices:

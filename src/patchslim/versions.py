@@ -6,7 +6,6 @@ Each library of hosts tells its own oldest version, in its file in `patchslim/ho
 from __future__ import annotations
 
 import functools
-from importlib import metadata
 
 from patchslim.errors import MissingExtra, OldVersion
 
@@ -16,10 +15,17 @@ OLDEST_VERSIONS = {"torch": (2, 6)}  # what no host can do without
 @functools.cache
 def installed_version(distribution: str) -> str | None:
     """The version of a distribution, as pip calls it, or None where it is not installed."""
+    from importlib import metadata  # 20 ms, which `patchslim --help` need not wait for
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def package_version() -> str:
+    """The version of patchslim; `0+source` where it runs from source without being installed."""
+    return installed_version("patchslim") or "0+source"
 
 
 def check_version(

@@ -1,6 +1,6 @@
-"""What each command of `patchslim` does: from parsed arguments to an answer, as text and as data.
+"""What each command of `patchslim` does: parsed arguments in, an answer as text and as data out.
 
-Nothing is printed here; `cli.py` does that. A wrong argument is a `PatchslimError`, as it is in
+Nothing is printed here; `main.py` does that. A wrong argument raises a `PatchslimError`, as in
 Python.
 """
 
@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,14 @@ from patchslim.cli.resolve import (
     teacher_from_args,
     train_config_from_args,
 )
-from patchslim.cli.text import calibration_lines, facts_text, method_facts, model_facts
+from patchslim.cli.result import CommandResult
+from patchslim.cli.text import (
+    calibration_lines,
+    facts_text,
+    method_facts,
+    model_facts,
+    training_text,
+)
 from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
 from patchslim.methods._registry import find_method, method_names
@@ -43,16 +49,8 @@ if TYPE_CHECKING:
     from patchslim.cli.terminal import Terminal
 
 
-@dataclass(frozen=True)
-class CommandResult:
-    """What a command found, for people and for machines."""
-
-    text: str
-    data: Any
-
-
 def demo(args: Namespace, terminal: Terminal) -> CommandResult:
-    """The embedded example, slimmed with every method at several budgets."""
+    """Slims the embedded example with every method at several budgets."""
     from patchslim.cli.demo import demo as run
 
     report = run(args.out, scenes=args.scenes, progress=terminal.progress)
@@ -60,7 +58,7 @@ def demo(args: Namespace, terminal: Terminal) -> CommandResult:
 
 
 def slim(args: Namespace, terminal: Terminal) -> CommandResult:
-    """A slimmed model, described, and saved where asked."""
+    """Slims a model, describes it, and saves it if `--out` is given."""
     slimmed = slimmed_model(args, terminal)
     facts = model_facts(args, slimmed.plan)
     lines = [facts_text(facts)]
@@ -73,7 +71,7 @@ def slim(args: Namespace, terminal: Terminal) -> CommandResult:
 
 
 def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
-    """A calibrated model in a folder, what was found for each block, and what to do next."""
+    """Calibrates a model into a folder; says what was found per block and what to do next."""
     from patchslim.calibration.calibrate import calibrate as run
     from patchslim.runs.layout import FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 
@@ -102,48 +100,48 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
     model = args.out / MODEL_FOLDER
     facts = model_facts(args, slimmed.plan)
     data = args.data or EXAMPLE
-    checked = EXAMPLE if data == EXAMPLE else None
+    labelled_data = EXAMPLE if data == EXAMPLE else None
     dense = None if slimmed.trained is None else dense_argument(args)
-    measure_it = measure_command(model, checked, None, dense)
+    measure_it = measure_command(model, labelled_data, None, dense)
     train_it = train_command(args, slimmed, data, labelled=getattr(images, "has_labels", True))
     written = {"model": model, "record": args.out / RECORD_FILE}
     if calibrated.search_result is not None:
         written["figure"] = args.out / FIGURE_FILE
     lines = [
-        facts_text({**facts, "settings": {}}),  # the order of all cells would fill the screen
+        facts_text({**facts, "settings": {}}),  # the positions of all patches would fill the screen
         *calibration_lines(record),
         *(f"{name:15}{path}" for name, path in written.items()),
         f"measure it     {measure_it}",
         f"train it       {train_it}",
     ]
-    told = {
+    more = {
         "record": record,
         "files": {name: str(path) for name, path in written.items()},
         "unreadable": unreadable,
         "measure": measure_it,
         "train": train_it,
     }
-    return CommandResult("\n".join(lines), {**facts, **told})
+    return CommandResult("\n".join(lines), {**facts, **more})
 
 
 def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
-    """A trained model in a folder, and what it is worth; None in a process that does not speak."""
+    """Trains a model into a folder and reports on it; None in a process that does not print."""
     from patchslim.runs.layout import MODEL_FOLDER
     from patchslim.training.train import train as run
 
     with warnings.catch_warnings():
-        # Both say that training is needed.
+        # Both warn that the model needs training, which is what happens now.
         warnings.simplefilter("ignore", DeepCut)
         warnings.simplefilter("ignore", Untrained)
         slimmed, prepared = open_model(args, terminal)
-    course = train_config_from_args(args, slimmed.method)
-    teacher = teacher_from_args(args, course)
+    config = train_config_from_args(args, slimmed.method)
+    teacher = teacher_from_args(args, config)
     images, validation = open_training_images(args, slimmed, prepared, terminal)
     with _suggest_resume(args.out):
         trained = run(
             slimmed,
             images,
-            course,
+            config,
             out=args.out,
             validation=validation,
             teacher=teacher,
@@ -158,26 +156,26 @@ def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
     model = args.out / MODEL_FOLDER
     data = args.validation or (EXAMPLE if (args.data or args.model) == EXAMPLE else None)
     dense = dense_argument(args) if slimmed.trained is None else None
-    again = measure_command(model, data, args.classes, dense)
+    measure_it = measure_command(model, data, args.classes, dense)
     lines = [
         trained.report.table(),
         "",
         f"model          {model}   (weights after step {trained.step})",
-        f"measure it     {again}",
+        f"measure it     {measure_it}",
     ]
-    told = {
+    facts = {
         "model": str(model),
         "step": trained.step,
-        "course": course.to_json(),
+        "course": config.to_json(),
         "unreadable": list(trained.unreadable),
         "report": trained.report.to_json(),
-        "measure": again,
+        "measure": measure_it,
     }
-    return CommandResult("\n".join(lines), told)
+    return CommandResult("\n".join(lines), facts)
 
 
 def measure(args: Namespace, terminal: Terminal) -> CommandResult:
-    """A slimmed model beside its dense host and beside `random`."""
+    """Measures a slimmed model beside its dense host and beside the method `random`."""
     from patchslim.measurement.measure import measure as run
 
     slimmed, prepared = open_model(args, terminal)
@@ -204,7 +202,7 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
 
 
 def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
-    """Exact costs, from shapes alone."""
+    """Counts operations exactly, from shapes alone."""
     host = build_without_weights(args.model, args.image_size)
     method = method_from_args(args, "tome" if has_budget(args) else "identity")
     plan = make_plan(host, method, args.schedule, tail=args.tail, **budget_from_args(args))
@@ -216,29 +214,31 @@ def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
 
 
 def methods(_args: Namespace, _terminal: Terminal) -> CommandResult:
-    """All methods: what they do, what they need, what can be set."""
+    """Lists all methods: what they do, what they need, what can be set."""
     every = {name: method_facts(find_method(name)) for name in method_names()}
     lines = []
     for name, facts in every.items():
         settings = ", ".join(f"{key}={value}" for key, value in facts["settings"].items())
+        training = training_text(facts["training"])
         lines += [
             f"{name}: {facts['doc']}",
             f"  needs: {', '.join(facts['needs']) or 'nothing'}",
             f"  settings: {settings or 'none'}",
             f"  removes tokens by {facts['spread']}",
+            *([f"  training defaults: {training}"] if training else []),
         ]
     return CommandResult("\n".join(lines), every)
 
 
 def models(args: Namespace, _terminal: Terminal) -> CommandResult:
-    """The families, and the names of models that they serve."""
+    """Lists the families of models, and the names that they serve."""
     data, lines = family_facts(args.filter), []
     for facts in data.values():
-        called, names, hint = facts["family"], facts["names"], facts.pop("hint")
+        label, names, hint = facts["family"], facts["names"], facts.pop("hint")
         if names:
-            lines += [f"{called}: {len(names)} names", *(f"  {name}" for name in names)]
+            lines += [f"{label}: {len(names)} names", *(f"  {name}" for name in names)]
         elif not args.filter:
-            lines.append(f"{called}: give {hint}")
+            lines.append(f"{label}: give {hint}")
     if args.filter and not lines:
         every = [name for facts in family_facts().values() for name in facts["names"]]
         raise UnknownName.of("model", args.filter, every)
@@ -248,7 +248,7 @@ def models(args: Namespace, _terminal: Terminal) -> CommandResult:
 
 
 def show(args: Namespace, terminal: Terminal) -> CommandResult:
-    """A picture of the patches that survive in one image, at several depths."""
+    """Draws the patches that survive in one image, at several depths."""
     from patchslim.data.images import Images
     from patchslim.report.patch_maps import trace_patches
     from patchslim.report.patch_pictures import draw_patches
@@ -273,32 +273,32 @@ def show(args: Namespace, terminal: Terminal) -> CommandResult:
     return CommandResult("\n".join([*lines, f"picture: {args.out}"]), facts)
 
 
-def _warn_unreadable(unreadable: Sequence[str], fate: str, terminal: Terminal) -> None:
-    """Says how many images could not be read, and names the first."""
+def _warn_unreadable(unreadable: Sequence[str], outcome: str, terminal: Terminal) -> None:
+    """Warns of images that could not be read, and names the first three."""
     if unreadable:
         first = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
-        terminal.note(f"warning: {len(unreadable)} images are unreadable and {fate}: {first}")
+        terminal.note(f"warning: {len(unreadable)} images are unreadable and {outcome}: {first}")
 
 
 @contextlib.contextmanager
 def _suggest_resume(out: Path) -> Iterator[None]:
-    """Has an interruption say how to go on, where something was written down."""
+    """Adds to a Ctrl-C how to continue, if there is a checkpoint to continue from."""
     from patchslim.runs.layout import CHECKPOINT_FILE
 
     try:
         yield
-    except KeyboardInterrupt as cut:
+    except KeyboardInterrupt as interrupt:
         if not (out / CHECKPOINT_FILE).is_file():
             raise
         raise KeyboardInterrupt(
             f"{out} has a checkpoint: the same command with --resume goes on from there"
-        ) from cut
+        ) from interrupt
 
 
 def _to_pixels(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    """A normalised image (C, H, W) as the bytes (H, W, 3) that were prepared."""
+    """Turns a normalised image (C, H, W) back into pixels: bytes (H, W, 3)."""
     import torch
 
-    shown = image * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    shown = (shown.expand(3, -1, -1) * 255).round().clamp(0, 255).byte()
-    return shown.permute(1, 2, 0).numpy()
+    pixels = image * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    pixels = (pixels.expand(3, -1, -1) * 255).round().clamp(0, 255).byte()
+    return pixels.permute(1, 2, 0).numpy()

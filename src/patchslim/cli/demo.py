@@ -1,6 +1,6 @@
 """`demo`: the embedded example, slimmed by every method at three budgets, measured and shown.
 
-It puts the other verbs together on data that ships with the package; it computes nothing itself.
+It combines the public functions on data that ships with the package; it computes nothing itself.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from patchslim.runs.progress import Progress, ignore_progress
 
 BUDGETS = (0.7, 0.5, 0.35)
 PICTURE_BUDGET = 0.5
-PICTURED_SCENES = 2  # scenes in the pictures of each method
+PICTURED_SCENES = 2  # scenes drawn for each method
 REPEATS = 5
-SCORING_BATCH = 50  # scenes in a batch that is scored
-# So few that a machine that measures for a minute calibrates for a quarter of one. More would help
-# patch_slimming, whose positions serve all scenes alike; patch_slimming_dynamic needs no more.
+SCORING_BATCH = 50  # scenes per batch when accuracy is measured
+# Few images, so that calibration takes a quarter of the time of measuring. More would help
+# patch_slimming, which keeps the same positions in all scenes, but not patch_slimming_dynamic.
 SEARCH = PatchSlimmingConfig(mode="free", images=16, probe=4, batch=16)
 STATIC = "patch_slimming"
 TITLE = "Reading a digit in clutter with fewer patch tokens"
 
 
 def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> Report:
-    """The measured example, with `report.html` and `report.json` written into the folder `out`."""
+    """Measures the example and writes `report.html` and `report.json` into the folder `out`."""
     with use_one_thread():
         return write_demo_report(
             digits.host(), digits.scenes("test", scenes), out, progress=progress
@@ -53,24 +53,24 @@ def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> R
 
 def write_demo_report(
     host: nn.Module,
-    drawn: digits.Scenes,
+    scenes: digits.Scenes,
     out: Path,
     *,
     budgets: Sequence[float] = BUDGETS,
     repeats: int = REPEATS,
     progress: Progress | None = None,
 ) -> Report:
-    """The report of `host` on scenes, slimmed by every method that serves it at `budgets`."""
+    """Slims `host` by every method that fits it, at `budgets`, and writes a report on all."""
     say = progress or ignore_progress
     models, skipped = slim_all(host, budgets, say)
-    report = measure(models, make_batches(drawn), repeats=repeats, progress=say)
+    report = measure(models, make_batches(scenes), repeats=repeats, progress=say)
     report = replace(report, title=TITLE)
     say("drawing which patches survive")
-    shown = draw_pictures(
-        models, drawn, PICTURE_BUDGET if PICTURE_BUDGET in budgets else budgets[0]
+    pictures = draw_pictures(
+        models, scenes, PICTURE_BUDGET if PICTURE_BUDGET in budgets else budgets[0]
     )
     text = render_page(
-        report, shown, intro=INTRO, notes=[OWN_MODEL, UNTRAINED, EXACT_TAIL, *skipped]
+        report, pictures, intro=INTRO, notes=[OWN_MODEL, UNTRAINED, EXACT_TAIL, *skipped]
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "report.html", text)
@@ -81,10 +81,10 @@ def write_demo_report(
 
 @contextlib.contextmanager
 def use_one_thread() -> Iterator[None]:
-    """Lets PyTorch compute on one thread, and on as many as before afterwards.
+    """Has PyTorch use one thread inside the block, and as many as before after it.
 
-    The example is too small to gain much from more, and threads that wait for each other on a busy
-    machine make the same work several times as long.
+    The example is too small to gain much from more threads, and on a busy machine threads that wait
+    for each other make it several times slower.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -97,15 +97,14 @@ def use_one_thread() -> Iterator[None]:
 def slim_all(
     host: nn.Module, budgets: Sequence[float], say: Progress
 ) -> tuple[dict[str, SlimModel], list[str]]:
-    """The host slimmed by every method at every budget, and a line for each that cannot be."""
+    """Slims the host by every method at every budget; also returns a line for each that fails."""
     models: dict[str, SlimModel] = {}
     skipped: list[str] = []
     for method in method_names():
         if method == "identity":
             continue
-        if (
-            find_method(method).placement is Placement.FIRST
-        ):  # it takes what there is, at any budget
+        if find_method(method).placement is Placement.FIRST:
+            # It removes what it finds in the images, whatever the budget.
             models[method] = slim(host, method)
             continue
         for budget in budgets:
@@ -113,9 +112,9 @@ def slim_all(
             say(f"slimming: {name}")
             try:
                 with warnings.catch_warnings():
-                    # The page says once for all rows what this would say for each of them.
+                    # The page warns once for all rows.
                     warnings.simplefilter("ignore", DeepCut)
-                    warnings.simplefilter("error", Untrained)  # what it keeps is no result yet
+                    warnings.simplefilter("error", Untrained)  # its choice means nothing yet
                     models[name] = _slim_or_calibrate(host, method, budget, models)
             except Untrained:
                 skipped.append(f"{method} is missing: {NEEDS_TRAINING}")
@@ -130,7 +129,7 @@ def slim_all(
 def _slim_or_calibrate(
     host: nn.Module, method: str, budget: float, models: Mapping[str, SlimModel]
 ) -> SlimModel:
-    """The host slimmed to a budget, calibrated where the method can be."""
+    """Slims the host to a budget, with calibration if the method needs it."""
     if not must_be_calibrated(find_method(method)()):
         return slim(host, method, macs=budget)
     unlabelled = [
@@ -139,32 +138,32 @@ def _slim_or_calibrate(
     searched = models.get(f"{STATIC} {budget:g}")
     if searched is None:
         return calibrate(host, unlabelled, method, macs=budget, config=SEARCH).model
-    # The counts of the dynamic form are those of the static search, which need not be made twice.
+    # The dynamic method uses the counts that the static one found: no need to search twice.
     return calibrate(host, unlabelled, method, schedule=searched.schedule, config=SEARCH).model
 
 
-def make_batches(drawn: digits.Scenes) -> list[Batch]:
-    """The scenes as batches of images and labels."""
+def make_batches(scenes: digits.Scenes) -> list[Batch]:
+    """Splits scenes into batches of images and labels."""
     return [
         (
-            digits.normalise(drawn.images[start : start + SCORING_BATCH]),
-            torch.from_numpy(drawn.labels[start : start + SCORING_BATCH]),
+            digits.normalise(scenes.images[start : start + SCORING_BATCH]),
+            torch.from_numpy(scenes.labels[start : start + SCORING_BATCH]),
         )
-        for start in range(0, len(drawn), SCORING_BATCH)
+        for start in range(0, len(scenes), SCORING_BATCH)
     ]
 
 
 def draw_pictures(
-    models: dict[str, SlimModel], drawn: digits.Scenes, budget: float
+    models: dict[str, SlimModel], scenes: digits.Scenes, budget: float
 ) -> list[Picture]:
-    """Strips of the first scenes, those of all methods at one budget (or at none) together."""
+    """Draws the first scenes as each method sees them at one budget, or without a budget."""
     ends = (f" {budget:g}", *method_names())
     chosen = {name: each for name, each in models.items() if name.endswith(ends)}
-    images = drawn.images[:PICTURED_SCENES]
+    images = scenes.images[:PICTURED_SCENES]
     traced = {name: trace_patches(each, digits.normalise(images)) for name, each in chosen.items()}
     return [
         Picture(
-            f"{name} (scene {place}, a {int(drawn.labels[place])})",
+            f"{name} (scene {place}, a {int(scenes.labels[place])})",
             encode_png(draw_patches(images[place], traced[name][place])),
         )
         for place in range(len(images))

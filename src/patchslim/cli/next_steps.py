@@ -1,6 +1,6 @@
-"""What to do with a model that was just made: the command that measures or trains it, as text.
+"""The commands to run next on a model that was just made, as text to copy.
 
-It knows how options are spelled, and runs nothing.
+This file knows how options are written. It runs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def measure_command(model: Path, data: str | None, classes: Path | None, dense: str | None) -> str:
-    """The command that measures what was made, beside the model as it was before."""
+    """The command that measures a model, beside the dense model it came from."""
     words = ["patchslim", "measure", str(model)]
     if data is not None:
         words += ["--data", data]
@@ -27,9 +27,9 @@ def measure_command(model: Path, data: str | None, classes: Path | None, dense: 
 
 
 def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: bool) -> str:
-    """The command that fine-tunes what was calibrated, to answer as the dense model does."""
+    """The command that fine-tunes a calibrated model to answer as the dense model does."""
     words = ["patchslim", "train", str(args.out / MODEL_FOLDER), "--data", data]
-    if slimmed.trained is not None:  # its own host is not the dense model any more
+    if slimmed.trained is not None:  # its host is no longer the dense model
         words += ["--teacher", args.model]
         if not has_own_weights(args.model):
             words += ["--teacher-weights", str(args.weights or "FILE")]
@@ -38,7 +38,7 @@ def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: b
 
 
 def dense_argument(args: Namespace) -> str | None:
-    """What `--dense` calls the model that the arguments name, where it can."""
+    """What to write after `--dense` for the model in the arguments, if it can be written."""
     if has_own_weights(args.model):
         return str(args.model)
     return None if args.weights is None else str(args.weights)

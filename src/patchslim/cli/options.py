@@ -1,149 +1,229 @@
-"""Options that commands share: model and weights, method and budget, images, course and search.
+"""The parser class, and the options that several commands share.
 
-It knows how an option is spelled and read, and not what it does.
+This file knows how an option is written and read, not what it does. It imports no torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
-from patchslim.methods._registry import find_method, method_names
+from patchslim.settings import group_settings
 from patchslim.training.config import RECIPES, TrainConfig
 
-EXIT_USAGE_ERROR = 2  # exit code for a user's mistake, as argparse has it
+EXIT_USAGE_ERROR = 2  # as in argparse
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in two lines."""
+    """argparse with errors in two lines, and the nearest name where one is misspelled.
+
+    Attributes:
+        commands: the parser of each command, by its name.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
+        )
+        self.commands: dict[str, Parser] = {}
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with the message and where to find help."""
         sys.stderr.write(f"error: {message}\nhelp: {self.prog} --help\n")
         sys.exit(EXIT_USAGE_ERROR)
 
+    def parse_command(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments of a command; the command itself refuses options that it does not know."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            self.commands[args.command].refuse_unknown(unknown)
+        return args
+
+    def refuse_unknown(self, arguments: Sequence[str]) -> NoReturn:
+        """Ends the program with the arguments that are not known and the nearest options."""
+        hints = [
+            _nearest(each.partition("=")[0], self._option_string_actions)
+            for each in arguments
+            if each.startswith("-")
+        ]
+        self.error(f"unrecognized arguments: {' '.join(arguments)}.{''.join(hints)}")
+
+    def all_actions(self) -> Iterator[argparse.Action]:
+        """Every argument of this parser and of all its commands."""
+        yield from self._actions
+        for command in self.commands.values():
+            yield from command.all_actions()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuses what is not among the choices, and names the nearest of them."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(each) for each in action.choices]
+        raise argparse.ArgumentError(
+            action,
+            f"invalid choice: {value!r}.{_nearest(str(value), choices)} "
+            f"Known: {', '.join(choices)}.",
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A question whether the nearest known name was meant, or nothing."""
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class ShowVersion(argparse.Action):
+    """`--version`. The version is looked up only when it is asked for, which takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Prints the version and ends the program."""
+        from patchslim.versions import package_version
+
+        sys.stdout.write(f"patchslim {package_version()}\n")
+        parser.exit()
+
 
 def add_command(commands: Any, name: str, purpose: str, example: str, more: str = "") -> Parser:
-    """A command with its help, an example, and the option that machines use."""
-    one: Parser = commands.add_parser(
+    """Adds a command with its help, an example, and `--json`."""
+    command: Parser = commands.add_parser(
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.\n\n{more}".rstrip(),
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    one.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
-    return one
+    command.add_argument(
+        "--json", action="store_true", help="print the answer as JSON, and nothing else, on stdout"
+    )
+    return command
 
 
-def add_classes(one: Parser) -> None:
-    """The names of classes, for images in class folders."""
-    one.add_argument(
+def add_classes(group: Any) -> None:
+    """Adds `--classes`: the names of classes, for images in class folders."""
+    group.add_argument(
         "--classes",
         type=Path,
         metavar="FILE",
-        help="names of the class folders, by label, one a line",
+        help="names of the class folders in the order of the labels, one per line",
     )
 
 
-def add_weights(one: Parser) -> None:
-    """Where the weights of a model that is built by name come from."""
-    group = one.add_argument_group("weights of a model that is built by name")
-    group.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors or a torch file")
-    group.add_argument("--pretrained", action="store_true", help="let its library fetch them")
-    group.add_argument(
+def add_weights(command: Parser) -> None:
+    """Adds the options that say which weights a model has that is built by name, and how."""
+    group = command.add_argument_group("weights of a model that is built by name")
+    add = group.add_argument
+    add("--weights", type=Path, metavar="FILE", help="a .safetensors or torch file")
+    add("--pretrained", action="store_true", help="let its library download them")
+    add(
         "--model-kwargs",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="what its library builds it with, such as timm's global_pool=avg, num_classes=10",
+        help="a keyword for its library, such as timm's global_pool=avg or num_classes=10; may be "
+        "repeated",
     )
 
 
-def add_method(one: Parser) -> None:
-    """The method with its settings, and every budget."""
-    group = one.add_argument_group("method and budget (give one budget)")
+def add_method(command: Parser) -> None:
+    """Adds the method with its settings, and every kind of budget."""
+    group = command.add_argument_group("method and budget (give one budget)")
     add = group.add_argument
-    add("--method", metavar="NAME", help="tome by default; `patchslim methods` lists them")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method")
+    add("--method", metavar="NAME", help="tome by default; `patchslim methods` lists them all")
+    add_method_settings(group)
     add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
     add(
         "--keep",
         type=_parse_keep,
         metavar="X",
-        help="share of patches left at the end, or a count a block",
+        help="share of patches left at the end, or a count for each block: 90,80,...",
     )
     add(
         "--r",
         type=_parse_removed,
         metavar="N",
-        help="tokens removed a block: 13, or 13,13,...; or 13:-1",
+        help="tokens removed per block: 13, or a list 13,12,..., or decreasing 13:-1",
     )
-    add("--keep-rate", type=float, metavar="X", help="share of patches kept at each of --at")
+    add("--keep-rate", type=float, metavar="X", help="share of patches kept at each block of --at")
     add("--at", type=_parse_ints, metavar="3,6,9", help="blocks, counted from 0")
-    add("--schedule", type=Path, metavar="FILE", help="a saved schedule instead of a budget")
+    add("--schedule", type=Path, metavar="FILE", help="a saved schedule, instead of a budget")
     add(
-        "--tail", choices=("exact", "full"), help="what the last block computes (exact with --macs)"
+        "--tail",
+        choices=("exact", "full"),
+        help="rows that the last block computes: only those the head reads (exact), or all (full); "
+        "exact with --macs",
     )
 
 
-def add_training_options(one: Parser) -> None:
-    """One option for each field of `Course`; only what is given is in the arguments."""
-    own = [
-        f"{name}: {_settings_text(find_method(name).training_defaults)}" for name in method_names()
-    ]
-    told = [line for line in own if not line.endswith(": ")]
-    group = one.add_argument_group("course (usual values in brackets)", "; ".join(told))
+def add_method_settings(group: Any) -> None:
+    """Adds `--set`: the settings of the method."""
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the method; may be repeated",
+    )
+
+
+def add_training_options(command: Parser) -> None:
+    """Adds `--recipe` and one option for each setting of `TrainConfig`."""
+    group = command.add_argument_group(
+        "training settings (defaults in brackets)",
+        "Some methods have defaults of their own; `patchslim methods` lists them.",
+    )
     group.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
-        help="what authors train from scratch with: all of the course that is not said otherwise",
+        help="published settings for training from scratch; options given beside it win",
     )
-    _add_fields(group, TrainConfig)
+    _add_settings(command, TrainConfig)
 
 
-def add_search_options(one: Parser) -> None:
-    """One option for each field of `Search`; only what is given is in the arguments."""
-    _add_fields(one.add_argument_group("search (usual values in brackets)"), PatchSlimmingConfig)
+def add_search_options(command: Parser) -> None:
+    """Adds one option for each setting of `PatchSlimmingConfig`."""
+    _add_settings(command, PatchSlimmingConfig)
 
 
-def _add_fields(group: Any, settings: type[TrainConfig] | type[PatchSlimmingConfig]) -> None:
-    """One option for each field of a dataclass, by its type and what it says about itself."""
-    kinds = get_type_hints(settings)
-    for each in fields(settings):
-        option, kind = f"--{each.name.replace('_', '-')}", kinds[each.name]
-        about = str(each.metadata["about"]).replace("%", "%%")
-        if kind is bool:
-            group.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=about)
-            continue
-        default = each.metadata.get("usual", each.default)
-        usual = f"{default:g}" if kind is float else str(default)
-        group.add_argument(
-            option,
-            type=str if get_args(kind) else kind,
-            choices=get_args(kind) or None,
-            default=argparse.SUPPRESS,
-            metavar=METAVARS.get(kind),
-            help=f"{about} ({usual})" if usual else about,
-        )
+def _add_settings(command: Parser, config: type[TrainConfig] | type[PatchSlimmingConfig]) -> None:
+    """Adds one option for each field of a dataclass, in the group that the field names.
+
+    An option that is not given is not in the parsed arguments, so that other defaults can apply.
+    """
+    kinds = get_type_hints(config)
+    for title, settings in group_settings(config).items():
+        add = command.add_argument_group(title).add_argument
+        for each in settings:
+            option, kind = f"--{each.name.replace('_', '-')}", kinds[each.name]
+            about = str(each.metadata["about"]).replace("%", "%%")
+            if kind is bool:
+                add(option, action="store_true", default=argparse.SUPPRESS, help=about)
+                continue
+            usual = each.metadata["usual"]
+            shown = f"{usual:g}" if kind is float else str(usual)
+            add(
+                option,
+                type=str if get_args(kind) else kind,
+                choices=get_args(kind) or None,
+                default=argparse.SUPPRESS,
+                metavar=METAVARS.get(kind),
+                help=f"{about} ({shown})" if shown else about,
+            )
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least one."""
+    """Reads a whole number of at least 1."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
 def _parse_ints(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas."""
+    """Reads whole numbers separated by commas."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -151,12 +231,12 @@ def _parse_ints(text: str) -> tuple[int, ...]:
 
 
 def _parse_keep(text: str) -> float | list[int]:
-    """A share, or one count a block."""
+    """Reads a share, or one count per block."""
     return list(_parse_ints(text)) if "," in text else _parse_number(text)
 
 
 def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
-    """A number a block, one number for each block, or a number and how it is tilted."""
+    """Reads one number for all blocks, one for each block, or a number and how it changes."""
     if "," in text:
         return list(_parse_ints(text))
     number, colon, inflect = text.partition(":")
@@ -164,13 +244,8 @@ def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
 
 
 def _parse_number(text: str) -> float:
-    """A number, whole where it is."""
+    """Reads a number, as an int if it is whole."""
     try:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _settings_text(course: Mapping[str, Any]) -> str:
-    """What a method's authors train otherwise, as text."""
-    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in course.items())

@@ -1,6 +1,6 @@
-"""From parsed arguments to what they mean: a model, a budget, images, a course, a teacher.
+"""From parsed arguments to what they name: a model, a budget, images, settings, a teacher.
 
-A wrong argument is a `PatchslimError`, as it is in Python.
+A wrong argument raises a `PatchslimError`, as in Python.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from patchslim.measurement.score import Batch
     from patchslim.model.model import SlimModel
 
-# Scenes of the embedded example, where no other number is asked for.
+# How many scenes of the embedded example are used without --limit.
 SCENE_COUNTS: dict[Split, int] = {"train": 2000, "test": 400}
-VALIDATION_BATCH = 32  # images at a time in a validation
+VALIDATION_BATCH = 32  # images per batch in a validation
 
 
 def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
-    """The model that the arguments name, slimmed as they say."""
+    """Builds the model in the arguments and slims it with their method and budget."""
     if is_saved(args.model):
         raise PatchslimError(
             f"{args.model} is slimmed already: measure it, show it, or slim the model it was made "
@@ -64,7 +64,7 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
 
 
 def dense_model(args: Namespace) -> nn.Module:
-    """The model that the arguments name, to be calibrated: its weights must mean something."""
+    """Builds the model in the arguments for calibration; refuses random weights."""
     if is_saved(args.model):
         raise PatchslimError(
             f"{args.model} is slimmed already: calibrate the model it was made of. To improve what "
@@ -79,7 +79,7 @@ def dense_model(args: Namespace) -> nn.Module:
 
 
 def _build_host(args: Namespace) -> nn.Module:
-    """The model that the arguments name, built as they say."""
+    """Builds the model in the arguments, with its weights."""
     settings: dict[str, Any] = {}
     for text in args.model_kwargs:
         name, equals, value = text.partition("=")
@@ -88,18 +88,18 @@ def _build_host(args: Namespace) -> nn.Module:
         try:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            settings[name] = value  # a word, such as avg
+            settings[name] = value  # a plain word, such as avg
     return find_host(
         args.model, pretrained=args.pretrained, weights=args.weights, settings=settings
     )
 
 
 def open_model(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preprocessing | None]:
-    """A saved model with its preparation of images, or a model that is slimmed now."""
+    """Loads a saved model and its image preprocessing, or slims a model now."""
     if not is_saved(args.model):
         return slimmed_model(args, terminal), None
-    built = args.weights or args.pretrained or args.model_kwargs
-    if has_budget(args) or args.method or args.set or args.tail or built:
+    has_weights = args.weights or args.pretrained or args.model_kwargs
+    if has_budget(args) or args.method or args.set or args.tail or has_weights:
         raise PatchslimError(
             f"{args.model} is slimmed already, with a method and a budget of its own; leave out "
             "--method, budgets, weights and --model-kwargs."
@@ -110,7 +110,7 @@ def open_model(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preproce
 def open_measurement_images(
     args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
 ) -> Source | list[Batch] | None:
-    """Batches of the images to measure on, or None where there are none."""
+    """The images to measure on, or None to measure costs alone."""
     if args.data is not None or args.model == EXAMPLE:
         return open_images(args.data or EXAMPLE, "test", args, slimmed, prepared)
     if args.classes is not None or args.limit is not None:
@@ -122,8 +122,8 @@ def open_measurement_images(
 def open_training_images(
     args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
 ) -> tuple[Source | list[Batch], Source | list[Batch] | None]:
-    """The images to train on, and those to validate on, if there are any."""
-    data, checked = args.data, args.validation
+    """The images to train on, and those to validate on, if any."""
+    data, validation = args.data, args.validation
     if data is None and args.model != EXAMPLE:
         raise PatchslimError(
             "What is it to learn from? Give --data PATH: a folder of images, an archive of one, a "
@@ -131,21 +131,21 @@ def open_training_images(
         )
     data = data or EXAMPLE
     if data == EXAMPLE:
-        checked = checked or EXAMPLE
+        validation = validation or EXAMPLE
     images = open_images(data, "train", args, slimmed, prepared)
-    if checked is None:
+    if validation is None:
         terminal.note(
             "note: without --validation the last weights are kept, not the best, and costs alone "
             "are reported."
         )
         return images, None
-    return images, open_images(checked, "test", args, slimmed, prepared)
+    return images, open_images(validation, "test", args, slimmed, prepared)
 
 
 def open_calibration_images(
     args: Namespace, host: nn.Module, search: PatchSlimmingConfig
 ) -> Source | list[Batch]:
-    """The images to calibrate on; whether they have labels does not matter."""
+    """The images to calibrate on; they need no labels."""
     path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
     if path is None:
         raise PatchslimError(
@@ -155,21 +155,21 @@ def open_calibration_images(
         )
     if path == EXAMPLE:
         return _example_batches("train", search.images, search.batch)
-    asked = Namespace(command=args.command, classes=None, limit=None, batch=search.batch)
+    options = Namespace(command=args.command, classes=None, limit=None, batch=search.batch)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so labels are left out")
-        return open_images(path, "train", asked, host, None)
+        return open_images(path, "train", options, host, None)
 
 
 def open_images(
     path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preprocessing | None
 ) -> Source | list[Batch]:
-    """The images at `path`, prepared for the model, or scenes of the embedded example."""
+    """The images at `path`, preprocessed for the model, or scenes of the embedded example."""
     from patchslim.data.hf_dataset import Dataset, is_dataset
     from patchslim.data.images import Images
     from patchslim.data.webdataset import Shards, is_shards
 
-    # In training `batch` is that of a step, and only where it is given.
+    # `--batch` of train is the batch of a training step, and may be missing.
     batch: int = VALIDATION_BATCH if args.command == "train" else args.batch
     if path == EXAMPLE:
         return _example_batches(split, args.limit or SCENE_COUNTS[split], batch)
@@ -193,13 +193,13 @@ def _example_batches(split: Split, count: int, batch: int) -> list[Batch]:
 
     from patchslim.example.digits import normalise, scenes
 
-    drawn = scenes(split, count)
-    pixels, labels = normalise(drawn.images), torch.from_numpy(drawn.labels)
+    examples = scenes(split, count)
+    pixels, labels = normalise(examples.images), torch.from_numpy(examples.labels)
     return list(zip(pixels.split(batch), labels.split(batch), strict=True))
 
 
 def train_config_from_args(args: Namespace, method: Method) -> TrainConfig:
-    """The method's usual course, with what the arguments say otherwise."""
+    """The method's own defaults, then `--recipe`, then the options; later ones win."""
     given = {
         each.name: getattr(args, each.name) for each in fields(TrainConfig) if each.name in args
     }
@@ -207,7 +207,7 @@ def train_config_from_args(args: Namespace, method: Method) -> TrainConfig:
 
 
 def search_from_args(args: Namespace) -> PatchSlimmingConfig:
-    """What is usual for the mode of the search, with what the arguments say otherwise."""
+    """The defaults of the search mode, overridden by the options."""
     given = {
         each.name: getattr(args, each.name)
         for each in fields(PatchSlimmingConfig)
@@ -216,9 +216,9 @@ def search_from_args(args: Namespace) -> PatchSlimmingConfig:
     return PatchSlimmingConfig.of(given)
 
 
-def teacher_from_args(args: Namespace, course: TrainConfig) -> nn.Module | None:
-    """The model whose answers are learned, or None for the untouched host."""
-    if not course.needs_teacher:
+def teacher_from_args(args: Namespace, config: TrainConfig) -> nn.Module | None:
+    """The model to learn from, or None for the untouched host (or for no teacher at all)."""
+    if not config.needs_teacher:
         if args.teacher is not None:
             raise PatchslimError(
                 "--teacher: --distil none listens to nobody. Leave one of them out."
@@ -246,7 +246,7 @@ def teacher_from_args(args: Namespace, course: TrainConfig) -> nn.Module | None:
 
 
 def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> nn.Module | None:
-    """What the model is compared with; None for its own host."""
+    """The model to compare with, or None for the model's own host."""
     if args.dense is None:
         if slimmed.trained is not None:
             terminal.note(
@@ -276,25 +276,25 @@ def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> 
 
 
 def _is_random(args: Namespace) -> bool:
-    """Whether nobody has trained the weights of the model."""
+    """Whether the model gets random weights."""
     return has_random_weights(args.model, pretrained=args.pretrained, weights=args.weights)
 
 
 def has_budget(args: Namespace) -> bool:
-    """Whether any budget is given."""
+    """Whether the arguments give any budget."""
     return bool(budget_from_args(args)) or args.schedule is not None
 
 
 def budget_from_args(args: Namespace) -> Budget:
-    """The budgets that are given, in the words of `patchslim.slim`."""
+    """The budgets in the arguments, as keywords of `patchslim.slim`."""
     given = {name: getattr(args, name) for name in Budget.__annotations__}
     budget: Any = {name: value for name, value in given.items() if value is not None}
-    found: Budget = budget
-    return found
+    typed: Budget = budget
+    return typed
 
 
 def method_from_args(args: Namespace, default: str) -> Method:
-    """The method with its settings."""
+    """Makes the method in the arguments, or the default one, with its `--set` settings."""
     chosen = args.method or default
     method = find_method(chosen)
     parameters = inspect.signature(method).parameters
@@ -312,7 +312,7 @@ def method_from_args(args: Namespace, default: str) -> Method:
 
 
 def _parse_setting(name: str, text: str, kind: type) -> Any:
-    """A setting's value, of the kind that its default has."""
+    """Reads a setting's value, with the type of its default."""
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise PatchslimError(f"--set {name}={text}: {name} is true or false.")

@@ -1,6 +1,6 @@
-"""What commands tell of methods, schedules and calibrations: plain data, and lines of text.
+"""How commands describe methods, schedules and calibrations: as plain data and as lines of text.
 
-It runs nothing and opens nothing.
+This file runs no model and opens no file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from patchslim.model.plan import Plan
 
 
 def method_facts(method: type[Method]) -> dict[str, Any]:
-    """What there is to know about a method before using it."""
+    """What a user needs to know about a method before using it."""
     parameters = inspect.signature(method).parameters.values()
     needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
     made = method()
@@ -30,11 +30,20 @@ def method_facts(method: type[Method]) -> dict[str, Any]:
         "place": method.place.value,
         "spread": method.placement.value,
         "settings": {parameter.name: parameter.default for parameter in parameters},
+        "training": dict(method.training_defaults),
     }
 
 
+def training_text(settings: Mapping[str, Any]) -> str:
+    """A method's own training defaults, as the options of `patchslim train`."""
+    return " ".join(
+        f"--{name.replace('_', '-')} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for name, value in settings.items()
+    )
+
+
 def model_facts(args: Namespace, plan: Plan) -> dict[str, Any]:
-    """What a plan does to a model, as plain data."""
+    """The tokens and operations of a slimmed model, as plain data."""
     cost, dense = plan.cost, plan.dense_cost
     return {
         "model": args.model,
@@ -52,7 +61,7 @@ def model_facts(args: Namespace, plan: Plan) -> dict[str, Any]:
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """The facts as lines of text."""
+    """The facts of `model_facts` as lines of text."""
     settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
     method = facts["method"] + (f" ({settings})" if settings else "")
     share = f"{facts['share']:.1%}"
@@ -69,12 +78,12 @@ def facts_text(facts: Mapping[str, Any]) -> str:
 
 
 def _tolerance_text(record: Mapping[str, Any]) -> str:
-    """The tolerance as text; there is none where the counts were given."""
+    """The tolerance as text; without one, the counts were given."""
     return "none" if record["tolerance"] is None else f"{record['tolerance']:.3g}"
 
 
 def _errors_text(record: Mapping[str, Any]) -> str:
-    """The error that each searched block was left with, in the order of the blocks."""
+    """The final error of each block that was searched, in the order of the blocks."""
     relative = record["search"]["error"] == "relative"
     layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
     return " ".join(
@@ -83,7 +92,7 @@ def _errors_text(record: Mapping[str, Any]) -> str:
 
 
 def calibration_lines(record: Mapping[str, Any]) -> list[str]:
-    """What a calibration found, a line each."""
+    """The result of a calibration, as lines of text."""
     if "threshold" in record:
         return _threshold_lines(record)
     return [
@@ -94,9 +103,10 @@ def calibration_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def _threshold_lines(record: Mapping[str, Any]) -> list[str]:
-    """A threshold, and what images cost with it."""
-    turned = record["threshold"]
-    setting = "" if turned["setting"] is None else f"{turned['setting']}={turned['value']:.4g}, "
+    """A threshold, and what images cost with it, as lines of text."""
+    threshold = record["threshold"]
+    name, value = threshold["setting"], threshold["value"]
+    setting = "" if name is None else f"{name}={value:.4g}, "
     spent = _distribution_text(record["spent"], ".3f")
     return [
         f"threshold      {setting}on {record['images']} images",
@@ -106,7 +116,7 @@ def _threshold_lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _distribution_text(of: Mapping[str, float], shown: str) -> str:
-    """Mean, median, 99th percentile and maximum."""
+def _distribution_text(figures: Mapping[str, float], style: str) -> str:
+    """Mean, median, 99th percentile and maximum, in one format style."""
     names = {"mean": "mean", "p50": "median", "p99": "p99", "max": "max"}
-    return ", ".join(f"{label} {of[name]:{shown}}" for name, label in names.items())
+    return ", ".join(f"{label} {figures[name]:{style}}" for name, label in names.items())

@@ -1,4 +1,8 @@
-"""Finds and makes methods by name: a file of this folder is a method of that name."""
+"""Finds and makes methods by name: a file of this folder is a method of that name.
+
+Listing names imports no torch, since the command line checks and completes them. Methods do import
+it, so they are imported inside the functions that need one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.methods._method import Method, Setting
+
+if TYPE_CHECKING:
+    from patchslim.methods._method import Method, Setting
 
 
 def method_names() -> list[str]:
@@ -21,10 +28,17 @@ def method_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def find_method(name: str) -> type[Method]:
-    """Returns the class of the method called `name`, the one `Method` that its file defines."""
+def check_method_name(name: str) -> None:
+    """Refuses a name that no method has."""
     if name not in method_names():
         raise UnknownName.of("method", name, method_names(), "`patchslim methods` describes them.")
+
+
+def find_method(name: str) -> type[Method]:
+    """Returns the class of the method called `name`, the one `Method` that its file defines."""
+    from patchslim.methods._method import Method
+
+    check_method_name(name)
     module = importlib.import_module(f"patchslim.methods.{name}")
     own = [
         found
@@ -41,6 +55,8 @@ def find_method(name: str) -> type[Method]:
 
 def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method:
     """Makes the method called `method` with these settings; returns a `Method` as it is."""
+    from patchslim.methods._method import Method
+
     if isinstance(method, Method):
         if settings:
             kind = type(method).__name__

@@ -1,94 +1,111 @@
-"""`Course`: how a slimmed model is to be trained. Plain values, checked where they are made.
+"""`TrainConfig`: how to train a slimmed model. Plain values, checked when the config is made.
 
-It knows no models, no data and no devices. One field is one word: the keyword in Python, the option
-on the command line, and the entry in a checkpoint.
+This file knows no models, no data and no devices, and imports no torch: `patchslim train --help`
+reads it. A field has one name everywhere: the keyword in Python, the option on the command line,
+and the key in a saved run.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.settings import check_kind
+from patchslim.settings import check_kind, setting
 
 Distil = Literal["soft", "hard", "token", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def _setting(default: Any, about: str) -> Any:
-    """A field with its default and what it is about."""
-    return field(default=default, metadata={"about": about})
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train: length, optimiser, losses, augmentation, machine."""
+    """How to train: length, optimiser, removal, loss, augmentation, evaluation, machine."""
 
-    epochs: float = _setting(1.0, "passes over the images")
-    steps: int = _setting(0, "steps of the optimiser, instead of epochs; 0 for epochs")
-    batch: int = _setting(64, "images a step, over all processes")
-    accumulate: int = _setting(
-        1, "parts that a process cuts its share of a batch into, to save memory"
+    epochs: float = setting("optimiser", 1.0, "passes over the images")
+    steps: int = setting("optimiser", 0, "optimiser steps, instead of epochs; 0 to count in epochs")
+    batch: int = setting("optimiser", 64, "images per step, over all processes")
+    lr: float = setting("optimiser", 5e-5, "peak learning rate")
+    lr_end: float = setting("optimiser", 0.01, "learning rate at the end, as a share of the peak")
+    warmup: float = setting(
+        "optimiser", 0.05, "share of the steps during which the learning rate rises"
     )
-    lr: float = _setting(5e-5, "peak learning rate")
-    lr_end: float = _setting(0.01, "learning rate at the end, as a share of the peak")
-    warmup: float = _setting(0.05, "share of the steps in which the learning rate rises")
-    weight_decay: float = _setting(0.05, "AdamW's, on matrices only")
-    layer_decay: float = _setting(
-        1.0, "factor on the learning rate from each block to the one below"
+    weight_decay: float = setting("optimiser", 0.05, "AdamW's weight decay, on matrices only")
+    layer_decay: float = setting(
+        "optimiser", 1.0, "factor on the learning rate from each block to the one below it"
     )
-    host_lr: float = _setting(
-        1.0, "factor on the learning rate of the host, beside a method's own parts"
+    host_lr: float = setting(
+        "optimiser", 1.0, "factor on the learning rate of the host, not of a method's own layers"
     )
-    freeze: float = _setting(0.0, "share of the steps in which only a method's own parts learn")
-    clip: float = _setting(1.0, "largest norm of a gradient; 0 for any")
-    ema: float = _setting(
-        0.0, "decay of the moving average of the weights, such as 0.999; 0 for none"
+    freeze: float = setting(
+        "optimiser", 0.0, "share of the steps in which only a method's own layers learn"
     )
-    wise: float = _setting(
-        1.0, "share of the way that the host goes from its given weights to the learned ones"
+    clip: float = setting("optimiser", 1.0, "largest gradient norm; 0 for no limit")
+    ema: float = setting(
+        "optimiser", 0.0, "decay of the moving average of the weights, such as 0.999; 0 for none"
     )
-    labels: float = _setting(1.0, "weight of the task loss; 0 leaves labels unused")
-    distil: Distil = _setting("soft", "what is learned of the teacher's answers")  # noqa: RUF009
-    distil_weight: float = _setting(1.0, "weight of the teacher's answers")
-    temperature: float = _setting(1.0, "of soft answers")
-    tokens: float = _setting(
-        0.0, "weight of the teacher's final tokens at the patches that are left"
+    wise: float = setting(
+        "optimiser",
+        1.0,
+        "how far the host goes from its old to its new weights (WiSE-FT); 1 is all the way",
     )
-    smoothing: float = _setting(0.0, "label smoothing")
-    mixup: float = _setting(0.0, "alpha of mixup; 0 for none")
-    cutmix: float = _setting(0.0, "alpha of cutmix; 0 for none")
-    crop: float = _setting(
-        0.5, "smallest share of a picture that a random crop keeps; 1 for no crop"
-    )
-    flip: float = _setting(0.5, "probability of a mirrored picture")
-    jitter: float = _setting(0.0, "strength of random changes of colour")
-    randaugment: str = _setting("", "timm's policy, such as rand-m9-mstd0.5-inc1; empty for none")
-    erasing: float = _setting(0.0, "probability of an erased rectangle")
-    shrink: float = _setting(
-        0.0, "share of the steps in which the kept share falls to the scheduled one"
-    )
-    layered: float = _setting(
+    seed: int = setting("optimiser", 0, "seed of everything random")
+
+    shrink: float = setting(
+        "schedule of removal",
         0.0,
-        "share of the steps in which every block from the first of --at on selects anew, before "
-        "--at holds",
+        "share of the steps in which the keep rate falls to the scheduled one (EViT)",
     )
-    auxiliary: float = _setting(
-        0.0, "share in the losses of a second head, on the class token, which is not kept"
+    layered: float = setting(
+        "schedule of removal",
+        0.0,
+        "share of the steps in which every block from the first of --at selects again (Evo-ViT)",
     )
-    precision: Precision = _setting("float32", "of the arithmetic, not the weights")  # noqa: RUF009
-    compile: bool = _setting(False, "whether torch.compile makes the step")
-    recompute: bool = _setting(False, "whether activations are computed twice instead of kept")
-    shard: bool = _setting(
-        False, "whether several processes share weights' state (FSDP2), not copy it"
+
+    labels: float = setting("loss", 1.0, "weight of the task loss; 0 to ignore labels")
+    distil: Distil = setting("loss", "soft", "what to learn from the teacher's answers")  # noqa: RUF009
+    distil_weight: float = setting("loss", 1.0, "weight of the teacher's answers")
+    temperature: float = setting("loss", 1.0, "temperature of soft answers")
+    tokens: float = setting(
+        "loss", 0.0, "weight of the teacher's final tokens, at the patches that are left"
     )
-    workers: int = _setting(2, "processes that read images, for each that trains; 0 for none")
-    checkpoint: int = _setting(200, "steps between two checkpoints")
-    validate: int = _setting(0, "steps between two validations; 0 for four in all")
-    seed: int = _setting(0, "of everything that is drawn")
+    smoothing: float = setting("loss", 0.0, "label smoothing")
+    auxiliary: float = setting(
+        "loss", 0.0, "share of the loss that a second head on the class token gets (not saved)"
+    )
+
+    mixup: float = setting("augmentation", 0.0, "alpha of mixup; 0 for none")
+    cutmix: float = setting("augmentation", 0.0, "alpha of cutmix; 0 for none")
+    crop: float = setting(
+        "augmentation", 0.5, "smallest share of the image that a random crop keeps; 1 for no crop"
+    )
+    flip: float = setting("augmentation", 0.5, "probability of a horizontal flip")
+    jitter: float = setting("augmentation", 0.0, "strength of random colour changes")
+    randaugment: str = setting(
+        "augmentation", "", "timm's policy, such as rand-m9-mstd0.5-inc1; empty for none"
+    )
+    erasing: float = setting("augmentation", 0.0, "probability of erasing a random rectangle")
+
+    validate: int = setting(
+        "evaluation and checkpoints", 0, "steps between validations; 0 for four in all"
+    )
+    checkpoint: int = setting("evaluation and checkpoints", 200, "steps between checkpoints")
+
+    precision: Precision = setting("machine", "float32", "of the arithmetic, not of the weights")  # noqa: RUF009
+    accumulate: int = setting(
+        "machine", 1, "parts that each process splits its batch into, to save memory"
+    )
+    recompute: bool = setting(
+        "machine", False, "compute activations again in the backward pass, to save memory"
+    )
+    compile: bool = setting("machine", False, "compile the training step with torch.compile")
+    shard: bool = setting(
+        "machine", False, "shard the weights and the optimiser state over processes (FSDP2)"
+    )
+    workers: int = setting(
+        "machine", 2, "processes that read images, for each training process; 0 for none"
+    )
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -106,7 +123,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, usual: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
-        """The course with a method's `usual` values, and before them the `given` ones."""
+        """A method's `usual` settings, overridden by the `given` ones."""
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
@@ -115,15 +132,15 @@ class TrainConfig:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is needed."""
+        """Whether any term of the loss compares with a teacher."""
         return self.distil != "none" or self.tokens > 0
 
     def total_steps(self, images: int) -> int:
-        """Steps of the whole course over this many images."""
+        """How many optimiser steps the training takes on this many images."""
         return self.steps or max(1, math.ceil(self.epochs * images / self.batch - 1e-9))
 
     def lr_factor(self, step: int, total: int) -> float:
-        """The factor on the learning rate at a step: a linear rise, then half a cosine."""
+        """The factor on the learning rate at a step: linear warmup, then a cosine decay."""
         rising = math.ceil(self.warmup * total)
         if step < rising:
             return (step + 1) / rising
@@ -131,26 +148,26 @@ class TrainConfig:
         return self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * done)) / 2
 
     def removal_share(self, step: int, total: int) -> float:
-        """The share of what the schedule removes that is removed at a step (EViT's shrinking)."""
+        """How much of the scheduled removal is done at a step, from 0 to 1 (EViT's shrinking)."""
         shrinking = self.shrink * total
         if step >= shrinking:
             return 1.0
         return (1 - math.cos(math.pi * step / shrinking)) / 2
 
     def is_layered(self, step: int, total: int) -> bool:
-        """Whether every block selects anew at a step (Evo-ViT's layer-to-stage training)."""
+        """Whether every block selects again at a step (Evo-ViT's layer-to-stage training)."""
         return step < self.layered * total
 
     def is_host_frozen(self, step: int, total: int) -> bool:
-        """Whether the host rests at a step."""
+        """Whether the host's weights stay fixed at a step."""
         return step < self.freeze * total
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary; `Course(**it)` is an equal course."""
+        """All settings as a dictionary; `TrainConfig(**it)` equals this one."""
         return asdict(self)
 
 
-# Names, the smallest and the largest value, and what to say.
+# Names, the smallest and largest value allowed, and the words for it in an error.
 LIMITS: tuple[tuple[str, float, float, str], ...] = (
     ("epochs", 1e-9, math.inf, "above 0"),
     ("batch accumulate checkpoint", 1, math.inf, "1 or more"),
@@ -170,7 +187,7 @@ _SCRATCH: dict[str, Any] = {
     "randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.25,
 }  # fmt: skip
 
-# What authors train from scratch with, by the name of the host they did it for.
+# Settings that authors publish for training from scratch, by the host they trained.
 RECIPES: dict[str, dict[str, Any]] = {
     "deit": {**_SCRATCH, "weight_decay": 0.05, "jitter": 0.3},
     "levit": {**_SCRATCH, "weight_decay": 0.025, "jitter": 0.4, "distil": "hard", "clip": 0.02},

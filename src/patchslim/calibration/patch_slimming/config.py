@@ -1,16 +1,16 @@
-"""What a search for patches is asked, and what it finds: plain values.
+"""`PatchSlimmingConfig`: the settings of the search in Patch Slimming, checked when it is made.
 
-`walk.py` searches; `calibrate.py` has it done and writes it down.
+This file imports no torch: `patchslim calibrate --help` reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_type_hints
 
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.settings import check_kind
+from patchslim.settings import check_kind, setting
 
 Mode = Literal["paper", "fast", "free"]
 Norm = Literal["relative", "absolute"]
@@ -23,47 +23,48 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _setting(default: Any, text: str) -> Any:
-    """A field with its default and what it is about."""
-    return field(default=default, metadata={"about": text, "usual": default})
-
-
-def _mode_setting(name: str, text: str) -> Any:
-    """A field whose default is the mode's."""
-    return field(default=None, metadata={"about": text, "usual": DEFAULTS[name]})
+def _by_mode(group: str, name: str, about: str) -> Any:
+    """A setting whose default depends on the mode; the default of mode fast is listed."""
+    return setting(group, None, about, usual=DEFAULTS[name])
 
 
 @dataclass(frozen=True)
 class PatchSlimmingConfig:
-    """How positions are searched. What the paper leaves open is a field here, and in the recipe."""
+    """How to search for the patches that matter. What the paper leaves open is a setting here."""
 
-    mode: Mode = _setting("fast", "tune blocks: paper at each candidate, fast once, free never")  # noqa: RUF009
-    images: int = _setting(512, "images to choose positions on, evenly spread over those given")
-    probe: int = _setting(64, "of these, images on which the tolerance for a budget is searched")
-    cover: float = _mode_setting(
-        "cover", "weight of even coverage beside the log score; in paper 0"
+    mode: Mode = setting("search", "fast", "tune blocks: paper at each step, fast once, free never")  # noqa: RUF009
+    images: int = setting(
+        "search", 512, "images to choose positions on, evenly spread over those given"
     )
-    step: int = _mode_setting("step", "patches between candidates; in mode paper 10")
-    error: Norm = _mode_setting("error", "to the features' own mean square, or absolute (in paper)")  # noqa: RUF009
-    slack: float = _mode_setting(
-        "slack", "tolerances that the last block's output may be off by; in paper 1"
+    probe: int = setting(
+        "search", 64, "how many of them are used to find the tolerance for a budget"
     )
-    epochs: int = _mode_setting(
-        "epochs", "passes over the images in tuning one block; in mode free 0"
+    cover: float = _by_mode(
+        "search", "cover", "weight of even coverage, beside the log score; in mode paper 0"
     )
-    lr: float = _setting(
-        1e-5, "rate of tuning a block (AdamW without decay, gradients clipped at 1)"
+    step: int = _by_mode("search", "step", "patches between two candidates; in mode paper 10")
+    error: Norm = _by_mode("search", "error", "relative to the features, or absolute (mode paper)")  # noqa: RUF009
+    slack: float = _by_mode(
+        "search", "slack", "factor on the tolerance at the last block's output; in mode paper 1"
     )
-    batch: int = _setting(32, "images at a time")
-    outputs: float = _setting(0.0, "share of patches left to a head that reads all of them")
-    seed: int = _setting(0, "of the order of images in tuning")
+    epochs: int = _by_mode(
+        "tuning", "epochs", "passes over the images to tune one block; in mode free 0"
+    )
+    lr: float = setting(
+        "tuning", 1e-5, "learning rate (AdamW without weight decay, gradients clipped at 1)"
+    )
+    batch: int = setting("tuning", 32, "images per batch, in the search too")
+    outputs: float = setting(
+        "search", 0.0, "share of patches kept for a head that reads all of them"
+    )
+    seed: int = setting("tuning", 0, "seed of the order of images")
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         check_kind("mode", self.mode, kinds["mode"])
         for name, usual in MODE_DEFAULTS[self.mode].items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, usual)  # frozen, and this is where it is made
+                object.__setattr__(self, name, usual)  # frozen, but still being made
         for each in fields(self):
             check_kind(each.name, getattr(self, each.name), kinds[each.name])
         for name in ("images", "probe", "step", "batch"):
@@ -84,7 +85,7 @@ class PatchSlimmingConfig:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PatchSlimmingConfig:
-        """The search with these settings, by their names."""
+        """The config with these settings; a name it does not know is an error."""
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
@@ -92,5 +93,5 @@ class PatchSlimmingConfig:
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as plain data."""
+        """All settings as a dictionary; `PatchSlimmingConfig(**it)` equals this one."""
         return asdict(self)

@@ -1,0 +1,252 @@
+"""The parser of all commands: their names, arguments and help.
+
+This file knows how commands are written, not what they do. It imports no torch, so that `--help`
+and a typo are answered at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from patchslim.cli.completion import SHELLS
+from patchslim.cli.options import (
+    Parser,
+    ShowVersion,
+    add_classes,
+    add_command,
+    add_method,
+    add_method_settings,
+    add_search_options,
+    add_training_options,
+    add_weights,
+    positive_int,
+)
+
+MODEL_HELP = """\
+MODEL is one of
+  digits         the embedded example, with its trained weights
+  a name         such as deit_small_patch16_224 (`patchslim models` lists them)
+  a folder       of a Hugging Face image classifier (config.json and weights)
+"""
+SAVED_HELP = "  a folder       saved by patchslim; then leave method and budget out\n"
+DATA_HELP = (
+    "images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, WebDataset shards, or "
+    "`digits`"
+)
+# Where all options would take twenty lines.
+SHORT_USAGE = "%(prog)s MODEL --out FOLDER [OPTION ...]"
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="patchslim",
+        description="Makes a vision transformer faster by giving it fewer patches, with proof.",
+        epilog="example: patchslim demo\nexample: patchslim slim deit_small_patch16_224 --macs 0.6",
+    )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_slim(commands)
+    _add_calibrate(commands)
+    _add_train(commands)
+    _add_measure(commands)
+    _add_macs(commands)
+    _add_methods(commands)
+    _add_models(commands)
+    _add_show(commands)
+    _add_completion(commands)
+    parser.commands = commands.choices
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "demo",
+        "slims the embedded example with every method, and reports accuracy and speed",
+        "patchslim demo --out runs/demo",
+    )
+    add = command.add_argument
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        metavar="FOLDER",
+        help="where to write report.html and report.json (runs/demo)",
+    )
+    add("--scenes", type=positive_int, default=100, metavar="N", help="images to test on (100)")
+
+
+def _add_slim(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "slim",
+        "slims a model, shows what is left of its tokens and operations, and saves it",
+        "patchslim slim deit_small_patch16_224 --weights deit.safetensors --method tome \\\n"
+        "           --macs 0.6 --out runs/deit-0.6",
+        MODEL_HELP,
+    )
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to save the slimmed model"
+    )
+    add_weights(command)
+    add_method(command)
+
+
+def _add_calibrate(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "calibrate",
+        "finds on unlabelled images which patches each block can do without, or a threshold",
+        "patchslim calibrate deit_small_patch16_224 --weights deit.safetensors --macs 0.6 \\\n"
+        "           --data imagenet/train --out runs/deit-ps",
+        MODEL_HELP,
+    )
+    command.usage = SHORT_USAGE
+    add = command.add_argument
+    add("model", metavar="MODEL")
+    add("--data", metavar="PATH", help=f"{DATA_HELP} (the default for MODEL digits); no labels")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write everything")
+    add("--resume", action="store_true", help="continue the calibration in --out")
+    add_weights(command)
+    group = command.add_argument_group("method and goal (give one goal)")
+    add = group.add_argument
+    add(
+        "--method",
+        default="patch_slimming",
+        metavar="NAME",
+        help="patch_slimming (default) or patch_slimming_dynamic; or, for a threshold, similarity, "
+        "tome, ats or duplicates, which keep a different number of patches in each image",
+    )
+    add_method_settings(group)
+    add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
+    add("--tolerance", type=float, metavar="X", help="the largest --error, instead of a budget")
+    add("--agreement", type=float, metavar="X", help="share of unchanged answers (thresholds)")
+    add("--cap", type=float, metavar="X", help="operations of the costliest image (thresholds)")
+    add("--schedule", type=Path, metavar="FILE", help="a saved schedule: the counts, or the cap")
+    add_search_options(command)
+
+
+def _add_train(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "train",
+        "fine-tunes a slimmed model, by default to answer as the untouched model does",
+        "patchslim train deit_small_patch16_224 --weights deit.safetensors --method evit \\\n"
+        "           --macs 0.6 --data imagenet/train --validation imagenet/val --out runs/evit",
+        MODEL_HELP + SAVED_HELP,
+    )
+    command.usage = SHORT_USAGE
+    add = command.add_argument
+    add("model", metavar="MODEL")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write everything")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add("--tensorboard", action="store_true", help="also write TensorBoard files, beside log.csv")
+    group = command.add_argument_group("images")
+    add = group.add_argument
+    add("--data", metavar="PATH", help=f"{DATA_HELP} (the default for MODEL digits)")
+    add("--validation", metavar="PATH", help="other images, to choose the best weights and report")
+    add_classes(group)
+    add("--limit", type=positive_int, metavar="N", help="how many images of each, evenly spread")
+    add_weights(command)
+    add_method(command)
+    group = command.add_argument_group("teacher")
+    add = group.add_argument
+    add("--teacher", metavar="MODEL", help="the model to learn from; by default the untouched one")
+    add("--teacher-weights", type=Path, metavar="FILE", help="weights of a teacher that is built by name")
+    add_training_options(command)
+
+
+def _add_measure(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "measure",
+        "measures a slimmed model beside its dense host and beside random patches",
+        "patchslim measure runs/deit-0.6 --data imagenet/val --classes classes.txt --limit 1000",
+        MODEL_HELP + SAVED_HELP,
+    )
+    add = command.add_argument
+    add("model", metavar="MODEL")
+    add("--data", metavar="PATH", help=f"{DATA_HELP}; without it only costs are measured")
+    add_classes(command)
+    add("--limit", type=positive_int, metavar="N", help="how many images, evenly spread")
+    add(
+        "--dense",
+        metavar="WEIGHTS",
+        help="the model before training, to compare with: a file of weights, `digits`, or a folder",
+    )
+    add("--batch", type=positive_int, default=8, metavar="N", help="images per batch (8)")
+    add("--repeats", type=int, default=20, metavar="N", help="rounds of timing (20); 0 for none")
+    add("--out", type=Path, metavar="FILE", help="where to save the report as JSON")
+    add("--csv", type=Path, metavar="FILE", help="where to save it as CSV, with timm's columns")
+    add_weights(command)
+    add_method(command)
+
+
+def _add_macs(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "macs",
+        "counts multiply-adds exactly, from shapes alone; needs no weights",
+        "patchslim macs deit_small_patch16_224 --method evit --keep-rate 0.7 --at 3,6,9 --json",
+        MODEL_HELP,
+    )
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument(
+        "--image-size", type=positive_int, metavar="N", help="side of the images (models by name)"
+    )
+    add_method(command)
+
+
+def _add_methods(commands: Any) -> None:
+    add_command(
+        commands,
+        "methods",
+        "lists the methods: what they do, what they need, their settings and training defaults",
+        "patchslim methods",
+    )
+
+
+def _add_models(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "models",
+        "lists the families of models, and the names of models that they serve",
+        "patchslim models dinov3",
+    )
+    command.add_argument("filter", nargs="?", default="", metavar="FILTER", help="part of a name")
+
+
+def _add_show(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "show",
+        "draws which patches of one image survive, at several depths",
+        "patchslim show runs/deit-0.6 cat.jpg --out cat-patches.png",
+        MODEL_HELP + SAVED_HELP,
+    )
+    add = command.add_argument
+    add("model", metavar="MODEL")
+    add("image", type=Path, metavar="IMAGE")
+    add(
+        "--out",
+        type=Path,
+        default=Path("patches.png"),
+        metavar="FILE.png",
+        help="where to save the picture (patches.png)",
+    )
+    add_weights(command)
+    add_method(command)
+
+
+def _add_completion(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "completion",
+        "prints a script that completes commands, options and methods in your shell",
+        'eval "$(patchslim completion bash)"    in ~/.bashrc',
+    )
+    command.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))

@@ -1,0 +1,14 @@
+"""What a command returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """The answer of a command: `text` for people, `data` for `--json`."""
+
+    text: str
+    data: Any
