@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from child_process import needs_fork, start_patchslim
 from child_process import run_patchslim as run
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
-from patchslim.cli.main import make_parser
+from patchslim.cli.parser import make_parser
 from patchslim.model.load import load
 from patchslim.runs.layout import CHECKPOINT_FILE, FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 from patchslim.schedules.schedule import Counts
+from patchslim.settings import group_settings
 from tiny_training import SIDE, write_images
 
 pytestmark = needs_fork
@@ -107,8 +108,7 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
 
 
 def test_every_setting_is_an_option_with_its_usual_value():
-    (commands,) = [a.choices for a in make_parser()._actions if a.dest == "command"]
-    options = {action.dest: action for action in commands["calibrate"]._actions}
+    options = {action.dest: action for action in make_parser().commands["calibrate"]._actions}
     for each in fields(PatchSlimmingConfig):
         option = options[each.name]
         assert option.option_strings == [f"--{each.name}"]
@@ -237,14 +237,17 @@ def test_the_example_has_images_of_its_own(tmp_path):
     assert "--data digits" in told(ended.out, "train it")
 
 
-def test_the_page_has_every_setting_with_its_usual_value():
+def test_the_page_has_every_setting_with_its_default_in_the_groups_of_help():
     page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
-    listed = page.partition("| option | usual | |\n|---|---|---|\n")[2].partition("\n\n")[0]
-    usual = PatchSlimmingConfig()
-    assert listed.splitlines() == [
-        f"| `--{each.name}` | `{shown(getattr(usual, each.name))}` | {each.metadata['about']} |"
-        for each in fields(PatchSlimmingConfig)
-    ]
+    text, usual = make_parser().commands["calibrate"].format_help(), PatchSlimmingConfig()
+    for title, settings in group_settings(PatchSlimmingConfig).items():
+        assert f"\n{title}:\n  --{settings[0].name} " in text
+        heading = f"**{title.capitalize()}**\n\n| option | default | |\n|---|---|---|\n"
+        listed = page.partition(heading)[2].partition("\n\n")[0].splitlines()
+        assert listed == [
+            f"| `--{each.name}` | `{shown(getattr(usual, each.name))}` | {each.metadata['about']} |"
+            for each in settings
+        ], title
 
 
 def shown(usual):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,11 +19,12 @@ from safetensors.torch import save_file
 import patchslim
 from child_process import needs_fork, start_patchslim
 from child_process import run_patchslim as run
-from patchslim.cli.main import make_parser
+from patchslim.cli.parser import make_parser
 from patchslim.errors import Untrained
 from patchslim.model.load import load
 from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER, REPORT_FILE
 from patchslim.runs.log import read_log
+from patchslim.settings import group_settings
 from patchslim.training.config import TrainConfig
 from patchslim.training.train import train
 from tiny_training import make_batches, trainable_vit, write_images
@@ -95,16 +97,13 @@ def test_without_dense_weights_measuring_says_with_what_it_compares(desk, tmp_pa
 
 
 def test_every_setting_is_an_option_with_its_usual_value():
-    (commands,) = [a.choices for a in make_parser()._actions if a.dest == "command"]
-    options = {action.dest: action for action in commands["train"]._actions}
+    options = {action.dest: action for action in make_parser().commands["train"]._actions}
     for each in fields(TrainConfig):
         option = options[each.name]
         assert option.option_strings == [f"--{each.name.replace('_', '-')}"]
         usual = f"{each.default:g}" if type(each.default) is float else each.default
         shown = f"{each.metadata['about']} ({usual})" if usual else each.metadata["about"]
         assert option.help.startswith(shown)
-    text = " ".join(commands["train"].format_help().split())
-    assert "dynamicvit: tokens 0.5, distil-weight 0.5, host-lr 0.01" in text
 
 
 def test_options_become_the_course_beside_what_is_usual_for_the_method(desk, tmp_path):
@@ -268,10 +267,32 @@ def test_two_processes_that_were_started_differently_are_refused(desk, tmp_path)
     assert not (tmp_path / "o").exists()
 
 
-def test_the_page_has_every_setting_with_its_usual_value():
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
-    listed = page.partition("| setting | usual | |\n|---|---|---|\n")[2].splitlines()
-    assert listed == [
-        f"| `{each.name}` | `{each.default!r}` | {each.metadata['about']} |"
-        for each in fields(TrainConfig)
+def test_help_lists_settings_in_their_groups_in_the_order_of_a_training():
+    groups = group_settings(TrainConfig)
+    assert list(groups) == [
+        "optimiser",
+        "schedule of removal",
+        "loss",
+        "augmentation",
+        "evaluation and checkpoints",
+        "machine",
     ]
+    shown = make_parser().commands["train"].format_help()
+    places = [shown.index(f"\n{title}:\n") for title in groups]
+    assert places == sorted(places)
+    for (title, settings), start, end in zip(
+        groups.items(), places, [*places[1:], len(shown)], strict=True
+    ):
+        listed = re.findall(r"^  --([a-z-]+)", shown[start:end], flags=re.MULTILINE)
+        assert listed == [each.name.replace("_", "-") for each in settings], title
+
+
+def test_the_page_has_every_setting_with_its_default_in_the_same_groups():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    for title, settings in group_settings(TrainConfig).items():
+        heading = f"**{title.capitalize()}**\n\n| setting | default | |\n|---|---|---|\n"
+        listed = page.partition(heading)[2].partition("\n\n")[0].splitlines()
+        assert listed == [
+            f"| `{each.name}` | `{each.default!r}` | {each.metadata['about']} |"
+            for each in settings
+        ], title

@@ -40,7 +40,10 @@ MOST_LOOSE = 6  # files at the root of the package
 KNOWN_TO_METHODS = {"errors", "tokens"}
 KNOWN_TO_HOSTS = {"architectures", "errors", "tokens", "versions"}
 
-HEAVY = "timm transformers PIL safetensors huggingface_hub torchvision sklearn scipy matplotlib"
+HEAVY = """
+    torch numpy
+    timm transformers PIL safetensors huggingface_hub torchvision sklearn scipy matplotlib
+"""
 DUMPS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "core", "tools", "shared"}
 MOST_LINES = 400
 
@@ -137,6 +140,9 @@ def refuse(event, _):
 sys.addaudithook(refuse)
 import patchslim
 print(*[name for name in {HEAVY.split()!r} if name in sys.modules])
+for name in patchslim.__all__:
+    getattr(patchslim, name)
+print(*[name for name in {HEAVY.split()[2:]!r} if name in sys.modules])
 """
     path = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r})\n"
     command = [sys.executable, "-W", "error", "-c", path + code]
@@ -157,9 +163,7 @@ def by_case(name: str) -> tuple[bool, bool, str]:
     return not name.isupper(), not name[0].isupper(), name
 
 
-@pytest.mark.parametrize(
-    "package", ["patchslim", "patchslim.methods", "patchslim.testing", "patchslim.tokens"]
-)
+@pytest.mark.parametrize("package", ["patchslim.testing", "patchslim.tokens"])
 def test_all_is_sorted_and_complete(package):
     module = importlib.import_module(package)
     public = {
@@ -169,6 +173,37 @@ def test_all_is_sorted_and_complete(package):
     }
     assert module.__all__ == sorted(module.__all__, key=by_case)
     assert set(module.__all__) == public
+
+
+def test_the_public_names_are_sorted_and_type_checkers_see_the_same():
+    assert patchslim.__all__ == sorted(patchslim.__all__, key=by_case)
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.asname: node.module
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    assert typed == patchslim._MODULES
+
+
+def test_the_package_finds_its_names_and_says_which_is_nearest():
+    for name in patchslim.__all__:
+        value = getattr(patchslim, name)
+        assert value.__module__ == patchslim._MODULES[name]
+        assert value.__name__ == name
+        assert getattr(patchslim, name) is value
+    assert set(dir(patchslim)) == {*patchslim.__all__, "__version__"}
+    assert patchslim.__version__ == (installed_version("patchslim") or "0+source")
+    assert patchslim.errors.UnknownName.__module__ == "patchslim.errors"
+    with pytest.raises(AttributeError, match=r"no attribute 'slimm'\. Did you mean 'slim'\?"):
+        _ = patchslim.slimm
+    with pytest.raises(ImportError, match="cannot import name 'TrainConfg'"):
+        exec("from patchslim import TrainConfg")
+    assert not hasattr(patchslim, "__path")
 
 
 def tracked() -> list[Path]:

@@ -7,9 +7,11 @@ Importing this package imports no torch: each public name is imported when it is
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # importing it from typing would take longer than all else here
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
+    from typing import Any
+
     from patchslim.calibration.calibrate import calibrate as calibrate
     from patchslim.calibration.patch_slimming.config import (
         PatchSlimmingConfig as PatchSlimmingConfig,

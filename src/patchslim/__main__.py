@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # importing it from typing takes milliseconds
 if TYPE_CHECKING:
     from types import FrameType
 

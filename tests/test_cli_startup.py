@@ -1,0 +1,134 @@
+"""The command line answers at once, and Ctrl-C ends it in one line while Python is importing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from patchslim.cli.parser import make_parser
+from patchslim.versions import package_version
+
+SOURCE = str(Path(__file__).resolve().parents[1] / "src")
+LIBRARIES = {"torch", "numpy", "timm", "transformers", "PIL", "safetensors", "shtab"}
+COMMANDS = list(make_parser().commands)
+
+# What needs no model: the command, its exit code, and a part of what it says.
+QUICK = [
+    (["--help"], 0, "example: patchslim demo"),
+    (["--version"], 0, f"patchslim {package_version()}"),
+    *(([command, "--help"], 0, "example:") for command in COMMANDS),
+    ([], 2, "the following arguments are required: COMMAND"),
+    (["trian"], 2, "invalid choice: 'trian'. Did you mean 'train'?"),
+    (["slim"], 2, "the following arguments are required: MODEL"),
+    (["train", "digits"], 2, "the following arguments are required: --out"),
+    (["slim", "digits", "--mac", "0.6"], 2, "--mac 0.6. Did you mean '--macs'?"),
+    (["slim", "digits", "--tail", "exakt"], 2, "invalid choice: 'exakt'. Did you mean 'exact'?"),
+    (["slim", "digits", "--macs", "much"], 2, "invalid float value: 'much'"),
+    (["slim", "digits", "--method", "evitt"], 2, "Unknown method 'evitt'. Did you mean 'evit'"),
+]
+
+
+def start(*argv: str, importtime: bool = False) -> subprocess.Popen[str]:
+    """A process of its own, as a user starts it."""
+    command = [sys.executable, *(["-X", "importtime"] if importtime else []), "-m", "patchslim"]
+    return subprocess.Popen(
+        [*command, *argv],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("argv", "code", "said"), QUICK, ids=str)
+def test_what_needs_no_model_is_answered_without_torch(argv, code, said):
+    script = (
+        "import sys\n"
+        f"sys.path.insert(0, {SOURCE!r})\n"
+        f"sys.argv = ['patchslim', *{argv!r}]\n"
+        "from patchslim.__main__ import main\n"
+        "try:\n"
+        "    code = main()\n"
+        "except SystemExit as ended:\n"
+        "    code = ended.code or 0\n"
+        f"print('loaded:', *sorted({LIBRARIES!r} & set(sys.modules)))\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    answer, _, loaded = done.stdout.rpartition("loaded:")
+    assert (done.returncode, loaded.strip()) == (code, "")
+    assert said in (done.stderr if code else answer)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_it_is_answered_in_half_a_second_of_processor_time():
+    """Processor time, since other processes on the machine make the clock unfair."""
+
+    def seconds(argv: list[str]) -> float:
+        before = os.times()
+        start(*argv).communicate()
+        after = os.times()
+        return after.children_user + after.children_system - (
+            before.children_user + before.children_system
+        )  # fmt: skip
+
+    for argv, _, _ in QUICK:
+        assert statistics.median(seconds(argv) for _ in range(3)) < 0.5, argv
+
+
+COST = ["macs", "deit_small_patch16_224", "--macs", "0.6"]
+# Moments of a start: the module that has just been imported.
+EARLY = ["patchslim.cli.terminal", "patchslim.cli.main", "torch._C"]
+LATER = ["torch", "torch.nn", "patchslim.cli.resolve", "timm.layers", "timm"]
+
+
+@pytest.mark.parametrize(
+    "module", [*EARLY, *(pytest.param(name, marks=pytest.mark.slow) for name in LATER)]
+)
+def test_ctrl_c_during_the_imports_is_one_line_and_code_130(module):
+    process = start(*COST, importtime=True)
+    assert process.stderr is not None
+    for line in process.stderr:  # import times, one line per module
+        if line.rpartition("|")[2].strip() == module:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert (process.returncode, out, said) == (130, "", ["interrupted"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_of_a_start_is_one_line_and_code_130(tmp_path):
+    """From the moment on at which our code has the first word; before, Python itself is starting."""
+    codes = []
+    for number in range(30):
+        shown = tmp_path / f"{number}.txt"
+        with shown.open("w") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-X", "importtime", "-m", "patchslim", *COST],
+                env={**os.environ, "PYTHONPATH": SOURCE}, stdout=stream, stderr=stream,
+            )  # fmt: skip
+            while not re.search(r"\| +signal$", shown.read_text(), flags=re.MULTILINE):
+                assert process.poll() is None
+                time.sleep(0.0005)
+            time.sleep(0.001 * 1.4**number)
+            process.send_signal(signal.SIGINT)
+            codes.append(process.wait(timeout=60))
+        said = [line for line in shown.read_text().splitlines() if "import time:" not in line]
+        if codes[-1] != 130:
+            break
+        assert said == ["interrupted"], number
+    assert codes[:-1] == [130] * (len(codes) - 1)
+    assert len(codes) > 15
+    assert codes[-1] == 0  # it was done before Ctrl-C came
