@@ -112,3 +112,20 @@ def test_another_shell_is_refused_with_those_that_are_known(tmp_path):
     assert (ended.code, ended.out) == (2, "")
     assert "invalid choice: 'csh'" in ended.err
     assert "bash, zsh, fish" in ended.err
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+def test_fish_completes_commands_methods_and_options(tmp_path):
+    (tmp_path / "script").write_text(run(tmp_path, "completion", "fish").out)
+
+    def offers(line):
+        code = f"source {tmp_path / 'script'}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", code], capture_output=True, text=True, timeout=30,
+            check=True,
+        )  # fmt: skip
+        return [each.partition("\t")[0] for each in done.stdout.splitlines() if each.strip()]
+
+    assert {*offers("patchslim ")} == {*make_parser().commands}
+    assert offers("patchslim slim digits --method ev") == ["evit", "evo"]
+    assert {*offers("patchslim train --weight")} == {"--weights", "--weight-decay"}

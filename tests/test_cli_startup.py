@@ -110,9 +110,9 @@ def test_ctrl_c_during_the_imports_is_one_line_and_code_130(module):
 
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_a_start_is_one_line_and_code_130(tmp_path):
-    """From the moment on at which our code has the first word; before, Python itself is starting."""
+    """Once our code has begun; before that Python itself is starting."""
     codes = []
-    for number in range(30):
+    for number in range(20):
         shown = tmp_path / f"{number}.txt"
         with shown.open("w") as stream:
             process = subprocess.Popen(
@@ -126,9 +126,5 @@ def test_ctrl_c_at_any_moment_of_a_start_is_one_line_and_code_130(tmp_path):
             process.send_signal(signal.SIGINT)
             codes.append(process.wait(timeout=60))
         said = [line for line in shown.read_text().splitlines() if "import time:" not in line]
-        if codes[-1] != 130:
-            break
         assert said == ["interrupted"], number
-    assert codes[:-1] == [130] * (len(codes) - 1)
-    assert len(codes) > 15
-    assert codes[-1] == 0  # it was done before Ctrl-C came
+    assert codes == [130] * 20  # the last moment is after 0.6 s, in the middle of torch
