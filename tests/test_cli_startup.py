@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from patchslim.cli.parser import make_parser
+from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.versions import package_version
 
 SOURCE = str(Path(__file__).resolve().parents[1] / "src")
@@ -36,7 +37,7 @@ QUICK = [
 ]
 
 
-def start(*argv: str, importtime: bool = False) -> subprocess.Popen[str]:
+def start(*argv: str, importtime: bool = False, new_session: bool = False) -> subprocess.Popen[str]:
     """A process of its own, as a user starts it."""
     command = [sys.executable, *(["-X", "importtime"] if importtime else []), "-m", "patchslim"]
     return subprocess.Popen(
@@ -45,6 +46,7 @@ def start(*argv: str, importtime: bool = False) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 
@@ -128,3 +130,24 @@ def test_ctrl_c_at_any_moment_of_a_start_is_one_line_and_code_130(tmp_path):
         said = [line for line in shown.read_text().splitlines() if "import time:" not in line]
         assert said == ["interrupted"], number
     assert codes == [130] * 20  # the last moment is after 0.6 s, in the middle of torch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_in_a_real_training_says_how_to_continue(tmp_path, workers):
+    """Long after the imports; processes that read images get Ctrl-C too, and say nothing."""
+    out = tmp_path / "run"
+    command = [
+        "train", "digits", "--macs", "0.6", "--limit", "8", "--batch", "4", "--steps", "100000",
+        "--checkpoint", "1", "--workers", str(workers), "--out", str(out),
+    ]  # fmt: skip
+    process = start(*command, new_session=True)
+    while not (out / CHECKPOINT_FILE).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.count("interrupted") == 1
+    assert err.splitlines()[-1].endswith("the same command with --resume goes on from there")
