@@ -16,6 +16,7 @@ import pytest
 from patchslim.cli.parser import make_parser
 from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.versions import package_version
+from tiny_training import write_images
 
 SOURCE = str(Path(__file__).resolve().parents[1] / "src")
 LIBRARIES = {"torch", "numpy", "timm", "transformers", "PIL", "safetensors", "shtab"}
@@ -138,8 +139,9 @@ def test_ctrl_c_in_a_real_training_says_how_to_continue(tmp_path, workers):
     """Long after the imports; processes that read images get Ctrl-C too, and say nothing."""
     out = tmp_path / "run"
     command = [
-        "train", "digits", "--macs", "0.6", "--limit", "8", "--batch", "4", "--steps", "100000",
-        "--checkpoint", "1", "--workers", str(workers), "--out", str(out),
+        "train", "digits", "--macs", "0.6", "--data", str(write_images(tmp_path / "photos")),
+        "--labels", "0", "--batch", "4", "--steps", "100000", "--checkpoint", "1",
+        "--workers", str(workers), "--out", str(out),
     ]  # fmt: skip
     process = start(*command, new_session=True)
     while not (out / CHECKPOINT_FILE).exists():
