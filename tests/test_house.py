@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import patchslim
 from patchslim.hosts._registry import find_libraries
 from patchslim.versions import OLDEST_VERSIONS, installed_version
 
@@ -175,9 +176,11 @@ def test_all_is_sorted_and_complete(package):
     assert set(module.__all__) == public
 
 
-def test_the_public_names_are_sorted_and_type_checkers_see_the_same():
-    assert patchslim.__all__ == sorted(patchslim.__all__, key=by_case)
-    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("package", ["patchslim", "patchslim.methods"])
+def test_names_imported_on_first_use_are_sorted_and_type_checkers_see_the_same(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__, key=by_case)
+    tree = ast.parse(inspect.getsource(module))
     typed = {
         alias.asname: node.module
         for branch in tree.body
@@ -187,15 +190,15 @@ def test_the_public_names_are_sorted_and_type_checkers_see_the_same():
         for alias in node.names
         if alias.asname
     }
-    assert typed == patchslim._MODULES
+    assert typed == module._MODULES
+    for name, home in typed.items():
+        value = getattr(module, name)
+        assert value is getattr(importlib.import_module(home), name)
+        assert getattr(module, name) is value
+    assert not hasattr(module, "nothing_of_this_name")
 
 
 def test_the_package_finds_its_names_and_says_which_is_nearest():
-    for name in patchslim.__all__:
-        value = getattr(patchslim, name)
-        assert value.__module__ == patchslim._MODULES[name]
-        assert value.__name__ == name
-        assert getattr(patchslim, name) is value
     assert set(dir(patchslim)) == {*patchslim.__all__, "__version__"}
     assert patchslim.__version__ == (installed_version("patchslim") or "0+source")
     assert patchslim.errors.UnknownName.__module__ == "patchslim.errors"

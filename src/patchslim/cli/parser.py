@@ -156,7 +156,7 @@ def _add_train(commands: Any) -> None:
     group = command.add_argument_group("teacher")
     add = group.add_argument
     add("--teacher", metavar="MODEL", help="the model to learn from; by default the untouched one")
-    add("--teacher-weights", type=Path, metavar="FILE", help="weights of a teacher that is built by name")
+    add("--teacher-weights", type=Path, metavar="FILE", help="weights of a teacher built by name")
     add_training_options(command)
 
 
