@@ -292,6 +292,17 @@ def front() -> str:
     return "\n".join([*lines, "", f"<sub>{certificate(next(iter(reports.values())))}</sub>"])
 
 
+def families() -> str:
+    """The families of models that are served, from the first sentence of each one's page."""
+    lines = ["| family | models |", "|---|---|"]
+    for page in sorted((ROOT / "docs" / "families").glob("*.md")):
+        title, paragraph = page.read_text(encoding="utf-8").split("\n\n")[:2]
+        models = re.split(r"[.:](?:\s|$)", " ".join(paragraph.split()))[0]
+        models = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", models)
+        lines.append(f"| [{title.removeprefix('# ')}](families/{page.name}) | {models} |")
+    return "\n".join(lines)
+
+
 def front_speed() -> str:
     """A sentence on what a budget of 0.6 gained in time, of every method that was timed there."""
     told = []
@@ -525,6 +536,7 @@ def tables() -> dict[str, Callable[[], str]]:
     return {
         "front": front,
         "front-speed": front_speed,
+        "families": families,
         "accuracy": lambda: deit_tiny(lambda row: row.name in main),
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
