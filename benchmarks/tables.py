@@ -289,7 +289,7 @@ def front() -> str:
     for name, method in FRONT_METHODS.items():
         cells = [_agreement(report, name) for report in reports.values()]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"<sub>{certificate(next(iter(reports.values())))}</sub>"])
+    return "\n".join([*lines, "", f"<sub>{provenance_line(next(iter(reports.values())))}</sub>"])
 
 
 def families() -> str:
@@ -311,7 +311,7 @@ def front_speed() -> str:
         faster = ", ".join(
             f"{row.speedup.median:.2f} (`{row.method}`)" for row in wanted if row.speedup
         )
-        told.append(f"at batch {report.birth.batch} {faster}")
+        told.append(f"at batch {report.provenance.batch} {faster}")
     return f"Measured speed-ups of DeiT-S at 60 % of its operations: {'; '.join(told)}."
 
 

@@ -88,7 +88,8 @@ def find_family_library(family: str) -> Library:
     if not fitting:
         raise UnsupportedModel(
             f"The family {family} is of no library that is known: {', '.join(library_names())}. "
-            f"A family's file is named <library>_<family>.py; see {locate_guide('adding-a-family')}."
+            "A family's file is named <library>_<family>.py. To add one: "
+            f"{locate_guide('adding-a-family')}"
         )
     return load_library(max(fitting, key=len))
 
