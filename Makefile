@@ -8,7 +8,10 @@ BIN := $(VENV)/bin
 # Small tensors come and go: what is freed stays with the process, which halves the system's share.
 KEPT := MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000
 
-.PHONY: demo test test-slow test-oldest tables format constraints clean
+# The site of the documents; a dead link or any other warning is an error. The variable silences an advertisement.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: demo test test-slow test-oldest tables picture docs format constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/patchslim demo --out runs/demo
@@ -17,8 +20,9 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python benchmarks/readme.py --check
+	$(BIN)/python benchmarks/tables.py --check
 	$(BIN)/python benchmarks/golden_macs.py
+	$(SITE) --quiet
 	$(KEPT) $(BIN)/pytest -n 2 --dist worksteal
 
 # Everything that takes longer: compilers, big variants, real weights and images.
@@ -38,7 +42,16 @@ $(VENV)-oldest/.ready: pyproject.toml constraints-oldest.txt $(VENV)/.ready
 
 # The tables in README and docs, from the rows in benchmarks/results.
 tables: $(VENV)/.ready
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/tables.py
+
+# The picture in README, from the embedded example.
+picture: $(VENV)/.ready
+	$(BIN)/python benchmarks/picture.py
+
+# The site, in site/index.html. It stops at a dead link or any other warning, and needs no network.
+docs: $(VENV)/.ready
+	$(SITE) --quiet
+	@echo "site/index.html"
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
@@ -57,4 +70,4 @@ constraints: $(VENV)/.ready
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --quiet --upgrade -o constraints.txt
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -1,7 +1,7 @@
-"""The embedded example at half of its operations: positions found by calibration, beside ToMe.
+"""Calibrates the embedded example for half of its operations, and measures it beside ToMe.
 
-No labels are used, and no weight is changed. The rows random/... keep positions drawn by lot at the
-very counts that were found.
+No labels are used, and no weight is changed. The rows random/... keep random positions, as many in
+each block as calibration found.
 
     python examples/calibrate.py                    a minute on two cores
     python examples/calibrate.py 64 runs/pyramid    images to calibrate on, and where files stay

@@ -1,7 +1,7 @@
-"""Scans, forms and screenshots: patches that show the same pixels are one before the first block.
+"""Scans, forms and screenshots: patches with the same pixels become one before the first block.
 
-Each page keeps as many patches as it has different ones, also within a batch. Windows keep what is
-joined near: a white corner is not averaged with the other three.
+Each page keeps as many patches as it has different ones, also within a batch. With windows, only
+patches that are near each other merge: a white corner is not averaged with the other three.
 """
 
 import timm

@@ -1,7 +1,7 @@
-"""The embedded example at 0.4 of its operations, as merged by ToMe and after a short training.
+"""Fine-tunes the embedded example at 0.4 of its operations, with the untouched model as teacher.
 
-The untouched model is the teacher, and labels are not used. Mixing images shows the teacher's
-answers between the few handwritten digits there are, so that more than these is learned.
+Labels are not used. There are few handwritten digits, so images are mixed, and the teacher says
+what lies between them.
 
     python examples/fine_tune.py        two minutes on two cores
     python examples/fine_tune.py 2      a number of steps

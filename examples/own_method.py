@@ -1,7 +1,7 @@
 """A method of your own: keep every patch in an even row of the grid first, then the others.
 
-A method sees the tokens and what the block has computed, and returns a decision. It knows neither
-timm nor Hugging Face, and the library knows nothing of it: pass an instance.
+A method reads the tokens and what the block has computed, and returns a decision. It works for
+every family of models. The library need not know of it: pass an instance.
 """
 
 import timm

@@ -1,7 +1,7 @@
-"""Every image keeps a number of patches of its own: an empty one costs less than a crowded one.
+"""Each image keeps its own number of patches: an empty one costs less than a crowded one.
 
-A threshold says how much may be lost by joining two patches, and the budget is the cap, which no
-image exceeds. The images of a batch are packed, so that work follows the patches that are left.
+A threshold says how much a merge of two patches may cost. The budget is a cap that no image
+exceeds. The images of a batch are packed, so that the work follows the patches that are left.
 """
 
 import numpy as np

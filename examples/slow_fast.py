@@ -1,8 +1,8 @@
 """Evo-ViT from its first step, and LeViT: patches that wait come back, so the grid survives.
 
-A small vision transformer learns to read the digit in a scene, half of its patches on the slow
-path: chosen anew in every block at first, once a stage later on. Its head reads the mean of all
-patches; a second head, on the class token, only helps it learn.
+A small vision transformer learns to read the digit in a scene, with half of its patches on the slow
+path. They are chosen anew in every block at first, and once a stage later. The head reads the mean
+of all patches; a second head, on the class token, is used in training only.
 
     python examples/slow_fast.py 2      a number of steps; 400 by default
 """
@@ -28,7 +28,6 @@ slimmed = patchslim.slim(host, "evo", keep_rate=0.5)
 print("tokens after each block:", *slimmed.counts())
 
 recipe = {"steps": steps, "batch": 32, "lr": 1e-3, "distil": "none", "auxiliary": 0.5}
-# By default two thirds of the training choose anew in every block.
 course = patchslim.TrainConfig.of(slimmed.method.training_defaults, recipe)
 with tempfile.TemporaryDirectory() as folder:
     batches = list(zip(images.split(50), labels.split(50), strict=True))

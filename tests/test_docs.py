@@ -38,6 +38,7 @@ ERRORS = [
     for name, found in vars(errors).items()
     if inspect.isclass(found) and issubclass(found, Exception)
 ]
+MOST_README_BYTES = 8192
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -133,6 +134,17 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("method", patchslim.method_names())
 def test_every_method_has_a_page(method):
     assert (ROOT / "docs" / "methods" / f"{method}.md").is_file()
+
+
+def test_the_page_on_choosing_has_every_method():
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[`(\w+)`\]", page, flags=re.MULTILINE)) == set(
+        patchslim.method_names()
+    )
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= MOST_README_BYTES
 
 
 @pytest.mark.parametrize("family", patchslim.adapter_names())

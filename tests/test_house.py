@@ -24,7 +24,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # The rooms from the ground up. A file imports from its own room and from rooms before it, and no
 # import is exempt: not a lazy one inside of a function, not one for type checkers alone.
 ROOMS = """
-    errors settings files versions
+    errors settings files versions guides
     tokens example
     methods architectures
     hosts schedules saving runs

@@ -9,14 +9,13 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from patchslim.errors import UnsupportedModel
+from patchslim.guides import locate_guide
 from patchslim.hosts._library import Library
 
 if TYPE_CHECKING:
     from torch import nn
 
     from patchslim.hosts._adapter import Adapter
-
-GUIDE = "adding-a-family.md"
 
 
 def adapter_names() -> list[str]:
@@ -49,7 +48,7 @@ def find_adapter(host: nn.Module) -> Adapter:
             return adapter
     raise UnsupportedModel(
         f"No adapter knows {type(host).__module__}.{type(host).__name__}. Known families: "
-        f"{', '.join(adapter_names())}. To add one, see {_guide_path()}."
+        f"{', '.join(adapter_names())}. To add one: {locate_guide('adding-a-family')}"
     )
 
 
@@ -89,7 +88,8 @@ def find_family_library(family: str) -> Library:
     if not fitting:
         raise UnsupportedModel(
             f"The family {family} is of no library that is known: {', '.join(library_names())}. "
-            f"A family's file is named <library>_<family>.py; see {_guide_path()}."
+            "A family's file is named <library>_<family>.py. To add one: "
+            f"{locate_guide('adding-a-family')}"
         )
     return load_library(max(fitting, key=len))
 
@@ -122,14 +122,3 @@ def _only_class(module_name: str, base: type) -> Any:
             f"{module.__file__} defines {len(own)} classes of {base.__name__}; a file has one."
         )
     return own[0]
-
-
-def _guide_path() -> str:
-    """Where the guide to adding a family lies: in the installed package, if it is there."""
-    from importlib import resources
-
-    try:
-        file = resources.files("patchslim.guides") / GUIDE
-        return str(file) if file.is_file() else f"docs/{GUIDE}"
-    except ModuleNotFoundError:
-        return f"docs/{GUIDE}"

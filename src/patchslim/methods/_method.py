@@ -91,7 +91,8 @@ class Method(nn.Module, ABC):
 
     Settings are keyword arguments with defaults, each kept in an attribute of the same name, so
     that a saved model can make the method again. For parameters to train or a calibration to
-    wait for, subclass `LearnedMethod` instead. docs/adding-a-method.md is the guide.
+    wait for, subclass `LearnedMethod` instead. The guide is
+    `patchslim/guides/adding-a-method.md`.
 
     Attributes:
         place: where in a block `choose` is called.

@@ -1,7 +1,7 @@
 """Fills the generated tables in README and docs from the rows in benchmarks/results.
 
-    python benchmarks/readme.py            # rewrites them
-    python benchmarks/readme.py --check    # fails if one is out of date
+    python benchmarks/tables.py            # rewrites them
+    python benchmarks/tables.py --check    # fails if one is out of date
 
 A table stands between `<!-- table:NAME -->` and `<!-- end -->`. No figure is written by hand.
 """
@@ -23,6 +23,15 @@ from patchslim.report.row import Estimate, Row
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SIDE_BY_SIDE = ("similarity (default: ward)", "similarity, threshold", "tome", "evit", "topk")
+FRONT_BUDGETS = ("0.75", "0.65", "0.5")
+FRONT_METHODS = {
+    "similarity (default: ward)": "`similarity`",
+    "tome": "`tome`",
+    "evit": "`evit`",
+    "topk": "`topk`",
+    "random": "patches dropped at random",
+}
+FRONT_SPEED = ("similarity macs=0.6", "tome macs=0.6", "evit macs=0.6")
 MARK = re.compile(r"<!-- table:([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -272,6 +281,46 @@ def similarity(wanted: Callable[[str], bool], name: str = "similarity.json") -> 
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
+def front() -> str:
+    """The one table of README: how many answers of the dense model stay, at three budgets."""
+    reports = {share: Report.from_json(_read("similarity.json")[share]) for share in FRONT_BUDGETS}
+    budgets = " | ".join(f"{100 * float(share):.0f} % of the operations" for share in reports)
+    lines = [f"| same answers, % | {budgets} |", "|---|" + "--:|" * len(reports)]
+    for name, method in FRONT_METHODS.items():
+        cells = [_agreement(report, name) for report in reports.values()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"<sub>{provenance_line(next(iter(reports.values())))}</sub>"])
+
+
+def families() -> str:
+    """The families of models that are served, from the first sentence of each one's page."""
+    lines = ["| family | models |", "|---|---|"]
+    for page in sorted((ROOT / "docs" / "families").glob("*.md")):
+        title, paragraph = page.read_text(encoding="utf-8").split("\n\n")[:2]
+        models = re.split(r"[.:](?:\s|$)", " ".join(paragraph.split()))[0]
+        models = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", models)
+        lines.append(f"| [{title.removeprefix('# ')}](families/{page.name}) | {models} |")
+    return "\n".join(lines)
+
+
+def front_speed() -> str:
+    """A sentence on what a budget of 0.6 gained in time, of every method that was timed there."""
+    told = []
+    for report in (Report.from_json(data) for data in _read("speed_cpu.json")):
+        wanted = [row for row in report.rows if row.name in FRONT_SPEED]
+        faster = ", ".join(
+            f"{row.speedup.median:.2f} (`{row.method}`)" for row in wanted if row.speedup
+        )
+        told.append(f"at batch {report.provenance.batch} {faster}")
+    return f"Measured speed-ups of DeiT-S at 60 % of its operations: {'; '.join(told)}."
+
+
+def _agreement(report: Report, name: str) -> str:
+    """The share of answers that stay, averaged where there are several seeds."""
+    rows = [row for row in report.rows if row.name == name or row.name.startswith(f"{name}, seed")]
+    return f"{100 * statistics.mean(row.agreement.value for row in rows if row.agreement):.1f}"
+
+
 def _at(report: Report, name: str) -> str:
     """One model at one budget; where images keep numbers of their own, what they cost."""
     found = [row for row in report.rows if row.name == name]
@@ -485,6 +534,9 @@ def tables() -> dict[str, Callable[[], str]]:
     main = {"dense", "tome r=8", "tome r=13", "tome r=16", "evit 0.9 fused", "evit 0.7 fused"}
     main |= {"evit 0.5 fused", "evit 0.7 not fused", "topk 0.7", "tome macs=0.65, exact tail"}
     return {
+        "front": front,
+        "front-speed": front_speed,
+        "families": families,
         "accuracy": lambda: deit_tiny(lambda row: row.name in main),
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
