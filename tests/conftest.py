@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.register_assert_rewrite("bad_input")  # a failed row says what was compared
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
