@@ -96,7 +96,7 @@ def test_a_stopped_calibration_goes_on(tmp_path):
         labelled_images(),
         "patch_slimming_dynamic",
         tolerance=0.05,
-        search=PatchSlimmingConfig(images=8, probe=4, batch=4, lr=1e-3, epochs=1, step=4),
+        config=PatchSlimmingConfig(images=8, probe=4, batch=4, lr=1e-3, epochs=1, step=4),
         out=out,
         resume=True,
         progress=lines.append,
