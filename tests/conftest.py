@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,32 @@ from typing import Any
 import pytest
 import torch
 
+pytest.register_assert_rewrite("bad_input")  # a failed row says what was compared
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An order that nobody chose shows which tests lean on others."""
+    about = "run the files, and the tests within each file, in an order drawn with this seed"
+    parser.addoption("--shuffle", type=int, metavar="SEED", help=about)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffles files and the tests within each; what a file sets up is still set up once."""
+    seed = config.getoption("--shuffle")
+    if seed is None:
+        return
+    by_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(item.path, []).append(item)
+    drawn = random.Random(seed)
+    groups = list(by_file.values())
+    drawn.shuffle(groups)
+    for group in groups:
+        drawn.shuffle(group)
+    items[:] = [item for group in groups for item in group]
 
 
 @pytest.fixture(scope="session", autouse=True)

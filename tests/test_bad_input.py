@@ -1,14 +1,12 @@
 """Every mistake has one clear answer: what was given, what is needed, and the cure.
 
-Two tables. The first is through Python and checks the kind of error, the second through the
-command line in a process of its own. A row's words must all be in the message.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
+is asked of every row.
 """
 
 import hashlib
-import importlib
 import json
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import patchslim
-from child_process import kill_when, needs_fork, run_in_process
+from bad_input import check_command, check_python, link_all_but, lose_library
+from child_process import kill_when, needs_fork
 from child_process import run_patchslim as run
 from patchslim.data.images import Images
 from patchslim.errors import (
@@ -33,7 +32,6 @@ from patchslim.errors import (
     MissingExtra,
     NeedsClassToken,
     OldVersion,
-    PatchslimError,
     UnknownName,
     UnsupportedModel,
     WrongInput,
@@ -67,15 +65,6 @@ def edited(saved, to, **changes):
     recipe = json.loads((path / RECIPE_FILE).read_text()) | changes
     (path / RECIPE_FILE).write_text(json.dumps(recipe))
     return path
-
-
-def without(library, farm):
-    """A folder of links to all installed packages but one: a real environment that lacks it."""
-    farm.mkdir()
-    for entry in Path(torch.__file__).parents[1].iterdir():
-        if entry.name != library and not entry.name.startswith(f"{library}-"):
-            (farm / entry.name).symlink_to(entry)
-    return farm
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +237,9 @@ PYTHON = {
 
 
 @pytest.mark.parametrize("name", PYTHON)
-def test_in_python(name, desk):
+def test_in_python(name, desk, tmp_path):
     act, error, words = PYTHON[name]
-    with pytest.raises(PatchslimError) as raised:
-        act(desk)
-    assert type(raised.value) is error
-    message = str(raised.value)
-    missing = [word for word in words.split(" | ") if word not in message]
-    assert not missing, message
+    check_python(lambda: act(desk), error, words, stays=desk.at, out=tmp_path)
 
 
 # name: (arguments, words that stderr must have); {} is the desk's folder
@@ -310,17 +294,10 @@ SHELL = {
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_on_the_command_line(name, desk, tmp_path):
+def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     line, words = SHELL[name]
-    ended = run_in_process(*line.replace("{}", str(desk.at)).split())
-    assert ended.code == 2
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    errors = [text for text in ended.err.splitlines() if not text.startswith(("note:", "warning:"))]
-    assert errors[0].startswith("error: ")
-    assert len(errors) <= 2
-    missing = [word for word in words.split(" | ") if word not in ended.err]
-    assert not missing, ended.err
+    check_command(line, words, stays=desk.at, out=tmp_path, progress=False)
 
 
 # --- what is not an error but must not pass in silence
@@ -401,16 +378,6 @@ def test_an_old_library_is_refused_with_the_cure(
         assert word in str(raised.value)
 
 
-def lacking(library, farm):
-    """Makes this process one in which `library` is not installed."""
-    packages = str(Path(torch.__file__).parents[1])
-    sys.path[:] = [str(farm) if entry == packages else entry for entry in sys.path]
-    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
-    installed_version.cache_clear()
-
-
 @needs_fork
 @pytest.mark.parametrize(
     ("library", "line", "cure"),
@@ -422,9 +389,11 @@ def lacking(library, farm):
     ],
 )
 def test_a_missing_library_is_named_with_the_cure(library, line, cure, desk, tmp_path):
-    farm = without(library, tmp_path / "farm")
+    farm = link_all_but(library, tmp_path / "farm")
     ended = run(
-        tmp_path, *line.replace("{}", str(desk.at)).split(), first=lambda: lacking(library, farm)
+        tmp_path,
+        *line.replace("{}", str(desk.at)).split(),
+        first=lambda: lose_library(library, farm),
     )
     assert (ended.code, ended.out) == (2, "")
     assert "Traceback" not in ended.err

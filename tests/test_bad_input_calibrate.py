@@ -1,10 +1,11 @@
 """Every mistake in calibrating has one clear answer, and leaves nothing half written.
 
-As in `test_bad_input.py` there are two tables: through Python, and through the command line in a
-process of its own. A row's words must all be in the message.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
+is asked of every row.
 """
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from timm.models.levit import Levit
 
 import patchslim
+from bad_input import check_command, check_python
 from child_process import run_in_process
 from patchslim.calibration.calibrate import calibrate
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
@@ -25,7 +27,6 @@ from patchslim.errors import (
     BadSetting,
     Diverged,
     ImpossibleBudget,
-    PatchslimError,
     UnknownName,
     UnsupportedModel,
     WrongInput,
@@ -33,7 +34,6 @@ from patchslim.errors import (
 from patchslim.model.load import load
 from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.testing.trial import tiny_host
-from test_bad_input_training import content
 from tiny_training import SIDE, make_batches, trainable_vit, write_images
 
 FREE = PatchSlimmingConfig(mode="free", images=4, probe=4, batch=4)
@@ -219,16 +219,10 @@ PYTHON = {
 @pytest.mark.parametrize("name", PYTHON)
 def test_in_python(name, desk, tmp_path):
     act, error, words = PYTHON[name]
-    before = content(desk.at)
-    with pytest.raises(PatchslimError) as raised:
-        act(desk, tmp_path / "out")
-    assert type(raised.value) is error
-    message = str(raised.value)
-    missing = [word for word in words.split(" | ") if word not in message]
-    assert not missing, message
-    assert content(desk.at) == before
     # Layers that were found before the mistake are in the checkpoint, and nothing else is there.
-    assert set(content(tmp_path)) <= {f"out/{CHECKPOINT_FILE}"}
+    left = {f"out/{CHECKPOINT_FILE}"}
+    act = partial(act, desk, tmp_path / "out")
+    check_python(act, error, words, stays=desk.at, out=tmp_path, leaves=left)
 
 
 # name: (arguments, words that stderr must have); {} is the desk's folder
@@ -304,18 +298,7 @@ SHELL = {
 def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, words = SHELL[name]
-    before = content(desk.at)
-    ended = run_in_process(*line.replace("{}", str(desk.at)).split())
-    assert ended.code == 2, ended.err
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    lines = ended.err.splitlines()
-    (place,) = [place for place, text in enumerate(lines) if text.startswith("error: ")]
-    assert len(lines) - place == 1 + lines[-1].startswith("help: ")
-    missing = [word for word in words.split(" | ") if word not in ended.err]
-    assert not missing, ended.err
-    assert content(desk.at) == before
-    assert set(content(tmp_path)) <= {f"o/{CHECKPOINT_FILE}"}
+    check_command(line, words, stays=desk.at, out=tmp_path, leaves={f"o/{CHECKPOINT_FILE}"})
 
 
 # --- what cannot be put in a row

@@ -1,10 +1,11 @@
 """Every mistake in training has one clear answer, and leaves nothing half written.
 
-As in `test_bad_input.py` there are two tables: through Python, and through the command line in a
-process of its own. A row's words must all be in the message.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
+is asked of every row.
 """
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import patchslim
-from child_process import needs_fork, run_in_process
+from bad_input import check_command, check_python, link_all_but, lose_library
+from child_process import needs_fork
 from child_process import run_patchslim as run
 from patchslim.data.images import Images
 from patchslim.errors import (
@@ -30,7 +32,6 @@ from patchslim.model.load import load
 from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER, REPORT_FILE
 from patchslim.training.config import TrainConfig
 from patchslim.training.train import train
-from test_bad_input import lacking, without
 from tiny_training import SIDE, make_batches, trainable_vit, write_images
 
 SHORT = TrainConfig(steps=2, batch=4, workers=0)
@@ -197,25 +198,12 @@ PYTHON = {
 }  # fmt: skip
 
 
-def content(folder):
-    """The size of every file in a folder."""
-    files = sorted(folder.rglob("*")) if folder.is_dir() else []
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.is_file()}
-
-
 @pytest.mark.parametrize("name", PYTHON)
 def test_in_python(name, desk, tmp_path):
     act, error, words = PYTHON[name]
-    before = content(desk.at)
-    with pytest.raises(PatchslimError) as raised:
-        act(desk, tmp_path / "out")
-    assert type(raised.value) is error
-    message = str(raised.value)
-    missing = [word for word in words.split(" | ") if word not in message]
-    assert not missing, message
-    assert content(desk.at) == before
+    act = partial(act, desk, tmp_path / "out")
     # What came before the mistake is told in the log, and nothing else is there.
-    assert set(content(tmp_path)) <= {"out/log.csv"}
+    check_python(act, error, words, stays=desk.at, out=tmp_path, leaves={"out/log.csv"})
 
 
 # name: (arguments, words that stderr must have); {} is the desk's folder
@@ -289,18 +277,7 @@ SHELL = {
 def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, words = SHELL[name]
-    before = content(desk.at)
-    ended = run_in_process(*line.replace("{}", str(desk.at)).split())
-    assert ended.code == 2, ended.err
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
-    lines = ended.err.splitlines()
-    (place,) = [place for place, text in enumerate(lines) if text.startswith("error: ")]
-    assert len(lines) - place == 1 + lines[-1].startswith("help: ")
-    missing = [word for word in words.split(" | ") if word not in ended.err]
-    assert not missing, ended.err
-    assert content(desk.at) == before
-    assert set(content(tmp_path)) <= {"o/log.csv"}
+    check_command(line, words, stays=desk.at, out=tmp_path, leaves={"o/log.csv"})
 
 
 # --- what cannot be put in a row
@@ -311,11 +288,11 @@ def test_without_tensorboard_the_cure_is_told_before_anything_is_written(
     desk, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    farm = without("tensorboard", tmp_path / "farm")
+    farm = link_all_but("tensorboard", tmp_path / "farm")
     command = ["train", desk.at / "slim", "--data", desk.at / "photos", "--batch", 2]
     ended = run(
         tmp_path, *command, "--out", "o", "--tensorboard",
-        first=lambda: lacking("tensorboard", farm),
+        first=lambda: lose_library("tensorboard", farm),
     )  # fmt: skip
     assert (ended.code, ended.out) == (2, "")
     assert "TensorBoard is not installed: pip install" in ended.err

@@ -104,7 +104,9 @@ def test_calibrating_beats_random_and_leaves_its_files(tmp_path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["calibrate", "64", str(tmp_path / "out")])
     runpy.run_path(str(example("calibrate")), run_name="__main__")
     printed = capsys.readouterr().out.splitlines()
-    accuracy = {words[0]: float(words[3]) for words in map(str.split, printed) if len(words) > 9}
+    assert printed[2].split()[3:5] == ["accuracy", "%"]
+    rows = map(str.split, printed[4 : printed.index("", 4)])  # below the title, the header, a rule
+    accuracy = {words[0]: float(words[3]) for words in rows}
     assert accuracy["patch_slimming"] > accuracy["random/patch_slimming"] + 10
     assert accuracy["patch_slimming_dynamic"] > accuracy["patch_slimming"]
     written = sorted(each.name for each in (tmp_path / "out").iterdir())

@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
+from child_process import kill_when, needs_fork
 from patchslim.errors import (
     BadFile,
     BadSetting,
@@ -189,27 +188,19 @@ def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
         train(slimmed("tome"), images(), config, out=tmp_path, resume=True)
 
 
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from test_train import LONG, images, slimmed
-from patchslim.training.train import train
-train(slimmed(), images(), LONG, out={out!r}, progress=lambda line: print(line, flush=True))
-"""
 LONG = TrainConfig(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
+@needs_fork
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> None:
     """A real process, killed where it happens to be, ends with the weights of one that was not."""
-    out = tmp_path / "killed"
-    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out))
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    with child:
-        for line in child.stdout:
-            if line.startswith("step 4/"):
-                child.kill()
-                break
+    out, fourth = tmp_path / "killed", tmp_path / "fourth"
+
+    def tell(line: str) -> None:
+        if line.startswith("step 4/"):
+            fourth.touch()
+
+    kill_when(lambda: train(slimmed(), images(), LONG, out=out, progress=tell), fourth.exists)
     left = {path.name for path in out.iterdir()}
     assert (
         {"checkpoint.pt", "log.csv"} <= left <= {"checkpoint.pt", "log.csv", ".checkpoint.pt.new"}

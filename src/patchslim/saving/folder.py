@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
 from patchslim.files import find_complete, replace_folder
+from patchslim.saving.old_names import rename_old_weights
 from patchslim.versions import installed_version
 
 FORMAT_VERSION = 1
@@ -134,7 +135,9 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
         state = load_file(file)
     except SafetensorError as error:
         raise BadFile(f"{file} is not a safetensors file: {error}") from error
-    return state | {name: state[first] for name, first in recipe["shared"].items()}
+    state |= {name: state[first] for name, first in recipe["shared"].items()}
+    renamed: dict[str, Tensor] = rename_old_weights(state)
+    return renamed
 
 
 def is_saved(path: str | Path) -> bool:

@@ -30,6 +30,7 @@ from patchslim.runs.fingerprint import check_same_run
 from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.runs.log import Log
 from patchslim.runs.progress import Progress, StepTimer
+from patchslim.saving.old_names import rename_old_weights
 from patchslim.training.augment import make_mixup
 from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes, shard_tensors
@@ -344,7 +345,7 @@ class Trainer:
         file = self.out / CHECKPOINT_FILE
         if not file.exists():
             return 0
-        state = checkpoint.read(file)
+        state = rename_old_weights(checkpoint.read(file))
         if "run" not in state:
             raise BadFile(f"{file} is not a checkpoint of `train`. Give another folder.")
         saved = fill_defaults(state["run"], self.slimmed.method)
