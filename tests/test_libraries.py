@@ -263,3 +263,22 @@ def test_a_host_of_no_library_is_not_said_to_be_prepared_somehow():
             return HostFacts(1, (3, 32, 32), (1.0,), (0.0,), True, 1)
 
     assert not find_preprocessing(Own(), Mine()).stated
+
+
+def test_variants_are_the_same_whoever_is_imported_first():
+    """Our own architectures are in timm's registry, whose modules are not all timm's then."""
+    code = """
+import sys
+sys.path[:0] = {paths!r}
+{first}
+from timm_variants import registered_variants
+print([(each.label, each.names) for each in registered_variants()])
+"""
+    paths = [str(SOURCE.parent), str(Path(__file__).parent)]
+    told = []
+    for first in ("import patchslim.architectures.evo_levit", ""):
+        command = [sys.executable, "-c", code.format(paths=paths, first=first)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert told[0] == told[1]
