@@ -97,12 +97,18 @@ def parts_are_columns_of_the_whole(family: AdapterTrial) -> None:
     """Queries, keys and values are the same whether projected together or apart, in any order."""
     host, adapter = family.host, family.adapter
     parts: tuple[Part, ...] = ("qk", "kv", "q", "v")
+    shape = adapter.shape(host)
     with torch.no_grad():
         tokens = _shuffle_patches(adapter.embed(host, family.images(), {}))
-        whole = dict(zip("qkv", adapter.project(host, 0, tokens, "qkv"), strict=True))
-        for part in parts:
-            for name, t in zip(part, adapter.project(host, 0, tokens, part), strict=True):
-                require_close(t, whole[name], family.tolerance, f"{name} of {part!r}")
+        for index, block in enumerate(shape.blocks):
+            # Only blocks that take tokens of this grid and width, which is all but in a pyramid.
+            if block.width != tokens.x.shape[2] or any(each <= index for each in shape.strided):
+                continue
+            whole = dict(zip("qkv", adapter.project(host, index, tokens, "qkv"), strict=True))
+            for part in parts:
+                for name, t in zip(part, adapter.project(host, index, tokens, part), strict=True):
+                    what = f"{name} of {part!r} in block {index}"
+                    require_close(t, whole[name], family.tolerance, what)
 
 
 def rows_may_stand_in_any_order(family: AdapterTrial) -> None:
