@@ -19,6 +19,7 @@ import patchslim
 from comparison import assert_same_gradients, gradients
 from patchslim.hosts._registry import find_family_library, load_adapter
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant
 from patchslim.testing import FAMILY_LAWS
 from patchslim.testing.adapter_laws import AdapterTrial
@@ -74,8 +75,8 @@ def test_training_equals_the_host(family: str, variant: Any) -> None:
     """Same random draws, same gradients for every parameter; and no parameter goes unnoticed."""
     host, twin = variant.build(), variant.build()
     adapter = load_adapter(family)
-    identity = patchslim.find_method("identity")()
-    slimmed = SlimModel(host, adapter, identity, Constant(0), "full").train()
+    plan = plan_schedule(host, adapter, patchslim.find_method("identity")(), Constant(0), "full")
+    slimmed = SlimModel(host, plan).train()
     x = AdapterTrial(host, adapter).images()
 
     def answer(model: Any, x: torch.Tensor) -> torch.Tensor:
