@@ -12,7 +12,14 @@ import patchslim
 import patchslim.hosts
 import patchslim.hosts._libraries
 from patchslim.cli.main import main
-from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
+from patchslim.errors import (
+    BadFile,
+    MissingExtra,
+    OldVersion,
+    PatchslimError,
+    UnknownName,
+    UnsupportedModel,
+)
 from patchslim.hosts import _catalog
 from patchslim.hosts._adapter import HostFacts
 from patchslim.hosts._library import crop_share
@@ -275,3 +282,15 @@ def test_variants_of_timm_do_not_depend_on_what_was_imported_before():
     assert "evo_levit" in timm.list_modules()
     again = registered_variants.__wrapped__()
     assert [each.names for each in again] == [each.names for each in registered_variants()]
+
+
+class Nobody(torch.nn.Module):
+    """A host that no adapter knows."""
+
+
+def test_the_error_for_an_unknown_host_names_a_guide_that_is_there():
+    with pytest.raises(UnsupportedModel, match="No adapter knows") as caught:
+        patchslim.slim(Nobody(), "tome", r=2)
+    named = Path(str(caught.value).rpartition("see ")[2].removesuffix("."))
+    assert named.is_file()
+    assert named.read_text(encoding="utf-8").startswith("# Adding a family")

@@ -3,7 +3,8 @@
 The registry's own functions are called with the constructors of the host classes replaced by one
 that notes its arguments and stops. Arguments that only set a scale (depth, width, image, number of
 classes ...) are dropped; names whose other arguments agree are one variant. `python
-tests/variants.py` prints the count and runs the identity law on each. Knows nothing of methods.
+tests/timm_variants.py` prints how many there are and compares each with its host. It knows nothing
+of methods.
 """
 
 from __future__ import annotations
