@@ -53,7 +53,7 @@ class AdapterTrial:
 
     @property
     def tolerance(self) -> float:
-        """The difference that rounding explains."""
+        """The largest difference that rounding may cause."""
         return TOLERANCE[next(self.host.parameters()).dtype]
 
     def images(self, batch: int = 2) -> Tensor:
@@ -74,7 +74,7 @@ class AdapterTrial:
         )
 
     def half_model(self, *, tail: Tail = "full") -> SlimModel:
-        """The host with half of the patches dropped by lot after the first block."""
+        """The host with a random half of the patches dropped after the first block."""
         return self.model("random", Rate(0.5, (0,)), tail=tail)
 
     def answer(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _shuffle_patches(tokens: Tokens) -> Tokens:
 
 
 def _host_state(host: nn.Module) -> dict[str, object]:
-    """All about a host that slimming could disturb."""
+    """Everything about a host that slimming could change."""
     found: dict[str, object] = {}
     for name, module in host.named_modules():
         hooks = sum(len(value) for key, value in vars(module).items() if key.endswith("_hooks"))
