@@ -94,7 +94,7 @@ class TimmHost(Adapter, ABC):
         return normed
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """Calls the host's head. In a mean, a merged token weighs as many patches as it stands for."""
+        """Calls the host's head. In a mean, a merged token weighs as many as it stands for."""
         if _returns_rows(host):
             return host.forward_head(host.norm(tokens.dense_features()))
         x = host.norm(tokens.x)
@@ -111,7 +111,7 @@ class TimmHost(Adapter, ABC):
         return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
 
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
-        """Attention of the pooling query over the patches; query and keys' weight are one product."""
+        """Attention of the pooling query over the patches, by query and key weight in one."""
         pool = host.attn_pool
         query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
         key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
