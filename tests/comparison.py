@@ -18,6 +18,9 @@ from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
 ZERO_GRADIENT = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
+# A batch norm takes away what a whole channel has in common, so the bias of one before it may have
+# no gradient but rounding.
+ROUNDING = 1e-9
 
 
 class Shuffle(Method):
@@ -86,6 +89,9 @@ def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tenso
         assert gradient is not None, name
         assert mine is not None, name
         scale = float(gradient.abs().max())
+        if name.endswith("bn.bias") and scale < ROUNDING:
+            assert float(mine.abs().max()) < ROUNDING, name
+            continue
         assert scale > 1e-4, f"{name} does not show in the output"
         assert float((mine - gradient).abs().max()) <= 10 * TOLERANCE[mine.dtype] * scale, name
 

@@ -55,3 +55,11 @@ def test_the_fast_path_is_as_it_was_afterwards():
             count_macs(Refuses(), torch.randn(1, ROWS, WIDTH))
         assert torch.backends.mha.get_fastpath_enabled() == enabled
     torch.backends.mha.set_fastpath_enabled(before)
+
+
+def test_the_weights_require_the_gradients_that_they_required():
+    host = Attends().eval()
+    host.attention.in_proj_bias.requires_grad_(False)
+    before = [p.requires_grad for p in host.parameters()]
+    count_macs(host, torch.randn(1, ROWS, WIDTH))
+    assert [p.requires_grad for p in host.parameters()] == before

@@ -15,8 +15,6 @@ from patchslim.testing.adapter_laws import AdapterTrial
 from patchslim.testing.law import check_law
 from patchslim.testing.trial import Trial, tiny_host
 from patchslim.tokens.reduction import Fuse, Keep, Merge
-from timm_options import OPTIONS
-from timm_variants import registered_variants
 from toy_methods import KeepLongest, KeepLongestOnQueries, MergeShortest, Predictor, row_norms
 
 
@@ -296,9 +294,3 @@ def test_the_check_of_a_family_takes_an_adapter_of_your_own():
     with pytest.raises(BrokenLaw, match="Approximate breaks the law keeping_everything"):
         check_adapter(tiny_host(), Approximate())
     assert patchslim.slim(tiny_host(), "tome", r=2, adapter=TimmVit()).counts() == (15, 13, 11)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", [*registered_variants(), *OPTIONS], ids=str)
-def test_every_variant_of_timm_keeps_every_law(variant):
-    check_adapter(variant.build())

@@ -12,7 +12,14 @@ import patchslim
 import patchslim.hosts
 import patchslim.hosts._libraries
 from patchslim.cli.main import main
-from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
+from patchslim.errors import (
+    BadFile,
+    MissingExtra,
+    OldVersion,
+    PatchslimError,
+    UnknownName,
+    UnsupportedModel,
+)
 from patchslim.hosts import _catalog
 from patchslim.hosts._adapter import HostFacts
 from patchslim.hosts._library import crop_share
@@ -263,3 +270,27 @@ def test_a_host_of_no_library_is_not_said_to_be_prepared_somehow():
             return HostFacts(1, (3, 32, 32), (1.0,), (0.0,), True, 1)
 
     assert not find_preprocessing(Own(), Mine()).stated
+
+
+def test_variants_of_timm_do_not_depend_on_what_was_imported_before():
+    """Our own architectures are in timm's registry, in a module that is not timm's."""
+    import timm
+
+    import patchslim.architectures.evo_levit  # noqa: F401 (registers them)
+    from timm_variants import registered_variants
+
+    assert "evo_levit" in timm.list_modules()
+    again = registered_variants.__wrapped__()
+    assert [each.names for each in again] == [each.names for each in registered_variants()]
+
+
+class Nobody(torch.nn.Module):
+    """A host that no adapter knows."""
+
+
+def test_the_error_for_an_unknown_host_names_a_guide_that_is_there():
+    with pytest.raises(UnsupportedModel, match="No adapter knows") as caught:
+        patchslim.slim(Nobody(), "tome", r=2)
+    named = Path(str(caught.value).rpartition("To add one: ")[2])
+    assert named.is_file()
+    assert named.read_text(encoding="utf-8").startswith("# Adding a family")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import patchslim
 from comparison import ShuffleMap, ShuffleQueries, sample_methods, slim_unchecked
 from hf_hosts import HF_HOSTS, HfHost, random_pixels
 from patchslim.schedules.schedule import Rate
-from patchslim.testing import check_adapter
 from patchslim.testing.counting import count_macs
 from patchslim.tokens.shapes import dense_macs
 from timm_options import OPTIONS
@@ -41,11 +39,3 @@ def test_counted_is_what_runs(variant: Variant | HfHost) -> None:
             cost = model.macs()
             counted = count_macs(model, x)
             assert cost.total + cost.choosing == pytest.approx(counted, rel=0.005), (method, tail)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", EVERY, ids=str)
-def test_public_contract_of_families(variant: Variant | HfHost) -> None:
-    """The checks that a third party can run on an adapter of its own."""
-    with torch.no_grad():
-        check_adapter(variant.build())

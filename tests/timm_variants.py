@@ -3,7 +3,8 @@
 The registry's own functions are called with the constructors of the host classes replaced by one
 that notes its arguments and stops. Arguments that only set a scale (depth, width, image, number of
 classes ...) are dropped; names whose other arguments agree are one variant. `python
-tests/variants.py` prints the count and runs the identity law on each. Knows nothing of methods.
+tests/timm_variants.py` prints how many there are and compares each with its host. It knows nothing
+of methods.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from patchslim.hosts._registry import load_library
 
 HOSTS: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled, Eva)
 DEFAULTS = {cls: inspect.signature(cls).parameters for cls in (VisionTransformer, Eva)}
@@ -99,13 +102,23 @@ def recording_arguments() -> Iterator[None]:
 
 
 def candidate_names() -> list[str]:
-    """Names registered by the modules of timm that know one of the host classes."""
-    names: list[str] = []
-    for module in sorted(timm.list_modules()):
-        known = vars(sys.modules[f"timm.models.{module}"]).values()
-        if any(cls is value for cls in HOSTS for value in known):
-            names += timm.list_models(module=module)
-    return names
+    """Names that are registered by a module, timm's or our own, with one of the host classes.
+
+    Our own architectures are registered first, so that the names are the same whatever a test
+    file has imported before.
+    """
+    load_library("timm").import_library()
+    modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
+    knowing = {
+        module
+        for module in set(modules.values())
+        if any(cls is value for cls in HOSTS for value in vars(sys.modules[module]).values())
+    }
+    return [
+        name
+        for name in sorted(modules, key=lambda name: (modules[name], name))
+        if modules[name] in knowing
+    ]
 
 
 def record_arguments(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:

@@ -99,21 +99,21 @@ OFFICIAL_NAMES = {
 
 
 class NoAttentionBias(nn.Module):
-    """What takes the biases out of timm's attentions, so that any number of rows may come."""
+    """Removes the biases of timm's attentions, so that they take any number of rows."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         del self.attention_biases, self.attention_bias_idxs
 
     def get_attention_biases(self, device: torch.device) -> int:  # noqa: ARG002 (timm's words)
-        """Nothing to add."""
+        """Returns 0, which timm adds to the attention logits."""
         return 0
 
     def reset_parameters(self) -> None:
-        """Nothing that this module owns by itself."""
+        """Resets nothing: the module has no parameters of its own."""
 
     def init_non_persistent_buffers(self) -> None:
-        """Nothing that is not saved."""
+        """Makes nothing: the module has no such buffers."""
 
 
 class EvoAttention(NoAttentionBias, Attention):  # type: ignore[misc]
@@ -133,7 +133,7 @@ class ClassDownsample(Downsample):  # type: ignore[misc]
     """Every second row and column of the patches, behind the class row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The class row and the patches that ask."""
+        """The class row and the patches that become queries."""
         return torch.cat((x[:, :1], super().forward(x[:, 1:])), dim=1)
 
 
@@ -157,7 +157,7 @@ class EvoDownsample(LevitDownsample):  # type: ignore[misc]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The positions; the rest are modules that reset themselves."""
+        """Resets the positions. The other modules reset themselves."""
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Class token and positions; the rest are modules that reset themselves."""
+        """Resets class token and positions. The other modules reset themselves."""
         nn.init.zeros_(self.cls_token)
         trunc_normal_(self.pos_embed, std=0.02)
 
@@ -209,18 +209,18 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
         return result
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:  # noqa: FBT001, FBT002
-        """The mean of both heads; both of them in distilled training."""
+        """The mean of both heads; in distilled training both outputs."""
         return super().forward_head(x[:, 1:], pre_logits)
 
     def forward_intermediates(self, *_: Any, **__: Any) -> Any:
-        """Refused: timm's own would take the class row for a patch."""
+        """Raises UnsupportedModel: timm's code would take the class row for a patch."""
         raise UnsupportedModel(
             "EvoLevit gives no feature maps (features_only, forward_intermediates): its sequences "
             "hold a class token. Use forward_features."
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Positions, as published."""
+        """Names of the positions, as published."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
@@ -286,7 +286,7 @@ def _row_count(resolution: tuple[int, int]) -> int:
 
 
 def _attention_settings(attn: Attention | AttentionDownsample) -> dict[str, Any]:
-    """What one of timm's attentions was built with, but for its widths."""
+    """The arguments that one of timm's attentions was built with, without its widths."""
     return {
         "key_dim": attn.key_dim,
         "num_heads": attn.num_heads,

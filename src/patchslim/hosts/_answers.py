@@ -1,4 +1,4 @@
-"""A host's answers to fixed images, and how far two answers are apart."""
+"""Outputs of a host for fixed images, and the difference of two outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def relative_difference(got: Tensor, wanted: Tensor) -> float:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts the model in evaluation mode, and every module back as it was afterwards."""
+    """Puts the model in evaluation mode for a while; then every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -32,7 +32,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def noise_logits(adapter: Adapter, host: nn.Module, like: nn.Module | None = None) -> list[float]:
-    """The first of the host's answers to one fixed image of noise, with all its tokens.
+    """The host's first 16 output values for one fixed noise image, with all tokens kept.
 
     A model of another family, such as a teacher, is asked about images for the host `like`.
     """

@@ -58,7 +58,7 @@ class TimmHost(Adapter, ABC):
     def size_mismatch(
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
-        """A strict host takes one size; a free one takes multiples of its patch, unless it pads."""
+        """Refuses all but the host's size; with a dynamic size, all but multiples of the patch."""
         embed = host.patch_embed
         _, height, width = _image_shape(host)
         if getattr(embed, "strict_img_size", True) and size != (height, width):
@@ -74,7 +74,7 @@ class TimmHost(Adapter, ABC):
         return None
 
     def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """None: a mask over the dense sequence means nothing on a reduced one."""
+        """Refuses all: a mask over the dense sequence does not fit a reduced one."""
         asked = {name: v for name, v in given.items() if v is not None and v is not False}
         return super().options(host, asked)
 
@@ -94,7 +94,7 @@ class TimmHost(Adapter, ABC):
         return normed
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """The host's own head; tokens that stand for several patches weigh as many when pooled."""
+        """Calls the host's head. In a mean, a merged token weighs as many as it stands for."""
         if _returns_rows(host):
             return host.forward_head(host.norm(tokens.dense_features()))
         x = host.norm(tokens.x)
@@ -104,14 +104,14 @@ class TimmHost(Adapter, ABC):
         return host.head(host.head_drop(host.fc_norm(self._pool(host, tokens.with_x(x)))))
 
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
-        """What reads the mean of the patches, beside a class token that nobody reads."""
+        """The classifier on the mean of the patches, if the head does not read the class token."""
         beside = host.cls_token is not None and host.attn_pool is None and host.num_classes > 0
         if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
             return super().pooled_classifiers(host)
         return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
 
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
-        """Attention of the pooling query over the patches (its key projection folded in)."""
+        """Attention of the pooling query over the patches, by query and key weight in one."""
         pool = host.attn_pool
         query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
         key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
@@ -122,7 +122,7 @@ class TimmHost(Adapter, ABC):
         return logits.softmax(dim=1).mean(dim=2)
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The registered architecture, its arguments if timm kept them, its configuration."""
+        """The registered name, arguments and configuration; None if timm kept no arguments."""
         cfg = dict(getattr(host, "pretrained_cfg", None) or {})
         if getattr(host, "_model_args", None) is None or not cfg.get("architecture"):
             return None  # timm keeps the arguments from 1.0.31 on
@@ -172,7 +172,7 @@ class TimmHost(Adapter, ABC):
         )
 
     def _head_macs(self, host: Any, entering: int) -> tuple[int, int]:
-        """Multiply-adds of pooling and classifier: the fixed ones, and those a row that is left."""
+        """Multiply-adds of pooling and classifier: a fixed number, and one for each row left."""
         final, pool = sum(map(linear_macs, self._classifiers(host))), host.attn_pool
         if _pools_by_query(host):
             query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
@@ -205,7 +205,7 @@ class TimmHost(Adapter, ABC):
         return {"score": int(pool.num_heads) * width, "score_once": folding}
 
     def _pool(self, host: Any, tokens: Tokens) -> Tensor:
-        """Pooling in which a row that stands for s patches counts s times, and a dead one never."""
+        """Pools rows: one of size s counts s times, and a row that is not alive not at all."""
         weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
         x = tokens.x
         if self._pools_prefix(host):
@@ -252,7 +252,7 @@ def _pools_by_query(host: Any) -> bool:
 
 
 def linear_columns(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
-    """Columns `start` to `stop` of what a linear layer gives, and no others where it is plain."""
+    """Columns `start` to `stop` of a linear layer's output; a plain layer computes no others."""
     if type(layer) is not nn.Linear:  # quantized, or with a low-rank update
         some: Tensor = layer(y)[..., start:stop]
         return some

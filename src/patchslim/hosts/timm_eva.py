@@ -33,7 +33,7 @@ class TimmEva(TimmHost):
         )
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Foreign forward passes, blocks and attentions, and patch dropout."""
+        """Refuses overridden forward passes, foreign blocks and attentions, patch dropout."""
         for name in ("forward", "forward_features", "forward_head", "pool"):
             if getattr(type(host), name).__module__ != "timm.models.eva":
                 return f"{type(host).__name__} overrides {name}, and only timm's own is known."
@@ -116,7 +116,7 @@ class TimmEva(TimmHost):
     def _rotate(
         self, host: Any, index: int, tokens: Tokens, t: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Queries or keys (B, H, N, d) with each patch rotated to its place in the grid."""
+        """Rotates queries or keys (B, H, N, d) by each patch's position in the grid."""
         from timm.layers import apply_rot_embed_cat
 
         if tokens.rotary is None or not tokens.patches:
@@ -136,7 +136,7 @@ class TimmEva(TimmHost):
         return host.attn_pool is not None
 
     def _block_shape(self, host: Any, index: int) -> BlockShape:
-        """Costs read off one block's own layers; shared keys cost their projection once a group."""
+        """Counts multiply-adds of one block; shared keys are projected once a group."""
         attn = host.blocks[index].attn
         width, inner = int(host.embed_dim), int(attn.num_heads * attn.head_dim)
         shared = inner // int(getattr(attn, "num_kv_groups", 1))
@@ -155,7 +155,7 @@ class TimmEva(TimmHost):
 
 
 def _project_fused(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
-    """The named columns of one projection for queries, keys and values."""
+    """Computes the columns that `part` names of one fused projection."""
     third = attn.qkv.out_features // 3
     start, stop = QKV_COLUMNS[part].start * third, QKV_COLUMNS[part].stop * third
     if getattr(attn, "q_bias", None) is None:
@@ -170,6 +170,6 @@ def _project_fused(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
 
 
 def _project_separately(attn: Any, y: Tensor, part: Part) -> dict[str, Tensor]:
-    """Queries, keys and values by projections of their own."""
+    """Computes the parts by separate projections."""
     layers = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
     return {name: layers[name](y) for name in part}

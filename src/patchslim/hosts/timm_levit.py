@@ -42,7 +42,7 @@ class TimmLevit(TimmHost):
         )
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Convolutions in place of linear layers, foreign forward passes and blocks."""
+        """Refuses convolutional layers, and overridden forward passes and blocks."""
         for name in ("forward", "forward_features", "forward_head"):
             if getattr(type(host), name).__module__ not in KNOWN_MODULES:
                 return f"{type(host).__name__} overrides {name}, and only timm's own is known."
@@ -85,7 +85,7 @@ class TimmLevit(TimmHost):
         )
 
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
-        """The heads of Evo-LeViT, of which the second answers the teacher."""
+        """The two heads of Evo-LeViT; the second one learns from the teacher."""
         if not _has_class_token(host) or host.num_classes == 0:
             return Adapter.pooled_classifiers(self, host)
         return [host.head, host.head_dist]
@@ -93,7 +93,7 @@ class TimmLevit(TimmHost):
     def size_mismatch(
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
-        """Positions are made for one size."""
+        """Refuses every size but the one that its positions are made for."""
         _, height, width = _image_shape(host)
         if size == (height, width):
             return None
@@ -159,7 +159,7 @@ class TimmLevit(TimmHost):
         return fed
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
-        """There is none but in the head."""
+        """Returns x: the only norm is in the head."""
         return x
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
@@ -193,7 +193,7 @@ class TimmLevit(TimmHost):
         )
 
     def _block_shape(self, host: Any, index: int) -> BlockShape:
-        """Costs read off one block's own layers."""
+        """Counts the multiply-adds of one block from its layers."""
         block = _all_blocks(host)[index]
         attn = _attention(block)
         keys, values = attn.num_heads * attn.key_dim, attn.num_heads * attn.val_dim
@@ -241,7 +241,7 @@ def _image_shape(host: Any) -> tuple[int, int, int]:
 
 
 def _stride(block: Any) -> int:
-    """Two where a stage begins with a smaller grid."""
+    """Lists each block's stride: 2 where a stage begins with a smaller grid, else 1."""
     return int(block.attn_downsample.stride) if _is_downsampling(block) else 1
 
 
@@ -269,7 +269,7 @@ def _attention(block: Any) -> Any:
 def _project_heads(
     layer: Any, x: Tensor, heads: int, widths: Mapping[str, int], part: Part
 ) -> tuple[Tensor, ...]:
-    """The parts of a projection whose columns are heads of `widths` each, split in heads."""
+    """Splits a projection into heads, and each head into parts of these widths."""
     names = list(widths)
     before = sum(widths[name] for name in names[: names.index(part[0])])
     wanted = sum(widths[name] for name in part)
@@ -285,7 +285,7 @@ def _project_heads(
 
 
 def _project_columns(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
-    """Some columns of a linear layer with the batch norm behind it, in evaluation."""
+    """Computes some columns of a linear layer and its batch norm, in evaluation."""
     norm, y = layer.bn, F.linear(x, layer.linear.weight[columns])
     mean, var = norm.running_mean[columns], norm.running_var[columns]
     weight, bias = norm.weight[columns], norm.bias[columns]

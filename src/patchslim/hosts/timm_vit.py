@@ -35,7 +35,7 @@ class TimmVit(TimmHost):
         )
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Foreign forward passes, blocks and attentions, and patch dropout."""
+        """Refuses overridden forward passes, foreign blocks and attentions, patch dropout."""
         known = ("timm.models.vision_transformer", "timm.models.deit")
         for name in ("forward", "forward_features", "forward_head", "pool"):
             if getattr(type(host), name).__module__ not in known:
@@ -86,7 +86,7 @@ class TimmVit(TimmHost):
         return bool(host.pool_include_prefix)
 
     def _block_shape(self, host: Any, index: int) -> BlockShape:
-        """Costs read off one block's own layers."""
+        """Counts the multiply-adds of one block from its layers."""
         block = host.blocks[index]
         attns = _attentions(block)
         width, heads = int(host.embed_dim), len(attns) * attns[0].num_heads
@@ -113,14 +113,14 @@ class TimmVit(TimmHost):
 
 
 def _attentions(block: Any) -> list[Any]:
-    """The attention modules of a block; a fused parallel block is its own attention."""
+    """Lists the attentions of a block. A fused parallel block is its own attention."""
     if hasattr(block, "attns"):
         return [branch.attn for branch in block.attns]
     return [block.attn] if hasattr(block, "attn") else [block]
 
 
 def _attention_inputs(block: Any, x: Tensor) -> list[tuple[Any, Tensor]]:
-    """Each attention of a block with what it sees: normed before (most) or not (post-norm)."""
+    """Pairs each attention of a block with its input: normed, or plain in a post-norm block."""
     if hasattr(block, "attns"):
         return [(branch.attn, branch.norm(x)) for branch in block.attns]
     if hasattr(block, "in_proj"):
@@ -129,7 +129,7 @@ def _attention_inputs(block: Any, x: Tensor) -> list[tuple[Any, Tensor]]:
 
 
 def _project_heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
-    """Queries, keys, values of one attention, split in heads and normed.
+    """Computes queries, keys and values of one attention, split into heads and normed.
 
     Differential attention has two maps a head over one value: each map becomes a head.
     """
@@ -147,7 +147,7 @@ def _project_heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
 
 
 def _project_flat(attn: Any, y: Tensor, part: Part) -> list[Tensor]:
-    """The named columns of the fused projection, each (B, N, heads * channels)."""
+    """Computes the columns of the fused projection that `part` names, (B, N, heads * channels)."""
     layer = getattr(attn, "qkv", None)
     first = 0
     if layer is None:
@@ -161,7 +161,7 @@ def _project_flat(attn: Any, y: Tensor, part: Part) -> list[Tensor]:
 
 
 def _join_heads(attn: Any, attended: Tensor) -> Tensor:
-    """The attended values (B, heads, n, d) as one vector a row; two maps a head are subtracted."""
+    """Joins the heads of attended values (B, heads, n, d); differential maps are subtracted."""
     if hasattr(attn, "lambda_init"):
         weight = attn._compute_lambda().type_as(attended)
         attended = attended[:, 0::2] - weight * attended[:, 1::2]
@@ -170,7 +170,7 @@ def _join_heads(attn: Any, attended: Tensor) -> Tensor:
 
 
 def _attention_output(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
-    """What an attention module makes of its attended values; `y` is what it saw, for its gate."""
+    """Applies an attention's gate, norm and output projection. The gate reads the input `y`."""
     joined = attn.norm(_join_heads(attn, attended))
     gate = getattr(attn, "gate", None)
     if gate is not None:
@@ -210,7 +210,7 @@ def _feed_side_by_side(block: Any, x: Tensor) -> Tensor:
 
 
 def _mix_parallel(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """Attention and feed-forward of one input, added in one residual."""
+    """Adds attention and feed-forward, which read the same input, to the residual stream."""
     hidden = block.in_split[0]
     bias = block.mlp_bias if block.in_proj.bias is None else block.in_proj.bias[:hidden]
     fed = F.linear(block.in_norm(x), block.in_proj.weight[:hidden], bias)
@@ -224,7 +224,7 @@ def _mix_parallel(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 
 
 def _skip_feed(_: Any, x: Tensor) -> Tensor:
-    """The feed-forward is already in the one residual."""
+    """Changes nothing: `mix` has added the feed-forward already."""
     return x
 
 

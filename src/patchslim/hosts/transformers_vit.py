@@ -46,7 +46,7 @@ class TransformersVit(Adapter):
         return _model_type(host) is not None
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Tasks other than features and classification; outputs that a reduced sequence lacks."""
+        """Refuses other tasks than features and classification, and outputs of the dense shape."""
         kind = _model_type(host)
         names = [f"{CLASS_PREFIXES[kind]}{task}" for task in TASKS] if kind else []
         if type(host).__name__ not in names:
@@ -78,7 +78,7 @@ class TransformersVit(Adapter):
     def size_mismatch(
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
-        """ViT and DeiT take one size unless asked to interpolate; DINOv2 takes any."""
+        """Refuses other sizes for ViT and DeiT unless they interpolate; DINOv2 takes any."""
         _, height, width = _image_shape(host)
         free = (_model_type(host) or "").startswith("dinov2") or options.get(
             "interpolate_pos_encoding"
@@ -90,7 +90,7 @@ class TransformersVit(Adapter):
         )
 
     def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Labels, interpolation of positions and the kind of return value."""
+        """Accepts labels, interpolation of positions and the kind of return value."""
         given = {
             **{name: getattr(host.config, name, False) for name in UNSUPPORTED_OUTPUTS},
             **given,
@@ -182,7 +182,7 @@ class TransformersVit(Adapter):
         return tensor
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The class, its configuration, and what a bare ViT or DeiT was built with beside it."""
+        """The class, its configuration, and whether a bare model has a pooler and a mask token."""
         recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
         if _returns_rows(host) and not _is_dinov2(host):
             recipe["pooler"] = host.pooler is not None

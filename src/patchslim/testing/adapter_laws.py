@@ -53,7 +53,7 @@ class AdapterTrial:
 
     @property
     def tolerance(self) -> float:
-        """The difference that rounding explains."""
+        """The largest difference that rounding may cause."""
         return TOLERANCE[next(self.host.parameters()).dtype]
 
     def images(self, batch: int = 2) -> Tensor:
@@ -74,7 +74,7 @@ class AdapterTrial:
         )
 
     def half_model(self, *, tail: Tail = "full") -> SlimModel:
-        """The host with half of the patches dropped by lot after the first block."""
+        """The host with a random half of the patches dropped after the first block."""
         return self.model("random", Rate(0.5, (0,)), tail=tail)
 
     def answer(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -97,12 +97,18 @@ def parts_are_columns_of_the_whole(family: AdapterTrial) -> None:
     """Queries, keys and values are the same whether projected together or apart, in any order."""
     host, adapter = family.host, family.adapter
     parts: tuple[Part, ...] = ("qk", "kv", "q", "v")
+    shape = adapter.shape(host)
     with torch.no_grad():
         tokens = _shuffle_patches(adapter.embed(host, family.images(), {}))
-        whole = dict(zip("qkv", adapter.project(host, 0, tokens, "qkv"), strict=True))
-        for part in parts:
-            for name, t in zip(part, adapter.project(host, 0, tokens, part), strict=True):
-                require_close(t, whole[name], family.tolerance, f"{name} of {part!r}")
+        for index, block in enumerate(shape.blocks):
+            # Only blocks that take tokens of this grid and width, which is all but in a pyramid.
+            if block.width != tokens.x.shape[2] or any(each <= index for each in shape.strided):
+                continue
+            whole = dict(zip("qkv", adapter.project(host, index, tokens, "qkv"), strict=True))
+            for part in parts:
+                for name, t in zip(part, adapter.project(host, index, tokens, part), strict=True):
+                    what = f"{name} of {part!r} in block {index}"
+                    require_close(t, whole[name], family.tolerance, what)
 
 
 def rows_may_stand_in_any_order(family: AdapterTrial) -> None:
@@ -237,7 +243,7 @@ def _shuffle_patches(tokens: Tokens) -> Tokens:
 
 
 def _host_state(host: nn.Module) -> dict[str, object]:
-    """All about a host that slimming could disturb."""
+    """Everything about a host that slimming could change."""
     found: dict[str, object] = {}
     for name, module in host.named_modules():
         hooks = sum(len(value) for key, value in vars(module).items() if key.endswith("_hooks"))

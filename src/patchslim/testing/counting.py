@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -16,15 +15,15 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
     """What torch counts while `model` answers for `images`, in multiply-adds an image.
 
     The counter knows products of matrices, and not every fused operation that torch may run in
-    their place. So attention is computed unfused, that of `nn.MultiheadAttention`, too. The model
-    is copied without gradients: the counter cannot follow weights that require gradients where
-    gradients are switched off.
+    their place. So attention is computed unfused, that of `nn.MultiheadAttention`, too. Meanwhile
+    no weight requires a gradient: the counter cannot follow one that does where gradients are
+    switched off.
     """
-    model = copy.deepcopy(model).requires_grad_(False)
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         _without_fast_path(),
+        _without_gradients(model),
         FlopCounterMode(display=False) as counter,
     ):
         model(images)
@@ -40,3 +39,16 @@ def _without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Has no weight require a gradient, and every weight what it required afterwards."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -1,0 +1,115 @@
+"""Every family on disk, every variant that its library builds, every public law of families.
+
+A family's variants are listed by `variants(family)` in `tests/variants_<library>.py`. Each has a
+`build()` that gives a small host, and a name. Where that file has `is_combination(variant)`, the
+two laws that take longest are slow for variants that only combine what others have by themselves.
+Nothing here names a family.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+import patchslim
+from comparison import assert_same_gradients, gradients
+from patchslim.hosts._registry import find_family_library, load_adapter
+from patchslim.model.model import SlimModel
+from patchslim.model.plan import plan_schedule
+from patchslim.schedules.schedule import Constant
+from patchslim.testing import FAMILY_LAWS
+from patchslim.testing.adapter_laws import AdapterTrial
+from patchslim.testing.law import Law, check_law
+
+
+def list_variants(family: str) -> tuple[Any, ...]:
+    """The small variants of a family."""
+    module = importlib.import_module(f"variants_{find_family_library(family).name}")
+    found: tuple[Any, ...] = module.variants(family)
+    return found
+
+
+SUBJECTS = [
+    (family, variant) for family in patchslim.adapter_names() for variant in list_variants(family)
+]
+LONGEST = ("macs_are_what_it_spends", "two_threads_get_the_answers_of_one")
+
+
+def is_slow(law: Law[AdapterTrial], family: str, variant: Any) -> bool:
+    """Whether a law runs on a variant in the slow suite only."""
+    module = importlib.import_module(f"variants_{find_family_library(family).name}")
+    combined = getattr(module, "is_combination", lambda _: False)
+    return law.__name__ in LONGEST and bool(combined(variant))
+
+
+CASES = [
+    pytest.param(
+        law,
+        family,
+        variant,
+        id=f"{family}-{variant}-{law.__name__}",
+        marks=[pytest.mark.slow] if is_slow(law, family, variant) else [],
+    )
+    for family, variant in SUBJECTS
+    for law in FAMILY_LAWS
+]
+
+
+@functools.cache
+def trial(family: str, variant: Any) -> AdapterTrial:
+    """A host, built once for all laws, each of which leaves it as it is found."""
+    return AdapterTrial(variant.build(), load_adapter(family))
+
+
+@pytest.mark.parametrize(("law", "family", "variant"), CASES)
+def test_the_family_keeps_the_law(law: Law[AdapterTrial], family: str, variant: Any) -> None:
+    check_law(law, trial(family, variant), f"{family} on {variant}")
+
+
+@pytest.mark.parametrize(("family", "variant"), SUBJECTS, ids=str)
+def test_training_equals_the_host(family: str, variant: Any) -> None:
+    """Same random draws, same gradients for every parameter; and no parameter goes unnoticed."""
+    host, twin = variant.build(), variant.build()
+    adapter = load_adapter(family)
+    plan = plan_schedule(host, adapter, patchslim.find_method("identity")(), Constant(0), "full")
+    slimmed = SlimModel(host, plan).train()
+    x = AdapterTrial(host, adapter).images()
+
+    def answer(model: Any, x: torch.Tensor) -> torch.Tensor:
+        output = model(x)
+        if isinstance(output, tuple):  # a host whose heads answer apart in training
+            return torch.stack(output)
+        logits = adapter.logits(output)
+        pooled = output.get("pooler_output") if hasattr(output, "get") else None
+        return logits if pooled is None else logits.mean() + pooled.mean()
+
+    got = gradients(functools.partial(answer, slimmed), host, x)
+    wanted = gradients(functools.partial(answer, twin.train()), twin, x)
+    assert host.training
+    assert_same_gradients(got, wanted)
+    for name, statistic in twin.named_buffers():
+        mine = host.get_buffer(name)
+        assert torch.allclose(mine, statistic, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("family", patchslim.adapter_names())
+def test_every_law_runs_by_default_on_every_family(family: str) -> None:
+    assert {law.__name__ for law in FAMILY_LAWS} >= {*LONGEST}
+    for law in FAMILY_LAWS:
+        quick = [each for each in list_variants(family) if not is_slow(law, family, each)]
+        assert len(quick) >= 3, law.__name__
+
+
+@pytest.mark.parametrize("family", patchslim.adapter_names())
+def test_every_variant_is_served_by_its_family(family: str) -> None:
+    every = list_variants(family)
+    assert len(every) >= 3
+    assert len({str(each) for each in every}) == len(every)
+    for variant in every:
+        assert type(patchslim.find_adapter(trial(family, variant).host)) is type(
+            load_adapter(family)
+        )
