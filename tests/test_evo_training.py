@@ -200,7 +200,7 @@ def test_its_authors_share_is_usual_for_the_method():
 
 def test_in_every_block_of_a_pyramid_but_its_strides():
     model = slimmed(levit())
-    steps = model.schedule.in_every_block(5, model.resets)
+    steps = model.schedule.in_every_block(5, model.plan.shape.resets)
     assert steps.at == (1, 3, 4)
     images = batches(side=64)[0][0]
     decided = forward_training(model.train(), images, tail="full", layered=True).decisions

@@ -1,6 +1,7 @@
 """The laws of methods, on methods on disk with all their switches, toys, and examples in docs."""
 
 import ast
+import functools
 import inspect
 import re
 import shutil
@@ -121,6 +122,7 @@ def example_code():
     return "\n".join([*re.findall(r"```python\n(.*?)```", text, re.DOTALL), textwrap.dedent(shown)])
 
 
+@functools.cache
 def examples():
     """The methods that are shown, in a module of their own, since they are pickled, too."""
     module = types.ModuleType("methods_of_the_guide")
