@@ -1,5 +1,6 @@
 """Operation counts: the published and computed facts, and torch's own counter on running models."""
 
+import copy
 import functools
 import importlib.util
 import json
@@ -89,7 +90,7 @@ def test_torch_counts_the_same(method, tail, readout):
     left = [method.fewest(16)] * 3 if method.fewest(16) == 16 else [first, 12, 8]
     schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
     slimmed = SlimModel(
-        host, plan_schedule(host, find_adapter(host), method.eval(), schedule, tail)
+        host, plan_schedule(host, find_adapter(host), copy.deepcopy(method).eval(), schedule, tail)
     )
     with torch.no_grad():
         (cost,) = slimmed.macs_of(noise_images(1))
