@@ -2,7 +2,7 @@
 
 A family's variants are listed by `variants(family)` in `tests/variants_<library>.py`. Each has a
 `build()` that gives a small host, and a name. Where that file has `is_combination(variant)`, the
-two laws that take longest are slow for variants that only combine what others have by themselves.
+laws that take longest are slow for variants that only combine what others have by themselves.
 Nothing here names a family.
 """
 
@@ -23,7 +23,7 @@ from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant
 from patchslim.testing import FAMILY_LAWS
 from patchslim.testing.adapter_laws import AdapterTrial
-from patchslim.testing.law import Law, check_law
+from patchslim.testing.law import check_law
 
 
 def list_variants(family: str) -> tuple[Any, ...]:
@@ -36,26 +36,23 @@ def list_variants(family: str) -> tuple[Any, ...]:
 SUBJECTS = [
     (family, variant) for family in patchslim.adapter_names() for variant in list_variants(family)
 ]
-LONGEST = ("macs_are_what_it_spends", "two_threads_get_the_answers_of_one")
+LONGEST = (
+    "macs_are_what_it_spends",
+    "the_host_stays_as_found",
+    "two_threads_get_the_answers_of_one",
+)
 
 
-def is_slow(law: Law[AdapterTrial], family: str, variant: Any) -> bool:
-    """Whether a law runs on a variant in the slow suite only."""
+def only_combines(family: str, variant: Any) -> bool:
+    """Whether a variant only combines what others have by themselves."""
     module = importlib.import_module(f"variants_{find_family_library(family).name}")
-    combined = getattr(module, "is_combination", lambda _: False)
-    return law.__name__ in LONGEST and bool(combined(variant))
+    return bool(getattr(module, "is_combination", lambda _: False)(variant))
 
 
-CASES = [
-    pytest.param(
-        law,
-        family,
-        variant,
-        id=f"{family}-{variant}-{law.__name__}",
-        marks=[pytest.mark.slow] if is_slow(law, family, variant) else [],
-    )
-    for family, variant in SUBJECTS
-    for law in FAMILY_LAWS
+COMBINED = [each for each in SUBJECTS if only_combines(*each)]
+TRAINED = [
+    pytest.param(*each, id="-".join(map(str, each)), marks=[pytest.mark.slow] * (each in COMBINED))
+    for each in SUBJECTS
 ]
 
 
@@ -65,12 +62,24 @@ def trial(family: str, variant: Any) -> AdapterTrial:
     return AdapterTrial(variant.build(), load_adapter(family))
 
 
-@pytest.mark.parametrize(("law", "family", "variant"), CASES)
-def test_the_family_keeps_the_law(law: Law[AdapterTrial], family: str, variant: Any) -> None:
-    check_law(law, trial(family, variant), f"{family} on {variant}")
-
-
 @pytest.mark.parametrize(("family", "variant"), SUBJECTS, ids=str)
+def test_the_family_keeps_the_laws(family: str, variant: Any) -> None:
+    """All laws; on variants that only combine others, the longest are left to the slow suite."""
+    combined = only_combines(family, variant)
+    for law in FAMILY_LAWS:
+        if not combined or law.__name__ not in LONGEST:
+            check_law(law, trial(family, variant), f"{family} on {variant}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "variant"), COMBINED, ids=str)
+def test_the_family_keeps_the_longest_laws_in_combinations(family: str, variant: Any) -> None:
+    for law in FAMILY_LAWS:
+        if law.__name__ in LONGEST:
+            check_law(law, trial(family, variant), f"{family} on {variant}")
+
+
+@pytest.mark.parametrize(("family", "variant"), TRAINED)
 def test_training_equals_the_host(family: str, variant: Any) -> None:
     """Same random draws, same gradients for every parameter; and no parameter goes unnoticed."""
     host, twin = variant.build(), variant.build()
@@ -99,9 +108,8 @@ def test_training_equals_the_host(family: str, variant: Any) -> None:
 @pytest.mark.parametrize("family", patchslim.adapter_names())
 def test_every_law_runs_by_default_on_every_family(family: str) -> None:
     assert {law.__name__ for law in FAMILY_LAWS} >= {*LONGEST}
-    for law in FAMILY_LAWS:
-        quick = [each for each in list_variants(family) if not is_slow(law, family, each)]
-        assert len(quick) >= 3, law.__name__
+    alone = [each for each in list_variants(family) if not only_combines(family, each)]
+    assert len(alone) >= 3
 
 
 @pytest.mark.parametrize("family", patchslim.adapter_names())
