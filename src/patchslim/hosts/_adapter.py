@@ -87,7 +87,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def shape(self, host: nn.Module, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs of the host at its own image size, or at another."""
+        """Rows and costs of the host at its own image size (None), or at another."""
 
     @abstractmethod
     def blocks(self, host: nn.Module) -> nn.ModuleList | nn.Sequential:
@@ -113,14 +113,23 @@ class Adapter(ABC):
 
     @abstractmethod
     def norm(self, host: nn.Module, x: Tensor) -> Tensor:
-        """What the host does to features after its last block."""
+        """What the host does to features after its last block.
+
+        It is asked for where features are returned. `head` gets tokens on which it was not called.
+        """
 
     @abstractmethod
     def head(self, host: nn.Module, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """What the host itself would return, from the tokens after the last block."""
+        """What the host itself would return, from the tokens after the last block.
+
+        These come straight from the block: the host's final norm is called here.
+        """
 
     def unsupported_reason(self, host: nn.Module) -> str | None:
-        """Why this very host cannot be served exactly, or None."""
+        """Why this very host cannot be served exactly, or None.
+
+        A sentence that goes on after "this model cannot be slimmed:", with its full stop.
+        """
         return None
 
     def size_mismatch(
@@ -144,7 +153,10 @@ class Adapter(ABC):
         return tensor
 
     def recipe(self, host: nn.Module) -> dict[str, Any] | None:
-        """Plain data from which `rebuild` makes a host of the same architecture, or None."""
+        """Plain data from which `rebuild` makes a host of the same architecture, or None.
+
+        It is kept as JSON, from which a tuple comes back as a list.
+        """
         return None
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:

@@ -130,7 +130,9 @@ class Library(ABC):
             settings: further arguments of the library's own factory.
 
         Raises:
-            PatchslimError: for settings that the model does not have, with the nearest that it has.
+            PatchslimError: for settings that the model does not have, with the nearest that it has,
+                and for all else that the library refuses (`build_error`). Any other error is shown
+                as a traceback.
         """
         raise NotImplementedError
 

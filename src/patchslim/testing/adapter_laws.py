@@ -34,6 +34,8 @@ from patchslim.tokens.tokens import Tokens
 def check_adapter(host: nn.Module, adapter: Adapter | None = None) -> None:
     """Raises `BrokenLaw` for the first law that an adapter does not keep on `host`.
 
+    The guide to adding a family says, for each law, where to look first.
+
     Args:
         host: a small model of the family, in evaluation mode; it is left as it is found.
         adapter: an adapter of your own; by default the one that ships for this host.

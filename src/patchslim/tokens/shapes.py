@@ -22,7 +22,8 @@ class BlockShape:
         key_width: channels of one head's key.
         out: cost for one row of everything between attention and the residual sum.
         feed: cost of the feed-forward for one row.
-        score: cost for one row of scoring by class attention, or by a pooling query.
+        score: cost for one row of scoring by class attention, which is `query_width`, or by a
+            pooling query.
         score_once: cost of scoring that does not depend on the number of rows.
         pixels: values in one patch of the image.
     """
@@ -46,7 +47,13 @@ class BlockShape:
 
     @classmethod
     def standard(cls, width: int, heads: int, *, ratio: float = 4.0) -> BlockShape:
-        """Makes the shape of a block of the plain vision transformer."""
+        """Makes the shape of a block whose attention is as wide as its tokens.
+
+        Args:
+            width: channels of a token.
+            heads: heads of its attention.
+            ratio: hidden channels of the feed-forward, as a multiple of `width`.
+        """
         square = width * width
         return cls(
             width=width,
@@ -73,7 +80,7 @@ class HostShape:
         blocks: one shape for each block.
         head: cost of the head that does not depend on the number of rows.
         head_row: cost of the head for each row that is left.
-        read: how many leading rows the head reads, or None if it reads all.
+        read: how many leading rows the head reads, or None if it reads all; `HostFacts.rows_read`.
         strided: for each block that subsamples the grid, the height and width that it leaves.
     """
 
