@@ -67,7 +67,7 @@ host = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, num_
 images = torch.randn(2, 3, 64, 64)
 patchslim.slim(host, "tome", r=1)  # what is loaded once is loaded
 slimmed = []
-planned = trace(lambda: slimmed.append(patchslim.slim(host, "tome", macs=0.6).counts()))
+planned = trace(lambda: slimmed.append(patchslim.macs(host, "tome", macs=0.6).rows))
 slimmed = patchslim.slim(host, "tome", macs=0.6)
 with torch.inference_mode():
     slimmed(images)

@@ -154,6 +154,16 @@ def test_a_missing_library_is_named_only_where_it_may_be_meant(zoo):
     assert type(_catalog.find_host("test_vit")).__name__ == "VisionTransformer"
 
 
+def test_models_are_listed_without_a_library_and_it_is_said_how_to_get_it(zoo, capsys):
+    (zoo / "METADATA").unlink()
+    zoo.rmdir()
+    installed_version.cache_clear()
+    told = run(capsys, "models")
+    assert "zoo_zebra: zoo-models is not installed: pip install 'patchslim[zoo]'" in told
+    assert "timm Levit: " in told
+    assert "test_vit" in run(capsys, "models", "test_vit")
+
+
 def test_a_name_that_two_libraries_have_is_the_first_ones(zoo):
     assert type(_catalog.find_host("test_vit")).__name__ == "VisionTransformer"
     assert type(_catalog.find_host("timm:test_vit")).__name__ == "VisionTransformer"

@@ -234,11 +234,11 @@ def models(args: Namespace, _terminal: Terminal) -> CommandResult:
     """Lists the families of models, and the names that they serve."""
     data, lines = family_facts(args.filter), []
     for facts in data.values():
-        label, names, hint = facts["family"], facts["names"], facts.pop("hint")
+        label, names, hint = facts["family"], facts["names"], facts.pop("hint", None)
         if names:
             lines += [f"{label}: {len(names)} names", *(f"  {name}" for name in names)]
         elif not args.filter:
-            lines.append(f"{label}: give {hint}")
+            lines.append(f"{label}: " + (f"give {hint}" if hint else facts["unavailable"]))
     if args.filter and not lines:
         every = [name for facts in family_facts().values() for name in facts["names"]]
         raise UnknownName.of("model", args.filter, every)

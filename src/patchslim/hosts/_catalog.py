@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import BadFile, MissingExtra, PatchslimError, UnknownName
+from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
 from patchslim.hosts._library import Library, first_line
 from patchslim.hosts._registry import (
     adapter_names,
@@ -143,15 +143,20 @@ def served_names(family: str, containing: str = "") -> list[str]:
 
 
 def family_facts(containing: str = "") -> dict[str, dict[str, Any]]:
-    """Of each family that ships: what it is called, the names it serves, how to name its models."""
-    return {
-        name: {
-            "family": load_adapter(name).family,
-            "names": served_names(name, containing),
-            "hint": find_family_library(name).hint,
-        }
-        for name in adapter_names()
-    }
+    """Of each family that ships: what it is called, the names it serves, how to name its models.
+
+    Of a family whose library is missing or too old, `unavailable` says so, with the cure.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for name in adapter_names():
+        try:
+            family, names = load_adapter(name).family, served_names(name, containing)
+        except (MissingExtra, OldVersion) as error:
+            facts[name] = {"family": name, "names": [], "unavailable": str(error)}
+        else:
+            hint = find_family_library(name).hint
+            facts[name] = {"family": family, "names": names, "hint": hint}
+    return facts
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
