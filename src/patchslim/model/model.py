@@ -61,7 +61,9 @@ class SlimModel(nn.Module):
     @property
     def method(self) -> Method:
         """Decides which tokens stay."""
-        return self.plan.method
+        method = self._modules["method"]
+        assert isinstance(method, Method)  # noqa: S101 (for type checkers)
+        return method
 
     @property
     def schedule(self) -> Schedule:
@@ -81,7 +83,7 @@ class SlimModel(nn.Module):
         fixed_size = self.calibrated is not None and "threshold" not in self.calibrated
         facts = plan.adapter.describe(host)
         return ForwardPass(
-            host, plan.adapter, plan.method, plan, facts, self.training, self.packs, fixed_size
+            host, plan.adapter, self.method, plan, facts, self.training, self.packs, fixed_size
         )
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
