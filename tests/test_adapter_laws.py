@@ -45,7 +45,6 @@ EVERY = [*registered_variants(), *OPTIONS]
 FREE = [variant for variant in EVERY if variant.args.get("dynamic_img_size")]
 PREFIXED = [variant for variant in EVERY if variant.prefix]
 SLOW = pytest.mark.slow
-every_variant = pytest.mark.parametrize("variant", EVERY, ids=str)
 
 
 def each_option(variants: list[Variant]) -> Any:
@@ -81,7 +80,7 @@ def test_no_registered_host_is_overlooked() -> None:
         assert {name for name in timm.list_models() if record_arguments(name)} == names
 
 
-@every_variant
+@each_option(EVERY)
 def test_features_of_everything_equal_the_hosts(variant: Variant) -> None:
     host = built(variant)
     slimmed, x = patchslim.slim(host, "identity"), random_images(host)

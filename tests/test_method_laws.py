@@ -34,29 +34,37 @@ SLOW = (compiles_whole, exports)
 OF_ADAPTIVE = (padding_changes_nothing, packed_is_padded_is_alone)
 
 
-def cases():
-    """Each law for each method; what takes seconds is slow but for one method of each kind."""
+SUBJECTS = [*toy_methods.shipped_methods(), *toy_methods.all_toys()]
+
+
+def slow_cases():
+    """The laws that take seconds, for each method: by default for one method of each kind."""
     kinds = set()
-    for subject in [*toy_methods.shipped_methods(), *toy_methods.all_toys()]:
+    for subject in SUBJECTS:
         method = subject.values[0]
         kind = (method.place, method.adaptive, method.defers, isinstance(method, LearnedMethod))
         is_first = subject.id in patchslim.method_names() and kind not in kinds
         if is_first:
             kinds.add(kind)
-        for law in METHOD_LAWS:
-            if law in OF_ADAPTIVE and not method.adaptive:
-                continue  # it has nothing to say there
-            extra = law in SLOW and not is_first
+        for law in SLOW:
             yield pytest.param(
                 *subject.values,
                 law,
                 id=f"{subject.id}-{law.__name__}",
-                marks=[pytest.mark.slow] if extra else [],
+                marks=[] if is_first else [pytest.mark.slow],
             )
 
 
-@pytest.mark.parametrize(("method", "law"), list(cases()))
-def test_law(method, law):
+@pytest.mark.parametrize("method", SUBJECTS)
+def test_the_method_keeps_the_laws(method):
+    for law in METHOD_LAWS:
+        has_nothing_to_say = law in OF_ADAPTIVE and not method.adaptive
+        if law not in SLOW and not has_nothing_to_say:
+            check_law(law, Trial(method.eval(), 16), type(method).__name__)
+
+
+@pytest.mark.parametrize(("method", "law"), list(slow_cases()))
+def test_the_method_keeps_a_law_that_takes_seconds(method, law):
     check_law(law, Trial(method.eval(), 16), type(method).__name__)
 
 
