@@ -91,9 +91,10 @@ def test_it_is_answered_in_half_a_second_of_processor_time():
 
 
 COST = ["macs", "deit_small_patch16_224", "--macs", "0.6"]
-# Moments of a start: the module that has just been imported.
+# Moments of a start: the module that has just been imported. Not the last one, timm: behind it the
+# command is over before the signal comes, on a busy machine.
 EARLY = ["patchslim.cli.terminal", "patchslim.cli.main", "torch._C"]
-LATER = ["torch", "torch.nn", "patchslim.cli.resolve", "timm.layers", "timm"]
+LATER = ["torch", "torch.nn", "patchslim.cli.resolve", "timm.layers"]
 
 
 @pytest.mark.parametrize(
