@@ -201,5 +201,7 @@ def always_decides(method: Method) -> bool:
 
 def content_kind(method: Method) -> ContentKind | None:
     """What `tokens.content` has to give this method; None if it reads no content."""
-    kinds: tuple[ContentKind, ...] = ("pixels", "embedding")
-    return next((kind for kind in kinds if kind in method.reads), None)
+    # Written out, since it is asked in every forward pass and torch 2.6 cannot trace `next`.
+    if "pixels" in method.reads:
+        return "pixels"
+    return "embedding" if "embedding" in method.reads else None
