@@ -92,8 +92,8 @@ def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tenso
         if name.endswith("bn.bias") and scale < ROUNDING:
             assert float(mine.abs().max()) < ROUNDING, name
             continue
-        # Far above rounding. Weights are drawn differently by older versions: the least there is 8e-5.
-        assert scale > 5e-5, f"{name} does not show in the output ({scale:.1g})"
+        # Far above rounding; older versions draw other weights, whose least gradient is 4e-5.
+        assert scale > 1e-5, f"{name} does not show in the output ({scale:.1g})"
         assert float((mine - gradient).abs().max()) <= 10 * TOLERANCE[mine.dtype] * scale, name
 
 
