@@ -92,8 +92,7 @@ def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tenso
         if name.endswith("bn.bias") and scale < ROUNDING:
             assert float(mine.abs().max()) < ROUNDING, name
             continue
-        # Far above rounding; older versions draw other weights, whose least gradient is 4e-5.
-        assert scale > 1e-5, f"{name} does not show in the output ({scale:.1g})"
+        assert scale > 1e-4, f"{name} does not show in the output ({scale:.1g})"
         assert float((mine - gradient).abs().max()) <= 10 * TOLERANCE[mine.dtype] * scale, name
 
 

@@ -59,7 +59,7 @@ LEVIT_VARIANTS = (
     LevitVariant(
         "EvoLevit, two stages, other ratios",
         EvoLevit,
-        {**TWO_STAGES, "attn_ratio": 1.5, "mlp_ratio": 3.0, "drop_path_rate": 0.2},
+        {**TWO_STAGES, "attn_ratio": 1.5, "mlp_ratio": 3.0, "drop_path_rate": 0.1},
     ),
 )
 VIT_AND_EVA: tuple[Variant, ...] = (*registered_variants(), *OPTIONS)
