@@ -15,7 +15,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 # make test SEED=7 draws another one.
 SEED ?= 1
 
-.PHONY: demo test test-slow test-oldest tables picture docs format constraints clean
+.PHONY: demo test test-slow test-oldest attack tables picture docs format constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/patchslim demo --out runs/demo
@@ -32,6 +32,10 @@ test: $(VENV)/.ready
 # Everything that takes longer: compilers, big variants, real weights and images.
 test-slow: $(VENV)/.ready
 	$(KEPT) $(BIN)/pytest -m slow -n 2 --shuffle $(SEED)
+
+# Every hostile input, with five figures for each kind: what was tried, and four sorts of fault.
+attack: $(VENV)/.ready
+	cd tests && $(abspath $(BIN))/python -m attacks
 
 # The laws and reference numbers on the oldest supported torch, timm and transformers.
 test-oldest: $(VENV)-oldest/.ready

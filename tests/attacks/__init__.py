@@ -1,0 +1,1 @@
+"""Hostile inputs, one kind a file: `python -m attacks` in `tests/` tries them all."""
