@@ -20,7 +20,7 @@ SEED ?= 1
 demo: $(VENV)/.ready
 	$(BIN)/patchslim demo --out runs/demo
 
-test: $(VENV)/.ready
+test: $(VENV)/.compiled
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,7 +30,7 @@ test: $(VENV)/.ready
 	$(KEPT) $(BIN)/pytest -n 2 --dist worksteal --shuffle $(SEED)
 
 # Everything that takes longer: compilers, big variants, real weights and images.
-test-slow: $(VENV)/.ready
+test-slow: $(VENV)/.compiled
 	$(KEPT) $(BIN)/pytest -m slow -n 2 --shuffle $(SEED)
 
 # Every hostile input, with five figures for each kind: what was tried, and four sorts of fault.
@@ -72,6 +72,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Tests start hundreds of processes. Each would compile PyTorch's sources anew where the variable
+# PYTHONDONTWRITEBYTECODE is set, since uv compiles nothing.
+$(VENV)/.compiled: $(VENV)/.ready
+	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1
 	@touch $@
 
 constraints: $(VENV)/.ready

@@ -18,6 +18,9 @@ from patchslim.schedules.schedule import Counts
 from patchslim.testing.trial import noise_images, tiny_host
 
 METHODS = ("patch_slimming", "patch_slimming_dynamic")
+ONE_BY_DEFAULT = pytest.mark.parametrize(
+    "method", ["patch_slimming_dynamic", pytest.param("patch_slimming", marks=pytest.mark.slow)]
+)
 
 
 def host(readout="class", **changes):
@@ -230,7 +233,7 @@ class Cut:
         self.left -= 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@ONE_BY_DEFAULT
 def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_path):
     how = {"of": tiny_host(), "method": method, "config": make_config(step=8, epochs=1)}
     lines = []
@@ -244,6 +247,7 @@ def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_p
         assert same(fit(**how, out=out, resume=True), whole)
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_path):
     lines = []
     whole = fit(macs=0.7, progress=lines.append)
@@ -258,6 +262,7 @@ def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_
     assert same(result, whole)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_killed_with_sigkill_can_be_gone_on_from(method, tmp_path):

@@ -83,7 +83,14 @@ def somewhere_else(tmp_path, monkeypatch):
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("page", pages_with("python"), ids=name)
+def pages_of_python():
+    """By default README alone; the other pages take a second or more each, and are slow tests."""
+    for page in pages_with("python"):
+        quick = page.parent == ROOT
+        yield pytest.param(page, id=name(page), marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("page", list(pages_of_python()))
 def test_python_runs_and_prints_what_the_page_shows(page, capsys, somewhere_else):
     space: dict[str, object] = {"__name__": "page"}
     printed = None

@@ -216,6 +216,7 @@ def test_the_share_that_is_aimed_at_is_the_one_that_inference_leaves():
     assert [each.share for each in lesson.decisions] == [left / 64 for left in LEFT]
 
 
+@pytest.mark.slow
 def test_gradient_descent_on_the_share_reaches_it():
     model, x = taught(), images(batch=8)
     optimiser = torch.optim.Adam(model.method.parameters(), lr=0.03)

@@ -120,6 +120,7 @@ def test_nothing_of_it_is_in_the_model_that_is_left(tmp_path):
     assert not torch.equal(alone.model.state_dict()[token], again.state_dict()[token])
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
     """The second head, its optimiser, and the step at which blocks cease to select anew."""
     course = quick(steps=6, auxiliary=0.5, layered=0.5, checkpoint=1, ema=0.9)
@@ -232,6 +233,7 @@ def test_tradeoffs_learn(tmp_path):
     assert all(each != 0 for each in learned.values())
 
 
+@pytest.mark.slow
 def test_evo_levit_learns_from_a_teacher_by_heads_of_their_own(tmp_path):
     """Batch norm, two heads and two more for training, and a loss that falls."""
     model, teacher = slimmed(levit()), tiny_host(img_size=64, patch_size=16)

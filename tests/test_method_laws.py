@@ -17,7 +17,7 @@ import patchslim
 import patchslim.methods
 import toy_methods
 from patchslim.errors import NeedsClassToken, UnknownName
-from patchslim.methods import LearnedMethod, Method
+from patchslim.methods import Method
 from patchslim.methods._method import method_settings
 from patchslim.schedules.schedule import Rate
 from patchslim.testing import METHOD_LAWS, check_method
@@ -31,6 +31,7 @@ from patchslim.testing.method_laws import (
 from patchslim.testing.trial import Trial, noise_images, tiny_host
 
 SLOW = (compiles_whole, exports)
+COMPILED_BY_DEFAULT = ("evit", "duplicates")
 OF_ADAPTIVE = (padding_changes_nothing, packed_is_padded_is_alone)
 
 
@@ -38,20 +39,14 @@ SUBJECTS = [*toy_methods.shipped_methods(), *toy_methods.all_toys()]
 
 
 def slow_cases():
-    """The laws that take seconds, for each method: by default for one method of each kind."""
-    kinds = set()
+    """The laws that take seconds: by default for one method with fixed counts and one without."""
     for subject in SUBJECTS:
-        method = subject.values[0]
-        kind = (method.place, method.adaptive, method.defers, isinstance(method, LearnedMethod))
-        is_first = subject.id in patchslim.method_names() and kind not in kinds
-        if is_first:
-            kinds.add(kind)
         for law in SLOW:
             yield pytest.param(
                 *subject.values,
                 law,
                 id=f"{subject.id}-{law.__name__}",
-                marks=[] if is_first else [pytest.mark.slow],
+                marks=[] if subject.id in COMPILED_BY_DEFAULT else [pytest.mark.slow],
             )
 
 

@@ -446,6 +446,7 @@ def leaves(node):
     return set().union(*map(leaves, node.all_input_nodes))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_nothing_is_chosen_in_an_exported_graph():
     model, x = calibrated(), noise_images(3, size=24)

@@ -423,7 +423,15 @@ def tailed():
 
 
 @pytest.mark.parametrize(("method", "tail"), list(tailed()))
-@pytest.mark.parametrize("name", ["small images", "wide", "distilled", "average"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small images",
+        "distilled",
+        pytest.param("wide", marks=pytest.mark.slow),
+        pytest.param("average", marks=pytest.mark.slow),
+    ],
+)
 def test_the_solved_schedule_is_the_largest_below_the_target(method, name, tail):
     host = HOSTS[name]
     dense = dense_macs(host).total

@@ -385,9 +385,10 @@ def test_what_is_saved_is_built_and_answers_alike(tmp_path, name, method):
     assert torch.equal(load(tmp_path / "made", model=other)(x), slim(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [(Levit, "tome"), pytest.param(EvoLevit, "evo", marks=pytest.mark.slow)],
+    [(Levit, "tome"), (EvoLevit, "evo")],
     ids=["tome", "evo"],
 )
 @torch.no_grad()

@@ -90,6 +90,7 @@ def test_a_copy_learns_and_the_given_model_stays(method: str, tmp_path: Path) ->
     assert again.trained == trained.model.trained
 
 
+@pytest.mark.slow
 def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None:
     config = TrainConfig(steps=60, batch=24, lr=1e-3, labels=0.0)
     with pytest.warns(DeepCut):
@@ -101,7 +102,7 @@ def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None
     assert trained.report.dense.kl.value == 0
 
 
-@pytest.mark.parametrize("method", ["evit", "dynamicvit"])
+@pytest.mark.parametrize("method", [pytest.param("evit", marks=pytest.mark.slow), "dynamicvit"])
 def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path: Path) -> None:
     config = TrainConfig.of(
         slimmed(method).method.training_defaults,
