@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import timm
+import torch
 import webdataset
 from safetensors.torch import save_file
 
@@ -70,6 +71,29 @@ def test_it_writes_a_run_and_tells_how_to_measure_it(desk, tmp_path):
         if row["name"] == "trained"
     ]
     assert again[1]["kl"] == pytest.approx(trained["kl"])
+
+
+def interrupt_the_second_checkpoint():
+    """PyTorch turns an interrupted write into a RuntimeError about the size of its archive."""
+    write, writes = torch.serialization._save, []
+
+    def interrupted(*args, **kwargs):
+        writes.append(args)
+        if len(writes) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return write(*args, **kwargs)
+
+    torch.serialization._save = interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_is_no_error(desk, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", desk / "slim", "--data", desk / "photos", *QUICK, "--checkpoint", 1]
+    ended = run(tmp_path, *command, "--out", out, first=interrupt_the_second_checkpoint)
+    assert (ended.code, "Traceback" in ended.err) == (130, False)
+    assert ended.err.splitlines()[-1].endswith("the same command with --resume goes on from there")
+    assert run(tmp_path, *command, "--out", out, "--resume").code == 0
 
 
 def test_json_is_everything_and_nothing_else(desk, tmp_path):

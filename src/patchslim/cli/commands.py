@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchslim.cli.interruption import restore_interrupts
 from patchslim.cli.next_steps import dense_argument, measure_command, train_command
 from patchslim.cli.resolve import (
     budget_from_args,
@@ -286,7 +287,8 @@ def _suggest_resume(out: Path) -> Iterator[None]:
     from patchslim.runs.layout import CHECKPOINT_FILE
 
     try:
-        yield
+        with restore_interrupts():
+            yield
     except KeyboardInterrupt as interrupt:
         if not (out / CHECKPOINT_FILE).is_file():
             raise

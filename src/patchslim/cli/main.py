@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from patchslim.cli.interruption import remember_interrupts, restore_interrupts
 from patchslim.cli.options import EXIT_USAGE_ERROR
 from patchslim.cli.parser import make_parser
 from patchslim.cli.result import CommandResult
@@ -29,16 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code of the process."""
     terminal = Terminal()
     try:
-        args = make_parser().parse_command(argv)
-        if getattr(args, "method", None):
-            check_method_name(args.method)
-        terminal.silent = not _is_main_process(args)
-        with warnings.catch_warnings():
-            _show_warnings(terminal)
-            result = _run_command(args, terminal)
-        terminal.clear()
-        if result is not None:
-            print(json.dumps(result.data, indent=2) if args.json else result.text, flush=True)
+        with remember_interrupts(), restore_interrupts():
+            _answer(argv, terminal)
     except PatchslimError as error:
         terminal.fail(f"error: {error}")
         return EXIT_USAGE_ERROR
@@ -53,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         terminal.fail(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
         return EXIT_USAGE_ERROR
     return 0
+
+
+def _answer(argv: Sequence[str] | None, terminal: Terminal) -> None:
+    """Runs the command and prints its answer."""
+    args = make_parser().parse_command(argv)
+    if getattr(args, "method", None):
+        check_method_name(args.method)
+    terminal.silent = not _is_main_process(args)
+    with warnings.catch_warnings():
+        _show_warnings(terminal)
+        result = _run_command(args, terminal)
+    terminal.clear()
+    if result is not None:
+        print(json.dumps(result.data, indent=2) if args.json else result.text, flush=True)
 
 
 def _run_command(args: argparse.Namespace, terminal: Terminal) -> CommandResult | None:
