@@ -270,6 +270,19 @@ def test_a_family_that_breaks_a_law_is_caught(kind, name, readout):
     assert caught.value.law == name
 
 
+@pytest.mark.parametrize("what", ["scales", "dropouts", "strides"])
+@pytest.mark.parametrize("given", [2, 4])
+def test_facts_of_another_number_of_blocks_are_refused_with_both_numbers(what, given):
+    class Uneven(TimmVit):
+        def describe(self, host):
+            return dataclasses.replace(super().describe(host), **{what: (1,) * given})
+
+    told = rf"Uneven\.describe\(\) gives {given} {what} for the 3 blocks"
+    for plan in (patchslim.slim, patchslim.macs):
+        with pytest.raises(BrokenLaw, match=told):
+            plan(tiny_host(), "tome", r=2, adapter=Uneven())
+
+
 def test_a_family_that_shares_state_between_threads_is_caught():
     law = {law.__name__: law for law in FAMILY_LAWS}["two_threads_get_the_answers_of_one"]
 

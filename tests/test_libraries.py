@@ -1,6 +1,7 @@
 """Libraries: one file each, from which names, folders, versions and preprocessing follow."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import patchslim.hosts._libraries
 from patchslim.cli.main import main
 from patchslim.errors import (
     BadFile,
+    BrokenLaw,
     MissingExtra,
     OldVersion,
     PatchslimError,
@@ -133,6 +135,45 @@ def test_a_new_library_is_one_file_and_the_command_line_serves_it(zoo, capsys, t
     assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
     assert recipe["images"]["stated"]
     assert "zoo-models 2.1" in run(capsys, "measure", "zebra", "--keep", 0.5, "--repeats", 2)
+
+
+@pytest.mark.parametrize(
+    ("promise", "lacking"),
+    [
+        ("builds_by_name", "build(), names()"),
+        ("opens_folders", "is_folder(), open_folder()"),
+    ],
+)
+def test_a_library_that_defines_less_than_it_says_is_refused_with_what_is_missing(
+    zoo, capsys, promise, lacking
+):
+    text = f"""
+from patchslim.hosts._library import Library
+
+class Zoo(Library):
+    name = distribution = "zoo"
+    oldest = (1,)
+    hint = "a zoo"
+    {promise} = True
+
+    def read_preprocessing(self, host, image_size):
+        return {{}}
+"""
+    file = Path(patchslim.hosts._libraries.__path__[-1]) / "zoo.py"
+    file.write_text(text, encoding="utf-8")
+    wanted = f"zoo.py says {promise} = True and does not define {lacking}"
+    with pytest.raises(BrokenLaw, match=re.escape(wanted)) as caught:
+        _catalog.find_host("zebra")
+    assert Path(str(caught.value).split()[-1]).is_file()
+    assert main(["macs", "zebra"]) == 2
+    assert wanted in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("method", ["build", "open_folder"])
+def test_what_a_library_does_not_do_is_refused_in_its_words(method):
+    library = next(each for each in find_libraries() if method not in vars(type(each)))
+    with pytest.raises(PatchslimError, match=rf"{library.name} does not define {method}\(\)"):
+        getattr(library, method)("anything")
 
 
 def test_an_old_version_of_a_new_library_is_refused_with_the_cure(zoo):

@@ -61,6 +61,7 @@ def library_names() -> list[str]:
 def load_library(name: str) -> Library:
     """The library in the file `name`; the library itself is not imported."""
     library: Library = _only_class(f"patchslim.hosts._libraries.{name}", Library)()
+    library.check_definition()
     return library
 
 

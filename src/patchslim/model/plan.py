@@ -9,7 +9,7 @@ from typing import Unpack
 
 from torch import nn
 
-from patchslim.errors import NeedsClassToken
+from patchslim.errors import BrokenLaw, NeedsClassToken
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Setting, always_decides, remembers
@@ -105,6 +105,7 @@ def plan_schedule(
 ) -> Plan:
     """The plan with these parts, for images of one size: by default the host's own."""
     shape = adapter.shape(host, image_size)
+    check_facts(adapter, adapter.describe(host), shape)
     counts = scheduled_counts(schedule, shape, method)
     steps = make_steps(shape.entering, counts, adapter.describe(host), method, schedule, tail)
     named = _scheduled_blocks(method, schedule, shape.depth)
@@ -153,6 +154,18 @@ def make_steps(
 def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
     """The blocks in which the method decides even where the schedule would leave all rows."""
     return schedule.decision_blocks(depth) if always_decides(method) else ()
+
+
+def check_facts(adapter: Adapter, facts: HostFacts, shape: HostShape) -> None:
+    """Refuses an adapter that does not give one scale, dropout and stride for each block."""
+    for name in ("scales", "dropouts", "strides"):
+        given = getattr(facts, name)
+        if len(given) != shape.depth and (given or name != "strides"):
+            raise BrokenLaw(
+                f"{type(adapter).__name__}.describe() gives {len(given)} {name} for the "
+                f"{shape.depth} blocks that shape() gives. HostFacts takes one for each block"
+                f"{', or none in a flat host' if name == 'strides' else ''}."
+            )
 
 
 def check_class_token(facts: HostFacts, method: Method) -> None:
