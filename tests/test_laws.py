@@ -227,7 +227,7 @@ class Cheap(TimmVit):
 
 
 class OneShort(TimmVit):
-    """Forgets one multiply-add for each channel of a row, in one block: a gate, or a weighted sum."""
+    """Forgets one multiply-add for each channel of a row, in one block: a weighted sum."""
 
     def shape(self, host, image_size=None):
         shape = super().shape(host, image_size)

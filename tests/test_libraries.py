@@ -89,11 +89,15 @@ class Zebra(VisionTransformer): pass
 """
 
 
+def forget_libraries():
+    for known in (installed_version, load_library, load_adapter):
+        known.cache_clear()
+
+
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
     """The package with another library and a family of it, each of which is one file."""
-    installed_version.cache_clear()
-    load_library.cache_clear()
+    forget_libraries()
     for package, folder, file, text in (
         (patchslim.hosts._libraries, "libraries", "zoo.py", LIBRARY),
         (patchslim.hosts, "families", "zoo_zebra.py", FAMILY),
@@ -109,8 +113,7 @@ def zoo(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-models\nVersion: 2.1\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     yield info
-    installed_version.cache_clear()
-    load_library.cache_clear()
+    forget_libraries()
     for name in ("zoo", "patchslim.hosts.zoo_zebra", "patchslim.hosts._libraries.zoo"):
         sys.modules.pop(name, None)
 
@@ -260,6 +263,15 @@ def test_every_family_is_of_a_library_and_its_page_says_which_version(family):
     assert family.startswith(f"{library.name}_")
     page = (ROOT / "docs" / "families" / f"{family}.md").read_text(encoding="utf-8")
     assert f"{library.distribution} {'.'.join(map(str, library.oldest))}" in page.replace("`", "")
+
+
+def test_the_family_of_a_host_is_found_by_the_names_of_its_classes(zoo):
+    host = _catalog.find_host("zebra")
+    forget_libraries()
+    assert type(patchslim.find_adapter(host)).__name__ == "ZooZebra"  # not timm's, which it is, too
+    assert load_library.cache_info().currsize == 1  # for the version; timm's was not asked
+    assert patchslim.find_adapter(host) is load_adapter("zoo_zebra")
+    assert type(patchslim.find_adapter(_catalog.find_host("test_vit"))).__name__ == "TimmVit"
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -101,10 +101,6 @@ class Library(ABC):
                     f"{locate_guide('adding-a-family')}"
                 )
 
-    def owns(self, cls: type) -> bool:
-        """Whether a class is defined in this library."""
-        return cls.__module__.partition(".")[0] == self.name
-
     def check_version(self) -> None:
         """Raises MissingExtra or OldVersion, with the pip command, unless the library will do."""
         check_version(self.distribution, self.oldest, self.extra)
