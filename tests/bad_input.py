@@ -17,6 +17,7 @@ import torch
 
 from child_process import run_in_process
 from patchslim.errors import PatchslimError
+from patchslim.hosts._registry import load_adapter
 from patchslim.versions import installed_version
 
 
@@ -98,3 +99,4 @@ def lose_library(library: str, farm: Path) -> None:
         del sys.modules[name]
     importlib.invalidate_caches()
     installed_version.cache_clear()
+    load_adapter.cache_clear()

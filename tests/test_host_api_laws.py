@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import pickle
@@ -86,6 +87,19 @@ def test_intermediates_by_position_and_as_dictionary() -> None:
             assert set(got) == set(wanted)
             for key, value in wanted.items():
                 same(got[key], value)
+
+
+def test_intermediates_are_asked_for_as_timm_asks() -> None:
+    """By the same names, in the same order, with the same defaults."""
+    host = HOSTS["distilled"].build()
+    model = patchslim.slim(host, "identity")
+    asked, known = (
+        inspect.signature(each.forward_intermediates).parameters for each in (model, host)
+    )
+    assert {name: each.default for name, each in asked.items()} == {
+        name: known[name].default for name in asked
+    }
+    assert list(asked) == [name for name in known if name in asked]
 
 
 @pytest.mark.parametrize("indices", [0, 4, [], [3], [-4]])

@@ -255,6 +255,11 @@ def test_supported_versions_are_the_ones_that_the_project_asks_for():
     for name, oldest in OLDEST_VERSIONS.items():
         assert requirement(name, oldest) in project["dependencies"]
     for library in find_libraries():
+        assert library.extra in (None, *extras), (
+            f"{library.name} is to be installed by patchslim[{library.extra}], and pyproject.toml "
+            f"has no such extra. It has {', '.join(extras)}; add {library.extra} = "
+            f'["{requirement(library.distribution, library.oldest)}"].'
+        )
         asked = extras[library.extra] if library.extra else project["dependencies"]
         assert requirement(library.distribution, library.oldest) in asked
 

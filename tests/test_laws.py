@@ -226,6 +226,30 @@ class Cheap(TimmVit):
         return dataclasses.replace(shape, embed=shape.embed // 2)
 
 
+class OneShort(TimmVit):
+    """Forgets one multiply-add for each channel of a row, in one block: a weighted sum."""
+
+    def shape(self, host, image_size=None):
+        shape = super().shape(host, image_size)
+        *others, last = shape.blocks
+        last = dataclasses.replace(last, out=last.out - last.width)
+        return dataclasses.replace(shape, blocks=(*others, last))
+
+
+class Rowwise(TimmVit):
+    """Takes the mean of the rows, whatever they stand for."""
+
+    def head(self, host, tokens, options):
+        return super().head(host, dataclasses.replace(tokens, size=None), options)
+
+
+class CountsPadding(TimmVit):
+    """Takes the mean of all rows, those of padding, too."""
+
+    def head(self, host, tokens, options):
+        return super().head(host, dataclasses.replace(tokens, alive=None), options)
+
+
 class Untidy(TimmVit):
     def embed(self, host, images, options):
         host.seen = len(images)
@@ -256,7 +280,12 @@ FAMILIES = [
     (Absolute, "rows_may_stand_in_any_order", "class"),
     (Pickier, "a_reduced_answer_has_the_shape_of_the_hosts", "class"),
     (Narrow, "the_exact_tail_gives_the_same_answer", "average"),
+    (Rowwise, "the_head_counts_patches_and_not_rows", "average"),
+    (Rowwise, "the_head_counts_patches_and_not_rows", "query"),
+    (CountsPadding, "the_head_counts_patches_and_not_rows", "average"),
+    (CountsPadding, "the_head_counts_patches_and_not_rows", "query"),
     (Cheap, "macs_are_what_it_spends", "class"),
+    (OneShort, "macs_are_what_it_spends", "class"),
     (Untidy, "the_host_stays_as_found", "class"),
     (Amnesiac, "a_recipe_rebuilds_the_architecture", "class"),
 ]
@@ -268,6 +297,19 @@ def test_a_family_that_breaks_a_law_is_caught(kind, name, readout):
     with pytest.raises(BrokenLaw, match=name) as caught:
         check_law(law, AdapterTrial(tiny_host(readout=readout), kind()), kind.__name__)
     assert caught.value.law == name
+
+
+@pytest.mark.parametrize("what", ["scales", "dropouts", "strides"])
+@pytest.mark.parametrize("given", [2, 4])
+def test_facts_of_another_number_of_blocks_are_refused_with_both_numbers(what, given):
+    class Uneven(TimmVit):
+        def describe(self, host):
+            return dataclasses.replace(super().describe(host), **{what: (1,) * given})
+
+    told = rf"Uneven\.describe\(\) gives {given} {what} for the 3 blocks"
+    for plan in (patchslim.slim, patchslim.macs):
+        with pytest.raises(BrokenLaw, match=told):
+            plan(tiny_host(), "tome", r=2, adapter=Uneven())
 
 
 def test_a_family_that_shares_state_between_threads_is_caught():

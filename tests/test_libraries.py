@@ -1,6 +1,7 @@
 """Libraries: one file each, from which names, folders, versions and preprocessing follow."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import patchslim.hosts._libraries
 from patchslim.cli.main import main
 from patchslim.errors import (
     BadFile,
+    BrokenLaw,
     MissingExtra,
     OldVersion,
     PatchslimError,
@@ -87,11 +89,15 @@ class Zebra(VisionTransformer): pass
 """
 
 
+def forget_libraries():
+    for known in (installed_version, load_library, load_adapter):
+        known.cache_clear()
+
+
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
     """The package with another library and a family of it, each of which is one file."""
-    installed_version.cache_clear()
-    load_library.cache_clear()
+    forget_libraries()
     for package, folder, file, text in (
         (patchslim.hosts._libraries, "libraries", "zoo.py", LIBRARY),
         (patchslim.hosts, "families", "zoo_zebra.py", FAMILY),
@@ -107,8 +113,7 @@ def zoo(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo-models\nVersion: 2.1\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
     yield info
-    installed_version.cache_clear()
-    load_library.cache_clear()
+    forget_libraries()
     for name in ("zoo", "patchslim.hosts.zoo_zebra", "patchslim.hosts._libraries.zoo"):
         sys.modules.pop(name, None)
 
@@ -133,6 +138,45 @@ def test_a_new_library_is_one_file_and_the_command_line_serves_it(zoo, capsys, t
     assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
     assert recipe["images"]["stated"]
     assert "zoo-models 2.1" in run(capsys, "measure", "zebra", "--keep", 0.5, "--repeats", 2)
+
+
+@pytest.mark.parametrize(
+    ("promise", "lacking"),
+    [
+        ("builds_by_name", "build(), names()"),
+        ("opens_folders", "is_folder(), open_folder()"),
+    ],
+)
+def test_a_library_that_defines_less_than_it_says_is_refused_with_what_is_missing(
+    zoo, capsys, promise, lacking
+):
+    text = f"""
+from patchslim.hosts._library import Library
+
+class Zoo(Library):
+    name = distribution = "zoo"
+    oldest = (1,)
+    hint = "a zoo"
+    {promise} = True
+
+    def read_preprocessing(self, host, image_size):
+        return {{}}
+"""
+    file = Path(patchslim.hosts._libraries.__path__[-1]) / "zoo.py"
+    file.write_text(text, encoding="utf-8")
+    wanted = f"zoo.py says {promise} = True and does not define {lacking}"
+    with pytest.raises(BrokenLaw, match=re.escape(wanted)) as caught:
+        _catalog.find_host("zebra")
+    assert Path(str(caught.value).split()[-1]).is_file()
+    assert main(["macs", "zebra"]) == 2
+    assert wanted in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("method", ["build", "open_folder"])
+def test_what_a_library_does_not_do_is_refused_in_its_words(method):
+    library = next(each for each in find_libraries() if method not in vars(type(each)))
+    with pytest.raises(PatchslimError, match=rf"{library.name} does not define {method}\(\)"):
+        getattr(library, method)("anything")
 
 
 def test_an_old_version_of_a_new_library_is_refused_with_the_cure(zoo):
@@ -219,6 +263,15 @@ def test_every_family_is_of_a_library_and_its_page_says_which_version(family):
     assert family.startswith(f"{library.name}_")
     page = (ROOT / "docs" / "families" / f"{family}.md").read_text(encoding="utf-8")
     assert f"{library.distribution} {'.'.join(map(str, library.oldest))}" in page.replace("`", "")
+
+
+def test_the_family_of_a_host_is_found_by_the_names_of_its_classes(zoo):
+    host = _catalog.find_host("zebra")
+    forget_libraries()
+    assert type(patchslim.find_adapter(host)).__name__ == "ZooZebra"  # not timm's, which it is, too
+    assert load_library.cache_info().currsize == 1  # for the version; timm's was not asked
+    assert patchslim.find_adapter(host) is load_adapter("zoo_zebra")
+    assert type(patchslim.find_adapter(_catalog.find_host("test_vit"))).__name__ == "TimmVit"
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.methods._registry import method_names as method_names
     from patchslim.model.load import load as load
     from patchslim.model.model import SlimModel as SlimModel
-    from patchslim.model.slim import macs as macs
+    from patchslim.model.plan import macs as macs
     from patchslim.model.slim import slim as slim
     from patchslim.report.report import Report as Report
     from patchslim.schedules.schedule import Schedule as Schedule
@@ -64,7 +64,7 @@ _MODULES = {
     "find_adapter": "patchslim.hosts._registry",
     "find_method": "patchslim.methods._registry",
     "load": "patchslim.model.load",
-    "macs": "patchslim.model.slim",
+    "macs": "patchslim.model.plan",
     "measure": "patchslim.measurement.measure",
     "method_names": "patchslim.methods._registry",
     "slim": "patchslim.model.slim",

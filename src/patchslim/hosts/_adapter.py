@@ -65,21 +65,21 @@ class HostFacts:
 class Adapter(ABC):
     """Takes a host apart into embed, project, mix, feed and head, using the host's own modules.
 
-    A family gives ten methods: `serves`, `describe`, `shape`, `blocks`, `embed`, `project`, `mix`,
-    `feed`, `norm` and `head`. The others have defaults that suit a plain image classifier.
+    A family says the classes of its hosts, and gives nine methods: `describe`, `shape`, `blocks`,
+    `embed`, `project`, `mix`, `feed`, `norm` and `head`. The others have defaults that suit a plain
+    image classifier.
 
     Attributes:
         family: what the family is called in messages and tables.
+        host_classes: the classes of its hosts, with those that derive from them, by their dotted
+            names ("timm.models.eva.Eva"), so that asking imports nothing.
         host_attributes: attributes of the host that its slimmed form shows as its own. None of
             them may run a forward pass of the dense host.
     """
 
     family: ClassVar[str]
+    host_classes: ClassVar[frozenset[str]] = frozenset()
     host_attributes: ClassVar[frozenset[str]] = frozenset()
-
-    @abstractmethod
-    def serves(self, host: nn.Module) -> bool:
-        """Whether this is the adapter for hosts of this class."""
 
     @abstractmethod
     def describe(self, host: nn.Module) -> HostFacts:
@@ -124,6 +124,11 @@ class Adapter(ABC):
 
         These come straight from the block: the host's final norm is called here.
         """
+
+    def serves(self, host: nn.Module) -> bool:
+        """Whether this is the adapter for hosts of this class: one of `host_classes`."""
+        names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(host).__mro__}
+        return not names.isdisjoint(self.host_classes)
 
     def unsupported_reason(self, host: nn.Module) -> str | None:
         """Why this very host cannot be served exactly, or None.

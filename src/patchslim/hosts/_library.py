@@ -44,13 +44,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from patchslim.errors import PatchslimError, UnknownName
+from patchslim.errors import BrokenLaw, PatchslimError, UnknownName
+from patchslim.guides import locate_guide
 from patchslim.versions import check_version, installed_version
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from patchslim.hosts._adapter import Adapter
+
+
+# What a library has to define, by the attribute that says that it does.
+PROMISES = {"builds_by_name": ("build", "names"), "opens_folders": ("is_folder", "open_folder")}
 
 
 class Library(ABC):
@@ -82,9 +87,19 @@ class Library(ABC):
     folder_sign: ClassVar[str] = ""
     image_size_setting: ClassVar[str | None] = None
 
-    def owns(self, cls: type) -> bool:
-        """Whether a class is defined in this library."""
-        return cls.__module__.partition(".")[0] == self.name
+    def check_definition(self) -> None:
+        """Raises BrokenLaw where the library says that it can do something and does not define it.
+
+        Called once, where the library's file is loaded.
+        """
+        for promise, needed in PROMISES.items():
+            lacking = [each for each in needed if getattr(type(self), each) is vars(Library)[each]]
+            if getattr(self, promise) and lacking:
+                raise BrokenLaw(
+                    f"{inspect.getfile(type(self))} says {promise} = True and does not define "
+                    f"{', '.join(f'{each}()' for each in lacking)}. What they give: "
+                    f"{locate_guide('adding-a-family')}"
+                )
 
     def check_version(self) -> None:
         """Raises MissingExtra or OldVersion, with the pip command, unless the library will do."""
@@ -134,7 +149,7 @@ class Library(ABC):
                 and for all else that the library refuses (`build_error`). Any other error is shown
                 as a traceback.
         """
-        raise NotImplementedError
+        raise self._undefined("build")
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Settings that a file of weights implies, such as its number of classes."""
@@ -157,7 +172,7 @@ class Library(ABC):
             folder: a folder for which `is_folder` is true.
             weights: whether to load its weights; without them it is built for counting.
         """
-        raise NotImplementedError
+        raise self._undefined("open_folder")
 
     # ------------------------------------------------------------------------------- images
 
@@ -173,6 +188,13 @@ class Library(ABC):
             Any of `mean`, `std`, `crop_pct`, `interpolation` and `crop_mode`, in the words of
             `Preprocessing`; nothing where the library does not know.
         """
+
+    def _undefined(self, method: str) -> PatchslimError:
+        """The error for a call of what only libraries that say so can do."""
+        promise = next(name for name, needed in PROMISES.items() if method in needed)
+        return PatchslimError(
+            f"{self.name} does not define {method}(): ask only a library with {promise} = True."
+        )
 
 
 def has_served_class(module: str, adapter: Adapter) -> bool:

@@ -26,8 +26,12 @@ def adapter_names() -> list[str]:
     return [name for name in _file_names("patchslim.hosts") if not name.startswith("_")]
 
 
+@functools.cache
 def load_adapter(name: str) -> Adapter:
-    """The adapter in the file `name`, after checking the version of its library."""
+    """The adapter in the file `name`, after checking the version of its library.
+
+    There is one for all hosts, since it holds nothing of any.
+    """
     find_family_library(name).check_version()
     from patchslim.hosts._adapter import Adapter
 
@@ -37,9 +41,9 @@ def load_adapter(name: str) -> Adapter:
 
 def find_adapter(host: nn.Module) -> Adapter:
     """The adapter that serves `host`, after making sure that it can serve it exactly."""
-    libraries = _host_libraries(host)
-    families = [name for name in adapter_names() if find_family_library(name) in libraries]
-    for name in sorted(families, key=lambda name: libraries.index(find_family_library(name))):
+    owners = {name: _family_owner(name) for name in adapter_names()}
+    families = [each for owner in _host_owners(host) for each in owners if owners[each] == owner]
+    for name in families:
         adapter = load_adapter(name)
         if adapter.serves(host):
             reason = adapter.unsupported_reason(host)
@@ -61,6 +65,7 @@ def library_names() -> list[str]:
 def load_library(name: str) -> Library:
     """The library in the file `name`; the library itself is not imported."""
     library: Library = _only_class(f"patchslim.hosts._libraries.{name}", Library)()
+    library.check_definition()
     return library
 
 
@@ -72,18 +77,17 @@ def find_libraries() -> list[Library]:
 
 def find_host_library(host: nn.Module) -> Library | None:
     """The library that a host comes from, or None where it is none of ours."""
-    return next(iter(_host_libraries(host)), None)
-
-
-def _host_libraries(host: nn.Module) -> list[Library]:
-    """The libraries of the host's class and of those that it derives from, in this order."""
-    every = find_libraries()
-    owners = (library for cls in type(host).__mro__ for library in every if library.owns(cls))
-    return list(dict.fromkeys(owners))
+    owners = _host_owners(host)
+    return load_library(owners[0]) if owners else None
 
 
 def find_family_library(family: str) -> Library:
     """The library of a family, by the family's name: `timm` for `timm_vit`."""
+    return load_library(_family_owner(family))
+
+
+def _family_owner(family: str) -> str:
+    """The name of a family's library."""
     fitting = [name for name in library_names() if family.startswith(f"{name}_")]
     if not fitting:
         raise UnsupportedModel(
@@ -91,7 +95,17 @@ def find_family_library(family: str) -> Library:
             "A family's file is named <library>_<family>.py. To add one: "
             f"{locate_guide('adding-a-family')}"
         )
-    return load_library(max(fitting, key=len))
+    return max(fitting, key=len)
+
+
+def _host_owners(host: nn.Module) -> list[str]:
+    """The names of the libraries of the host's class and of those that it derives from, in order.
+
+    Nothing is loaded to know them: a library's file is named as the module that is imported.
+    """
+    names = library_names()
+    packages = (cls.__module__.partition(".")[0] for cls in type(host).__mro__)
+    return [package for package in dict.fromkeys(packages) if package in names]
 
 
 def installed_libraries() -> dict[str, str]:

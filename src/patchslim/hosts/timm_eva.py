@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
@@ -24,13 +24,7 @@ class TimmEva(TimmHost):
     """timm `Eva` with pre-norm and post-norm blocks."""
 
     family: ClassVar[str] = "timm Eva"
-
-    def serves(self, host: nn.Module) -> bool:
-        """Eva and its subclasses."""
-        return any(
-            cls.__name__ == "Eva" and cls.__module__ == "timm.models.eva"
-            for cls in type(host).__mro__
-        )
+    host_classes: ClassVar[frozenset[str]] = frozenset({"timm.models.eva.Eva"})
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses overridden forward passes, foreign blocks and attentions, patch dropout."""

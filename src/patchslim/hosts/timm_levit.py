@@ -27,19 +27,13 @@ class TimmLevit(TimmHost):
     """timm `Levit` and `LevitDistilled`, and our `EvoLevit`."""
 
     family: ClassVar[str] = "timm Levit"
+    host_classes: ClassVar[frozenset[str]] = frozenset({f"{KNOWN_MODULES[0]}.Levit"})
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg no_weight_decay get_classifier reset_classifier
         set_grad_checkpointing grad_checkpointing set_distilled_training
         distilled_training""".split()
     )
-
-    def serves(self, host: nn.Module) -> bool:
-        """Levit and its subclasses."""
-        return any(
-            cls.__name__ == "Levit" and cls.__module__ == KNOWN_MODULES[0]
-            for cls in type(host).__mro__
-        )
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses convolutional layers, and overridden forward passes and blocks."""

@@ -25,14 +25,9 @@ class TimmVit(TimmHost):
     """timm `VisionTransformer` and `VisionTransformerDistilled`."""
 
     family: ClassVar[str] = "timm VisionTransformer"
-
-    def serves(self, host: nn.Module) -> bool:
-        """VisionTransformer and its subclasses."""
-        return any(
-            cls.__name__ == "VisionTransformer"
-            and cls.__module__ == "timm.models.vision_transformer"
-            for cls in type(host).__mro__
-        )
+    host_classes: ClassVar[frozenset[str]] = frozenset(
+        {"timm.models.vision_transformer.VisionTransformer"}
+    )
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses overridden forward passes, foreign blocks and attentions, patch dropout."""

@@ -33,17 +33,11 @@ class TorchvisionVit(Adapter):
     """torchvision `VisionTransformer`."""
 
     family: ClassVar[str] = "torchvision VisionTransformer"
+    host_classes: ClassVar[frozenset[str]] = frozenset({f"{MODULE}.VisionTransformer"})
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """image_size patch_size hidden_dim mlp_dim num_classes representation_size
         seq_length""".split()
     )
-
-    def serves(self, host: nn.Module) -> bool:
-        """VisionTransformer and its subclasses."""
-        return any(
-            cls.__name__ == "VisionTransformer" and cls.__module__ == MODULE
-            for cls in type(host).__mro__
-        )
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Overridden forward passes, foreign blocks, attentions with more than plain heads."""

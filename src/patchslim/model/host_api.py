@@ -2,67 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
-from patchslim.hosts._adapter import Adapter
+from patchslim.model.plan import Plan
 from patchslim.tokens.tokens import Tokens
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a call of `forward_intermediates` asks for, in timm's words."""
+class TracedModel(Protocol):
+    """What a `SlimModel` has that features are read from."""
 
-    indices: int | Sequence[int] | None
-    return_prefix_tokens: bool
-    norm: bool
-    stop_early: bool
-    output_fmt: Literal["NCHW", "NLC"]
-    intermediates_only: bool
-    output_dict: bool
+    plan: Plan
+
+    @property
+    def host(self) -> nn.Module:
+        """The model that was given, unchanged."""
+
+    def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
+        """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
 
 
-def gather_features(
-    wanted: Features,
-    host: nn.Module,
-    adapter: Adapter,
-    trace: Callable[[int | None], list[Tokens]],
+def forward_intermediates(  # noqa: PLR0913 (timm's own arguments)
+    model: TracedModel,
+    x: Tensor,
+    indices: int | Sequence[int] | None = None,
+    return_prefix_tokens: bool = False,  # noqa: FBT001, FBT002
+    norm: bool = False,  # noqa: FBT001, FBT002
+    stop_early: bool = False,  # noqa: FBT001, FBT002
+    output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+    intermediates_only: bool = False,  # noqa: FBT001, FBT002
+    output_dict: bool = False,  # noqa: FBT001, FBT002
 ) -> Any:
-    """Features after the blocks that are asked for, every grid cell in its place.
-
-    `trace` gives the tokens after each of the first so many blocks, or after all for None.
-    """
+    """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
+    host, adapter = model.host, model.plan.adapter
     facts = adapter.describe(host)
     levels = facts.feature_blocks or tuple(range(len(facts.scales)))
-    blocks = [levels[index] for index in _block_indices(len(levels), wanted.indices)]
-    early = wanted.stop_early or wanted.intermediates_only
-    traced = trace(blocks[-1] + 1 if early else None)
+    blocks = [levels[index] for index in _block_indices(len(levels), indices)]
+    traced = model.trace(x, blocks[-1] + 1 if stop_early or intermediates_only else None)
     rows = [traced[index].dense_features() for index in blocks]
-    if wanted.norm:
+    if norm:
         rows = [adapter.norm(host, each) for each in rows]
     prefix = facts.prefix
     leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
-    if wanted.output_fmt == "NCHW":
+    if output_fmt == "NCHW":
         grids = [traced[index].grid for index in blocks]
         maps = [
             each.transpose(1, 2).unflatten(2, grid).contiguous()
             for each, grid in zip(maps, grids, strict=True)
         ]
-    paired = wanted.return_prefix_tokens and prefix > 0
+    paired = return_prefix_tokens and prefix > 0
     result: dict[str, Any] = {"image_intermediates": maps}
-    if paired and wanted.output_dict:
+    if paired and output_dict:
         result["image_intermediates_prefix"] = leading
     elif paired:
         result["image_intermediates"] = list(zip(maps, leading, strict=True))
-    if not wanted.intermediates_only:
+    if not intermediates_only:
         result["image_features"] = adapter.norm(host, traced[-1].dense_features())
-    if wanted.output_dict:
+    if output_dict:
         return result
-    if wanted.intermediates_only:
+    if intermediates_only:
         return result["image_intermediates"]
     return result["image_features"], result["image_intermediates"]
 

@@ -7,16 +7,15 @@ The host's modules are called, never copied or hooked. What happens in a forward
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
-from patchslim.model.host_api import Features, gather_features
+from patchslim.model.host_api import forward_intermediates
 from patchslim.model.plan import Plan
 from patchslim.model.recipe import make_recipe
 from patchslim.saving.folder import write_folder
@@ -129,29 +128,7 @@ class SlimModel(nn.Module):
         result: Tensor = head(x, pre_logits=pre_logits)  # type: ignore[operator]
         return result
 
-    def forward_intermediates(  # noqa: PLR0913
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,  # noqa: FBT001, FBT002
-        norm: bool = False,  # noqa: FBT001, FBT002
-        stop_early: bool = False,  # noqa: FBT001, FBT002
-        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
-        intermediates_only: bool = False,  # noqa: FBT001, FBT002
-        output_dict: bool = False,  # noqa: FBT001, FBT002
-    ) -> Any:
-        """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
-        wanted = Features(
-            indices=indices,
-            return_prefix_tokens=return_prefix_tokens,
-            norm=norm,
-            stop_early=stop_early,
-            output_fmt=output_fmt,
-            intermediates_only=intermediates_only,
-            output_dict=output_dict,
-        )
-        adapter = self.plan.adapter
-        return gather_features(wanted, self.host, adapter, lambda blocks: self.trace(x, blocks))
+    forward_intermediates = forward_intermediates
 
     def save(self, path: str | Path) -> None:
         """Writes weights and recipe to the folder `path`: all of it, or nothing."""

@@ -1,15 +1,15 @@
-"""`Plan`: what is done to a host, as one frozen value, and the one function that makes it."""
+"""`Plan`: what is done to a host, as one frozen value; how it is made, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
-from patchslim.errors import NeedsClassToken
+from patchslim.errors import BrokenLaw, NeedsClassToken
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Setting, always_decides, remembers
@@ -88,10 +88,29 @@ def make_plan(
     """The plan that `slim`, `macs` and the command line follow, in the words of `slim`."""
     adapter = adapter or find_adapter(host)
     made = make_method(method, settings or {})
-    check_class_token(adapter.describe(host), made)
+    facts, shape = adapter.describe(host), adapter.shape(host)
+    check_class_token(facts, made)
     tail = tail or ("full" if budget.get("macs") is None else "exact")
-    rule = make_schedule(adapter.shape(host), made, schedule, tail=tail, **budget)
-    return plan_schedule(host, adapter, made, rule, tail)
+    rule = make_schedule(shape, made, schedule, tail=tail, **budget)
+    return _lay_out(adapter, facts, shape, made, rule, tail)
+
+
+def macs(
+    model: nn.Module,
+    method: str | Method = "identity",
+    schedule: Schedule | str | Path | None = None,
+    *,
+    tail: Tail | None = None,
+    adapter: Adapter | None = None,
+    **asked: Any,
+) -> Cost:
+    """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device.
+
+    Takes what `slim` takes; without a method, those of the untouched model.
+    """
+    budget: Any = {name: asked.pop(name) for name in Budget.__annotations__ if name in asked}
+    plan = make_plan(model, method, schedule, tail=tail, adapter=adapter, settings=asked, **budget)
+    return plan.cost
 
 
 def plan_schedule(
@@ -104,9 +123,22 @@ def plan_schedule(
     image_size: tuple[int, int] | None = None,
 ) -> Plan:
     """The plan with these parts, for images of one size: by default the host's own."""
-    shape = adapter.shape(host, image_size)
+    facts, shape = adapter.describe(host), adapter.shape(host, image_size)
+    return _lay_out(adapter, facts, shape, method, schedule, tail)
+
+
+def _lay_out(
+    adapter: Adapter,
+    facts: HostFacts,
+    shape: HostShape,
+    method: Method,
+    schedule: Schedule,
+    tail: Tail,
+) -> Plan:
+    """The plan for a host of this shape."""
+    check_facts(adapter, facts, shape)
     counts = scheduled_counts(schedule, shape, method)
-    steps = make_steps(shape.entering, counts, adapter.describe(host), method, schedule, tail)
+    steps = make_steps(shape.entering, counts, facts, method, schedule, tail)
     named = _scheduled_blocks(method, schedule, shape.depth)
     cost = slim_macs(shape, method, counts, tail=tail == "exact", named=named)
     return Plan(adapter, method, schedule, tail, shape, steps, cost)
@@ -153,6 +185,18 @@ def make_steps(
 def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
     """The blocks in which the method decides even where the schedule would leave all rows."""
     return schedule.decision_blocks(depth) if always_decides(method) else ()
+
+
+def check_facts(adapter: Adapter, facts: HostFacts, shape: HostShape) -> None:
+    """Refuses an adapter that does not give one scale, dropout and stride for each block."""
+    for name in ("scales", "dropouts", "strides"):
+        given = getattr(facts, name)
+        if len(given) != shape.depth and (given or name != "strides"):
+            raise BrokenLaw(
+                f"{type(adapter).__name__}.describe() gives {len(given)} {name} for the "
+                f"{shape.depth} blocks that shape() gives. HostFacts takes one for each block"
+                f"{', or none in a flat host' if name == 'strides' else ''}."
+            )
 
 
 def check_class_token(facts: HostFacts, method: Method) -> None:

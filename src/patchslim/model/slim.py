@@ -6,11 +6,9 @@ give what the host gives. A host that fails it is refused.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -95,16 +93,6 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     if missing is not None:
         warnings.warn(missing, Untrained, stacklevel=2)
     return slimmed
-
-
-def macs(model: nn.Module, method: str | Method = "identity", *args: Any, **asked: Any) -> Cost:
-    """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device.
-
-    Takes what `slim` takes; without a method, those of the untouched model.
-    """
-    names = inspect.signature(slim).parameters
-    settings = {name: asked.pop(name) for name in set(asked) - set(names)}
-    return make_plan(model, method, *args, settings=settings, **asked).cost
 
 
 def _warn_if_deep(cost: Cost, dense: Cost) -> None:

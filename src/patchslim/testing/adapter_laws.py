@@ -26,7 +26,8 @@ from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Constant, Rate, Schedule, Tail
 from patchslim.testing.counting import count_macs
 from patchslim.testing.law import Law, Violation, check_law, require, require_close
-from patchslim.tokens.reduction import Keep
+from patchslim.tokens.reduction import Keep, Merge
+from patchslim.tokens.rows import put, take
 from patchslim.tokens.shapes import dense_macs
 from patchslim.tokens.tokens import Tokens
 
@@ -78,6 +79,11 @@ class AdapterTrial:
     def half_model(self, *, tail: Tail = "full") -> SlimModel:
         """The host with a random half of the patches dropped after the first block."""
         return self.model("random", Rate(0.5, (0,)), tail=tail)
+
+    def last_tokens(self) -> Tokens:
+        """The tokens after the last block, with nothing removed."""
+        with torch.no_grad():
+            return self.model("identity", Constant(0)).trace(self.images())[-1]
 
     def answer(self, model: nn.Module, images: Tensor) -> Tensor:
         """The tensor to compare in what a model answers."""
@@ -152,17 +158,45 @@ def rows_are_as_told(family: AdapterTrial) -> None:
     require(shape.depth == blocks, f"blocks told {shape.depth}, found {blocks}")
 
 
+def the_head_counts_patches_and_not_rows(family: AdapterTrial) -> None:
+    """To the head, a merged row is as many equal rows, and a row of padding is none.
+
+    Rows that are made equal and then merged tell the head nothing new.
+    """
+    host, adapter = family.host, family.adapter
+
+    def answer(tokens: Tokens) -> Tensor:
+        with torch.no_grad():
+            return adapter.logits(adapter.head(host, tokens, {}))
+
+    tokens = family.last_tokens()
+    lots = torch.rand(tokens.x.shape[0], tokens.patches, generator=torch.Generator().manual_seed(3))
+    order = lots.argsort(dim=1).to(tokens.x.device)
+    kept, gone = order.tensor_split([(tokens.patches + 1) // 2], dim=1)
+    into = torch.zeros_like(gone)  # all of them into one, which weighs as much as half the image
+    copies = take(tokens.x, kept.gather(1, into), tokens.prefix)
+    equal = tokens.with_x(put(tokens.x, gone + tokens.prefix, copies))
+    merged = answer(Merge(kept, gone, into).apply(equal))
+    require_close(merged, answer(equal), family.tolerance, "with equal rows merged, the answer")
+    if adapter.describe(host).returns_rows:
+        return  # a row of padding has no place in the host's sequence
+    real = torch.arange(tokens.patches, device=order.device).expand_as(order) < kept.shape[1]
+    padded = answer(Keep(order, padding=real).apply(tokens))
+    wanted = answer(Keep(kept).apply(tokens))
+    require_close(padded, wanted, family.tolerance, "with rows of padding, the answer")
+
+
 def macs_are_what_it_spends(family: AdapterTrial) -> None:
-    """`shape()` gives, within 0.5 %, what torch counts in the host itself and in half of it."""
+    """`shape()` gives exactly what torch counts in the host itself and in half of it."""
     images = family.images(1)
     told = dense_macs(family.adapter.shape(family.host)).total
     counted = count_macs(family.host, images)
-    require(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted} in the host")
+    require(told == counted, f"told {told}, counted {counted} in the host")
     tails: tuple[Tail, ...] = ("full", "exact")
     for tail in tails:
         half = family.half_model(tail=tail)
         told, counted = half.macs().total, count_macs(half, images)
-        require(abs(told / counted - 1) <= 0.005, f"told {told}, counted {counted}, tail={tail!r}")
+        require(told == counted, f"told {told}, counted {counted}, tail={tail!r}")
 
 
 def the_host_stays_as_found(family: AdapterTrial) -> None:
@@ -216,6 +250,7 @@ FAMILY_LAWS: tuple[Law[AdapterTrial], ...] = (
     rows_may_stand_in_any_order,
     a_reduced_answer_has_the_shape_of_the_hosts,
     the_exact_tail_gives_the_same_answer,
+    the_head_counts_patches_and_not_rows,
     macs_are_what_it_spends,
     the_host_stays_as_found,
     two_threads_get_the_answers_of_one,
