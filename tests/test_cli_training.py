@@ -13,7 +13,6 @@ from pathlib import Path
 import datasets
 import pytest
 import timm
-import torch
 import webdataset
 from safetensors.torch import save_file
 
@@ -23,6 +22,7 @@ from child_process import run_patchslim as run
 from patchslim.cli.parser import make_parser
 from patchslim.errors import Untrained
 from patchslim.model.load import load
+from patchslim.runs import checkpoint
 from patchslim.runs.layout import CHECKPOINT_FILE, MODEL_FOLDER, REPORT_FILE
 from patchslim.runs.log import read_log
 from patchslim.settings import group_settings
@@ -75,15 +75,16 @@ def test_it_writes_a_run_and_tells_how_to_measure_it(desk, tmp_path):
 
 def interrupt_the_second_checkpoint():
     """PyTorch turns an interrupted write into a RuntimeError about the size of its archive."""
-    write, writes = torch.serialization._save, []
+    write, saved = checkpoint._HashingFile.write, []
 
-    def interrupted(*args, **kwargs):
-        writes.append(args)
-        if len(writes) == 2:
+    def interrupted(file, part):
+        if file not in saved:
+            saved.append(file)
+        if len(saved) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return write(*args, **kwargs)
+        return write(file, part)
 
-    torch.serialization._save = interrupted
+    checkpoint._HashingFile.write = interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

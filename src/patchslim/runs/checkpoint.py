@@ -80,14 +80,14 @@ class _HashingFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
         self._file = file
 
     def write(self, data: bytes) -> int:
         try:
             self._file.write(data)
             self._file.flush()
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
         self.sha256.update(data)
@@ -98,11 +98,11 @@ class _HashingFile:
 
 
 def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
-    """Writes the state with torch.save. Errors of the disk are raised as the OSError they were."""
+    """Writes the state with torch.save. An error of the disk, or Ctrl-C, is raised as what it was."""
     try:
         torch.save(state, cast("IO[bytes]", stream))
     except RuntimeError:
-        # torch hides a failed write behind a message about positions in the file.
+        # torch hides what ended a write behind a message about positions in the file.
         if stream.error is None:
             raise
         raise stream.error from None
