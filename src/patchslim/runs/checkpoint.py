@@ -80,14 +80,14 @@ class _HashingFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
-        self.error: BaseException | None = None
+        self.error: OSError | None = None
         self._file = file
 
     def write(self, data: bytes) -> int:
         try:
             self._file.write(data)
             self._file.flush()
-        except BaseException as error:
+        except OSError as error:
             self.error = error
             raise
         self.sha256.update(data)
@@ -98,14 +98,15 @@ class _HashingFile:
 
 
 def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
-    """Writes the state with torch.save. An error of the disk, or Ctrl-C, is raised as what it was."""
+    """Writes the state with torch.save. A failed write or Ctrl-C is raised as what it was."""
     try:
         torch.save(state, cast("IO[bytes]", stream))
-    except RuntimeError:
+    except RuntimeError as error:
         # torch hides what ended a write behind a message about positions in the file.
-        if stream.error is None:
-            raise
-        raise stream.error from None
+        hidden = stream.error or error.__context__
+        if isinstance(hidden, OSError | KeyboardInterrupt):
+            raise hidden from None
+        raise
 
 
 def _check_seal(path: Path) -> None:
