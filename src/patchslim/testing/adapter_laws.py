@@ -6,6 +6,7 @@ They are run on a host of yours with weights that matter: where all weights are 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,18 @@ class AdapterTrial:
 
     def half_model(self, *, tail: Tail = "full") -> SlimModel:
         """The host with a random half of the patches dropped after the first block."""
-        return self.model("random", Rate(0.5, (0,)), tail=tail)
+        return self._half_models[tail]
+
+    @functools.cached_property
+    def _half_models(self) -> Mapping[Tail, SlimModel]:
+        """Made once, because several laws run them and none changes them."""
+        tails: tuple[Tail, ...] = ("full", "exact")
+        return {tail: self.model("random", Rate(0.5, (0,)), tail=tail) for tail in tails}
+
+    @functools.cached_property
+    def dense_answer(self) -> Tensor:
+        """What the host answers to `images()`."""
+        return self.answer(self.host, self.images())
 
     def last_tokens(self) -> Tokens:
         """The tokens after the last block, with nothing removed."""
@@ -94,7 +106,7 @@ class AdapterTrial:
 def keeping_everything_equals_the_host(family: AdapterTrial) -> None:
     """With nothing removed the answer is the host's own, with the full and the exact tail."""
     images = family.images()
-    wanted = family.answer(family.host, images)
+    wanted = family.dense_answer
     tails: tuple[Tail, ...] = ("full", "exact")
     for tail in tails:
         got = family.answer(family.model("identity", Constant(0), tail=tail), images)
@@ -124,9 +136,7 @@ def rows_may_stand_in_any_order(family: AdapterTrial) -> None:
     images = family.images()
     shuffling = cast("Adapter", ShuffledAdapter(family.adapter))
     got = family.answer(family.model("identity", Constant(0), adapter=shuffling), images)
-    require_close(
-        got, family.answer(family.host, images), family.tolerance, "another order of rows"
-    )
+    require_close(got, family.dense_answer, family.tolerance, "another order of rows")
 
 
 def the_exact_tail_gives_the_same_answer(family: AdapterTrial) -> None:
@@ -140,7 +150,7 @@ def the_exact_tail_gives_the_same_answer(family: AdapterTrial) -> None:
 def a_reduced_answer_has_the_shape_of_the_hosts(family: AdapterTrial) -> None:
     """With half of the patches the answer has the host's shape and type and is finite."""
     images = family.images()
-    got, wanted = family.answer(family.half_model(), images), family.answer(family.host, images)
+    got, wanted = family.answer(family.half_model(), images), family.dense_answer
     require(got.shape == wanted.shape, f"shape {(*got.shape,)}, wanted {(*wanted.shape,)}")
     require(got.dtype == wanted.dtype, f"type {got.dtype}, wanted {wanted.dtype}")
     require(bool(got.isfinite().all()), "not finite")
@@ -239,7 +249,7 @@ def a_recipe_rebuilds_the_architecture(family: AdapterTrial) -> None:
     rebuilt = family.adapter.rebuild(back).to(next(family.host.parameters()).dtype).eval()
     rebuilt.load_state_dict(family.host.state_dict())
     images = family.images()
-    wanted = family.answer(family.host, images)
+    wanted = family.dense_answer
     require_close(family.answer(rebuilt, images), wanted, family.tolerance, "rebuilt")
 
 
