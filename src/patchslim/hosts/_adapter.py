@@ -58,7 +58,7 @@ class HostFacts:
     recomputes_activations: bool = False
 
     def stride(self, block: int) -> int:
-        """How many rows and columns of the grid become one in a block: 1 in a flat host."""
+        """Says how many rows and columns of the grid become one in a block: 1 in a flat host."""
         return self.strides[block] if self.strides else 1
 
 
@@ -83,46 +83,46 @@ class Adapter(ABC):
 
     @abstractmethod
     def describe(self, host: nn.Module) -> HostFacts:
-        """What the loop must know about the host, as it is now. Called in every forward pass."""
+        """Reads what the loop must know about the host as it is now, in every forward pass."""
 
     @abstractmethod
     def shape(self, host: nn.Module, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs of the host at its own image size (None), or at another."""
+        """Counts rows and costs of the host at its own image size (None), or at another."""
 
     @abstractmethod
     def blocks(self, host: nn.Module) -> nn.ModuleList | nn.Sequential:
-        """The blocks in order."""
+        """Lists the blocks in order."""
 
     @abstractmethod
     def embed(self, host: nn.Module, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """The tokens that enter the first block."""
+        """Embeds images: returns the tokens that enter the first block."""
 
     @abstractmethod
     def project(
         self, host: nn.Module, index: int, tokens: Tokens, part: Part
     ) -> tuple[Tensor, ...]:
-        """The queries, keys, values named by `part`, each (B, heads, N, channels)."""
+        """Projects tokens to queries, keys, values, as `part` says (B, heads, N, channels)."""
 
     @abstractmethod
     def mix(self, host: nn.Module, index: int, queries: Tokens, attended: Tensor) -> Tensor:
-        """The residual stream after attention, for the rows that asked."""
+        """Adds attention to the residual stream, for the rows that asked."""
 
     @abstractmethod
     def feed(self, host: nn.Module, index: int, x: Tensor) -> Tensor:
-        """The residual stream after the feed-forward."""
+        """Adds the feed-forward to the residual stream."""
 
     @abstractmethod
     def norm(self, host: nn.Module, x: Tensor) -> Tensor:
-        """What the host does to features after its last block.
+        """Applies what the host does to features after its last block.
 
-        It is asked for where features are returned. `head` gets tokens on which it was not called.
+        It is called where features are returned. `head` gets tokens on which it was not called.
         """
 
     @abstractmethod
     def head(self, host: nn.Module, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """What the host itself would return, from the tokens after the last block.
+        """Returns what the host itself would return, from the tokens after the last block.
 
-        These come straight from the block: the host's final norm is called here.
+        The tokens come straight from the block: the host's final norm is called here.
         """
 
     def serves(self, host: nn.Module) -> bool:
@@ -131,45 +131,45 @@ class Adapter(ABC):
         return not names.isdisjoint(self.host_classes)
 
     def unsupported_reason(self, host: nn.Module) -> str | None:
-        """Why this very host cannot be served exactly, or None.
+        """Says why this very host cannot be slimmed exactly, or None.
 
-        A sentence that goes on after "this model cannot be slimmed:", with its full stop.
+        The answer continues the sentence "this model cannot be slimmed:", and ends in a full stop.
         """
         return None
 
     def size_mismatch(
         self, host: nn.Module, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
-        """Why images of this height and width do not fit the host, or None."""
+        """Says why images of this height and width do not fit the host, or None."""
         height, width = self.describe(host).image_shape[1:]
         if size == (height, width):
             return None
         return f"this host takes {height}x{width} pixels. Resize the images."
 
     def options(self, host: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of a call that can be honoured; an error for any other."""
+        """Returns the keyword arguments of a call that can be honoured; raises for any other."""
         if given:
             raise WrongInput(f"A slimmed {self.family} takes images alone, not {sorted(given)}.")
         return {}
 
     def logits(self, output: Any) -> Tensor:
-        """The tensor to compare in what the host returned."""
+        """Picks the tensor to compare from what the host returned."""
         tensor: Tensor = output
         return tensor
 
     def recipe(self, host: nn.Module) -> dict[str, Any] | None:
-        """Plain data from which `rebuild` makes a host of the same architecture, or None.
+        """Describes the host as plain data for `rebuild`; None if it cannot be described.
 
         It is kept as JSON, from which a tuple comes back as a list.
         """
         return None
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """A host of the architecture that `recipe` describes, with any weights."""
+        """Builds a host of the architecture that `recipe` describes, with any weights."""
         raise UnsupportedModel(f"{self.family}: its adapter cannot rebuild a host.")
 
     def bias(self, host: nn.Module, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
-        """What the host adds to its attention logits, by relative position; None for nothing.
+        """Computes what the host adds to attention logits, by relative position; None for nothing.
 
         Broadcastable to (B, heads, queries, keys). Each row is where its `Tokens.cells()` says, in
         the grid of its own tokens.
@@ -177,20 +177,20 @@ class Adapter(ABC):
         return None
 
     def embedding(self, host: nn.Module, images: Tensor) -> Tensor:
-        """The embedding of each patch, without its position (B, H*W, C)."""
+        """Computes the embedding of each patch, without its position (B, H*W, C)."""
         raise UnsupportedModel(
             f"{self.family}: its adapter does not tell patch embeddings from positions."
         )
 
     def readout(self, host: nn.Module, tokens: Tokens) -> Tensor:
-        """Attention of the pooling head's query over the patches (B, n), where it pools so."""
+        """Computes the attention of a pooling head's query over the patches (B, n)."""
         raise UnsupportedModel(f"{self.family}: this host's head has no query of its own.")
 
     def pooled_classifiers(self, host: nn.Module) -> list[nn.Module]:
-        """The host's classifiers, for rows (B, C), of a head that does not read the class token.
+        """Lists the host's classifiers of a head that does not read the class token.
 
-        One, or two where the host answers its teacher apart. Copies of them make the auxiliary head
-        of a training run.
+        They take rows (B, C). There are two if one of them learns from a teacher. Copies of
+        them make the auxiliary head of a training run.
         """
         raise UnsupportedModel(
             f"auxiliary= (--auxiliary) trains a second head on the class token, of hosts that have "
@@ -200,7 +200,7 @@ class Adapter(ABC):
 
 
 def patch_pixels(images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The pixels that each cell of the grid covers (B, H*W, C*h*w)."""
+    """Cuts out the pixels that each cell of the grid covers (B, H*W, C*h*w)."""
     (height, width), (down, right) = images.shape[2:], grid
     if height % down or width % right:
         raise WrongInput(

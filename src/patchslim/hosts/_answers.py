@@ -14,14 +14,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, tor
 
 
 def relative_difference(got: Tensor, wanted: Tensor) -> float:
-    """The largest deviation, relative to the largest value where that is above one."""
+    """Computes the largest deviation, relative to the largest value where that is above one."""
     scale = max(1.0, float(wanted.abs().max()))
     return float((got - wanted).abs().max()) / scale
 
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts the model in evaluation mode for a while; then every module has its own mode again."""
+    """Puts the model in evaluation mode for a while; then restores the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -32,9 +32,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def noise_logits(adapter: Adapter, host: nn.Module, like: nn.Module | None = None) -> list[float]:
-    """The host's first 16 output values for one fixed noise image, with all tokens kept.
+    """Computes the host's first 16 output values for one fixed noise image, with all tokens kept.
 
-    A model of another family, such as a teacher, is asked about images for the host `like`.
+    A model of another family, such as a teacher, gets images of the size that `like` needs.
     """
     noise = torch.Generator().manual_seed(0)
     images = torch.randn((1, *adapter.describe(like or host).image_shape), generator=noise)

@@ -30,7 +30,7 @@ EXAMPLE = "digits"
 
 
 def model_hint() -> str:
-    """One sentence about what names a model."""
+    """Says in one sentence what names a model."""
     hints = ", ".join(library.hint for library in find_libraries())
     return f"A model is {EXAMPLE!r}, {hints}, or a folder saved by patchslim."
 
@@ -43,7 +43,7 @@ def find_host(
     image_size: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The model called `name`, in evaluation mode.
+    """Finds the model called `name`, in evaluation mode.
 
     Args:
         name: `digits`; a name of a library's, with `library:` before it where two libraries have
@@ -72,17 +72,17 @@ def find_host(
 
 
 def has_own_weights(name: str) -> bool:
-    """Whether a model comes with weights of its own: the embedded example, or a folder."""
+    """Tells whether a model comes with weights of its own: the embedded example, or a folder."""
     return name == EXAMPLE or Path(name).expanduser().is_dir()
 
 
 def has_random_weights(name: str, *, pretrained: bool, weights: Path | None) -> bool:
-    """Whether `find_host` gives a model whose weights nobody trained."""
+    """Tells whether `find_host` gives a model whose weights nobody trained."""
     return not (has_own_weights(name) or pretrained or weights is not None)
 
 
 def build_without_weights(name: str, image_size: int | None = None) -> nn.Module:
-    """The model called `name` without any weights, for counting: even a giant takes no memory."""
+    """Builds the model called `name` without any weights, for counting: it takes no memory."""
     if name == EXAMPLE:
         return find_host(name, image_size=image_size)
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def build_without_weights(name: str, image_size: int | None = None) -> nn.Module
 
 
 def find_library_of(name: str) -> tuple[Library, str]:
-    """The library that builds the model called `name`, and what that library calls it.
+    """Finds the library that builds the model called `name`, and what that library calls it.
 
     `torchvision:vit_b_16` is torchvision's. A name without a prefix is that of the first library
     that has it, in the order of `find_libraries`.
@@ -126,7 +126,7 @@ def find_library_of(name: str) -> tuple[Library, str]:
 
 
 def served_names(family: str, containing: str = "") -> list[str]:
-    """The names under which `find_host` builds models that a family serves.
+    """Lists the names under which `find_host` builds models that a family serves.
 
     A name that a library of lower precedence has, too, gets its prefix: `torchvision:vit_b_16`.
     """
@@ -143,9 +143,9 @@ def served_names(family: str, containing: str = "") -> list[str]:
 
 
 def family_facts(containing: str = "") -> dict[str, dict[str, Any]]:
-    """Of each family that ships: what it is called, the names it serves, how to name its models.
+    """Says of each family that ships its name, the models it serves, and how to name them.
 
-    Of a family whose library is missing or too old, `unavailable` says so, with the cure.
+    If the library of a family is missing or too old, `unavailable` says so, with the cure.
     """
     facts: dict[str, dict[str, Any]] = {}
     for name in adapter_names():
@@ -160,7 +160,7 @@ def family_facts(containing: str = "") -> dict[str, dict[str, Any]]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, or in a torch file, of which nothing but data is read."""
+    """Reads the tensors in a safetensors file, or in a torch file, reading nothing but data."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -187,7 +187,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
-    """Loads the weights that were in the file `path`, every one of them."""
+    """Loads the weights of the file `path`; raises if any is missing, too many, or misshapen."""
     library = find_host_library(host)
     state = dict(state) if library is None else library.rename_weights(dict(state))
     own = host.state_dict()
@@ -210,7 +210,7 @@ def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None
 
 
 def _open_local(name: str, *, weights: bool = True) -> nn.Module:
-    """The embedded example, or the model in a folder."""
+    """Opens the embedded example, or the model in a folder."""
     if name == EXAMPLE:
         from patchslim.example.digits import host as example
 
@@ -229,7 +229,7 @@ def _open_local(name: str, *, weights: bool = True) -> nn.Module:
 
 
 def _image_size_setting(library: Library, name: str, image_size: int | None) -> dict[str, Any]:
-    """The setting by which a library is told the side of the images."""
+    """Names the setting by which a library learns the side of the images."""
     if image_size is None:
         return {}
     if library.image_size_setting is None:

@@ -106,26 +106,26 @@ class Library(ABC):
         check_version(self.distribution, self.oldest, self.extra)
 
     def installed_version(self) -> str | None:
-        """The version that is installed, or None."""
+        """Reads the version that is installed, or None."""
         return installed_version(self.distribution)
 
     def import_library(self) -> Any:
-        """The imported module, after its version is checked."""
+        """Imports the module, after checking its version."""
         self.check_version()
         return importlib.import_module(self.name)
 
     # ------------------------------------------------------------------------- models by name
 
     def names(self) -> list[str]:
-        """The names of all models that the library builds, served or not."""
+        """Lists the names of all models that the library builds, served or not."""
         return []
 
     def has_name(self, name: str) -> bool:
-        """Whether `build` knows this name. Names may have more to them, such as a tag."""
+        """Tells whether `build` knows this name. Names may have more to them, such as a tag."""
         return name in self.names()
 
     def served_names(self, adapter: Adapter) -> list[str]:
-        """The names whose models a family serves, found without building any of them."""
+        """Lists the names whose models a family serves, without building any of them."""
         return []
 
     def build(
@@ -135,7 +135,7 @@ class Library(ABC):
         pretrained: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """The model of this name, with random weights unless `pretrained`.
+        """Builds the model of this name, with random weights unless `pretrained`.
 
         It is also called on the meta device, for counting, where no weights take any memory.
 
@@ -152,21 +152,21 @@ class Library(ABC):
         raise self._undefined("build")
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Settings that a file of weights implies, such as its number of classes."""
+        """Reads the settings that a file of weights implies, such as its number of classes."""
         return {}
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights under the names that today's models have, where a file has older names."""
+        """Renames the weights as today's models call them, if the file has older names."""
         return state
 
     # ----------------------------------------------------------------------- models in folders
 
     def is_folder(self, folder: Path) -> bool:
-        """Whether the folder holds a model of this library."""
+        """Tells whether the folder holds a model of this library."""
         return False
 
     def open_folder(self, folder: Path, *, weights: bool = True) -> nn.Module:
-        """The model in a folder, from its files alone: nothing is fetched, no code in it is run.
+        """Opens the model in a folder from its files alone: fetches nothing, runs no code in it.
 
         Args:
             folder: a folder for which `is_folder` is true.
@@ -178,7 +178,7 @@ class Library(ABC):
 
     @abstractmethod
     def read_preprocessing(self, host: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:
-        """How the host's images are prepared, as far as the library keeps it beside the weights.
+        """Reads how the host's images are prepared, if the library keeps that with the weights.
 
         Args:
             host: a host of this library.
@@ -198,17 +198,17 @@ class Library(ABC):
 
 
 def has_served_class(module: str, adapter: Adapter) -> bool:
-    """Whether an imported module has a class that a family serves."""
+    """Tells whether an imported module has a class that a family serves."""
     from torch import nn
 
     classes = [found for found in vars(sys.modules[module]).values() if isinstance(found, type)]
     models = [cls for cls in classes if issubclass(cls, nn.Module)]
-    # A family is told by the class alone, so an object that was never built will do.
+    # The class alone decides which family serves it, so an object that was never built will do.
     return any(adapter.serves(nn.Module.__new__(cls)) for cls in models)
 
 
 def crop_share(crop: int, resized: int) -> float:
-    """`crop_pct` for which timm's transforms resize to exactly `resized` before they crop."""
+    """Computes the `crop_pct` for which timm's transforms resize to exactly `resized`."""
     share = crop / resized
     # timm rounds crop / share down, and a rounding error must not take a pixel away.
     return share if math.floor(crop / share) == resized else math.nextafter(share, 0.0)
@@ -217,7 +217,7 @@ def crop_share(crop: int, resized: int) -> float:
 def build_error(
     library: str, name: str, error: Exception, host_class: Any = None
 ) -> PatchslimError:
-    """The error for a model that its library could not build, as one sentence with a cure.
+    """Makes the error for a model that its library could not build, as one sentence with a cure.
 
     Args:
         library: the name of the library.
@@ -233,5 +233,5 @@ def build_error(
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, without its full stop."""
+    """Returns the first line of an error's message, without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")

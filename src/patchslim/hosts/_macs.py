@@ -9,15 +9,15 @@ from torch import nn
 
 
 def linear_macs(module: nn.Module | None) -> int:
-    """Multiply-adds a row of all linear layers and 1x1 convolutions in `module`."""
+    """Counts the multiply-adds a row of all linear layers and 1x1 convolutions in `module`."""
     layers = () if module is None else module.modules()
     return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d))
 
 
 def convolution_macs(embed: nn.Module, image: tuple[int, ...]) -> int:
-    """Multiply-adds of a convolutional stem, counted on a weightless copy.
+    """Counts the multiply-adds of a convolutional stem, on a weightless copy.
 
-    A copy, since running the stem itself would move the statistics of its norms in training.
+    Running the stem itself would move the statistics of its norms in training.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

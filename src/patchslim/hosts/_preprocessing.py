@@ -47,7 +47,7 @@ class Preprocessing:
         return len(self.mean) == 1
 
     def transform(self) -> Callable[[Any], Tensor]:
-        """A function from a decoded picture to the pixels (C, H, W) that the host sees."""
+        """Builds a function from a decoded picture to the pixels (C, H, W) that the host sees."""
         from timm.data import create_transform
 
         made: Callable[[Any], Tensor] = create_transform(
@@ -62,12 +62,12 @@ class Preprocessing:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary from which `from_json` makes an equal value."""
+        """Makes a plain dictionary from which `from_json` makes an equal value."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
-        """What `to_json` wrote."""
+        """Reads what `to_json` wrote."""
         fields: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
         }
@@ -78,7 +78,7 @@ class Preprocessing:
 
 
 def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
-    """How images of `host` are prepared, as far as its library keeps that beside the weights."""
+    """Finds how images of `host` are prepared, if its library keeps that with the weights."""
     channels, height, width = adapter.describe(host).image_shape
     library = find_host_library(host)
     said = {} if library is None else library.read_preprocessing(host, (height, width))

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def adapter_names() -> list[str]:
-    """The families that ship with the package: the files of `patchslim/hosts`.
+    """Lists the families that ship with the package: the files of `patchslim/hosts`.
 
-    A file whose name begins with an underscore is what several families of a library share.
+    Files whose names begin with an underscore hold what several families of a library share.
     """
     return [name for name in _file_names("patchslim.hosts") if not name.startswith("_")]
 
@@ -57,20 +57,20 @@ def find_adapter(host: nn.Module) -> Adapter:
 
 
 def library_names() -> list[str]:
-    """The libraries that hosts may come from: the files of `patchslim/hosts/_libraries`."""
+    """Lists the libraries that hosts may come from: the files of `patchslim/hosts/_libraries`."""
     return _file_names("patchslim.hosts._libraries")
 
 
 @functools.cache
 def load_library(name: str) -> Library:
-    """The library in the file `name`; the library itself is not imported."""
+    """Loads the library in the file `name`, without importing the library itself."""
     library: Library = _only_class(f"patchslim.hosts._libraries.{name}", Library)()
     library.check_definition()
     return library
 
 
 def find_libraries() -> list[Library]:
-    """All libraries, in the order in which they are asked for a name."""
+    """Loads all libraries, in the order in which they are asked for a name."""
     every = map(load_library, library_names())
     return sorted(every, key=lambda library: (library.precedence, library.name))
 
@@ -109,19 +109,19 @@ def _host_owners(host: nn.Module) -> list[str]:
 
 
 def installed_libraries() -> dict[str, str]:
-    """The distribution and version of each library that is installed."""
+    """Lists the distribution and version of each library that is installed."""
     every = ((each.distribution, each.installed_version()) for each in find_libraries())
     return {name: version for name, version in every if version is not None}
 
 
 def _file_names(package: str) -> list[str]:
-    """The modules in a package's folder, sorted."""
+    """Lists the modules in a package's folder, sorted."""
     paths = importlib.import_module(package).__path__
     return sorted(module.name for module in pkgutil.iter_modules(paths))
 
 
 def _only_class(module_name: str, base: type) -> Any:
-    """The one class that derives from `base`, can be made, and is defined in the module."""
+    """Finds the one class that derives from `base`, can be made, and is defined in the module."""
     module = importlib.import_module(module_name)
     own = [
         found

@@ -39,7 +39,7 @@ class TimmHost(Adapter, ABC):
     )
 
     def describe(self, host: Any) -> HostFacts:
-        """What the loop must know, read off the host's own attributes."""
+        """Reads what the loop must know off the host's own attributes."""
         by_token = host.global_pool == "token" and host.attn_pool is None
         is_distilled = type(host).__name__ == "VisionTransformerDistilled"
         attentions = [self._attention(block) for block in host.blocks]
@@ -79,17 +79,17 @@ class TimmHost(Adapter, ABC):
         return super().options(host, asked)
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
-        """The patch embedding alone."""
+        """Computes the patch embedding alone."""
         x: Tensor = host.patch_embed(images)
         return x if x.ndim == 3 else x.flatten(1, 2)
 
     def blocks(self, host: Any) -> nn.Sequential | nn.ModuleList:
-        """The transformer blocks."""
+        """Lists the transformer blocks."""
         blocks: nn.Sequential | nn.ModuleList = host.blocks
         return blocks
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
-        """The final norm."""
+        """Applies the final norm."""
         normed: Tensor = host.norm(x)
         return normed
 
@@ -104,14 +104,14 @@ class TimmHost(Adapter, ABC):
         return host.head(host.head_drop(host.fc_norm(self._pool(host, tokens.with_x(x)))))
 
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
-        """The classifier on the mean of the patches, if the head does not read the class token."""
+        """Lists the classifier on the mean of the patches, unless the class token is read."""
         beside = host.cls_token is not None and host.attn_pool is None and host.num_classes > 0
         if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
             return super().pooled_classifiers(host)
         return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
 
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
-        """Attention of the pooling query over the patches, by query and key weight in one."""
+        """Computes the pooling query's attention over patches; its two weights become one."""
         pool = host.attn_pool
         query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
         key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
@@ -122,7 +122,7 @@ class TimmHost(Adapter, ABC):
         return logits.softmax(dim=1).mean(dim=2)
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The registered name, arguments and configuration; None if timm kept no arguments."""
+        """Notes registered name, arguments and configuration; None if timm kept no arguments."""
         cfg = dict(getattr(host, "pretrained_cfg", None) or {})
         if getattr(host, "_model_args", None) is None or not cfg.get("architecture"):
             return None  # timm keeps the arguments from 1.0.31 on
@@ -141,7 +141,7 @@ class TimmHost(Adapter, ABC):
             return None
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """`timm.create_model`, without weights, of a registered name: nothing is fetched."""
+        """Calls `timm.create_model`, without weights, for a registered name: nothing is fetched."""
         import timm
 
         if not timm.is_model(recipe["architecture"]):
@@ -156,7 +156,7 @@ class TimmHost(Adapter, ABC):
         return built
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs, read off the host's own modules."""
+        """Counts rows and costs, read off the host's own modules."""
         facts = self.describe(host)
         size = image_size or facts.image_shape[1:]
         grid = tuple(int(side) for side in host.patch_embed.dynamic_feat_size(size))
@@ -172,7 +172,7 @@ class TimmHost(Adapter, ABC):
         )
 
     def _head_macs(self, host: Any, entering: int) -> tuple[int, int]:
-        """Multiply-adds of pooling and classifier: a fixed number, and one for each row left."""
+        """Counts the multiply-adds of the head: a fixed number, and one for each row left."""
         final, pool = sum(map(linear_macs, self._classifiers(host))), host.attn_pool
         if _pools_by_query(host):
             query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
@@ -185,19 +185,19 @@ class TimmHost(Adapter, ABC):
 
     @abstractmethod
     def _attention(self, block: Any) -> Any:
-        """A module of the block that has `scale` and `attn_drop`."""
+        """Finds a module of the block that has `scale` and `attn_drop`."""
 
     @abstractmethod
     def _block_shape(self, host: Any, index: int) -> BlockShape:
-        """What one block costs, read off its own layers."""
+        """Counts what one block costs, read off its own layers."""
 
     def _classifiers(self, host: Any) -> list[nn.Module]:
-        """The layers that turn pooled features into logits."""
+        """Lists the layers that turn pooled features into logits."""
         found = host.get_classifier()
         return list(found) if isinstance(found, tuple) else [found]
 
     def _score_macs(self, host: Any, query_width: int) -> dict[str, int]:
-        """Multiply-adds of scoring: one query over all heads, or the folded pooling query."""
+        """Counts the multiply-adds of scoring by one query, or by the folded pooling query."""
         if host.cls_token is not None or not _pools_by_query(host):
             return {"score": query_width}
         pool, width = host.attn_pool, int(host.embed_dim)
@@ -217,42 +217,42 @@ class TimmHost(Adapter, ABC):
             pooled: Tensor = host.attn_pool(x, attn_mask=bias.to(x.dtype))
             return pooled
         total = weight.sum(dim=1, keepdim=True)
-        share = (weight / total.clamp(min=1)).to(x.dtype)  # of nothing the mean is nothing
+        share = (weight / total.clamp(min=1)).to(x.dtype)  # the mean of nothing is 0
         mean = (x * share.unsqueeze(2)).sum(dim=1)
         if host.global_pool == "avg":
             return mean
-        gone = (weight == 0) & (total > 0)  # where a mask in training left nothing, all are read
+        gone = (weight == 0) & (total > 0)  # if a mask in training left none, all rows
         largest = x.masked_fill(gone.unsqueeze(2), -torch.inf).amax(dim=1)
         return largest if host.global_pool == "max" else (mean + largest) / 2
 
     @abstractmethod
     def _pools_prefix(self, host: Any) -> bool:
-        """Whether pooling reads the prefix rows too."""
+        """Tells whether pooling reads the prefix rows too."""
 
 
 def dropout_in_force(layer: Any) -> float:
-    """The share that a dropout layer drops now: none in evaluation."""
+    """Returns the share that a dropout layer drops now: none in evaluation."""
     return float(layer.p) if layer.training else 0.0
 
 
 def _image_shape(host: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the host is made for."""
+    """Reads channels, height and width of the images that the host is made for."""
     size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
     return int(host.in_chans), int(size[0]), int(size[1])
 
 
 def _returns_rows(host: Any) -> bool:
-    """Whether the sequence itself is the answer; PRR pooling attends over the whole grid."""
+    """Tells whether the host returns the sequence; PRR pooling attends over the whole grid."""
     return host.global_pool in ("", "prr")
 
 
 def _pools_by_query(host: Any) -> bool:
-    """Whether the head is attention pooling with a latent query (MAP)."""
+    """Tells whether the head is attention pooling with a latent query (MAP)."""
     return type(host.attn_pool).__name__ == "AttentionPoolLatent"
 
 
 def linear_columns(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
-    """Columns `start` to `stop` of a linear layer's output; a plain layer computes no others."""
+    """Computes columns `start` to `stop` of a linear layer; only a plain one skips the others."""
     if type(layer) is not nn.Linear:  # quantized, or with a low-rank update
         some: Tensor = layer(y)[..., start:stop]
         return some
@@ -261,7 +261,7 @@ def linear_columns(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
 
 
 def foreign_class_reason(part: str, module: nn.Module, names: Iterable[str]) -> str | None:
-    """Why `module` is none of timm's own classes of these names, or None where it is one."""
+    """Says why `module` is none of timm's own classes of these names; None if it is one."""
     cls = type(module)
     if cls.__name__ in names and cls.__module__.startswith("timm."):
         return None
@@ -270,7 +270,7 @@ def foreign_class_reason(part: str, module: nn.Module, names: Iterable[str]) -> 
 
 
 def _embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
-    """Multiply-adds of the patch embedding."""
+    """Counts the multiply-adds of the patch embedding."""
     if type(embed).__name__ == "PatchEmbed":
         return patches * int(embed.proj.weight.numel())
     return convolution_macs(embed, image)

@@ -1,7 +1,7 @@
 """timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder and their kin, with rotary positions.
 
 A token keeps the rotary position of the grid cell it comes from, wherever it stands in the
-sequence; a merged token keeps that of the token that speaks for the group.
+sequence; a merged token keeps that of the token into which the group was merged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TimmEva(TimmHost):
         return None
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """Patches, positions and prefix tokens, with the table of rotary positions beside them."""
+        """Embeds patches, adds positions and prefix tokens, notes the table of rotary positions."""
         x, rotary = host._pos_embed(host.patch_embed(images))
         grid = host.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
         return Tokens(
@@ -55,7 +55,7 @@ class TimmEva(TimmHost):
         )
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
-        """Norm (before attention or not), projection, QK-norm, rotation, shared keys repeated."""
+        """Applies norm, projection, QK-norm and rotation; repeats shared keys."""
         block = host.blocks[index]
         attn = block.attn
         y = tokens.x if type(block).__name__ == "EvaBlockPostNorm" else block.norm1(tokens.x)
@@ -80,7 +80,7 @@ class TimmEva(TimmHost):
         return tuple(every[name] for name in part)
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
-        """Inner norm, gate, projection, LayerScale, drop path and residual."""
+        """Applies inner norm, gate, projection, LayerScale, drop path and residual."""
         block = host.blocks[index]
         attn, x = block.attn, queries.x
         post = type(block).__name__ == "EvaBlockPostNorm"
@@ -96,7 +96,7 @@ class TimmEva(TimmHost):
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
-        """Feed-forward, LayerScale, drop path and residual."""
+        """Applies feed-forward, LayerScale, drop path and residual."""
         block = host.blocks[index]
         if type(block).__name__ == "EvaBlockPostNorm":
             out = block.norm2(block.mlp(x))

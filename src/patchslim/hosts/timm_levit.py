@@ -63,7 +63,7 @@ class TimmLevit(TimmHost):
         return None
 
     def describe(self, host: Any) -> HostFacts:
-        """LeViT has no class token, Evo-LeViT one; both average their patches."""
+        """Reads the host's facts. Evo-LeViT has a class token, LeViT none; both average patches."""
         blocks = _all_blocks(host)
         starts = [index for index, block in enumerate(blocks) if _is_downsampling(block)]
         return HostFacts(
@@ -79,7 +79,7 @@ class TimmLevit(TimmHost):
         )
 
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
-        """The two heads of Evo-LeViT; the second one learns from the teacher."""
+        """Lists the two heads of Evo-LeViT; the second one learns from the teacher."""
         if not _has_class_token(host) or host.num_classes == 0:
             return Adapter.pooled_classifiers(self, host)
         return [host.head, host.head_dist]
@@ -94,23 +94,23 @@ class TimmLevit(TimmHost):
         return f"this host takes {height}x{width} pixels. Resize them, or build it with img_size=."
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """What the convolutional stem gives; class token and positions where there are any."""
+        """Applies the convolutional stem; adds class token and positions if there are any."""
         placed = _has_class_token(host)
         x = host.embed(images) if placed else self.embedding(host, images)
         grid = _attention(_all_blocks(host)[0]).resolution
         return Tokens(x=x, prefix=int(_has_class_token(host)), grid=(int(grid[0]), int(grid[1])))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
-        """What the convolutional stem gives."""
+        """Applies the convolutional stem."""
         x: Tensor = host.stem(images)
         return x.flatten(2).transpose(1, 2)
 
     def blocks(self, host: Any) -> nn.ModuleList:
-        """The blocks of all stages, each downsampling before those of its stage."""
+        """Lists the blocks of all stages, each downsampling before those of its stage."""
         return nn.ModuleList(_all_blocks(host))
 
     def bias(self, host: Any, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
-        """LeViT's learned bias for each distance; Evo-LeViT has none."""
+        """Looks up LeViT's learned bias for each distance; Evo-LeViT has none."""
         attn = _attention(_all_blocks(host)[index])
         if not hasattr(attn, "attention_biases"):
             return None
@@ -122,7 +122,7 @@ class TimmLevit(TimmHost):
         return by_head.transpose(0, 1)
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
-        """The block's own projection, which is normed inside; no norm comes before it."""
+        """Applies the block's own projection, which contains the norm."""
         block = _all_blocks(host)[index]
         attn = _attention(block)
         widths = {"q": attn.key_dim, "k": attn.key_dim, "v": attn.val_dim}
@@ -137,7 +137,7 @@ class TimmLevit(TimmHost):
         return _project_heads(attn.kv, x, attn.num_heads, widths, part)
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
-        """Activation, projection and residual; a downsampling has no residual there."""
+        """Applies activation, projection and residual; a downsampling has no residual there."""
         block = _all_blocks(host)[index]
         out: Tensor = _attention(block).proj(attended.transpose(1, 2).flatten(2))
         if _is_downsampling(block):
@@ -146,7 +146,7 @@ class TimmLevit(TimmHost):
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
-        """The feed-forward and its residual."""
+        """Applies the feed-forward and its residual."""
         block = _all_blocks(host)[index]
         drop = block.drop_path if _is_downsampling(block) else block.drop_path2
         fed: Tensor = x + drop(block.mlp(x))
@@ -157,7 +157,7 @@ class TimmLevit(TimmHost):
         return x
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """The host's own heads; rows that stand for several patches weigh as many in the mean."""
+        """Applies the host's own heads; in the mean, a row counts for all patches it stands for."""
         x = tokens.x
         if tokens.size is not None or tokens.alive is not None:
             weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
@@ -167,13 +167,13 @@ class TimmLevit(TimmHost):
         return host.forward_head(x)
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """`timm.create_model`, which knows Evo-LeViT once it is imported."""
+        """Calls `timm.create_model`, which knows Evo-LeViT once it is imported."""
         import patchslim.architectures.evo_levit  # noqa: F401 (registers its names)
 
         return super().rebuild(recipe)
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs, read off the host's own modules."""
+        """Counts rows and costs, read off the host's own modules."""
         size = _image_shape(host)
         parts = _all_blocks(host)
         grid = _attention(parts[0]).resolution
@@ -213,7 +213,7 @@ class TimmLevit(TimmHost):
 
 
 def _all_blocks(host: Any) -> list[Any]:
-    """The blocks of all stages, each downsampling before those of its stage."""
+    """Lists the blocks of all stages, each downsampling before those of its stage."""
     parts: list[Any] = []
     for stage in host.stages:
         if not isinstance(stage.downsample, nn.Identity):
@@ -223,12 +223,12 @@ def _all_blocks(host: Any) -> list[Any]:
 
 
 def _has_class_token(host: Any) -> bool:
-    """Whether it is Evo-LeViT."""
+    """Tells whether it is Evo-LeViT."""
     return hasattr(host, "cls_token")
 
 
 def _image_shape(host: Any) -> tuple[int, int, int]:
-    """Channels, height and width, which its positions fix."""
+    """Reads channels, height and width, which its positions fix."""
     down = int(host.feature_info[0]["reduction"])
     height, width = _attention(_all_blocks(host)[0]).resolution
     return int(host.in_chans), int(height) * down, int(width) * down
@@ -240,7 +240,7 @@ def _stride(block: Any) -> int:
 
 
 def _grids_after_stride(blocks: list[Any]) -> dict[int, tuple[int, int]]:
-    """The grids of the later stages, by the block that makes them."""
+    """Maps the block that makes each later stage's grid to that grid."""
     grids = {}
     for index, block in enumerate(blocks):
         if _is_downsampling(block):
@@ -251,12 +251,12 @@ def _grids_after_stride(blocks: list[Any]) -> dict[int, tuple[int, int]]:
 
 
 def _is_downsampling(block: Any) -> bool:
-    """Whether a block is a downsampling."""
+    """Tells whether a block is a downsampling."""
     return hasattr(block, "attn_downsample")
 
 
 def _attention(block: Any) -> Any:
-    """The attention of a block."""
+    """Finds the attention of a block."""
     return block.attn_downsample if _is_downsampling(block) else block.attn
 
 
@@ -290,7 +290,7 @@ def _project_columns(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
 def _select_positions(
     positions: Tensor, tokens: Tokens, stride: int, resolution: tuple[int, int]
 ) -> Tensor:
-    """The positions of rows, of the whole grid or of every `stride`-th row and column of it."""
+    """Picks the positions of all rows, or of every `stride`-th row and column of the grid."""
     height, width = resolution
     if tokens.grid == (height, width) and tokens.position is None:
         return positions
@@ -301,7 +301,7 @@ def _select_positions(
 
 
 def _foreign_class_reason(part: str, module: nn.Module, names: tuple[str, ...]) -> str | None:
-    """Why a module is neither timm's own nor ours."""
+    """Says why a module is neither timm's own nor ours."""
     if type(module).__module__ == KNOWN_MODULES[1] and type(module).__name__ in names:
         return None
     return foreign_class_reason(part, module, names)

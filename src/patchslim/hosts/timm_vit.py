@@ -49,13 +49,13 @@ class TimmVit(TimmHost):
         return None
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """Patches, positions, prefix tokens and the norm before the blocks."""
+        """Embeds patches; adds positions and prefix tokens; applies the norm before the blocks."""
         x = host.norm_pre(host._pos_embed(host.patch_embed(images)))
         grid = host.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
         return Tokens(x=x, prefix=int(host.num_prefix_tokens), grid=(int(grid[0]), int(grid[1])))
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
-        """The block's own norm and projection; several attentions side by side are more heads."""
+        """Applies the block's norm and projection. Several attentions count as more heads."""
         block = host.blocks[index]
         each = [_project_heads(attn, y, part) for attn, y in _attention_inputs(block, tokens.x)]
         if len(each) == 1:
@@ -63,13 +63,13 @@ class TimmVit(TimmHost):
         return tuple(torch.cat(same, dim=1) for same in zip(*each, strict=True))
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
-        """Gate, projection, LayerScale, drop path and residual, as this kind of block does it."""
+        """Applies gate, projection, LayerScale, drop path, residual, as this kind of block does."""
         block = host.blocks[index]
         mixed: Tensor = BLOCK_KINDS[type(block).__name__][0](block, queries.x, attended)
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
-        """The feed-forward and its residual, as this kind of block does it."""
+        """Applies the feed-forward and its residual, as this kind of block does it."""
         block = host.blocks[index]
         fed: Tensor = BLOCK_KINDS[type(block).__name__][1](block, x)
         return fed

@@ -40,7 +40,7 @@ class TorchvisionVit(Adapter):
     )
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Overridden forward passes, foreign blocks, attentions with more than plain heads."""
+        """Refuses overridden forward passes, foreign blocks, and more than plain attention."""
         for name in ("forward", "_process_input"):
             if getattr(type(host), name).__module__ != MODULE:
                 return f"{type(host).__name__} overrides {name}, and only torchvision's is known."
@@ -64,7 +64,7 @@ class TorchvisionVit(Adapter):
         return None
 
     def describe(self, host: Any) -> HostFacts:
-        """One class token, which the head reads; one image size, which the positions fix."""
+        """Reads the host's facts. The head reads one class token; positions fix the image size."""
         stem = next(layer for layer in host.conv_proj.modules() if isinstance(layer, nn.Conv2d))
         attentions = [block.self_attention for block in host.encoder.layers]
         return HostFacts(
@@ -77,7 +77,7 @@ class TorchvisionVit(Adapter):
         )
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """Class token and patches with their positions, after dropout."""
+        """Embeds class token and patches, adds their positions, applies dropout."""
         patches = self.embedding(host, images)
         class_token = host.class_token.expand(len(patches), -1, -1)
         x = torch.cat([class_token, patches], dim=1) + host.encoder.pos_embedding
@@ -85,17 +85,17 @@ class TorchvisionVit(Adapter):
         return Tokens(x=host.encoder.dropout(x), prefix=1, grid=(side, side))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
-        """The patch embedding alone."""
+        """Computes the patch embedding alone."""
         patches: Tensor = host._process_input(images)
         return patches
 
     def blocks(self, host: Any) -> nn.Sequential:
-        """The encoder's layers."""
+        """Lists the encoder's layers."""
         layers: nn.Sequential = host.encoder.layers
         return layers
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
-        """The block's norm, and the rows of the attention's weight that `part` names."""
+        """Applies the block's norm, and the rows of the attention's weight that `part` names."""
         attention = _attention(host, index)
         width, bias = int(attention.embed_dim), attention.in_proj_bias
         rows = slice(PLACES[part[0]] * width, (PLACES[part[-1]] + 1) * width)
@@ -107,7 +107,7 @@ class TorchvisionVit(Adapter):
         return projected.unflatten(2, heads).permute(2, 0, 3, 1, 4).unbind(0)
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
-        """Output projection, dropout, residual."""
+        """Applies output projection, dropout and residual."""
         # torch's attention reads the weights of `out_proj` and does not call it. It lays rows out
         # before images in memory, and dropout draws its numbers in the order of memory.
         layer = _attention(host, index).out_proj
@@ -117,23 +117,23 @@ class TorchvisionVit(Adapter):
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
-        """Norm, feed-forward, residual."""
+        """Applies norm, feed-forward and residual."""
         block = host.encoder.layers[index]
         fed: Tensor = x + block.mlp(block.ln_2(x))
         return fed
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
-        """The final norm."""
+        """Applies the final norm."""
         normed: Tensor = host.encoder.ln(x)
         return normed
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Tensor:
-        """The classifier on the class token."""
+        """Applies the classifier to the class token."""
         logits: Tensor = host.heads(host.encoder.ln(tokens.x)[:, 0])
         return logits
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The arguments of the class, read off the layers, and the name of the weights."""
+        """Notes the arguments of the class, read off the layers, and the name of the weights."""
         norms = [host.encoder.ln, *(block.ln_1 for block in host.encoder.layers)]
         plain_norms = all(type(norm) is nn.LayerNorm for norm in norms)
         stem, head = _stem_recipe(host.conv_proj), getattr(host.heads, "head", None)
@@ -156,7 +156,7 @@ class TorchvisionVit(Adapter):
         }
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """The class with these arguments and random weights."""
+        """Builds the class with these arguments and random weights."""
         from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
         arguments = dict(recipe)
@@ -180,7 +180,7 @@ class TorchvisionVit(Adapter):
         return host
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs, read off the host's own layers."""
+        """Counts rows and costs, read off the host's own layers."""
         side = _grid_side(host)
         plain = isinstance(host.conv_proj, nn.Conv2d)
         return HostShape(
@@ -198,22 +198,22 @@ class TorchvisionVit(Adapter):
 
 
 def _is_own(module: nn.Module, name: str) -> bool:
-    """Whether a module is of torchvision's class of this name, and of no subclass."""
+    """Tells whether a module is of torchvision's class of this name, and of no subclass."""
     return type(module).__name__ == name and type(module).__module__ == MODULE
 
 
 def _attention(host: Any, index: int) -> Any:
-    """The `nn.MultiheadAttention` of a block."""
+    """Finds the `nn.MultiheadAttention` of a block."""
     return host.encoder.layers[index].self_attention
 
 
 def _grid_side(host: Any) -> int:
-    """Rows, and columns, of the patch grid."""
+    """Counts the rows, and so the columns, of the patch grid."""
     return int(host.image_size) // int(host.patch_size)
 
 
 def _block_shape(block: Any) -> BlockShape:
-    """Costs of one block."""
+    """Counts what one block costs."""
     attention = block.self_attention
     width = int(attention.embed_dim)
     return BlockShape(
@@ -231,9 +231,9 @@ def _block_shape(block: Any) -> BlockShape:
 
 
 def _stem_recipe(stem: nn.Module) -> list[dict[str, Any]] | None:
-    """The layers of a convolutional stem as plain data; none for a plain patch embedding.
+    """Lists the layers of a convolutional stem as plain data; none for a plain patch embedding.
 
-    None where the stem has a layer that `rebuild` would not make again.
+    Returns None if the stem has a layer that `rebuild` would not make again.
     """
     if type(stem) is nn.Conv2d:
         return []

@@ -42,7 +42,7 @@ class TransformersVit(Adapter):
     )
 
     def serves(self, host: nn.Module) -> bool:
-        """Models of the four families, whatever their task."""
+        """Accepts models of the four families, whatever their task."""
         return _model_type(host) is not None
 
     def unsupported_reason(self, host: Any) -> str | None:
@@ -60,7 +60,7 @@ class TransformersVit(Adapter):
         return None
 
     def describe(self, host: Any) -> HostFacts:
-        """What the loop must know, read off the configuration and the layers."""
+        """Reads what the loop must know off the configuration and the layers."""
         layers = self.blocks(host)
         attentions: list[Any] = [layer.attention for layer in layers]
         kept = [getattr(layer, "gradient_checkpointing", False) for layer in layers]
@@ -111,13 +111,13 @@ class TransformersVit(Adapter):
         return {name: value for name, value in given.items() if name in honoured}
 
     def blocks(self, host: Any) -> nn.ModuleList:
-        """The transformer layers."""
+        """Lists the transformer layers."""
         base = _base_model(host)
         layers: nn.ModuleList = base.encoder.layer if _is_dinov2(host) else base.layers
         return layers
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """The host's own embeddings."""
+        """Calls the host's own embeddings."""
         embeddings = _base_model(host).embeddings
         images = images.to(embeddings.patch_embeddings.projection.weight.dtype)
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
@@ -126,13 +126,13 @@ class TransformersVit(Adapter):
         return Tokens(x=embeddings(images, **extra), prefix=_prefix(host), grid=grid)
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
-        """The patch embedding alone."""
+        """Computes the patch embedding alone."""
         layer = _base_model(host).embeddings.patch_embeddings.projection
         projected: Tensor = layer(images.to(layer.weight.dtype))
         return projected.flatten(2).transpose(1, 2)
 
     def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
-        """The layer's own norm and its three projections."""
+        """Applies the layer's own norm and its three projections."""
         layer: Any = self.blocks(host)[index]
         attention = layer.attention
         y = layer.norm1(tokens.x) if _is_dinov2(host) else layer.layernorm_before(tokens.x)
@@ -141,7 +141,7 @@ class TransformersVit(Adapter):
         return tuple(layers[name](y).unflatten(2, shape).transpose(1, 2) for name in part)
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
-        """Output projection, LayerScale, dropout or drop path, residual."""
+        """Applies output projection, LayerScale, dropout or drop path, and residual."""
         layer: Any = self.blocks(host)[index]
         out = layer.attention.o_proj(attended.transpose(1, 2).flatten(2))
         out = layer.drop_path(layer.layer_scale1(out)) if _is_dinov2(host) else layer.dropout(out)
@@ -149,7 +149,7 @@ class TransformersVit(Adapter):
         return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
-        """Feed-forward, LayerScale, dropout or drop path, residual."""
+        """Applies feed-forward, LayerScale, dropout or drop path, and residual."""
         layer: Any = self.blocks(host)[index]
         if _is_dinov2(host):
             out = layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(x))))
@@ -159,12 +159,12 @@ class TransformersVit(Adapter):
         return fed
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
-        """The final norm."""
+        """Applies the final norm."""
         normed: Tensor = _base_model(host).layernorm(x)
         return normed
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
-        """The host's own output class, filled from the tokens that are left."""
+        """Fills the host's own output class from the tokens that are left."""
         if _returns_rows(host):
             output = self._features_output(host, tokens)
         else:
@@ -174,7 +174,7 @@ class TransformersVit(Adapter):
         return output.to_tuple() if as_tuple else output
 
     def logits(self, output: Any) -> Tensor:
-        """Logits, or the last hidden state of a bare model."""
+        """Returns the logits, or the last hidden state of a bare model."""
         if isinstance(output, tuple):
             first: Tensor = output[0]
             return first
@@ -182,7 +182,7 @@ class TransformersVit(Adapter):
         return tensor
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
-        """The class, its configuration, and whether a bare model has a pooler and a mask token."""
+        """Notes class and configuration, and which optional parts a bare model has."""
         recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
         if _returns_rows(host) and not _is_dinov2(host):
             recipe["pooler"] = host.pooler is not None
@@ -190,7 +190,7 @@ class TransformersVit(Adapter):
         return recipe
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
-        """The class, from its configuration, with random weights."""
+        """Builds the class from its configuration, with random weights."""
         import transformers
 
         known = {f"{family}{task}" for family in CLASS_PREFIXES.values() for task in TASKS}
@@ -206,7 +206,7 @@ class TransformersVit(Adapter):
         return host
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
-        """Rows and costs, read off the host's own layers."""
+        """Counts rows and costs, read off the host's own layers."""
         height, width = image_size or _image_shape(host)[1:]
         patch = _pair(host.config.patch_size)
         grid = (height // patch[0], width // patch[1])
@@ -224,7 +224,7 @@ class TransformersVit(Adapter):
         )
 
     def _features_output(self, host: Any, tokens: Tokens) -> Any:
-        """The output of a bare model, its rows in the dense order."""
+        """Makes the output of a bare model, its rows in the dense order."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         x = self.norm(host, tokens.dense_features())
@@ -234,7 +234,7 @@ class TransformersVit(Adapter):
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
     def _classifier_output(self, host: Any, tokens: Tokens, labels: Tensor | None) -> Any:
-        """The output of a classifier, with its loss where labels are given."""
+        """Makes the output of a classifier, with its loss if labels are given."""
         x = self.norm(host, tokens.x)
         if type(host).__name__.endswith("WithTeacher"):
             return _distilled_output(host, x)
@@ -243,7 +243,7 @@ class TransformersVit(Adapter):
         read = x[:, 0]
         if _is_dinov2(host):
             weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
-            total = weight.sum(dim=1, keepdim=True).clamp(min=1)  # the mean of nothing is nothing
+            total = weight.sum(dim=1, keepdim=True).clamp(min=1)  # the mean of nothing is 0
             share = (weight / total).to(x.dtype).unsqueeze(2)
             read = torch.cat([read, (x[:, tokens.prefix :] * share).sum(dim=1)], dim=1)
         logits = host.classifier(read)
@@ -255,7 +255,7 @@ CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 
 
 def _distilled_output(host: Any, x: Tensor) -> Any:
-    """The mean of DeiT's two heads, in the output class of its module."""
+    """Averages DeiT's two heads, in the output class of its module."""
     import sys
 
     module: Any = sys.modules[type(host).__module__]
@@ -266,7 +266,7 @@ def _distilled_output(host: Any, x: Tensor) -> Any:
 
 
 def _model_type(host: nn.Module) -> str | None:
-    """The family of a host, by the module its class comes from."""
+    """Finds the family of a host, by the module its class comes from."""
     for cls in type(host).__mro__:
         parts = cls.__module__.split(".")
         if parts[:2] == ["transformers", "models"] and parts[2] in CLASS_PREFIXES:
@@ -275,7 +275,7 @@ def _model_type(host: nn.Module) -> str | None:
 
 
 def _prefix(host: Any) -> int:
-    """Class token, distillation token or registers."""
+    """Counts class token, distillation token and registers."""
     kind = _model_type(host)
     if kind == "dinov2_with_registers":
         return 1 + int(host.config.num_register_tokens)
@@ -283,7 +283,7 @@ def _prefix(host: Any) -> int:
 
 
 def _rows_read(host: Any) -> int | None:
-    """One row for the class token, two with a teacher; DINOv2 averages the patches."""
+    """Counts the rows that the head reads: 1 or 2, or None for DINOv2, which averages patches."""
     if type(host).__name__.endswith("WithTeacher"):
         return 2
     is_classifier = type(host).__name__.endswith("ForImageClassification")
@@ -291,33 +291,33 @@ def _rows_read(host: Any) -> int | None:
 
 
 def _returns_rows(host: Any) -> bool:
-    """Whether it is a bare model, which returns its last hidden state."""
+    """Tells whether it is a bare model, which returns its last hidden state."""
     return type(host).__name__.endswith("Model")
 
 
 def _image_shape(host: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the configuration."""
+    """Reads channels, height and width from the configuration."""
     size = _pair(host.config.image_size)
     return int(host.config.num_channels), size[0], size[1]
 
 
 def _is_dinov2(host: nn.Module) -> bool:
-    """Whether the host has DINOv2's layer layout."""
+    """Tells whether the host has DINOv2's layer layout."""
     return (_model_type(host) or "").startswith("dinov2")
 
 
 def _base_model(host: Any) -> Any:
-    """The bare model inside a model with a head."""
+    """Finds the bare model inside a model with a head."""
     return getattr(host, host.base_model_prefix, host)
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """Height and width, of a number or a pair."""
+    """Returns height and width, given a number or a pair."""
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _block_shape(layer: Any) -> BlockShape:
-    """Costs read off one layer's own projections."""
+    """Counts costs, read off one layer's own projections."""
     attention = layer.attention
     inner = int(attention.q_proj.out_features)
     return BlockShape(

@@ -34,7 +34,7 @@ class Groups:
 
 
 def is_heavier(worth: Tensor) -> Tensor:
-    """Whether row j is worth more than row i, at (B, i, j); of equal rows, the first is."""
+    """Tells whether row j is worth more than row i, at (B, i, j); of equal rows, the first is."""
     order = worth.argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(worth.shape[1], device=worth.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, rows).to(worth.dtype)
@@ -42,9 +42,9 @@ def is_heavier(worth: Tensor) -> Tensor:
 
 
 def unjoinable_distance(like: Tensor) -> Tensor:
-    """A distance for rows that must not join any other (B, n): very large, most for the first row.
+    """Makes a distance for rows that must not join any other (B, n), largest for the first row.
 
-    Not infinity, since a choice among equal rows would depend on how many rows there are.
+    It is not infinity: a choice among equal rows would then depend on how many rows there are.
     """
     rows = torch.arange(like.shape[1], device=like.device, dtype=like.dtype)
     return (UNJOINABLE * (1 - 1e-6 * rows)).expand_as(like)
@@ -65,8 +65,8 @@ def bipartite(cost: Tensor, first: int) -> Groups:
 def leaders(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     """Goes through rows by worth; each row that is not claimed yet leads, and claims all near rows.
 
-    Done for all rows at once, in rounds: a row leads if all its heavier neighbours are claimed, and
-    is claimed if a neighbour leads. Rows that are still open after the last round lead.
+    All rows are treated at once, in rounds: a row leads if all its heavier neighbours are
+    claimed, and is claimed if a neighbour leads. Rows still open after the last round lead.
     """
     rival = (cost <= limit) & is_heavier(worth)
     leads = torch.zeros_like(worth, dtype=torch.bool)
@@ -189,7 +189,7 @@ def iterative_redundancy(unit: Tensor, alive: Tensor, keep: int, steps: int) -> 
 
 
 def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
-    """For each row the row of the greatest worth with the same label; of equal rows, the first."""
+    """Finds for each row the row of the greatest worth with the same label, the first of equals."""
     count = worth.shape[1]
     rows = torch.arange(count, device=label.device).expand_as(label)
     most = torch.full_like(worth, -math.inf).scatter_reduce(1, label, worth, "amax")
@@ -199,7 +199,7 @@ def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
 
 
 def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
-    """For each of `rows` (B, r), the row that it joins among those that stay (B, n)."""
+    """Finds for each of `rows` (B, r) the row that it joins among those that stay (B, n)."""
     if groups.parent is None:
         of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
         return of_each.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
@@ -214,7 +214,7 @@ def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Te
 
 
 def _diagonal(cost: Tensor) -> Tensor:
-    """A mask of the diagonal (n, n)."""
+    """Makes a mask of the diagonal (n, n)."""
     return torch.eye(cost.shape[1], dtype=torch.bool, device=cost.device)
 
 
@@ -224,5 +224,5 @@ def _above_limits(worth: Tensor) -> Tensor:
 
 
 def _round_count(count: int) -> int:
-    """Rounds enough to reach `count` by doubling, and a few more."""
+    """Counts the rounds that reach `count` by doubling, and adds a few."""
     return max(count, 2).bit_length() + 2

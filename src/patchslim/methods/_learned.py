@@ -109,5 +109,5 @@ class ModulePerBlock(nn.ModuleDict):
 
 
 def is_trainable(method: Method) -> bool:
-    """Whether the method has parameters, which then have to be trained."""
+    """Tells whether the method has parameters, which then have to be trained."""
     return next(method.parameters(), None) is not None

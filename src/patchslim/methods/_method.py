@@ -156,7 +156,7 @@ class Method(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} remembers nothing.")
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
-        """How many patch rows a keep rate means: the share of `rows`, rounded up.
+        """Counts the patch rows that a keep rate means: the share of `rows`, rounded up.
 
         A method that defers keeps a share of all `patches`.
 
@@ -170,11 +170,11 @@ class Method(nn.Module, ABC):
         return min(among, math.ceil(rate * among - 1e-9) + self.extra_rows)
 
     def fewest(self, patches: int) -> int:
-        """The smallest number of rows that one choice can leave of `patches`."""
+        """Returns the smallest number of rows that one choice can leave of `patches`."""
         return min(patches, 1 + self.extra_rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """Multiply-adds of one choice among `rows` rows, `prefix` of which are not patches."""
+        """Counts the multiply-adds of one choice among `rows` rows, `prefix` rows included."""
         return 0
 
     def __repr__(self) -> str:
@@ -190,17 +190,17 @@ def method_settings(method: Method) -> dict[str, Setting]:
 
 
 def remembers(method: Method) -> bool:
-    """Whether the method overrides `remember`, and so is asked in blocks before it chooses."""
+    """Tells whether the method overrides `remember`, so it is called before it chooses."""
     return type(method).remember is not Method.remember
 
 
 def always_decides(method: Method) -> bool:
-    """Whether the method chooses in every block of the schedule, even if no row has to go there."""
+    """Tells whether the method chooses in every block of the schedule, even if no row has to go."""
     return method.adaptive or method.defers
 
 
 def content_kind(method: Method) -> ContentKind | None:
-    """What `tokens.content` has to give this method; None if it reads no content."""
+    """Returns what `tokens.content` has to give this method; None if it reads no content."""
     # Written out, since it is asked in every forward pass and torch 2.6 cannot trace `next`.
     if "pixels" in method.reads:
         return "pixels"

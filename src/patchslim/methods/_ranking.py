@@ -17,7 +17,7 @@ KERNEL_WIDTH = 1.0  # in cells: how far a cell stands for its neighbours
 def covering_order(grid: tuple[int, int]) -> list[int]:
     """Makes an order whose first k cells are spread evenly over the grid, for every k.
 
-    By kernel herding: the next cell is the one around which the cells so far are missing most,
+    It does kernel herding: the next cell is the one around which the cells so far are missing most,
     measured with a Gaussian of `KERNEL_WIDTH` and compared with the whole grid.
     """
     height, width = grid

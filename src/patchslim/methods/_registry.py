@@ -77,6 +77,6 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
 
 
 def method_name(method: Method) -> str | None:
-    """The name under which `method` ships with the package; None if it does not."""
+    """Returns the name under which `method` ships with the package; None if it does not."""
     package, _, name = type(method).__module__.rpartition(".")
     return name if package == "patchslim.methods" else None

@@ -42,13 +42,13 @@ class Signals:
     stride: int = 1
 
     def keys(self) -> Tensor:
-        """Keys of the patches, averaged over the heads (B, n, d)."""
+        """Averages the keys of the patches over the heads (B, n, d)."""
         if self.k is None:
             raise BadSchedule("Keys exist only inside a block; this method decides before it (P0).")
         return self.k[:, :, self.prefix :].mean(dim=1)
 
     def class_attention(self) -> Tensor:
-        """How much the class token attends to each patch, averaged over the heads (B, n).
+        """Computes how much the class token attends to each patch, averaged over heads (B, n).
 
         The softmax runs over all rows, so the patches' shares add up to less than one. In hosts
         with a pooling head, the query of that head takes the place of the class token.
@@ -64,7 +64,7 @@ class Signals:
         return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)
 
     def attention_received(self, alive: Tensor | None) -> Tensor:
-        """How much all rows attend to each patch, averaged over rows and heads (B, n).
+        """Computes how much all rows attend to each patch, averaged over rows and heads (B, n).
 
         Rows that are not `alive` (B, n) do not count as rows that attend.
         """

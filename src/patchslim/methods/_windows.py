@@ -76,7 +76,7 @@ class Windows:
         return self.to_rows(best & self.alive)
 
     def assign_rows(self, groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
-        """For each of `rows` (B, r), the row that it joins among those of its window that stay."""
+        """Finds for each of `rows` (B, r) the row of its window, among those that stay, to join."""
         if self.order is None or self.slot is None:
             return assign_rows(groups, cost, stays, rows)
         length = self.alive.shape[1]

@@ -53,7 +53,7 @@ class ATS(Method):
         return Keep(kept.indices, padding=number < torch.minimum(count, real))
 
     def _score(self, tokens: Tokens, signals: Signals) -> Tensor:
-        """Class attention times the length of the value, normalised to sum to 1 (B, n)."""
+        """Multiplies class attention by the length of the value; normalises the sum to 1 (B, n)."""
         attention = signals.class_attention()
         attention = attention.to(torch.promote_types(attention.dtype, torch.float32))
         if signals.v is not None:
@@ -64,12 +64,12 @@ class ATS(Method):
         return attention / attention.sum(dim=1, keepdim=True).clamp(min=EPS)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One row of the attention map, and the queries of the prefix a second time."""
+        """Counts one row of the attention map, and the queries of the prefix a second time."""
         return block.attention_row_macs(rows) + prefix * block.q
 
 
 def _sample_mask(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
-    """Which patches are nearest to one of the points (2k - 1) / (2 * samples) (B, n)."""
+    """Marks patches that are nearest to one of the points (2k - 1) / (2 * samples) (B, n)."""
     # Padding is sorted last, behind the end of the cumulative score, where no point can hit it.
     key = score if alive is None else score.masked_fill(~alive, torch.inf)
     order = key.argsort(dim=1, stable=True)

@@ -54,7 +54,7 @@ class Duplicates(Method):
         self.tolerance, self.window = tolerance, window
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """Keeps the first of the patches that show the same, and merges the others into it."""
+        """Keeps the first of the patches with the same content, and merges the others into it."""
         if tokens.content is None:
             raise BadSetting("Duplicates are found by pixels, and these tokens come without.")
         keep = min(keep, tokens.patches)
@@ -81,26 +81,26 @@ class Duplicates(Method):
         return Merge(kept, rows, place.gather(1, to), padding, real & ~stays)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """Nothing without a tolerance; with one, the products of patches with patches."""
+        """Counts nothing without a tolerance; with one, the products of patches with patches."""
         count = rows - prefix
         window = self._window_side(count) ** 2 or count
         pairs = -(-count // window) * window * min(window, count)
         return pairs * block.pixels if self.tolerance else 0
 
     def fewest(self, patches: int) -> int:
-        """One patch of each window in which near-duplicates are compared."""
+        """Counts one patch of each window in which near-duplicates are compared."""
         window = self._window_side(patches) ** 2 or patches
         return max(1, -(-patches // window)) if self.tolerance else 1
 
     def _window_side(self, patches: int) -> int:
-        """Side of the windows in which near-duplicates are compared; 0 for the whole image."""
+        """Returns the side of windows in which near-duplicates are compared; 0 is one window."""
         return self.window or (WINDOW_SIDE if patches > MAX_PAIRWISE else 0)
 
     def _near_duplicates(
         self, tokens: Tokens, shown: Tensor, first: Tensor, window: Tensor
     ) -> NearDuplicates:
-        """Groups the `first` patches by how nearly they show what others of their window show."""
-        # Exact duplicates take no part: they follow the first patch that shows the same.
+        """Groups the `first` patches by how nearly they equal others of their window."""
+        # Exact duplicates take no part: they follow the first patch with the same content.
         windows = Windows.from_cells(
             tokens.cells(), tokens.grid, first, self._window_side(tokens.patches)
         )
@@ -137,7 +137,7 @@ class NearDuplicates:
     cost: Tensor
 
     def assign_rows(self, stays: Tensor) -> Tensor:
-        """For each patch the nearest one that stays, or else the last before it (B, n)."""
+        """Finds for each patch the nearest one that stays, or else the last before it (B, n)."""
         rows = torch.arange(stays.shape[1], device=stays.device).expand_as(stays)
         to = self.windows.assign_rows(self.groups, self.cost, stays, rows)
         return torch.where(stays.gather(1, to), to, _previous_kept(stays))
@@ -152,7 +152,7 @@ def _rank_by_contrast(shown: Tensor, first: Tensor) -> Tensor:
 
 
 def _previous_kept(stays: Tensor) -> Tensor:
-    """For each row the last one before it that stays, or the first that stays (B, n)."""
+    """Finds for each row the last one before it that stays, or the first that stays (B, n)."""
     rows = torch.arange(stays.shape[1], device=stays.device)
     last = torch.where(stays, rows, -1).cummax(dim=1).values
     first = stays.to(torch.int8).argmax(dim=1, keepdim=True)
@@ -167,7 +167,7 @@ def window_of(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 
 def first_identical(shown: Tensor, window: Tensor, real: Tensor) -> Tensor:
-    """For each row the first one of its window with the same entries, or itself (B, n).
+    """Finds for each row the first one of its window with the same entries, or itself (B, n).
 
     Rows are sorted by an integer hash of their bits, which does not depend on the order of
     addition, and rows with equal hashes are compared entry by entry.

@@ -1,4 +1,4 @@
-"""`dynamicvit`: keeps the patches that small predictors, trained with the host, want most.
+"""`dynamicvit`: keeps the patches that small predictors, trained with the host, score highest.
 
 Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification" (NeurIPS
 2021). While it trains, no patch is removed: dropped patches are masked in attention, by a sampled
@@ -24,9 +24,9 @@ KEEP_INDEX = 0  # of the two predictions, the one for "keep", as in the authors'
 
 
 class DynamicViT(LearnedMethod):
-    """Keeps the patches that its trained predictors want most. Train it before you use it.
+    """Keeps the patches that its trained predictors score highest. Train it before you use it.
 
-    `ratio` weighs the loss that holds the share of kept patches at the schedule's.
+    `ratio` weighs the loss that keeps the share of kept patches near the schedule's.
     """
 
     place = Place.BEFORE_BLOCK
@@ -56,7 +56,7 @@ class DynamicViT(LearnedMethod):
         )
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """Samples a mask in training; keeps the `keep` rows that are wanted most otherwise."""
+        """Samples a mask in training; otherwise keeps the `keep` rows with the highest scores."""
         predictor = self.predictors.for_block(signals.block, tokens.x.shape[2])
         wanted = predictor(tokens.x[:, tokens.prefix :], tokens.alive)
         if self.training:
@@ -66,7 +66,7 @@ class DynamicViT(LearnedMethod):
         return Keep(wanted[..., KEEP_INDEX].topk(keep, dim=1).indices)
 
     def loss(self, decisions: Sequence[Decision]) -> Tensor | None:
-        """The squared distance between the share an image keeps and the scheduled one (eq. 17)."""
+        """Computes the squared distance of the share kept from the scheduled one (eq. 17)."""
         off = [
             (each.share - each.alive.mean(dim=1)).square().mean()
             for each in decisions
@@ -75,11 +75,11 @@ class DynamicViT(LearnedMethod):
         return self.ratio * torch.stack(off).mean() if off else None
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
-        """The geometric share of all patches, rounded down, as published."""
+        """Takes the geometric share of all patches, rounded down, as published."""
         return min(rows, max(1, int(patches * rate**stage + 1e-9)))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One pass of a predictor over all patches."""
+        """Counts one pass of a predictor over all patches."""
         width = block.width
         layers = (
             width * width,

@@ -35,5 +35,5 @@ class EViT(Method):
         return Fuse(kept, share=attentive.scatter(1, kept, 0.0))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One row of the attention map, a second time, and the weighted sum."""
+        """Counts one row of the attention map, a second time, and the weighted sum."""
         return block.attention_row_macs(rows) + self.extra_rows * (rows - prefix) * block.width

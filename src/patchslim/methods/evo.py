@@ -1,4 +1,4 @@
-"""`evo`: half of the patches go on, and one representative token goes on for those that wait.
+"""`evo`: half of the patches go on; one representative token goes on for those that wait.
 
 Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (AAAI 2022). No patch
 is dropped. Those that wait are moved by what their representative token gains, and all are back at
@@ -100,7 +100,7 @@ class Evo(LearnedMethod):
         return newest
 
     def _block_tradeoff(self, tokens: Tokens, signals: Signals) -> float | Tensor:
-        """The weight of the newest attention in this block."""
+        """Returns the weight of the newest attention in this block."""
         block = str(signals.block)
         if block in self.mixing:
             learned: Tensor = self.mixing[block].sigmoid()
@@ -109,10 +109,10 @@ class Evo(LearnedMethod):
         return self.tradeoff if tokens.deferred or signals.stride > 1 else self.early
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
-        """The share of all patches, rounded down, and the representative token."""
+        """Counts the share of all patches, rounded down, and the representative token."""
         kept = int(rate * patches + 1e-9)
         return min(patches, kept + self.extra_rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """The weighted sum of the patches that wait."""
+        """Counts the weighted sum of the patches that wait."""
         return self.extra_rows * (rows - prefix) * block.width

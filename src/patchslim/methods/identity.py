@@ -18,5 +18,5 @@ class Identity(Method):
         )
 
     def fewest(self, patches: int) -> int:
-        """All patches."""
+        """Returns all patches."""
         return patches

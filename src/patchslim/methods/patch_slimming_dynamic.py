@@ -70,7 +70,7 @@ class PatchSlimmingDynamic(LearnedMethod):
         return Mask(hard + (soft - soft.detach()))
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One dot product for each patch."""
+        """Counts one dot product for each patch."""
         return (rows - prefix) * block.width
 
 

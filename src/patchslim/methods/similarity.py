@@ -212,7 +212,7 @@ class Similarity(Method):
         )
 
     def fewest(self, patches: int) -> int:
-        """One patch of each window in which patches are compared; half with bipartite matching."""
+        """Counts one patch of each window that is compared; half of all with bipartite matching."""
         window = self._window_side(patches) ** 2 or patches
         if self.group in DROPPING:
             return 1
@@ -222,7 +222,7 @@ class Similarity(Method):
         return whole * (window - window // 2) + rest - rest // 2
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """The comparisons of patches, and the attention by which they are weighed."""
+        """Counts the comparisons of patches, and the attention by which they are weighed."""
         count = rows - prefix
         width = block.key_width if self.on == "keys" else block.width
         weighing = {
@@ -236,7 +236,7 @@ class Similarity(Method):
         return compared + weighing.get(self.weight, 0)
 
     def _window_side(self, patches: int) -> int:
-        """Side of the windows in which patches are compared; 0 if all are compared."""
+        """Returns the side of the windows in which patches are compared; 0 if all are compared."""
         return self.window or (WINDOW_SIDE if patches > MAX_PAIRWISE else 0)
 
     def _windows(self, tokens: Tokens, keep: int) -> Windows:
@@ -290,7 +290,7 @@ class Similarity(Method):
         return scaled
 
     def _cost(self, compared: Tensor, worth: Tensor, alive: Tensor | None) -> Tensor:
-        """What it costs to merge two patches (B, n, n); infinite for padding."""
+        """Computes what it costs to merge two patches (B, n, n); infinite for padding."""
         # In place, since the matrix is large.
         if self.measure == "cosine":
             cost = (compared @ compared.transpose(1, 2)).neg_().add_(1)
@@ -357,7 +357,7 @@ class Similarity(Method):
     def _survivor_score(
         self, windows: Windows, cost: Tensor, head: Tensor, weight: Tensor
     ) -> Tensor:
-        """A score for each patch (B, n); the highest of a group is the row that is left of it."""
+        """Scores each patch (B, n); the highest of a group is the row that is left of it."""
         if self.survivor == "heaviest":
             return weight
         if self.survivor == "first":

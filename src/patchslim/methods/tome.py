@@ -94,16 +94,16 @@ class ToMe(Method):
         return Merge(kept, gone=rows, into=place.gather(1, to), padding=padding, joins=goes)
 
     def fewest(self, patches: int) -> int:
-        """Half: each merge removes one token of A, which has half of all."""
+        """Halves `patches`: each merge removes one token of A, which has half of all."""
         return patches - patches // 2
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """The similarities between A and B."""
+        """Counts the similarities between A and B."""
         a, b = _set_starts(prefix)
         count = rows - prefix
         return len(range(a, count, 2)) * len(range(b, count, 2)) * block.key_width
 
 
 def _set_starts(prefix: int) -> tuple[int, int]:
-    """The first patch of A and of B. Rows alternate, prefix included, and row 0 is in A."""
+    """Finds the first patch of A and of B. Rows alternate, prefix included, and row 0 is in A."""
     return prefix % 2, 1 - prefix % 2

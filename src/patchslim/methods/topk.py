@@ -21,5 +21,5 @@ class TopK(Method):
         return Keep(signals.class_attention().topk(keep, dim=1).indices)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """One row of the attention map, a second time."""
+        """Counts one row of the attention map, a second time."""
         return block.attention_row_macs(rows)

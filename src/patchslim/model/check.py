@@ -13,7 +13,7 @@ from patchslim.schedules.schedule import Constant
 
 
 def check_identity(slimmed: SlimModel) -> None:
-    """Refuses a host whose answer changes when nothing is removed: it would be served wrongly."""
+    """Refuses a host whose answer changes when nothing is removed: it would run wrongly."""
     host, adapter = slimmed.host, slimmed.plan.adapter
     parameter = next(host.parameters())
     if parameter.device.type == "meta":

@@ -56,10 +56,10 @@ class ForwardPass:
     def run(
         self, images: Any, options: Mapping[str, Any], counts: list[list[int]] | None = None
     ) -> Any:
-        """What the host returns for the images.
+        """Returns what the host returns for the images.
 
-        Where a list is given for `counts`, the tokens of each image are added to it after every
-        block.
+        If a list is given for `counts`, the token count of each image is appended to it after
+        every block.
         """
         tokens = self.embed(images, options, track=self.facts.returns_rows)
         for step in self.steps(tokens):
@@ -69,7 +69,7 @@ class ForwardPass:
         return self.adapter.head(self.host, pad(tokens.rejoin()), options)
 
     def count_rows(self, images: Tensor) -> list[tuple[int, ...]]:
-        """The tokens of each image after each block, prefix included."""
+        """Counts the tokens of each image after each block, prefix included."""
         counts: list[list[int]] = []
         self.run(images, {}, counts)
         return list(zip(*counts, strict=True))
@@ -82,13 +82,13 @@ class ForwardPass:
         eased: float = 1.0,
         layered: bool = False,
     ) -> tuple[BlockStep, ...]:
-        """What will happen in each block to `tokens` that enter the first.
+        """Plans what happens in each block to `tokens` that enter the first.
 
         Args:
             tokens: the embedded images.
-            tail: instead of the plan's own.
+            tail: replaces the plan's own.
             eased: the share in (0, 1] of what the schedule removes that is removed now.
-            layered: whether every block from the first decision on decides anew.
+            layered: whether every block from the first decision on decides again.
         """
         plan, tail = self.plan, tail or self.plan.tail
         rows = tokens.x.shape[1]
@@ -104,7 +104,7 @@ class ForwardPass:
         return make_steps(rows, counts, self.facts, self.method, schedule, tail)
 
     def embed(self, images: Any, options: Mapping[str, Any], *, track: bool) -> Tokens:
-        """The tokens that enter the first block, or one clear error about the images."""
+        """Embeds the images to the tokens of the first block, or raises one clear error."""
         channels, height, width = self.facts.image_shape
         made_for = f"this host takes float images of shape (batch, {channels}, {height}, {width})"
         if not isinstance(images, Tensor):
@@ -135,7 +135,7 @@ class ForwardPass:
     def run_or_recompute(
         self, step: BlockStep, tokens: Tokens, *, recompute: bool = False
     ) -> Tokens:
-        """The tokens after one block, recomputed in the backward pass where that is asked for."""
+        """Runs one block; recomputes it in the backward pass if `recompute` says so."""
         recompute = recompute or self.facts.recomputes_activations
         if recompute and self.training and torch.is_grad_enabled():
             after: Tokens = checkpoint(self.run_block, step, tokens, use_reentrant=False)
@@ -143,7 +143,7 @@ class ForwardPass:
         return self.run_block(step, tokens)
 
     def run_block(self, step: BlockStep, tokens: Tokens) -> Tokens:
-        """The tokens after one block."""
+        """Runs one block, and returns the tokens after it."""
         place = step.place
         if place is not None:
             tokens = tokens.rejoin()
@@ -157,9 +157,9 @@ class ForwardPass:
         return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
 
     def _attend_and_reduce(self, step: BlockStep, place: Place | None, tokens: Tokens) -> Tokens:
-        """The tokens between attention and feed-forward.
+        """Runs attention and reduction, up to the feed-forward.
 
-        Queries, keys and values end with this call: kept any longer, they would raise the peak
+        Queries, keys and values are freed when this call ends: otherwise they would raise the peak
         memory of the feed-forward above that of the dense block.
         """
         attended = self._attend(step, place, tokens)
@@ -173,15 +173,15 @@ class ForwardPass:
         return tokens
 
     def _pad_for_method(self, tokens: Tokens) -> Tokens:
-        """The images side by side for the method to look at, as far as it does."""
+        """Pads packed images for the method, only as far as it reads them."""
         return pad(tokens, bare="x" not in self.method.reads)
 
     def _apply_reduction(self, tokens: Tokens, reduction: Reduction) -> Tokens:
-        """The tokens after a decision about their images side by side.
+        """Applies a decision that was made on padded images.
 
-        Packed behind one another, where images have different numbers and nothing forbids: not in
-        a graph, whose shapes are constant; not in training; and not where the map back to the
-        pixels is asked for, which counts the rows of an image.
+        If images keep different numbers of tokens, they are packed. Three cases forbid that: a
+        graph, whose shapes are constant; training; and a map back to the pixels, which counts
+        the rows of an image.
         """
         graph = torch.compiler.is_compiling()
         apart = self.training or not self.packs or self.facts.has_relative_bias
@@ -190,11 +190,11 @@ class ForwardPass:
         return reduce_packed(tokens, reduction)
 
     def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
-        """The method's decision about `tokens`."""
+        """Calls the method on `tokens`."""
         return self.method.choose(tokens, signals, step.left - tokens.prefix)
 
     def _attend(self, step: BlockStep, place: Place | None, tokens: Tokens) -> AttentionOutput:
-        """Attention in one block, for the rows that are to come out of it."""
+        """Computes attention in one block, for the rows that come out of it."""
         if place is Place.ON_QUERIES:
             return self._attend_on_queries(step, tokens)
         if place is Place.ON_MAP:
@@ -221,7 +221,7 @@ class ForwardPass:
         return AttentionOutput(queries, values, signals if decides else None)
 
     def _bias(self, step: BlockStep, queries: Tokens, keys: Tokens) -> Tensor | None:
-        """What is added to the attention logits: by the tokens, and by the host."""
+        """Adds up what the tokens and the host add to the attention logits."""
         bias = attention_bias(keys, proportional=self.method.proportional)
         if bias is not None and bias.shape[2] > 1 and step.read is not None:
             bias = bias[:, :, : step.read]
@@ -231,7 +231,7 @@ class ForwardPass:
         return bias + own
 
     def _attend_on_queries(self, step: BlockStep, tokens: Tokens) -> AttentionOutput:
-        """P2: all rows are keys and values, only the surviving ones ask."""
+        """Decides at P2: all rows are keys and values, only the rows that stay are queries."""
         project = partial(self.adapter.project, self.host, step.index)
         bias = attention_bias(tokens, proportional=self.method.proportional)
         k, v = project(tokens, "kv")
@@ -253,7 +253,7 @@ class ForwardPass:
         )
 
     def _attend_on_map(self, step: BlockStep, tokens: Tokens) -> AttentionOutput:
-        """P3: the query-key map decides and is folded; values come from the rows that are left."""
+        """Decides at P3: on the query-key map, which is then folded. Values come from rows left."""
         tokens = pad(tokens)
         project = partial(self.adapter.project, self.host, step.index)
         bias = self._bias(step, tokens, tokens)
@@ -277,7 +277,7 @@ class ForwardPass:
         v: Tensor | None,
         bias: Tensor | None,
     ) -> Signals:
-        """What the method may look at in this block, of images side by side."""
+        """Collects what the method may read in this block, as padded images."""
         if tokens.borders is not None:
             q, k, v = self._unpack_qkv(tokens.borders, q, k, v)
             maps = self.method.needs_class_token or "q" in self.method.reads
@@ -293,7 +293,7 @@ class ForwardPass:
     def _unpack_qkv(
         self, borders: Borders, q: Tensor | None, k: Tensor | None, v: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """Of packed q, k, v what the method looks at, side by side; of q the prefix at least."""
+        """Pads those of packed q, k, v that the method reads; of q the prefix at least."""
         looks = self.method.reads
         if q is not None and q.shape[0] == 1 and "q" not in looks:
             batch = len(borders.counts)
@@ -313,7 +313,7 @@ class ForwardPass:
         qkv: tuple[Tensor, Tensor, Tensor],
         bias: Tensor | None,
     ) -> Tensor:
-        """What attention gives to the queries."""
+        """Computes the attended values of the queries."""
         scale = self.facts.scales[step.index]
         if queries.borders is not None or keys.borders is not None:
             return packed_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)
@@ -322,7 +322,7 @@ class ForwardPass:
 
 
 def _restore_grid(tokens: Tokens) -> Tokens:
-    """The tokens of a host that subsamples its grid, before it does: one row for every cell."""
+    """Restores one row for every cell, before a host subsamples its grid."""
     if tokens.alive is not None and tokens.alive.is_floating_point():
         raise UnsupportedModel(
             "This method masks tokens in training, and this host subsamples its grid, so that what "

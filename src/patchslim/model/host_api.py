@@ -69,7 +69,7 @@ def forward_intermediates(  # noqa: PLR0913 (timm's own arguments)
 
 
 def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """The blocks meant: the last n, all, or those listed (negative ones count from the end)."""
+    """Lists the blocks meant: the last n, all, or those given; negatives count from the end."""
     if indices is None:
         return list(range(depth))
     listed = range(-indices, 0) if isinstance(indices, int) else indices

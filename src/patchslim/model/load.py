@@ -34,7 +34,7 @@ from patchslim.saving.folder import (
 from patchslim.saving.hub import PREFIX, download
 from patchslim.schedules.schedule import Schedule
 
-# How far a host's answers may move between machines and versions of kernels.
+# How far a host's answers may differ between machines and versions of kernels.
 LOGIT_TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
 
 
@@ -45,14 +45,14 @@ def load(
     *,
     adapter: Adapter | None = None,
 ) -> SlimModel:
-    """The model saved in a folder or in a Hub repository, in evaluation mode, on the CPU.
+    """Loads the model saved in a folder or a Hub repository, in evaluation mode, on the CPU.
 
     Args:
         path: the folder that `save` wrote, or `hf-hub:owner/name` for a repository on the Hub.
         model: a host of the same architecture, which takes over the saved weights. Needed only
-            where the recipe cannot tell how the host was built.
-        method: the Method, where it is one of your own.
-        adapter: the Adapter, where it is one of your own.
+            if the recipe cannot say how the host was built.
+        method: the Method, if it is one of your own.
+        adapter: the Adapter, if it is one of your own.
 
     Raises:
         BadFile: for a folder that is truncated, edited, foreign, or of a newer format.
@@ -75,7 +75,7 @@ def load(
 
 @contextlib.contextmanager
 def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
-    """Turns whatever a host library says to a recipe that it cannot follow into one clear error."""
+    """Turns any error of a host library about a recipe into one clear error."""
     try:
         yield
     except PatchslimError:
@@ -90,7 +90,7 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
 
 
 def check_noise_logits(recipe: Recipe, found: list[float]) -> None:
-    """Refuses a host that took the weights and is another one: no shape of a weight tells that."""
+    """Refuses a host that took the weights but is another one, which no weight's shape shows."""
     saved = torch.tensor(recipe["answers"], dtype=torch.float64)
     off = relative_difference(torch.tensor(found, dtype=torch.float64), saved)
     if not off <= LOGIT_TOLERANCE.get(recipe["dtype"], 0.1):
@@ -103,7 +103,7 @@ def check_noise_logits(recipe: Recipe, found: list[float]) -> None:
 
 
 def _saved_method(recipe: Recipe, method: Method | None) -> Method:
-    """The saved method, or the one that was given if it is the same."""
+    """Makes the saved method, or returns the given one if it is the same."""
     if method is None and recipe["method"] is not None:
         return find_method(recipe["method"])(**recipe["settings"])
     saved = f"{recipe['method_class']} with {recipe['settings']}"
@@ -123,7 +123,7 @@ def _saved_method(recipe: Recipe, method: Method | None) -> Method:
 def _build_host(
     recipe: Recipe, model: nn.Module | None, adapter: Adapter | None
 ) -> tuple[Adapter, nn.Module]:
-    """The family and a host of the saved architecture: the given one, or one that is built."""
+    """Finds the family and a host of the saved architecture: the given one, or a new one."""
     family = recipe["library"]
     if adapter is None:
         if family is None:
@@ -144,7 +144,7 @@ def _build_host(
 
 
 def _load_weights(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping[str, str]) -> None:
-    """Puts the saved weights in place, each with the type that it was saved with."""
+    """Loads the saved weights, each with the type that it was saved with."""
     own: dict[str, Tensor] = slimmed.state_dict(keep_vars=True)
     for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
         if names:
@@ -163,7 +163,7 @@ def _load_weights(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping
 
 
 def _list_names(names: set[str]) -> str:
-    """The first names of a set, and how many more there are."""
+    """Lists the first names of a set, and says how many more there are."""
     first = sorted(names)[:3]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(name.removeprefix("host.") for name in first) + more

@@ -32,9 +32,9 @@ class SlimModel(nn.Module):
 
     Attributes:
         plan: the adapter, the method and the schedule, and what they cost.
-        trained: how the weights were trained for fewer tokens; None where they were not.
-        calibrated: how the method was fitted to images; None where it was not.
-        packs: whether images of different numbers of tokens are packed behind one another. Switch
+        trained: how the weights were trained for fewer tokens; None if they were not.
+        calibrated: how the method was fitted to images; None if it was not.
+        packs: whether images of different numbers of tokens are packed into one sequence. Switch
             it off to run them padded and masked, as an exported graph does.
     """
 
@@ -52,32 +52,32 @@ class SlimModel(nn.Module):
 
     @property
     def host(self) -> nn.Module:
-        """The model that was given, unchanged."""
+        """Model that was given, unchanged."""
         host = self._modules["host"]
         assert host is not None  # noqa: S101 (for type checkers)
         return host
 
     @property
     def method(self) -> Method:
-        """Decides which tokens stay."""
+        """Method that decides which tokens stay."""
         method = self._modules["method"]
         assert isinstance(method, Method)  # noqa: S101 (for type checkers)
         return method
 
     @property
     def schedule(self) -> Schedule:
-        """How many tokens are left after each block."""
+        """Schedule: how many tokens are left after each block."""
         return self.plan.schedule
 
     def forward(self, images: Tensor | None = None, **options: Any) -> Any:
-        """What the host returns for `images`; keyword arguments are the host's own."""
+        """Returns what the host returns for `images`; keyword arguments are the host's own."""
         if images is None:
             images = options.pop("pixel_values", None)
         honoured = self.plan.adapter.options(self.host, options)
         return self.start_pass().run(images, honoured)
 
     def start_pass(self) -> ForwardPass:
-        """A forward pass through this model as it is now, to be run whole or block by block."""
+        """Makes a forward pass through this model as it is now, to run whole or block by block."""
         host, plan = self.host, self.plan
         fixed_size = self.calibrated is not None and "threshold" not in self.calibrated
         facts = plan.adapter.describe(host)
@@ -86,7 +86,7 @@ class SlimModel(nn.Module):
         )
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
-        """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
+        """Returns the tokens after each of the first `blocks` blocks, with the map to the grid."""
         forward = self.start_pass()
         tokens = forward.embed(images, {}, track=True)
         every: list[Tokens] = []
@@ -96,34 +96,34 @@ class SlimModel(nn.Module):
         return every
 
     def counts(self, image_size: tuple[int, int] | None = None) -> tuple[int, ...]:
-        """Tokens left after each block, prefix included."""
+        """Lists the tokens left after each block, prefix included."""
         return self.plan.for_size(self.host, image_size).counts
 
     def macs(self, image_size: tuple[int, int] | None = None) -> Cost:
-        """Multiply-adds of one image; where images keep different numbers of tokens, the most."""
+        """Counts the multiply-adds of one image; of the costliest, if they differ."""
         return self.plan.for_size(self.host, image_size).cost
 
     def dense_macs(self, image_size: tuple[int, int] | None = None) -> Cost:
-        """Multiply-adds of one image through the untouched host."""
+        """Counts the multiply-adds of one image through the untouched host."""
         return self.plan.for_size(self.host, image_size).dense_cost
 
     def macs_of(self, images: Tensor) -> list[Cost]:
-        """Multiply-adds of each of these images: what an adaptive method really spends on them."""
+        """Counts the multiply-adds that each of these images really costs."""
         return self.forward_with_costs(images)[1]
 
     def forward_with_costs(self, images: Tensor) -> tuple[Any, list[Cost]]:
-        """What a call returns, and the multiply-adds of each image."""
+        """Returns what a call returns, and the multiply-adds of each image."""
         counts: list[list[int]] = []
         output = self.start_pass().run(images, {}, counts)
         plan = self.plan.for_size(self.host, (images.shape[2], images.shape[3]))
         return output, [plan.cost_of(each) for each in zip(*counts, strict=True)]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Features after the last norm, in the dense host's shape and order."""
+        """Computes features after the last norm, in the dense host's shape and order."""
         return self.plan.adapter.norm(self.host, self.trace(images)[-1].dense_features())
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002
-        """The host's own head on features from `forward_features`."""
+        """Applies the host's own head to features from `forward_features`."""
         head = self.host.get_submodule("").forward_head
         result: Tensor = head(x, pre_logits=pre_logits)  # type: ignore[operator]
         return result
@@ -136,7 +136,7 @@ class SlimModel(nn.Module):
         write_folder(path, self.state_dict(), recipe)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """The same as `save`, by Hugging Face's name."""
+        """Does the same as `save`, by Hugging Face's name."""
         self.save(path)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
@@ -146,13 +146,13 @@ class SlimModel(nn.Module):
             return upload(Path(folder) / "model", repository, private=private)
 
     def extra_repr(self) -> str:
-        """Schedule and costs, as shown by print()."""
+        """Writes schedule and costs, as print() shows them."""
         share = self.macs().total / self.dense_macs().total
         tail = self.plan.tail
         return f"{self.schedule}, tail={tail!r}, {self.macs()} ({share:.0%} of the host)"
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the host that its own library looks for, such as `num_classes`.
+        """Looks up attributes of the host that its own library needs, such as `num_classes`.
 
         Called only for names that are not found otherwise, so no forward pass comes here.
         """

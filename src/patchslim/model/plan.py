@@ -23,7 +23,7 @@ from patchslim.tokens.shapes import Cost, HostShape, dense_macs
 
 @dataclass(frozen=True)
 class Plan:
-    """An adapter, a method and a schedule, with what they mean for images of one size.
+    """An adapter, a method and a schedule, and their result for images of one size.
 
     Attributes:
         adapter: takes the host apart.
@@ -32,7 +32,7 @@ class Plan:
         tail: "exact" computes in the last block only the rows that the head reads.
         shape: the rows and operations of the host.
         steps: what happens in each block.
-        cost: operations of one image; where images keep different numbers of tokens, the most.
+        cost: operations of one image: the most, if images keep different numbers of tokens.
     """
 
     adapter: Adapter
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def decision_blocks(self) -> tuple[int, ...]:
-        """The blocks in which the method decides."""
+        """Blocks in which the method decides."""
         return tuple(step.index for step in self.steps if step.place is not None)
 
     @property
@@ -59,13 +59,13 @@ class Plan:
         return dense_macs(self.shape)
 
     def for_size(self, host: nn.Module, image_size: tuple[int, int] | None) -> Plan:
-        """The plan for images of another size, and for the host as it is now."""
+        """Makes the plan for images of another size, and for the host as it is now."""
         return plan_schedule(
             host, self.adapter, self.method, self.schedule, self.tail, image_size=image_size
         )
 
     def cost_of(self, counts: Sequence[int]) -> Cost:
-        """Operations of an image that has these numbers of tokens after each block."""
+        """Counts the operations of an image that has these numbers of tokens after each block."""
         return slim_macs(
             self.shape,
             self.method,
@@ -85,7 +85,7 @@ def make_plan(
     settings: Mapping[str, Setting] | None = None,
     **budget: Unpack[Budget],
 ) -> Plan:
-    """The plan that `slim`, `macs` and the command line follow, in the words of `slim`."""
+    """Makes the plan that `slim`, `macs` and the command line follow, from `slim`'s arguments."""
     adapter = adapter or find_adapter(host)
     made = make_method(method, settings or {})
     facts, shape = adapter.describe(host), adapter.shape(host)
@@ -152,14 +152,14 @@ def make_steps(
     schedule: Schedule,
     tail: Tail,
 ) -> tuple[BlockStep, ...]:
-    """What happens in each block if `rows` enter the first and `counts` are left after each."""
+    """Lists what happens in each block, if `rows` enter the first and `counts` are left."""
     depth = len(counts)
     entering = (rows, *counts[:-1])
     scheduled = _scheduled_blocks(method, schedule, depth)
     reads = [None] * (depth - 1) + [facts.rows_read if tail == "exact" else None]
 
     def decides(index: int) -> bool:
-        """Whether the method decides here: the schedule says so, not the rows at hand."""
+        """Tells whether the method decides here: the schedule says so, not the rows at hand."""
         if facts.stride(index) > 1 or skips_last_decision(method, reads[index]):
             return False
         return counts[index] < entering[index] or index in scheduled
@@ -183,7 +183,7 @@ def make_steps(
 
 
 def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
-    """The blocks in which the method decides even where the schedule would leave all rows."""
+    """Finds the blocks in which the method decides even if the schedule leaves all rows."""
     return schedule.decision_blocks(depth) if always_decides(method) else ()
 
 
@@ -200,7 +200,7 @@ def check_facts(adapter: Adapter, facts: HostFacts, shape: HostShape) -> None:
 
 
 def check_class_token(facts: HostFacts, method: Method) -> None:
-    """Refuses a method that scores by the class token where nothing can stand in for one."""
+    """Refuses a method that scores by the class token, if nothing can stand in for one."""
     if not method.needs_class_token or facts.has_class_token or facts.has_query_pooling:
         return
     free = [name for name in method_names() if not find_method(name).needs_class_token]

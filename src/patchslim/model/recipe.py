@@ -1,7 +1,7 @@
-"""The recipe of a saved model: all that its weights do not tell, as plain data.
+"""The recipe of a saved model: all that its weights do not say, as plain data.
 
 It names a family, a method and settings, never code. It also holds a few answers of the host to
-one fixed image, so that a host that takes the weights but is another model is found out.
+one fixed image, so that a host which takes the weights but is another model is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def make_recipe(
     trained: dict[str, Any] | None = None,
     calibrated: dict[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of a slimmed model, without what only its weights file can tell."""
+    """Makes the recipe of a slimmed model, without what only its weights file can tell."""
     adapter, method = plan.adapter, plan.method
     package, _, family = type(adapter).__module__.rpartition(".")
     persistent = host.state_dict().keys()
@@ -46,7 +46,7 @@ def make_recipe(
         "calibrated": to_plain_data(calibrated),
         "images": to_plain_data(find_preprocessing(host, adapter).to_json()),
         "dtype": _dtype_name(next(host.parameters()).dtype),
-        # Tables that are rebuilt with the host, not stored; their type decides how they round.
+        # Tables that are not stored but rebuilt with the host. Their type decides how they round.
         "buffers": {
             name: _dtype_name(buffer.dtype)
             for name, buffer in host.named_buffers()
@@ -58,7 +58,7 @@ def make_recipe(
 
 
 def to_plain_data(data: Any) -> Any:
-    """The data as JSON gives it back."""
+    """Converts the data to what JSON gives back."""
     return json.loads(json.dumps(data, default=repr))
 
 

@@ -1,4 +1,4 @@
-"""`slim`: the verb that puts a model, a method and a schedule together, and checks the result.
+"""`slim`: puts a model, a method and a schedule together, and checks the result.
 
 The check is run every time, on the user's own model: with nothing removed, the slimmed model must
 give what the host gives. A host that fails it is refused.
@@ -38,9 +38,9 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     adapter: Adapter | None = None,
     **settings: Setting,
 ) -> SlimModel:
-    """`model` with fewer tokens: the same call, the same kind of output. The model is not changed.
+    """Returns `model` with fewer tokens: the same call, the same kind of output.
 
-    Give one of `macs`, `keep`, `r`, `keep_rate` or `schedule`.
+    The model is not changed. Give one of `macs`, `keep`, `r`, `keep_rate` or `schedule`.
 
     Args:
         model: a timm or Hugging Face vision transformer, with its weights.
@@ -52,7 +52,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
         keep_rate: the share of patches kept at each of the blocks `at`.
         at: blocks that remove, counted from 0; (3, 6, 9) of 12 unless given.
         tail: "exact" computes in the last block only the rows that the head reads, with the same
-            answer; "full" computes all. By default exact where `macs` is asked for.
+            answer; "full" computes all. "exact" is the default if `macs` is given.
         adapter: an Adapter of your own, for a model of a family that does not ship here.
         **settings: the named method's own settings, such as fuse=False.
 
@@ -85,7 +85,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     check_identity(slimmed)
     _warn_if_deep(plan.cost, plan.dense_cost)
     if is_trainable(chosen) and not was_trained:
-        chosen.to(next(model.parameters()))  # made just now: where the host is, and of its type
+        chosen.to(next(model.parameters()))  # only just made: moved to the host's device and type
         missing = missing or (
             f"{type(chosen).__name__} learns what to keep, and has not been trained yet. Train "
             "it: patchslim.train, `patchslim train`."
@@ -96,7 +96,7 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
 
 
 def _warn_if_deep(cost: Cost, dense: Cost) -> None:
-    """Above half of the work removed, accuracy without training is not to be expected."""
+    """Warns above half of the work removed: accuracy without training will be poor."""
     if cost.total < dense.total / 2:
         warnings.warn(
             f"{1 - cost.total / dense.total:.0%} of the operations are removed without any "

@@ -13,15 +13,15 @@ from patchslim.tokens.tokens import Tokens
 
 @dataclass(frozen=True)
 class BlockStep:
-    """What is to happen in one block.
+    """What happens in one block.
 
     Attributes:
         index: the number of the block.
         entering: rows that go in, prefix included.
         left: rows that come out.
-        read: how many leading rows are computed, where nobody reads the others; None for all.
-        place: where in the block the method decides; None where it does not.
-        is_remembered: whether the method takes note of the rows, for a later decision.
+        read: how many leading rows are computed, if nobody reads the others; None for all.
+        place: where in the block the method decides; None if it does not.
+        is_remembered: whether `Method.remember` is called in this block, for a later decision.
         stride: how many rows and columns of the grid become one: 1 in a flat host.
     """
 
@@ -36,7 +36,7 @@ class BlockStep:
 
 @dataclass(frozen=True)
 class TrainingOutput:
-    """One forward pass with all that a loss may look at.
+    """One forward pass with all that a loss may read.
 
     Attributes:
         output: what the host returns.
@@ -51,7 +51,7 @@ class TrainingOutput:
 
 @dataclass(frozen=True)
 class AttentionOutput:
-    """What attention gave: the rows that asked, their values, and what a method may look at."""
+    """What attention returned: the rows that asked, their values, and what a method may read."""
 
     queries: Tokens
     values: Tensor

@@ -1,4 +1,4 @@
-"""`forward_training`: a forward pass with all that a loss may look at."""
+"""`forward_training`: a forward pass with all that a loss may read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def forward_training(
     layered: bool = False,
     recompute: bool = False,
 ) -> TrainingOutput:
-    """A forward pass for training: the answer, and what the losses look at.
+    """Runs a forward pass for training: returns the answer, and what the losses read.
 
     Args:
         slimmed: the model.
         images: as in a call.
-        tail: "full" where a loss looks at the patch tokens, else the model's own.
+        tail: "full" if a loss reads the patch tokens, else the model's own.
         eased: the share in (0, 1] of what the schedule removes that is removed now.
-        layered: whether every block from the first decision on decides anew.
+        layered: whether every block from the first decision on decides again.
         recompute: whether activations are computed again in the backward pass, not kept.
     """
     forward = slimmed.start_pass()
@@ -35,7 +35,7 @@ def forward_training(
     entered = tokens.patches
     steps = forward.steps(tokens, tail=tail, eased=eased, layered=layered)
     if tail == "exact" and steps[-1].place is not None:
-        # A loss looks at what the last block decides.
+        # A loss reads what the last block decides.
         steps = forward.steps(tokens, tail="full", eased=eased, layered=layered)
     decisions: list[Decision] = []
     for step in steps:

@@ -1,7 +1,7 @@
 """A saved model on disk: a folder with `model.safetensors` and `recipe.json`.
 
 Nothing in the folder is code, and nothing in it is unpickled. This file knows tensors, JSON and
-checksums; what a recipe means, `model/recipe.py` and `model/load.py` know.
+checksums. `model/recipe.py` and `model/load.py` know what a recipe means.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def is_saved(path: str | Path) -> bool:
-    """Whether `path` is a folder that `save` wrote."""
+    """Tells whether `path` is a folder that `save` wrote."""
     return (saved_folder(path) / RECIPE_FILE).is_file()
 
 

@@ -43,8 +43,8 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
 def _hub_errors() -> tuple[type[BaseException], ...]:
     """Returns the errors that the Hub's client raises for network, repository, rights or name.
 
-    The library under it differs by version, and so does its base error: that is looked up as the
-    base class of the client's own error.
+    The client builds on another library in another version, so its base error differs, too. It
+    is looked up as the base class of the client's own error.
     """
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -13,7 +13,7 @@ OLD_METHOD = re.compile(r"^(slimmed\.)?reducer\.")
 
 
 def rename_old_weights(state: Any) -> Any:
-    """The state with today's names of weights, in all dictionaries within; else as it is."""
+    """Renames weights in all dictionaries within `state` to today's names; keeps all else."""
     if not isinstance(state, dict):
         return state
     return {_rename(key): rename_old_weights(value) for key, value in state.items()}

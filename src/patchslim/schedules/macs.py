@@ -84,12 +84,12 @@ def _decision_blocks(
 
 
 def skips_last_decision(method: Method, read: int | None) -> bool:
-    """Whether the exact tail skips a choice in the last block: no one reads the rows it keeps."""
+    """Tells whether the exact tail skips a choice in the last block: no one reads its rows."""
     return read is not None and method.place.value in ("P1", "P2")
 
 
 def _block_flow(method: Method, rows: int, left: int, read: int | None) -> Flow:
-    """How many rows pass through each part of a block that `rows` enter and `left` leave."""
+    """Counts the rows that pass through each part of a block that `rows` enter and `left` leave."""
     match method.place.value if left < rows else None:
         case "P0":
             flow = Flow.uniform(left)

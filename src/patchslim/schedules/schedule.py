@@ -34,7 +34,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """How many patch rows the rule wants after a block that `rows` enter.
+        """Counts the patch rows that the rule wants after a block that `rows` enter.
 
         `entered` is how many patch rows entered the first block. The method may leave more: see
         `Method.fewest`.
@@ -42,7 +42,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """The blocks in which the rule lets a method choose, even if no row has to go there."""
+        """Lists blocks in which the rule lets a method choose, even if no row has to go there."""
 
     @abstractmethod
     def ease(self, share: float) -> Schedule:
@@ -126,7 +126,7 @@ class Schedule(ABC):
             )
 
     def misfit(self, block: int, rows: int) -> str | None:
-        """Why the rule does not fit a host that subsamples to `rows` in a block, or None."""
+        """Says why the rule does not fit a host that subsamples to `rows` in a block, or None."""
         return None
 
     def warn_if_short(
@@ -207,7 +207,7 @@ class Constant(Schedule):
         """Accepts every host."""
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """How many patch rows the rule wants after a block that `rows` enter."""
+        """Counts the patch rows that the rule wants after a block that `rows` enter."""
         if not self.inflect:
             return rows - round_half_up(self.r * (block + 1)) + round_half_up(self.r * block)
         first = int(self.r * (1 - self.inflect))
@@ -215,7 +215,7 @@ class Constant(Schedule):
         return rows - int(first + step * block)
 
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """All blocks."""
+        """Lists all blocks."""
         return tuple(range(depth))
 
     def ease(self, share: float) -> Schedule:
@@ -242,11 +242,11 @@ class Removed(Schedule):
             )
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """How many patch rows the rule wants after a block that `rows` enter."""
+        """Counts the patch rows that the rule wants after a block that `rows` enter."""
         return rows - self.r[block]
 
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """All blocks."""
+        """Lists all blocks."""
         return tuple(range(depth))
 
     def ease(self, share: float) -> Schedule:
@@ -282,13 +282,13 @@ class Rate(Schedule):
             raise BadSchedule(f"at={self.at}: this host has blocks 0 to {depth - 1}.")
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """How many patch rows the rule wants after a block that `rows` enter."""
+        """Counts the patch rows that the rule wants after a block that `rows` enter."""
         if block not in self.at:
             return rows
         return method.rows_left(self.rate, self.at.index(block) + 1, entered, rows)
 
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """The blocks `at`."""
+        """Lists the blocks `at`."""
         return self.at
 
     def ease(self, share: float) -> Schedule:
@@ -338,11 +338,11 @@ class Counts(Schedule):
             )
 
     def rows_after(self, block: int, rows: int, depth: int, entered: int, method: Method) -> int:
-        """How many patch rows the rule wants after a block that `rows` enter."""
+        """Counts the patch rows that the rule wants after a block that `rows` enter."""
         return self.kept[block] - self.prefix
 
     def decision_blocks(self, depth: int) -> tuple[int, ...]:
-        """The blocks that leave fewer rows than enter them."""
+        """Lists the blocks that leave fewer rows than enter them."""
         entering = (self.entering, *self.kept)
         return tuple(block for block in range(depth) if self.kept[block] < entering[block])
 
@@ -367,18 +367,18 @@ def round_half_up(value: float) -> int:
 
 
 def stage_blocks(depth: int) -> tuple[int, ...]:
-    """Blocks at a quarter, a half and three quarters of the depth: 3, 6, 9 of 12."""
+    """Lists the blocks at a quarter, a half and three quarters of the depth: 3, 6, 9 of 12."""
     return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
 
 
 def later_blocks(depth: int, begin: int | None = None) -> tuple[int, ...]:
-    """Every block from `begin`, or a quarter of the depth, to the last but one: 3 to 10 of 12."""
+    """Lists blocks from `begin`, or a quarter of the depth, to the last but one: 3 to 10 of 12."""
     begin = depth // 4 if begin is None else begin
     return tuple(range(min(begin, depth - 1), max(depth - 1, 1)))
 
 
 def unit_blocks(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
-    """The first block of each stage: at a third and two thirds of the depth; or of a pyramid.
+    """Lists the first block of each stage: at a third and two thirds of the depth; or of a pyramid.
 
     In a pyramid, the first stage begins at block 2, as in Evo-ViT.
     """

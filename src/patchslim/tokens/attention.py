@@ -38,7 +38,7 @@ def attention(
 
 
 def _is_explicit_faster(q: Tensor, k: Tensor) -> bool:
-    """Whether the fused kernel is the slow one here: its gradients in bfloat16 on a CPU."""
+    """Tells whether the fused kernel is the slow one here: its gradients in bfloat16 on a CPU."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     return slow and q.requires_grad and k.shape[-2] <= MAX_EXPLICIT_KEYS
 

@@ -52,14 +52,14 @@ class Reduction(ABC):
 
     @abstractmethod
     def remap(self, rows: int) -> Tensor:
-        """For each of the n old rows its new row, or -1 if it is dropped (B or 1, n)."""
+        """Maps each of the n old rows to its new row, or to -1 if it is dropped (B or 1, n)."""
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
-        """The `alive` mask afterwards, given the old mask in the new order of rows."""
+        """Returns the `alive` mask afterwards, given the old mask in the new order of rows."""
         return alive
 
     def deferred(self, tokens: Tokens, x: Tensor) -> Deferred | None:
-        """What waits while the rows `x` go on: nothing, unless this is a `Defer`."""
+        """Notes what waits while the rows `x` go on: nothing, unless this is a `Defer`."""
         return None
 
     def apply(self, tokens: Tokens, borders: Borders | None = None) -> Tokens:
@@ -131,7 +131,7 @@ class Keep(Reduction):
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
-        """Kept rows to their new place, the others to -1."""
+        """Maps kept rows to their new place, the others to -1."""
         if self.padding is None:
             return _new_index(self.kept, rows, otherwise=-1)
         place = torch.arange(self.kept.shape[1], device=self.kept.device).masked_fill(
@@ -144,7 +144,7 @@ class Keep(Reduction):
         return _combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
-        """Which rows that come out are real (B, m), given the lengths of the images."""
+        """Marks the rows that come out and are real (B, m), given the lengths of the images."""
         return _real_mask(self.kept, before, self.padding)
 
     def pack(self, before: Borders, after: Borders) -> Keep:
@@ -182,7 +182,7 @@ class Fixed(Reduction):
         return self.move(t)
 
     def remap(self, rows: int) -> Tensor:
-        """Rows that stay to their new place, the others to -1."""
+        """Maps rows that stay to their new place, the others to -1."""
         kept = torch.arange(rows) if self.order is None else self.order
         return _new_index(kept[None, : self.count], rows, otherwise=-1)
 
@@ -217,7 +217,7 @@ class Merge(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """Kept rows, each averaged with (or increased by) the rows that joined it.
+        """Takes the kept rows, each averaged with (or increased by) the rows that joined it.
 
         Only rows that change are touched: the mean of a group with sizes s is its kept row plus,
         for each joining row g, s_g / sum(s) times the difference between the two.
@@ -241,7 +241,7 @@ class Merge(Reduction):
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
-        """Kept rows to their new place, the others to the row they joined."""
+        """Maps kept rows to their new place, the others to the row they joined."""
         return _new_index(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
@@ -249,7 +249,7 @@ class Merge(Reduction):
         return _combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
-        """Which rows that come out are real (B, m), given the lengths of the images."""
+        """Marks the rows that come out and are real (B, m), given the lengths of the images."""
         return _real_mask(self.kept, before, self.padding)
 
     def pack(self, before: Borders, after: Borders) -> Merge:
@@ -289,7 +289,7 @@ class Fuse(Reduction):
         total: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """Kept rows and the fused row, which is the plain sum if there is no weight."""
+        """Takes the kept rows, and adds the fused row: the plain sum if there is no weight."""
         out = take(t, with_prefix(self.kept, prefix))
         share = self.share.to(t.dtype)
         if weight is None:
@@ -306,7 +306,7 @@ class Fuse(Reduction):
         return t.gather(1, torch.cat([self.kept, heaviest], dim=1))
 
     def remap(self, rows: int) -> Tensor:
-        """Kept rows to their new place, the others to the fused row."""
+        """Maps kept rows to their new place, the others to the fused row."""
         return _new_index(self.kept, rows, otherwise=self.kept.shape[1])
 
 
@@ -341,11 +341,11 @@ class Defer(Reduction):
         return self.slow.represent(t)
 
     def remap(self, rows: int) -> Tensor:
-        """Rows that go on to their new place; those that wait to their stand-in, or to -1."""
+        """Maps rows that go on to their new place; those that wait to their stand-in, or to -1."""
         return self.slow.remap(rows)
 
     def deferred(self, tokens: Tokens, x: Tensor) -> Deferred:
-        """All tokens, which rows go on, and the stand-in as it is now."""
+        """Notes all tokens, which rows go on, and the stand-in as it is now."""
         return Deferred(tokens, self.slow.kept, x[:, -1:] if isinstance(self.slow, Fuse) else None)
 
 
@@ -371,7 +371,7 @@ class Mask(Reduction):
         return t
 
     def remap(self, rows: int) -> Tensor:
-        """Every row to itself."""
+        """Maps every row to itself."""
         every = torch.arange(rows, device=self.alive.device)
         return every.expand(self.alive.shape[0], -1)
 
@@ -388,13 +388,13 @@ def _combine_masks(alive: Tensor | None, padding: Tensor | None) -> Tensor | Non
 
 
 def _real_mask(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
-    """Which of `rows` (B, m) exist in their image and are no padding."""
+    """Marks which of `rows` (B, m) exist in their image and are no padding."""
     exists = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
     return exists if padding is None else exists & padding
 
 
 def _new_index(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
-    """For each of `rows` old rows its index in `kept`, or `otherwise` (B, rows)."""
+    """Finds the index in `kept` of each of `rows` old rows, or `otherwise` (B, rows)."""
     batch, count = kept.shape
     every = torch.arange(count, device=kept.device).expand(batch, -1)
     return kept.new_full((batch, rows), otherwise).scatter(1, kept, every)

@@ -42,7 +42,7 @@ class BlockShape:
     pixels: int = 0
 
     def attention_row_macs(self, rows: int) -> int:
-        """Multiply-adds of one row of the attention map over `rows` keys."""
+        """Counts the multiply-adds of one row of the attention map over `rows` keys."""
         return rows * self.score + self.score_once
 
     @classmethod
@@ -118,7 +118,7 @@ class HostShape:
 
     @property
     def depth(self) -> int:
-        """The number of blocks."""
+        """Number of blocks."""
         return len(self.blocks)
 
 
@@ -134,12 +134,12 @@ class Flow:
 
     @classmethod
     def uniform(cls, rows: int, *, feed: int | None = None) -> Flow:
-        """All rows pass attention, and `feed` of them (or all) the feed-forward."""
+        """Makes the flow in which all rows pass attention, and `feed` of them (or all) go on."""
         return cls(rows, rows, rows, rows, rows if feed is None else feed)
 
     @classmethod
     def for_queries(cls, queries: int, rows: int) -> Flow:
-        """`queries` rows attend to all `rows`, and only they go on."""
+        """Makes the flow in which `queries` rows attend to all `rows`, and only they go on."""
         return cls(queries, rows, rows, queries, queries)
 
 
@@ -161,7 +161,7 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """The sum of all parts but `choosing`, as the literature counts."""
+        """Sum of all parts but `choosing`, as the literature counts."""
         return self.embed + sum(self.blocks) + self.head
 
     def __str__(self) -> str:

@@ -55,7 +55,7 @@ class Borders:
         return cls(tuple(counts), prefix, order.to(device), inverse.to(device))
 
     def first_rows(self) -> Tensor:
-        """The packed patch row at which each image begins (B, 1)."""
+        """Finds the packed patch row at which each image begins (B, 1)."""
         counts = torch.tensor(self.counts, device=self.order.device).unsqueeze(1)
         return counts.cumsum(0) - counts
 
@@ -128,19 +128,19 @@ class Tokens:
 
     @property
     def patches(self) -> int:
-        """The number of patch rows of an image."""
+        """Number of patch rows of an image."""
         return self.x.shape[1] - self.prefix
 
     def cells(self) -> Tensor:
-        """The grid cell of each patch row (B, n)."""
+        """Returns the grid cell of each patch row (B, n)."""
         return self.rows() if self.position is None else self.position
 
     def rows(self) -> Tensor:
-        """The index of each patch row: 0, 1, 2, ... (B, n)."""
+        """Returns the index of each patch row: 0, 1, 2, ... (B, n)."""
         return torch.arange(self.patches, device=self.x.device).expand(self.x.shape[0], -1)
 
     def sizes(self) -> Tensor:
-        """How many patches each patch row stands for (B, n), in float32 or better."""
+        """Counts how many patches each patch row stands for (B, n), in float32 or better."""
         if self.size is not None:
             return self.size
         dtype = torch.promote_types(self.x.dtype, torch.float32)
@@ -167,7 +167,7 @@ class Tokens:
         )
 
     def lengths(self) -> list[int]:
-        """How many rows each image has, prefix included.
+        """Counts the rows of each image, prefix included.
 
         If these are only leading rows, the answer is that of all tokens of the block.
         """
@@ -232,7 +232,7 @@ class Tokens:
         return Tokens(x=x, prefix=self.prefix, grid=grid, memory=memory).with_origin()
 
     def dense_features(self) -> Tensor:
-        """Features in the order of the dense host: the prefix, then all grid cells.
+        """Returns features in the order of the dense host: the prefix, then all grid cells.
 
         A merged cell gets a copy of the row it was merged into. A dropped cell gets a copy of the
         nearest row, by distance in the grid.
@@ -243,7 +243,7 @@ class Tokens:
         return take(tokens.x, with_prefix(tokens.row_of_cell(), tokens.prefix))
 
     def row_of_cell(self) -> Tensor:
-        """For every grid cell the patch row that stands for it, or the nearest one (B, H*W)."""
+        """Finds for every cell the patch row that stands for it, or the nearest one (B, H*W)."""
         if self.origin is None:
             raise ValueError("these tokens were not tracked, so cells cannot be told from rows")
         return torch.where(self.origin >= 0, self.origin, self._nearest_rows())
@@ -267,7 +267,7 @@ class Tokens:
         )
 
     def _nearest_rows(self) -> Tensor:
-        """For every grid cell, the patch row that comes from the nearest cell (B, H*W)."""
+        """Finds for every grid cell the patch row that comes from the nearest cell (B, H*W)."""
         height, width = self.grid
         every = torch.arange(height * width, device=self.x.device)
         cells = self.cells()

@@ -28,23 +28,23 @@ class Timm(Library):
     image_size_setting: ClassVar[str | None] = "img_size"
 
     def import_library(self) -> Any:
-        """timm, whose registry knows our own architectures too."""
+        """Imports timm, whose registry knows our own architectures too."""
         timm = super().import_library()
         import patchslim.architectures.evo_levit  # noqa: F401 (registers them)
 
         return timm
 
     def names(self) -> list[str]:
-        """All names in timm's registry."""
+        """Lists all names in timm's registry."""
         names: list[str] = self.import_library().list_models()
         return names
 
     def has_name(self, name: str) -> bool:
-        """Whether timm knows the name, with a tag or without."""
+        """Tells whether timm knows the name, with a tag or without."""
         return bool(self.import_library().is_model(name))
 
     def served_names(self, adapter: Adapter) -> list[str]:
-        """Names that are registered by a module of timm's with a class that the family serves."""
+        """Lists names that timm registers from a module with a class that the family serves."""
         timm = self.import_library()
         modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
         served = {each for each in set(modules.values()) if has_served_class(each, adapter)}
@@ -57,7 +57,7 @@ class Timm(Library):
         pretrained: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """What `timm.create_model` makes."""
+        """Calls `timm.create_model`."""
         timm = self.import_library()
         try:
             host: nn.Module = timm.create_model(name, pretrained=pretrained, **(settings or {}))
@@ -69,14 +69,14 @@ class Timm(Library):
         return host
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """As many classes as the classifier has rows."""
+        """Counts the classes: the rows of the classifier."""
         for classifier in ("head.weight", "head.linear.weight"):
             if classifier in state:
                 return {"num_classes": len(state[classifier])}
         return {}
 
     def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-        """The values of `pretrained_cfg`, or nothing where it does not normalise."""
+        """Reads the values of `pretrained_cfg`; nothing if it does not normalise."""
         from timm.data import resolve_model_data_config
 
         if not (getattr(host, "pretrained_cfg", None) or {}).get("mean"):
@@ -87,11 +87,11 @@ class Timm(Library):
 
 
 def _build_error(timm: Any, name: str, error: Exception, *, pretrained: bool) -> PatchslimError:
-    """The error for a model that timm could not build; settings are those of the model's class."""
+    """Makes the error for a model that timm could not build; it knows the model's settings."""
     module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
     named = re.match(r"(\w+)\.__init__\(\)", str(error))
     cls = getattr(module, named[1], None) if named else None
-    told = build_error("timm", name, error, cls)
-    if pretrained and not isinstance(told, UnknownName):
-        return PatchslimError(f"{told} Without a network, give --weights FILE.")
-    return told
+    failure = build_error("timm", name, error, cls)
+    if pretrained and not isinstance(failure, UnknownName):
+        return PatchslimError(f"{failure} Without a network, give --weights FILE.")
+    return failure

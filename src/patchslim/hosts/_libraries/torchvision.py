@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # torchvision's models do not keep which weights they have. A host that is built here does, under
 # this attribute, as torchvision prints it: "ViT_B_16_Weights.IMAGENET1K_V1".
 WEIGHTS_ATTRIBUTE = "pretrained_weights"
-# Arguments of the factories that are said otherwise: by the name of the weights, and --pretrained.
+# Arguments of the factories that are given in another way: in the model's name, by --pretrained.
 TAKEN_ARGUMENTS = ("weights", "pretrained", "progress")
 
 
@@ -33,17 +33,17 @@ class Torchvision(Library):
     image_size_setting: ClassVar[str | None] = "image_size"
 
     def names(self) -> list[str]:
-        """The classification models in torchvision's registry."""
+        """Lists the classification models in torchvision's registry."""
         models = self._import_models()
         names: list[str] = models.list_models(module=models)
         return names
 
     def has_name(self, name: str) -> bool:
-        """Whether torchvision has the model, whatever weights are named behind the dot."""
+        """Tells whether torchvision has the model, whatever weights are named behind the dot."""
         return name.partition(".")[0] in self.names()
 
     def served_names(self, adapter: Adapter) -> list[str]:
-        """Names of models whose module has a class that the family serves."""
+        """Lists models whose module has a class that the family serves."""
         models = self._import_models()
         modules = {name: models.get_model_builder(name).__module__ for name in self.names()}
         return [name for name, module in modules.items() if has_served_class(module, adapter)]
@@ -55,10 +55,10 @@ class Torchvision(Library):
         pretrained: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """What the model's factory makes, at the image size of the weights that are named.
+        """Calls the model's factory, at the image size of the weights that are named.
 
         `vit_b_16.IMAGENET1K_SWAG_E2E_V1` names weights; `pretrained` fetches these, and without a
-        name torchvision's default ones. Either way it is known how their images are prepared.
+        name torchvision's default ones. The host notes which weights it has either way.
         """
         models = self._import_models()
         model, _, weights = name.partition(".")
@@ -79,16 +79,18 @@ class Torchvision(Library):
             )
         except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
             host_class = vars(models.vision_transformer)["VisionTransformer"]
-            told = build_error(self.name, name, error, host_class)
+            failure = build_error(self.name, name, error, host_class)
             if isinstance(error, OSError):
-                raise PatchslimError(f"{told} Without a network, give --weights FILE.") from error
-            raise told from error
+                raise PatchslimError(
+                    f"{failure} Without a network, give --weights FILE."
+                ) from error
+            raise failure from error
         if entry is not None:
             setattr(host, WEIGHTS_ATTRIBUTE, str(entry))
         return host
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """As many classes as the classifier has rows, and the width of a layer before it."""
+        """Counts classes by the classifier's rows; also the width of a layer before it."""
         rows = {
             "num_classes": "heads.head.weight",
             "representation_size": "heads.pre_logits.weight",
@@ -96,7 +98,7 @@ class Torchvision(Library):
         return {setting: len(state[name]) for setting, name in rows.items() if name in state}
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Today's names of the feed-forward's layers; torchvision's own files have older ones."""
+        """Renames the layers of the feed-forward: torchvision's own files have older names."""
         places = {"1": "0", "2": "3"}
         return {
             re.sub(r"\.mlp\.linear_([12])\.", lambda old: f".mlp.{places[old[1]]}.", name): value
@@ -104,7 +106,7 @@ class Torchvision(Library):
         }
 
     def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-        """The transforms of the host's weights, or nothing where it does not say which it has."""
+        """Reads the transforms of the host's weights; nothing if it does not say which it has."""
         name = getattr(host, WEIGHTS_ATTRIBUTE, None)
         if name is None:
             return {}
@@ -118,12 +120,12 @@ class Torchvision(Library):
         }
 
     def _import_models(self) -> Any:
-        """The module `torchvision.models`."""
+        """Imports the module `torchvision.models`."""
         return self.import_library().models
 
 
 def _find_weights(every: Any, model: str, name: str, pretrained: bool) -> Any:  # noqa: FBT001
-    """The weights of a model that are called `name`; its default ones for a pretrained model."""
+    """Finds the weights called `name`; the default ones for a pretrained model."""
     if not name:
         return every.DEFAULT if pretrained else None
     if name not in every.__members__:

@@ -32,11 +32,11 @@ class Transformers(Library):
     folder_sign: ClassVar[str] = f"{CONFIG_FILE} (a Hugging Face model)"
 
     def is_folder(self, folder: Path) -> bool:
-        """Whether there is a configuration."""
+        """Tells whether the folder has a configuration."""
         return (folder / CONFIG_FILE).is_file()
 
     def open_folder(self, folder: Path, *, weights: bool = True) -> nn.Module:
-        """The image classifier in the folder, all of whose weights are there."""
+        """Opens the image classifier in the folder; raises if any of its weights is missing."""
         self.check_version()
         from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -67,7 +67,7 @@ class Transformers(Library):
         return loaded
 
     def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-        """The values of `preprocessor_config.json` in the folder that the host came from."""
+        """Reads the values of `preprocessor_config.json` in the folder that the host came from."""
         file = Path(host.config.name_or_path or "") / PREPROCESSING_FILE
         if not file.is_file():
             return {}
@@ -102,7 +102,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _side_length(size: Any) -> int:
-    """The side of {"height": 224, "width": 224}, {"shortest_edge": 224} or 224; 0 where absent."""
+    """Reads the side of {"height": 224, "width": 224}, {"shortest_edge": 224} or 224; else 0."""
     if isinstance(size, Mapping):
         return int(size.get("shortest_edge") or size.get("height") or 0)
     return int(size)
