@@ -88,12 +88,12 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """Lists the public names."""
     return [*__all__, "__version__"]
 
 
 def _import_subpackage(name: str) -> Any:
-    """The module `patchslim.NAME`, or an AttributeError that gives the nearest public names."""
+    """Imports `patchslim.NAME`, or raises an AttributeError with the nearest public names."""
     module = f"{__name__}.{name}"
     if not name.startswith("_"):
         try:

@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def _exit_when_an_import_is_interrupted() -> None:
-    """Has Ctrl-C end this process at once where Python is importing.
+    """Makes Ctrl-C end this process at once while Python is importing.
 
     A KeyboardInterrupt there gets lost: libraries catch it, or go on with half a module and fail in
     another place. Ending is safe, because nobody imports while a file is half written.
@@ -39,7 +39,7 @@ def _exit_when_an_import_is_interrupted() -> None:
     process = os.getpid()
 
     def handle(_signal: int, frame: FrameType | None) -> None:
-        # A child process of the data loader has this handler too; its parent speaks for it.
+        # A child process of the data loader has this handler too; its parent prints for it.
         while frame is not None and os.getpid() == process:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 _write_interrupted()
@@ -47,7 +47,7 @@ def _exit_when_an_import_is_interrupted() -> None:
             frame = frame.f_back
         raise KeyboardInterrupt
 
-    # Where a shell has started us in the background, Ctrl-C is not for us: leave it ignored.
+    # If a shell started us in the background, Ctrl-C is not for us: leave it ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, handle)
 

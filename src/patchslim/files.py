@@ -18,7 +18,7 @@ from patchslim.errors import BadFile
 
 @contextlib.contextmanager
 def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
-    """Gives an empty folder to fill with the files `holds`; it becomes `path` if nothing fails."""
+    """Gives an empty folder for the files `holds`; it becomes `path` if nothing fails."""
     fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_folder(path.parent):

@@ -13,16 +13,16 @@ from patchslim.errors import BadSetting, UnknownName
 
 
 def setting(group: str, default: Any, about: str, *, usual: Any = None) -> Any:
-    """A dataclass field with the group it is listed in and one line about it.
+    """Makes a dataclass field with the group it is listed in and one line about it.
 
-    `usual` is the value to list where the default is worked out later.
+    `usual` is the value to list if the default is worked out later.
     """
     shown = default if usual is None else usual
     return field(default=default, metadata={"group": group, "about": about, "usual": shown})
 
 
 def group_settings(config: Any) -> dict[str, list[Field[Any]]]:
-    """The fields of a settings dataclass by group, groups in the order they first appear."""
+    """Groups the fields of a settings dataclass, groups in the order they first appear."""
     groups: dict[str, list[Field[Any]]] = {}
     for each in fields(config):
         groups.setdefault(each.metadata["group"], []).append(each)

@@ -1,6 +1,6 @@
 """Which versions are installed, and a clear refusal of libraries that are missing or too old.
 
-Each library of hosts tells its own oldest version, in its file in `patchslim/hosts/_libraries`.
+The oldest version of each library of hosts is in its own file in `patchslim/hosts/_libraries`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ OLDEST_VERSIONS = {"torch": (2, 6)}  # what no host can do without
 
 @functools.cache
 def installed_version(distribution: str) -> str | None:
-    """The version of a distribution, as pip calls it, or None where it is not installed."""
+    """Reads the version of a distribution, as pip calls it; None if it is not installed."""
     from importlib import metadata  # 20 ms, which `patchslim --help` need not wait for
 
     try:
@@ -24,7 +24,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def package_version() -> str:
-    """The version of patchslim; `0+source` where it runs from source without being installed."""
+    """Reads the version of patchslim; `0+source` if it runs from source without being installed."""
     return installed_version("patchslim") or "0+source"
 
 
@@ -55,7 +55,7 @@ def check_version(
 
 
 def _version_numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: '2.15.0+cpu' gives (2, 15, 0)."""
+    """Reads the leading numbers of a version: '2.15.0+cpu' gives (2, 15, 0)."""
     parts: list[int] = []
     for part in version.split("+")[0].split("."):
         digits = "".join(ch for ch in part if ch.isdigit())

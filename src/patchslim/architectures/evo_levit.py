@@ -57,7 +57,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 
-# What timm's create functions and its `train.py` ask about a model; there are no weights to load.
+# What timm's create functions and its `train.py` ask of a model; there are no weights to load.
 default_cfgs = generate_default_cfgs(
     {
         f"{name}.untrained": {
@@ -130,10 +130,10 @@ class EvoAttentionDownsample(NoAttentionBias, AttentionDownsample):  # type: ign
 
 
 class ClassDownsample(Downsample):  # type: ignore[misc]
-    """Every second row and column of the patches, behind the class row."""
+    """Keeps every second row and column of the patches, after the class row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The class row and the patches that become queries."""
+        """Picks the class row and the patches that become queries."""
         return torch.cat((x[:, :1], super().forward(x[:, 1:])), dim=1)
 
 
@@ -161,7 +161,7 @@ class EvoDownsample(LevitDownsample):  # type: ignore[misc]
         trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A quarter of the patches, and the class row."""
+        """Returns a quarter of the patches, and the class row."""
         result: Tensor = super().forward(x + self.pos_embed)
         return result
 
@@ -197,19 +197,19 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
         trunc_normal_(self.pos_embed, std=0.02)
 
     def embed(self, images: Tensor) -> Tensor:
-        """The class token before the patches, with their positions."""
+        """Embeds images: the class token before the patches, with their positions."""
         x = self.stem(images).flatten(2).transpose(1, 2)
         return torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The final sequence, class row first."""
+        """Computes the final sequence, class row first."""
         x = self.embed(x)
         run = checkpoint_seq(self.stages, x) if self.grad_checkpointing else self.stages(x)
         result: Tensor = run
         return result
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:  # noqa: FBT001, FBT002
-        """The mean of both heads; in distilled training both outputs."""
+        """Averages both heads; returns both outputs in distilled training."""
         return super().forward_head(x[:, 1:], pre_logits)
 
     def forward_intermediates(self, *_: Any, **__: Any) -> Any:
@@ -220,16 +220,16 @@ class EvoLevit(LevitDistilled):  # type: ignore[misc]
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the positions, as published."""
+        """Lists the names of the positions, as published."""
         return {name for name, _ in self.named_parameters() if name.endswith("pos_embed")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
-        """timm's own groups; class token and positions are in the first."""
+        """Returns timm's own groups; class token and positions are in the first."""
         return {**super().group_matcher(coarse), "stem": r"^stem|^cls_token|^pos_embed"}
 
 
 def convert_official_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of an official Evo-LeViT checkpoint (its "model"), under our names.
+    """Converts the weights of an official Evo-LeViT checkpoint (its "model") to our names.
 
     Left out: the second copy of each block (`stage_blocks`), the heads on the class token, which
     only training uses, and the learned trade-offs, which belong to the method.
@@ -250,7 +250,7 @@ def convert_official_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The learned trade-offs of an official checkpoint, by the names that `evo` gives them.
+    """Reads the learned trade-offs of an official checkpoint, by the names that `evo` has.
 
     Load them into the method: `slimmed.method.load_state_dict(..., strict=False)`.
     """
@@ -265,7 +265,7 @@ def read_official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _block_paths(state: Mapping[str, Tensor]) -> list[str]:
-    """Where each of the official `blocks` is: a block, or one of the parts of a downsampling."""
+    """Maps each of the official `blocks` to a block, or to one of a downsampling's parts."""
     places: list[str] = []
     stage, block = 0, 0
     while any(name.startswith(f"blocks.{len(places)}.") for name in state):
@@ -281,12 +281,12 @@ def _block_paths(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _row_count(resolution: tuple[int, int]) -> int:
-    """The class row and the patches of a grid."""
+    """Counts the class row and the patches of a grid."""
     return 1 + resolution[0] * resolution[1]
 
 
 def _attention_settings(attn: Attention | AttentionDownsample) -> dict[str, Any]:
-    """The arguments that one of timm's attentions was built with, without its widths."""
+    """Reads the arguments that one of timm's attentions was built with, without its widths."""
     return {
         "key_dim": attn.key_dim,
         "num_heads": attn.num_heads,
@@ -304,27 +304,27 @@ def _create(name: str, settings: Mapping[str, Any]) -> EvoLevit:
 
 
 def evo_levit_128s(**settings: Any) -> EvoLevit:
-    """Evo-LeViT-128S."""
+    """Builds Evo-LeViT-128S."""
     return _create("evo_levit_128s", settings)
 
 
 def evo_levit_128(**settings: Any) -> EvoLevit:
-    """Evo-LeViT-128."""
+    """Builds Evo-LeViT-128."""
     return _create("evo_levit_128", settings)
 
 
 def evo_levit_192(**settings: Any) -> EvoLevit:
-    """Evo-LeViT-192."""
+    """Builds Evo-LeViT-192."""
     return _create("evo_levit_192", settings)
 
 
 def evo_levit_256(**settings: Any) -> EvoLevit:
-    """Evo-LeViT-256."""
+    """Builds Evo-LeViT-256."""
     return _create("evo_levit_256", settings)
 
 
 def evo_levit_384(**settings: Any) -> EvoLevit:
-    """Evo-LeViT-384."""
+    """Builds Evo-LeViT-384."""
     return _create("evo_levit_384", settings)
 
 

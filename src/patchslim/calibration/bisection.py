@@ -28,7 +28,7 @@ class Attempt(NamedTuple):
 
 
 class Bisection:
-    """The search for the smallest tolerance whose cost is not above `target`.
+    """Searches for the smallest tolerance whose cost is not above `target`.
 
     Ask `next()` for a tolerance, measure it, `add()` the result, and stop when `is_settled()`.
 
@@ -50,7 +50,7 @@ class Bisection:
         self.attempts.append(Attempt(tolerance, cost, kept))
 
     def is_settled(self) -> bool:
-        """Whether a tolerance is known whose cost is just below the budget.
+        """Tells whether a tolerance is known whose cost is just below the budget.
 
         Raises:
             ImpossibleBudget: no tolerance met the budget in `MAX_ROUNDS` attempts.

@@ -68,7 +68,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         agreement: instead of a budget, the share of answers that must stay the dense model's
             (adaptive methods).
         cap: the most that any image may cost, written like `macs` (adaptive methods).
-        schedule: the token count after each block, where it is known already. For adaptive
+        schedule: the token count after each block, if it is known already. For adaptive
             methods it is the most that any image may keep.
         config: how to search; by default `PatchSlimmingConfig()`. Adaptive methods use only its
             `images` and `batch`.
@@ -115,7 +115,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
 
 
 def must_be_calibrated(method: Method) -> bool:
-    """Whether the choices of this method mean nothing until it has been calibrated."""
+    """Tells whether this method's choices mean nothing until it has been calibrated."""
     unusable = isinstance(method, LearnedMethod) and method.missing is not None
     return unusable and find_calibrator(method) is not None
 

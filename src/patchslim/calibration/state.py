@@ -22,7 +22,7 @@ from patchslim.runs.layout import CHECKPOINT_FILE
 
 
 class CalibrationState:
-    """What has been found so far. Where there is a folder, every `save` writes it there.
+    """Values found so far. If there is a folder, every `save` writes them to it.
 
     Args:
         out: the folder of the calibration, or None to keep everything in memory.

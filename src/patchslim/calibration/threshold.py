@@ -36,7 +36,7 @@ IN_RECIPE = ("threshold", "spent", "cap", "agreement", "images")  # entries of t
 
 
 def has_threshold(method: Method) -> bool:
-    """Whether there is something to search: a threshold, or counts that differ between images."""
+    """Tells whether there is something to search: a threshold, or counts that vary by image."""
     return method.adaptive or method.tuned_threshold is not None
 
 

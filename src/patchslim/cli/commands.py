@@ -1,4 +1,4 @@
-"""What each command of `patchslim` does: parsed arguments in, an answer as text and as data out.
+"""What each command of `patchslim` does: takes parsed arguments, answers as text and as data.
 
 Nothing is printed here; `main.py` does that. A wrong argument raises a `PatchslimError`, as in
 Python.
@@ -283,7 +283,7 @@ def _warn_unreadable(unreadable: Sequence[str], outcome: str, terminal: Terminal
 
 @contextlib.contextmanager
 def _suggest_resume(out: Path) -> Iterator[None]:
-    """Adds to a Ctrl-C how to continue, if there is a checkpoint to continue from."""
+    """Adds to the message on Ctrl-C how to continue, if there is a checkpoint to continue from."""
     from patchslim.runs.layout import CHECKPOINT_FILE
 
     try:

@@ -18,7 +18,7 @@ FOLDERS = {"FOLDER"}
 
 
 def completion(args: Namespace, parser: Parser) -> CommandResult:
-    """The completion script for one shell."""
+    """Writes the completion script for one shell."""
     check_version("shtab", (1, 13))
     import shtab
 
@@ -29,7 +29,7 @@ def completion(args: Namespace, parser: Parser) -> CommandResult:
 
 
 def _choose_what_completes(action: Action, files: object, folders: object) -> None:
-    """Tells shtab what may follow an option, by the word that stands for it in `--help`."""
+    """Tells shtab what may follow an option, by its placeholder in `--help`."""
     if action.dest == "method":
         action.choices = method_names()
     elif action.metavar in FILES:

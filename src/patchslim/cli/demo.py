@@ -81,9 +81,9 @@ def write_demo_report(
 
 @contextlib.contextmanager
 def use_one_thread() -> Iterator[None]:
-    """Has PyTorch use one thread inside the block, and as many as before after it.
+    """Lets PyTorch use one thread inside the block, and as many as before after it.
 
-    The example is too small to gain much from more threads, and on a busy machine threads that wait
+    The example is too small to gain much from more threads. On a busy machine, threads that wait
     for each other make it several times slower.
     """
     before = torch.get_num_threads()

@@ -76,7 +76,7 @@ def _run_command(args: argparse.Namespace, terminal: Terminal) -> CommandResult 
 
 
 def _is_main_process(args: argparse.Namespace) -> bool:
-    """Whether this process prints, of all the processes that train together."""
+    """Tells whether this process prints, of all the processes that train together."""
     alone = args.command != "train" or os.environ.get("WORLD_SIZE", "1") == "1"
     return alone or os.environ.get("RANK", "0") == "0"
 

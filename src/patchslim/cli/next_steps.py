@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def measure_command(model: Path, data: str | None, classes: Path | None, dense: str | None) -> str:
-    """The command that measures a model, beside the dense model it came from."""
+    """Writes the command that measures a model next to the dense model it came from."""
     words = ["patchslim", "measure", str(model)]
     if data is not None:
         words += ["--data", data]
@@ -27,7 +27,7 @@ def measure_command(model: Path, data: str | None, classes: Path | None, dense: 
 
 
 def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: bool) -> str:
-    """The command that fine-tunes a calibrated model to answer as the dense model does."""
+    """Writes the command that fine-tunes a calibrated model to answer as the dense model does."""
     words = ["patchslim", "train", str(args.out / MODEL_FOLDER), "--data", data]
     if slimmed.trained is not None:  # its host is no longer the dense model
         words += ["--teacher", args.model]
@@ -38,7 +38,7 @@ def train_command(args: Namespace, slimmed: SlimModel, data: str, *, labelled: b
 
 
 def dense_argument(args: Namespace) -> str | None:
-    """What to write after `--dense` for the model in the arguments, if it can be written."""
+    """Says what to write after `--dense` for the model in the arguments, if it can be written."""
     if has_own_weights(args.model):
         return str(args.model)
     return None if args.weights is None else str(args.weights)

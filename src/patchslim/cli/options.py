@@ -21,7 +21,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors in two lines, and the nearest name where one is misspelled.
+    """argparse with errors in two lines, which name the nearest known name.
 
     Attributes:
         commands: the parser of each command, by its name.
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(EXIT_USAGE_ERROR)
 
     def parse_command(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The arguments of a command; the command itself refuses options that it does not know."""
+        """Parses the arguments of a command; the command itself refuses unknown options."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             self.commands[args.command].refuse_unknown(unknown)
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(arguments)}.{''.join(hints)}")
 
     def all_actions(self) -> Iterator[argparse.Action]:
-        """Every argument of this parser and of all its commands."""
+        """Lists every argument of this parser and of all its commands."""
         yield from self._actions
         for command in self.commands.values():
             yield from command.all_actions()
@@ -73,13 +73,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """A question whether the nearest known name was meant, or nothing."""
+    """Asks whether the nearest known name was meant; nothing if none is near."""
     near = difflib.get_close_matches(name, [*known], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class ShowVersion(argparse.Action):
-    """`--version`. The version is looked up only when it is asked for, which takes a while."""
+    """`--version`. The version is read only on request, since that takes a while."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Prints the version and ends the program."""
@@ -114,7 +114,7 @@ def add_classes(group: Any) -> None:
 
 
 def add_weights(command: Parser) -> None:
-    """Adds the options that say which weights a model has that is built by name, and how."""
+    """Adds the options for a model that is built by name: how, and with which weights."""
     group = command.add_argument_group("weights of a model that is built by name")
     add = group.add_argument
     add("--weights", type=Path, metavar="FILE", help="a .safetensors or torch file")

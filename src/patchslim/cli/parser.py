@@ -34,12 +34,12 @@ DATA_HELP = (
     "images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, WebDataset shards, or "
     "`digits`"
 )
-# Where all options would take twenty lines.
+# Listing all options here would take twenty lines.
 SHORT_USAGE = "%(prog)s MODEL --out FOLDER [OPTION ...]"
 
 
 def make_parser() -> Parser:
-    """The parser of all commands."""
+    """Makes the parser of all commands."""
     parser = Parser(
         prog="patchslim",
         description="Makes a vision transformer faster by giving it fewer patches, with proof.",

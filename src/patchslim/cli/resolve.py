@@ -110,7 +110,7 @@ def open_model(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preproce
 def open_measurement_images(
     args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
 ) -> Source | list[Batch] | None:
-    """The images to measure on, or None to measure costs alone."""
+    """Opens the images to measure on; None to measure costs alone."""
     if args.data is not None or args.model == EXAMPLE:
         return open_images(args.data or EXAMPLE, "test", args, slimmed, prepared)
     if args.classes is not None or args.limit is not None:
@@ -122,7 +122,7 @@ def open_measurement_images(
 def open_training_images(
     args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
 ) -> tuple[Source | list[Batch], Source | list[Batch] | None]:
-    """The images to train on, and those to validate on, if any."""
+    """Opens the images to train on, and those to validate on, if any."""
     data, validation = args.data, args.validation
     if data is None and args.model != EXAMPLE:
         raise PatchslimError(
@@ -145,7 +145,7 @@ def open_training_images(
 def open_calibration_images(
     args: Namespace, host: nn.Module, search: PatchSlimmingConfig
 ) -> Source | list[Batch]:
-    """The images to calibrate on; they need no labels."""
+    """Opens the images to calibrate on; they need no labels."""
     path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
     if path is None:
         raise PatchslimError(
@@ -164,7 +164,7 @@ def open_calibration_images(
 def open_images(
     path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preprocessing | None
 ) -> Source | list[Batch]:
-    """The images at `path`, preprocessed for the model, or scenes of the embedded example."""
+    """Opens the images at `path`, prepared for the model, or scenes of the embedded example."""
     from patchslim.data.hf_dataset import Dataset, is_dataset
     from patchslim.data.images import Images
     from patchslim.data.webdataset import Shards, is_shards
@@ -188,7 +188,7 @@ def open_images(
 
 
 def _example_batches(split: Split, count: int, batch: int) -> list[Batch]:
-    """Batches of the embedded example's scenes."""
+    """Makes batches of the embedded example's scenes."""
     import torch
 
     from patchslim.example.digits import normalise, scenes
@@ -199,7 +199,7 @@ def _example_batches(split: Split, count: int, batch: int) -> list[Batch]:
 
 
 def train_config_from_args(args: Namespace, method: Method) -> TrainConfig:
-    """The method's own defaults, then `--recipe`, then the options; later ones win."""
+    """Takes the method's own defaults, then `--recipe`, then the options; later ones win."""
     given = {
         each.name: getattr(args, each.name) for each in fields(TrainConfig) if each.name in args
     }
@@ -207,7 +207,7 @@ def train_config_from_args(args: Namespace, method: Method) -> TrainConfig:
 
 
 def search_from_args(args: Namespace) -> PatchSlimmingConfig:
-    """The defaults of the search mode, overridden by the options."""
+    """Takes the defaults of the search mode, overridden by the options."""
     given = {
         each.name: getattr(args, each.name)
         for each in fields(PatchSlimmingConfig)
@@ -217,7 +217,7 @@ def search_from_args(args: Namespace) -> PatchSlimmingConfig:
 
 
 def teacher_from_args(args: Namespace, config: TrainConfig) -> nn.Module | None:
-    """The model to learn from, or None for the untouched host (or for no teacher at all)."""
+    """Finds the model to learn from; None for the untouched host (or for no teacher at all)."""
     if not config.needs_teacher:
         if args.teacher is not None:
             raise PatchslimError(
@@ -246,7 +246,7 @@ def teacher_from_args(args: Namespace, config: TrainConfig) -> nn.Module | None:
 
 
 def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> nn.Module | None:
-    """The model to compare with, or None for the model's own host."""
+    """Finds the model to compare with; None for the model's own host."""
     if args.dense is None:
         if slimmed.trained is not None:
             terminal.note(
@@ -276,17 +276,17 @@ def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> 
 
 
 def _is_random(args: Namespace) -> bool:
-    """Whether the model gets random weights."""
+    """Tells whether the model gets random weights."""
     return has_random_weights(args.model, pretrained=args.pretrained, weights=args.weights)
 
 
 def has_budget(args: Namespace) -> bool:
-    """Whether the arguments give any budget."""
+    """Tells whether the arguments give any budget."""
     return bool(budget_from_args(args)) or args.schedule is not None
 
 
 def budget_from_args(args: Namespace) -> Budget:
-    """The budgets in the arguments, as keywords of `patchslim.slim`."""
+    """Collects the budgets in the arguments, as keywords of `patchslim.slim`."""
     given = {name: getattr(args, name) for name in Budget.__annotations__}
     budget: Any = {name: value for name, value in given.items() if value is not None}
     typed: Budget = budget

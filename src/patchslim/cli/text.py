@@ -18,7 +18,7 @@ from patchslim.model.plan import Plan
 
 
 def method_facts(method: type[Method]) -> dict[str, Any]:
-    """What a user needs to know about a method before using it."""
+    """Collects what a user needs to know about a method before using it."""
     parameters = inspect.signature(method).parameters.values()
     needs = ["a class token or an attention-pooling head"] if method.needs_class_token else []
     made = method()
@@ -35,7 +35,7 @@ def method_facts(method: type[Method]) -> dict[str, Any]:
 
 
 def training_text(settings: Mapping[str, Any]) -> str:
-    """A method's own training defaults, as the options of `patchslim train`."""
+    """Writes a method's own training defaults as the options of `patchslim train`."""
     return " ".join(
         f"--{name.replace('_', '-')} {f'{value:.3g}' if isinstance(value, float) else value}"
         for name, value in settings.items()
@@ -43,7 +43,7 @@ def training_text(settings: Mapping[str, Any]) -> str:
 
 
 def model_facts(args: Namespace, plan: Plan) -> dict[str, Any]:
-    """The tokens and operations of a slimmed model, as plain data."""
+    """Collects the tokens and operations of a slimmed model, as plain data."""
     cost, dense = plan.cost, plan.dense_cost
     return {
         "model": args.model,
@@ -61,7 +61,7 @@ def model_facts(args: Namespace, plan: Plan) -> dict[str, Any]:
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """The facts of `model_facts` as lines of text."""
+    """Writes the facts of `model_facts` as lines of text."""
     settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
     method = facts["method"] + (f" ({settings})" if settings else "")
     share = f"{facts['share']:.1%}"
@@ -78,12 +78,12 @@ def facts_text(facts: Mapping[str, Any]) -> str:
 
 
 def _tolerance_text(record: Mapping[str, Any]) -> str:
-    """The tolerance as text; without one, the counts were given."""
+    """Writes the tolerance as text; without one, the counts were given."""
     return "none" if record["tolerance"] is None else f"{record['tolerance']:.3g}"
 
 
 def _errors_text(record: Mapping[str, Any]) -> str:
-    """The final error of each block that was searched, in the order of the blocks."""
+    """Writes the final error of each block that was searched, in the order of the blocks."""
     relative = record["search"]["error"] == "relative"
     layers = sorted(record["layers"], key=lambda layer: int(layer["block"]))
     return " ".join(
@@ -92,7 +92,7 @@ def _errors_text(record: Mapping[str, Any]) -> str:
 
 
 def calibration_lines(record: Mapping[str, Any]) -> list[str]:
-    """The result of a calibration, as lines of text."""
+    """Writes the result of a calibration as lines of text."""
     if "threshold" in record:
         return _threshold_lines(record)
     return [
@@ -103,7 +103,7 @@ def calibration_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def _threshold_lines(record: Mapping[str, Any]) -> list[str]:
-    """A threshold, and what images cost with it, as lines of text."""
+    """Writes a threshold, and what images cost with it, as lines of text."""
     threshold = record["threshold"]
     name, value = threshold["setting"], threshold["value"]
     setting = "" if name is None else f"{name}={value:.4g}, "
@@ -117,6 +117,6 @@ def _threshold_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def _distribution_text(figures: Mapping[str, float], style: str) -> str:
-    """Mean, median, 99th percentile and maximum, in one format style."""
+    """Writes mean, median, 99th percentile and maximum, in one format style."""
     names = {"mean": "mean", "p50": "median", "p99": "p99", "max": "max"}
     return ", ".join(f"{label} {figures[name]:{style}}" for name, label in names.items())

@@ -36,7 +36,7 @@ class Files(Protocol):
 
 
 def open_files(path: Path) -> Files:
-    """Opens a folder or an archive; any other file is taken for the only one."""
+    """Opens a folder or an archive; treats any other file as the only one."""
     name = path.name.lower()
     if path.is_dir():
         return Folder(path)
@@ -48,7 +48,7 @@ def open_files(path: Path) -> Files:
 
 
 class Folder:
-    """The files below a folder, at any depth."""
+    """Files below a folder, at any depth."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,8 +88,8 @@ Archive = TypeVar("Archive", bound=Closeable)
 class ProcessLocal(Generic[Archive]):
     """An archive that every process opens for itself, when it first reads from it.
 
-    A file that is open during a fork has one position for both processes: each would move the
-    other's. So a fork or a pickled copy opens the archive again.
+    A file that is open during a fork has one position for both processes, and each would move it
+    for the other. So a fork or a pickled copy opens the archive again.
     """
 
     def __init__(self, path: Path, open_archive: Callable[[Path], Archive]) -> None:
@@ -117,7 +117,7 @@ class ProcessLocal(Generic[Archive]):
 
 
 class Zip:
-    """The files in a zip."""
+    """Files in a zip."""
 
     def __init__(self, path: Path) -> None:
         self._archive = ProcessLocal(path, zipfile.ZipFile)
@@ -132,7 +132,7 @@ class Zip:
 
 
 class Tar:
-    """The files in an uncompressed tar."""
+    """Files in an uncompressed tar."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -170,7 +170,7 @@ class OpenTar:
 
 
 class CompressedTar:
-    """The files in a compressed tar; to read one, all that come before it are unpacked."""
+    """Files in a compressed tar; to read one, all that come before it are unpacked."""
 
     def __init__(self, path: Path) -> None:
         self._archive = ProcessLocal(path, OpenTar)
@@ -185,7 +185,7 @@ class CompressedTar:
 
 
 class Member(NamedTuple):
-    """The name of a file in an uncompressed tar, and where its bytes are."""
+    """Name of a file in an uncompressed tar, and where its bytes are."""
 
     name: str
     offset: int
@@ -217,6 +217,6 @@ def read_slice(file: Path, offset: int, size: int) -> bytes:
 
 
 def is_compressed(file: Path) -> bool:
-    """Whether a file was written by gzip, bzip2, xz or zstd, by its first bytes."""
+    """Tells whether a file was written by gzip, bzip2, xz or zstd, by its first bytes."""
     with file.open("rb") as stream:
         return stream.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)

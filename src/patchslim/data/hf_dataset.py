@@ -123,7 +123,7 @@ class Dataset(Source):
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Whether `save_to_disk` wrote this folder; the datasets library is not needed to tell."""
+    """Tells whether `save_to_disk` wrote this folder, without importing the datasets library."""
     folder = Path(path).expanduser()
     has_split = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
     return has_split or (folder / "dataset_dict.json").is_file()

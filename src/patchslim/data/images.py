@@ -180,7 +180,7 @@ def _find_images(path: Path) -> tuple[Files, list[str]]:
 
 
 def _is_image(name: str) -> bool:
-    """Whether a name is that of an image, not hidden and not metadata that macOS adds to a zip."""
+    """Tells whether a name is an image's, not hidden and not metadata that macOS adds to a zip."""
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
     return name.lower().endswith(IMAGE_SUFFIXES) and not hidden

@@ -76,7 +76,7 @@ class Source(ABC):
         return decode_image(self.read_file(index), grey=self.prepared.is_grey)
 
     def __len__(self) -> int:
-        """The number of batches, provided that every image can be read."""
+        """Counts the batches, provided that every image can be read."""
         return -(-self.count // self.batch)
 
     def __iter__(self) -> Batches:

@@ -162,7 +162,7 @@ class Shards(Source):
 
 
 def is_shards(path: str | Path) -> bool:
-    """Whether `path` is a pattern of shards, or a folder that holds shards and nothing else.
+    """Tells whether `path` is a pattern of shards, or a folder that holds nothing but shards.
 
     The first sample needs a label: a folder with one tar of images for each class is no folder of
     shards. An address on another machine counts as a pattern; `Shards` then refuses it by name.
@@ -185,7 +185,7 @@ def is_shards(path: str | Path) -> bool:
 
 
 def _starts_with_label(shard: Path) -> bool:
-    """Whether the first sample of a tar has an image and a label."""
+    """Tells whether the first sample of a tar has an image and a label."""
     first_key, extensions = None, set()
     try:
         with tarfile.open(shard) as tar:

@@ -68,7 +68,7 @@ class Scenes:
     sources: Ints
 
     def __len__(self) -> int:
-        """The number of scenes."""
+        """Counts the scenes."""
         return len(self.labels)
 
 

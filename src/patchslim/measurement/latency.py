@@ -21,8 +21,8 @@ def latency(
 ) -> dict[str, list[float]]:
     """Returns the seconds that each model took in each round.
 
-    Every round calls each model once, and the order moves on by one from round to round. So
-    whatever else the machine does slows all models alike. The `warmup` rounds are not counted.
+    Every round calls each model once, and the order moves on by one from round to round. So other
+    work on the machine slows all models alike. The `warmup` rounds are not counted.
     """
     wait: Callable[[], object] = torch.cuda.synchronize if images.is_cuda else (lambda: None)
     names = list(models)

@@ -1,4 +1,4 @@
-"""`measure`: what slimmed models lose in accuracy and win in time, beside dense and `random`.
+"""`measure`: what slimmed models lose in accuracy and gain in time, next to dense and `random`.
 
 This file does not know where the images come from, nor how a report is shown.
 """

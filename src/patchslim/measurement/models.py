@@ -1,4 +1,4 @@
-"""The models that `measure` compares: checks them, names them, and adds `random` beside each."""
+"""The models that `measure` compares: checks them, names them, and adds `random` to each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_models(
 
 
 def method_label(method: Method) -> str:
-    """Returns the name of one of our methods, or the class of one that is somebody else's."""
+    """Returns the name of one of our methods, or the class name of any other."""
     return method_name(method) or type(method).__name__
 
 

@@ -98,7 +98,7 @@ def headline(report: Report) -> str:
 
 
 def _is_close(row: Row, dense: Row) -> bool:
-    """Whether accuracy (without labels, agreement) is within a point of the dense model's."""
+    """Tells whether accuracy, or agreement without labels, is within a point of the dense."""
     if row.accuracy is not None and dense.accuracy is not None:
         return row.accuracy.value >= dense.accuracy.value - CLOSE_TO_DENSE
     return row.agreement is not None and row.agreement.value >= 1 - CLOSE_TO_DENSE

@@ -62,7 +62,7 @@ class Report:
 
     @property
     def dense(self) -> Row:
-        """The row of the untouched host."""
+        """Row of the untouched host."""
         return self.rows[0]
 
     def baseline(self, row: Row) -> Row | None:

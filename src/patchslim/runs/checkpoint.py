@@ -165,7 +165,7 @@ def _count_bytes(value: Any) -> int:
 
 
 def _explain_failure(error: OSError, path: Path, state: Mapping[str, Any]) -> str:
-    """Says why writing failed; where the disk is full, also how much space is needed."""
+    """Says why writing failed; if the disk is full, also how much space is needed."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error.strerror or str(error)
     free = shutil.disk_usage(path.parent).free / 1e6

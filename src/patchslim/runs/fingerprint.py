@@ -43,7 +43,7 @@ def check_same_run(file: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def _are_close(before: Sequence[Any], now: object) -> bool:
-    """Whether two lists of logits are equal, up to the rounding of another machine."""
+    """Tells whether two lists of logits are equal, up to the rounding of another machine."""
     if isinstance(before, str) or not isinstance(now, Sequence) or len(before) != len(now):
         return False
     largest = max(1.0, *(abs(each) for each in before))

@@ -85,7 +85,7 @@ class Log:
 def read_log(path: Path) -> list[dict[str, float | None]]:
     """Reads the rows of a `log.csv`. A number that a step did not log is None.
 
-    The last row is left out where it was only half written.
+    The last row is left out if it was only half written.
 
     Raises:
         BadFile: the file cannot be read, or is not a log.

@@ -1,6 +1,6 @@
 """The laws of families: what the loop relies on when it takes a host apart with an adapter.
 
-They are run on a host of yours with weights that matter: where all weights are zero, all laws hold.
+They are run on a host of yours with weights that matter: if all weights are zero, all laws hold.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_adapter(host: nn.Module, adapter: Adapter | None = None) -> None:
     The guide to adding a family says, for each law, where to look first.
 
     Args:
-        host: a small model of the family, in evaluation mode; it is left as it is found.
+        host: a small model of the family, in evaluation mode. It is not changed.
         adapter: an adapter of your own; by default the one that ships for this host.
     """
     subject = AdapterTrial(host, adapter or find_adapter(host))
@@ -57,11 +57,11 @@ class AdapterTrial:
 
     @property
     def tolerance(self) -> float:
-        """The largest difference that rounding may cause."""
+        """Largest difference that rounding may cause."""
         return TOLERANCE[next(self.host.parameters()).dtype]
 
     def images(self, batch: int = 2) -> Tensor:
-        """Random images that fit the host."""
+        """Makes random images that fit the host."""
         noise = torch.Generator().manual_seed(1)
         shape = (batch, *self.adapter.describe(self.host).image_shape)
         return torch.randn(shape, generator=noise).to(next(self.host.parameters()))
@@ -69,7 +69,7 @@ class AdapterTrial:
     def model(
         self, method: str, schedule: Schedule, *, tail: Tail = "full", adapter: Any = None
     ) -> SlimModel:
-        """The host slimmed without the checks of `slim`."""
+        """Slims the host without the checks of `slim`."""
         return SlimModel(
             self.host,
             plan_schedule(
@@ -98,7 +98,7 @@ class AdapterTrial:
             return self.model("identity", Constant(0)).trace(self.images())[-1]
 
     def answer(self, model: nn.Module, images: Tensor) -> Tensor:
-        """The tensor to compare in what a model answers."""
+        """Picks the tensor to compare from a model's answer."""
         with torch.no_grad():
             return self.adapter.logits(model(images))
 
@@ -269,7 +269,7 @@ FAMILY_LAWS: tuple[Law[AdapterTrial], ...] = (
 
 
 class ShuffledAdapter:
-    """An adapter that hands over its host's patch rows in another order."""
+    """Adapter that returns its host's patch rows in another order."""
 
     def __init__(self, inner: Adapter) -> None:
         self._inner = inner
@@ -278,19 +278,19 @@ class ShuffledAdapter:
         return getattr(self._inner, name)
 
     def embed(self, host: nn.Module, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """The tokens that enter the first block, shuffled."""
+        """Embeds images to the tokens that enter the first block, shuffled."""
         return _shuffle_patches(self._inner.embed(host, images, options))
 
 
 def _shuffle_patches(tokens: Tokens) -> Tokens:
-    """The same tokens, the patch rows of each image in another order."""
+    """Reorders the patch rows of each image."""
     noise = torch.Generator().manual_seed(2)
     lots = torch.rand(tokens.x.shape[0], tokens.patches, generator=noise).to(tokens.x.device)
     return Keep(lots.argsort(dim=1)).apply(tokens.with_origin())
 
 
 def _host_state(host: nn.Module) -> dict[str, object]:
-    """Everything about a host that slimming could change."""
+    """Collects everything about a host that slimming could change."""
     found: dict[str, object] = {}
     for name, module in host.named_modules():
         hooks = sum(len(value) for key, value in vars(module).items() if key.endswith("_hooks"))

@@ -1,4 +1,4 @@
-"""Multiply-adds of a running model, by torch's own counter: the check on counts from shapes."""
+"""Multiply-adds of a running model, from torch's own counter, to check counts from shapes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(model: nn.Module, images: Tensor) -> int:
-    """What torch counts while `model` answers for `images`, in multiply-adds an image.
+    """Counts the multiply-adds an image that torch sees while `model` runs on `images`.
 
-    The counter knows products of matrices, and not every fused operation that torch may run in
-    their place. So attention is computed unfused, that of `nn.MultiheadAttention`, too. Meanwhile
-    no weight requires a gradient: the counter cannot follow one that does where gradients are
-    switched off.
+    The counter knows products of matrices, but not every fused operation that torch may run
+    instead. So attention is computed unfused, also in `nn.MultiheadAttention`. No weight requires
+    a gradient meanwhile: with gradients switched off, the counter cannot follow one that does.
     """
     with (
         torch.no_grad(),
@@ -43,7 +42,7 @@ def _without_fast_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Has no weight require a gradient, and every weight what it required afterwards."""
+    """Lets no weight require a gradient within the block, and restores all flags afterwards."""
     learning = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in learning:

@@ -1,4 +1,4 @@
-"""A *law* is a function whose name says what must hold. It raises if it observes otherwise."""
+"""A *law* is a function whose name says what must hold. It raises if it does not."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Law = Callable[[Subject], None]
 
 
 class Violation(Exception):
-    """What a law observed and does not allow."""
+    """Observation that a law does not allow."""
 
 
-def require(held: bool, observed: str) -> None:  # noqa: FBT001
-    """Raises a violation with what was observed, unless `held`."""
-    if not held:
+def require(holds: bool, observed: str) -> None:  # noqa: FBT001
+    """Raises a violation with what was observed, unless the law `holds`."""
+    if not holds:
         raise Violation(observed)
 
 
@@ -32,7 +32,7 @@ def require_close(got: Tensor, wanted: Tensor, within: float, what: str) -> None
 
 
 def check_law(law: Law[Subject], subject: Subject, who: str) -> None:
-    """Checks one law. Whatever goes wrong in it becomes a `BrokenLaw` with the law's name."""
+    """Checks one law. Any error in it becomes a `BrokenLaw` with the law's name."""
     try:
         law(subject)
     except Violation as error:

@@ -101,7 +101,7 @@ class Trial:
 
     @property
     def decision_blocks(self) -> tuple[int, int]:
-        """The blocks of the tiny host in which the method chooses."""
+        """Blocks of the tiny host in which the method chooses."""
         return (1, 2) if remembers(self.method) else (0, 2)
 
     def scene(

@@ -115,7 +115,7 @@ def _policy_error(policy: str, reason: str) -> BadSetting:
 
 
 def make_mixup(config: TrainConfig, classes: int) -> Mix | None:
-    """Returns timm's mixup and cutmix, or None where the config asks for neither.
+    """Returns timm's mixup and cutmix, or None if the config asks for neither.
 
     It is a function from images and labels to mixed images and soft targets (B, C), which are
     smoothed as the config says. Its random numbers are NumPy's: seed them to repeat a result.

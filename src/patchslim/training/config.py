@@ -123,7 +123,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, usual: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
-        """A method's `usual` settings, overridden by the `given` ones."""
+        """Makes a config from a method's `usual` settings, overridden by the `given` ones."""
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
@@ -136,11 +136,11 @@ class TrainConfig:
         return self.distil != "none" or self.tokens > 0
 
     def total_steps(self, images: int) -> int:
-        """How many optimiser steps the training takes on this many images."""
+        """Counts the optimiser steps that the training takes on this many images."""
         return self.steps or max(1, math.ceil(self.epochs * images / self.batch - 1e-9))
 
     def lr_factor(self, step: int, total: int) -> float:
-        """The factor on the learning rate at a step: linear warmup, then a cosine decay."""
+        """Returns the factor on the learning rate at a step: linear warmup, then cosine decay."""
         rising = math.ceil(self.warmup * total)
         if step < rising:
             return (step + 1) / rising
@@ -148,26 +148,26 @@ class TrainConfig:
         return self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * done)) / 2
 
     def removal_share(self, step: int, total: int) -> float:
-        """How much of the scheduled removal is done at a step, from 0 to 1 (EViT's shrinking)."""
+        """Returns how much of the scheduled removal is done at a step, from 0 to 1 (EViT)."""
         shrinking = self.shrink * total
         if step >= shrinking:
             return 1.0
         return (1 - math.cos(math.pi * step / shrinking)) / 2
 
     def is_layered(self, step: int, total: int) -> bool:
-        """Whether every block selects again at a step (Evo-ViT's layer-to-stage training)."""
+        """Tells whether every block selects again at a step (Evo-ViT's layer-to-stage training)."""
         return step < self.layered * total
 
     def is_host_frozen(self, step: int, total: int) -> bool:
-        """Whether the host's weights stay fixed at a step."""
+        """Tells whether the host's weights stay fixed at a step."""
         return step < self.freeze * total
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as a dictionary; `TrainConfig(**it)` equals this one."""
+        """Returns all settings as a dictionary; `TrainConfig(**it)` equals this one."""
         return asdict(self)
 
 
-# Names, the smallest and largest value allowed, and the words for it in an error.
+# Names, the smallest and largest value allowed, and how an error calls that range.
 LIMITS: tuple[tuple[str, float, float, str], ...] = (
     ("epochs", 1e-9, math.inf, "above 0"),
     ("batch accumulate checkpoint", 1, math.inf, "1 or more"),

@@ -244,7 +244,7 @@ def shard_tensors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[s
 
 
 def _shard_tensor(value: Any, like: Any) -> Any:
-    """Copies one value, and shards it like `like` where that is sharded."""
+    """Copies one value, and shards it like `like` if that is sharded."""
     if not isinstance(value, Tensor):
         return value
     if not hasattr(like, "placements") or like.shape != value.shape:
@@ -343,7 +343,7 @@ def _explain_lost(world: int) -> Iterator[None]:
 
 
 def _is_process_lost(error: Exception) -> bool:
-    """Whether the error says that another process is gone. Gloo has no error class of its own."""
+    """Tells whether the error says that another process is gone. Gloo has no error class for it."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 

@@ -16,8 +16,8 @@ from patchslim.training.distributed import Processes
 from patchslim.training.loader import MicroBatch
 from patchslim.training.losses import LOSS_TERMS
 
-RECENT_LOSSES = 50  # a new loss is compared with the median of so many before it
-EXPLOSION_FACTOR = 20.0  # a loss that is so many times that median stops the run
+RECENT_LOSSES = 50  # a new loss is compared with the median of this many before it
+EXPLOSION_FACTOR = 20.0  # a loss that is this many times that median stops the run
 
 
 class DivergenceCheck:

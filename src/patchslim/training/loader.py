@@ -25,7 +25,7 @@ from patchslim.errors import BadData, BadSetting, TrainingStopped, WrongInput
 from patchslim.training.augment import Augment, augmentation, check_even, temporary_seed
 from patchslim.training.config import TrainConfig
 
-MAX_TRIES = 100  # so many unreadable images in a row are an error
+MAX_TRIES = 100  # this many unreadable images in a row are an error
 ORDER_SEED, AUGMENT_SEED = 0, 1  # different parts of a seed, for independent random numbers
 
 SampleIndex = tuple[int, int]  # the epoch, and the index of the image

@@ -34,7 +34,7 @@ class Target:
     """What a batch's outputs are compared with. What is None takes no part.
 
     Attributes:
-        labels: classes (B,), or class probabilities (B, C) where images are mixed.
+        labels: classes (B,), or class probabilities (B, C) if images are mixed.
         answers: the teacher's logits (B, C).
         tokens: the teacher's tokens after its last norm (B, N, C).
     """

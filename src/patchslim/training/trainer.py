@@ -105,12 +105,12 @@ class Trainer:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What makes this run different from others, as plain data for its checkpoint."""
+        """Plain data for the checkpoint that makes this run different from others."""
         return run_fingerprint(self.slimmed, self.teacher, self.loader, self.config)
 
     @cached_property
     def dense(self) -> nn.Module:
-        """The model that the student is compared with: its teacher, or its untrained host."""
+        """Model that the student is compared with: its teacher, or its untrained host."""
         if self.teacher is not None:
             return self.teacher.model
         return copy.deepcopy(self.slimmed.host).to(self.processes.device)
@@ -341,7 +341,7 @@ class Trainer:
         checkpoint.write(self.out / CHECKPOINT_FILE, state)
 
     def _restore_checkpoint(self) -> int:
-        """Reads the checkpoint, and returns the step to continue from; 0 where there is none."""
+        """Reads the checkpoint, and returns the step to continue from; 0 if there is none."""
         file = self.out / CHECKPOINT_FILE
         if not file.exists():
             return 0

@@ -55,7 +55,7 @@ class _Search:
         name: what the method is called in the record.
         calibrator: what searched, which builds the model.
         images: how many images were searched on.
-        tolerance: the largest error, or None where the counts were given.
+        tolerance: the largest error, or None if the counts were given.
         result: what was found for each block.
         order: the order of the cells, as the methods take it.
     """
@@ -155,11 +155,11 @@ def _check_goal(task: CalibrationTask) -> None:
 
 
 def _output_share(task: CalibrationTask) -> float:
-    """Returns the share of patches left to the head; 0 where the head reads only the prefix.
+    """Returns the share of patches left to the head; 0 if the head reads only the prefix.
 
     Raises:
         UnsupportedModel: the host has more than one grid.
-        BadSchedule: the share is missing, or given where the head reads no patches.
+        BadSchedule: the share is missing, or is given although the head reads no patches.
     """
     host, adapter, outputs = task.host, task.adapter, task.config.outputs
     strides = tuple(adapter.shape(host).strided)

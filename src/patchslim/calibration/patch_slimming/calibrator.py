@@ -31,14 +31,14 @@ from patchslim.tokens.shapes import HostShape, dense_macs
 
 
 class PatchSlimmingCalibrator:
-    """Finds which patches each block has to give out, and builds the slimmed model.
+    """Finds which patches each block has to output, and builds the slimmed model.
 
     Args:
         dense: the dense model, as a SlimModel that removes nothing.
         student: the host of the slimmed model, whose blocks may be tuned.
         images: batches to search on, on the host's device.
         config: how to search.
-        outputs: the share of patches left to the head; 0 where it reads only the prefix.
+        outputs: the share of patches left to the head; 0 if it reads only the prefix.
         state: what was found so far, and where to save it.
         progress: is called with one line of text at a time.
     """
@@ -126,7 +126,7 @@ class PatchSlimmingCalibrator:
 
         Args:
             tolerance: the largest error of the next block's features.
-            counts: the patch rows that each block has to give out, where that is known already.
+            counts: the patch rows that each block has to output, if that is known already.
         """
         known, layer_search = self.state.known, self.layer_search
         if "found" in known:
@@ -192,7 +192,7 @@ class PatchSlimmingCalibrator:
 
 
 def _count_macs(shape: HostShape, kept: dict[int, int], outputs: int) -> float:
-    """Counts the multiply-adds of one image when blocks give out `kept` patch rows."""
+    """Counts the multiply-adds of one image when blocks output `kept` patch rows."""
     rows = [kept[block] for block in range(shape.depth - 1)]
     rows.append(outputs or rows[-1])
     counts = [shape.prefix + each for each in rows]

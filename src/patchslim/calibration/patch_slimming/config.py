@@ -24,7 +24,7 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def _by_mode(group: str, name: str, about: str) -> Any:
-    """A setting whose default depends on the mode; the default of mode fast is listed."""
+    """Makes a setting whose default depends on the mode; the default of mode fast is listed."""
     return setting(group, None, about, usual=DEFAULTS[name])
 
 
@@ -85,7 +85,7 @@ class PatchSlimmingConfig:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> PatchSlimmingConfig:
-        """The config with these settings; a name it does not know is an error."""
+        """Makes the config with these settings; a name it does not know is an error."""
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
@@ -93,5 +93,5 @@ class PatchSlimmingConfig:
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as a dictionary; `PatchSlimmingConfig(**it)` equals this one."""
+        """Returns all settings as a dictionary; `PatchSlimmingConfig(**it)` equals this one."""
         return asdict(self)

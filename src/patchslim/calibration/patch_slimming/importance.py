@@ -1,10 +1,10 @@
-"""Scores how much each position matters to what a model gives out: Patch Slimming, equation 6.
+"""Scores how much each position matters to a model's output: Patch Slimming, equation 6.
 
 The score of row i after layer t sums, over all choices of one head in each layer,
 
     || A[:, i] U[i, :] ||^2,  A = P_L ... P_{t+1},  U = P_t |Z_{t-1}|,
 
-where P are the attention maps, with the rows that each layer still gives out, and Z the features.
+where P are the attention maps, with the rows that each layer still outputs, and Z the features.
 It is the product of two factors: how strongly the later layers read row i, and how much the row
 carries. The first factor follows a recursion from the last layer down, so no path of heads is ever
 listed. Sums over heads are means here: they rank alike, and cannot overflow. Knows only tensors.
@@ -19,12 +19,12 @@ from torch import Tensor
 
 
 def importance_scores(weights: Tensor, entered: Tensor, later: Sequence[Tensor]) -> Tensor:
-    """Returns the score of each row that a layer gives out (B, N).
+    """Returns the score of each row that a layer outputs (B, N).
 
     Args:
         weights: the attention maps of the layer (B, H, N, N).
         entered: the features that enter it (B, N, C).
-        later: the maps of the layers after it, in order (B, H, rows given out, rows read).
+        later: the maps of the layers after it, in order (B, H, rows output, rows read).
     """
     return read_strength(later, weights) * attended_energy(weights, entered)
 

@@ -1,6 +1,6 @@
 """Searches one layer after another for the rows to keep: Patch Slimming, Algorithm 1.
 
-The search goes from the last layer down. Each layer has to give out the rows of the layer above it.
+The search goes from the last layer down. Each layer has to output the rows of the layer above it.
 The most important other rows are added until the next layer's features are those of the dense model
 within a tolerance. It runs the loop of `SlimModel`, block by block, on tokens in memory. It knows
 neither files nor budgets.
@@ -37,7 +37,7 @@ CURVE_POINTS = 4  # further counts at which a layer's error is measured, for the
 class Features:
     """The dense model's tokens before each block, for all images, in batches.
 
-    They stay in memory where they are small enough (`MAX_FEATURE_BYTES`).
+    They stay in memory if they are small enough (`MAX_FEATURE_BYTES`).
     """
 
     def __init__(self, dense: SlimModel, images: Sequence[Tensor]) -> None:
@@ -59,7 +59,7 @@ class Features:
 
     @torch.no_grad()
     def _compute(self, block: int) -> dict[int, list[Tokens]]:
-        """Computes all tokens where they fit, else those before a block and after the next two."""
+        """Computes all tokens if they fit, else those before a block and after the next two."""
         first, last = (0, self.depth) if self._keeps_all else (block, min(block + 2, self.depth))
         tokens = self._known[0]
         known = {0: tokens}
@@ -77,10 +77,10 @@ class LayerSearch:
 
     Args:
         dense: the dense model, as a SlimModel that removes nothing.
-        student: the host whose blocks are tuned. The dense host itself where nothing is tuned.
+        student: the host whose blocks are tuned. The dense host itself if nothing is tuned.
         images: batches on the host's device.
         config: how to search.
-        outputs: patch rows that the last block gives out; 0 where the head reads only the prefix.
+        outputs: patch rows that the last block outputs; 0 if the head reads only the prefix.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class LayerSearch:
         kept: int | None,
         progress: Progress,
     ) -> PatchSlimmingResult:
-        """Searches one more block, and tunes it where the mode says so.
+        """Searches one more block, and tunes it if the mode says so.
 
         Args:
             result: the blocks above.
             block: the number of the block.
             tolerance: the largest error of the next block's features.
-            kept: the patch rows that the block has to give out, where that is known already.
+            kept: the patch rows that the block has to output, if that is known already.
             progress: is called with one line of text for each candidate.
 
         Returns:
@@ -155,7 +155,7 @@ class LayerSearch:
         return PatchSlimmingResult(cells, (*result.layers, layer))
 
     def is_before_head(self, block: int) -> bool:
-        """Whether the block after this one is the last, and gives out no patches."""
+        """Tells whether the block after this one is the last, and outputs no patches."""
         return block + 2 == self.depth and not self.outputs
 
     def _bisect_rows(
@@ -222,10 +222,10 @@ class LayerSearch:
         return scores
 
     def _rank_cells(self, result: PatchSlimmingResult, block: int, above: int) -> tuple[int, ...]:
-        """Ranks all cells: first those that the next block gives out, then the best of the others.
+        """Ranks all cells: first those that the next block outputs, then the best of the others.
 
-        Neighbouring patches tell much the same, which the score does not know. So even coverage of
-        the image counts as well.
+        Neighbouring patches hold much the same information, which the score does not know. So
+        even coverage of the image counts as well.
         """
         scores = torch.cat(self.scores(result, block)).double().mean(dim=0).cpu()
         scores = scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
@@ -345,7 +345,7 @@ class _BlockTrial:
         self.errors, self._block_outputs = {}, None
 
     def _next_features(self, count: int, tokens: Tokens) -> Tensor:
-        """Computes the features that the next block gives out for `count` rows of these tokens."""
+        """Computes the features that the next block outputs for `count` rows of these tokens."""
         if tokens.patches > count:
             tokens = self.search.reduction(self.model, count, tokens).apply(tokens)
         step = self.search.step(self.result, self.block + 1, tokens)

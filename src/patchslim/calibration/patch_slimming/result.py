@@ -13,7 +13,7 @@ class LayerResult:
 
     Attributes:
         block: the number of the block.
-        kept: how many patch rows it gives out.
+        kept: how many patch rows it outputs.
         error: the mean squared error of the next block's features with `kept` rows, after tuning.
         scale: the mean square of those features themselves.
         curve: the numbers of rows that were tried and their errors, before tuning.
@@ -39,7 +39,7 @@ class PatchSlimmingResult:
     layers: tuple[LayerResult, ...] = ()
 
     def kept(self) -> dict[int, int]:
-        """Returns how many patch rows each searched block gives out."""
+        """Returns how many patch rows each searched block outputs."""
         return {layer.block: layer.kept for layer in self.layers}
 
     def to_json(self) -> dict[str, Any]:
