@@ -43,14 +43,14 @@ def check_version(
     if oldest is None:
         return
     wanted = ".".join(map(str, oldest))
-    found = installed_version(distribution)
-    if found is None:
+    present = installed_version(distribution)
+    if present is None:
         cure = f"patchslim[{extra}]" if extra else f"{distribution}>={wanted}"
         raise MissingExtra(f"{distribution} is not installed: pip install '{cure}'")
-    if _version_numbers(found) < oldest:
+    if _version_numbers(present) < oldest:
         raise OldVersion(
-            f"{distribution} {found} is older than {wanted}, the oldest version that patchslim is "
-            f"tested with: pip install -U '{distribution}>={wanted}'"
+            f"{distribution} {present} is older than {wanted}, the oldest version that patchslim "
+            f"is tested with: pip install -U '{distribution}>={wanted}'"
         )
 
 

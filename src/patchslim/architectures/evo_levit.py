@@ -254,14 +254,14 @@ def read_official_tradeoffs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Load them into the method: `slimmed.method.load_state_dict(..., strict=False)`.
     """
-    found: dict[str, Tensor] = {}
+    tradeoffs: dict[str, Tensor] = {}
     block = 0
     for index in range(len(_block_paths(state))):
         for inner in ("m1.m.learn_tradeoff", "learn_tradeoff"):
             if f"blocks.{index}.{inner}" in state:
-                found[f"mixing.{block}"] = state[f"blocks.{index}.{inner}"].reshape(())
+                tradeoffs[f"mixing.{block}"] = state[f"blocks.{index}.{inner}"].reshape(())
                 block += 1
-    return found
+    return tradeoffs
 
 
 def _block_paths(state: Mapping[str, Tensor]) -> list[str]:

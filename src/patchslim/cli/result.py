@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CommandResult:
-    """The answer of a command: `text` for people, `data` for `--json`."""
+    """Answer of a command: `text` for people, `data` for `--json`."""
 
     text: str
     data: Any

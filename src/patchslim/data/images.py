@@ -103,7 +103,7 @@ class Images(Source):
 
     @property
     def dataset(self) -> list[str]:
-        """The images that are read, under the name that a torch DataLoader gives them."""
+        """Images that are read, under the name that a torch DataLoader gives them."""
         return self.names
 
     @property

@@ -133,7 +133,7 @@ class Shards(Source):
 
     @property
     def dataset(self) -> list[str]:
-        """The samples that are read, under the name that a torch DataLoader gives them."""
+        """Samples that are read, under the name that a torch DataLoader gives them."""
         return self.names
 
     @property

@@ -248,7 +248,7 @@ def _draw_clutter(
     centre = rng.uniform(0.0, SIDE, 2)
     kind = int(rng.integers(4))
     reach = float(rng.uniform(7.0, 14.0))
-    # A digit amid other ink can be unreadable even to a person, so most clutter keeps clear.
+    # Even a person cannot read a digit among too much other ink, so most clutter stays away.
     if np.abs(centre - digit_centre).max() < 0.5 * size + 0.5 * reach:
         return
     colour = np.clip(ground + rng.uniform(-0.5, 0.5, 3), 0.0, 1.0).astype(np.float32)

@@ -1,7 +1,7 @@
 """Hosts by name: the embedded example, models that a library builds, and folders of models.
 
 It knows no library by name: the files of `_libraries` say what each of them has. It fetches nothing
-unless told to. It knows no methods, and nothing of what `saving` writes.
+unless asked to. It knows no methods, and nothing of what `saving` writes.
 """
 
 from __future__ import annotations

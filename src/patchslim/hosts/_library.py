@@ -201,7 +201,7 @@ def has_served_class(module: str, adapter: Adapter) -> bool:
     """Tells whether an imported module has a class that a family serves."""
     from torch import nn
 
-    classes = [found for found in vars(sys.modules[module]).values() if isinstance(found, type)]
+    classes = [value for value in vars(sys.modules[module]).values() if isinstance(value, type)]
     models = [cls for cls in classes if issubclass(cls, nn.Module)]
     # The class alone decides which family serves it, so an object that was never built will do.
     return any(adapter.serves(nn.Module.__new__(cls)) for cls in models)

@@ -124,12 +124,12 @@ def _only_class(module_name: str, base: type) -> Any:
     """Finds the one class that derives from `base`, can be made, and is defined in the module."""
     module = importlib.import_module(module_name)
     own = [
-        found
-        for found in vars(module).values()
-        if isinstance(found, type)
-        and issubclass(found, base)
-        and not inspect.isabstract(found)
-        and found.__module__ == module.__name__
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
     ]
     if len(own) != 1:
         raise UnsupportedModel(

@@ -193,8 +193,8 @@ class TimmHost(Adapter, ABC):
 
     def _classifiers(self, host: Any) -> list[nn.Module]:
         """Lists the layers that turn pooled features into logits."""
-        found = host.get_classifier()
-        return list(found) if isinstance(found, tuple) else [found]
+        classifier = host.get_classifier()
+        return list(classifier) if isinstance(classifier, tuple) else [classifier]
 
     def _score_macs(self, host: Any, query_width: int) -> dict[str, int]:
         """Counts the multiply-adds of scoring by one query, or by the folded pooling query."""

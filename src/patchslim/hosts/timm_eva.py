@@ -1,4 +1,4 @@
-"""timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder and their kin, with rotary positions.
+"""timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder and the like, with rotary positions.
 
 A token keeps the rotary position of the grid cell it comes from, wherever it stands in the
 sequence; a merged token keeps that of the token into which the group was merged.

@@ -30,7 +30,7 @@ TASKS = ("Model", "ForImageClassification", "ForImageClassificationWithTeacher")
 
 
 class TransformersVit(Adapter):
-    """The four plain vision transformers of transformers 5 that share one layout."""
+    """Four plain vision transformers of transformers 5 that share one layout."""
 
     family: ClassVar[str] = "transformers ViT / DeiT / DINOv2"
     host_attributes: ClassVar[frozenset[str]] = frozenset(

@@ -26,7 +26,7 @@ ECE_BINS = 15  # of the expected calibration error, as in most papers
 
 @dataclass(frozen=True)
 class Score:
-    """The scores of one model; those that need labels are None without labels."""
+    """Scores of one model; those that need labels are None without labels."""
 
     images: int
     accuracy: Estimate | None

@@ -21,7 +21,7 @@ MEDOID_ROUNDS = 5  # rounds of k-medoids, as in Haurum et al.
 
 @dataclass(frozen=True)
 class Groups:
-    """The order in which rows are removed, and the rows that they join.
+    """Order in which rows are removed, and the rows that they join.
 
     Attributes:
         apart: how far each row is from joining another (B, n). Rows with the largest values stay.

@@ -41,12 +41,12 @@ def find_method(name: str) -> type[Method]:
     check_method_name(name)
     module = importlib.import_module(f"patchslim.methods.{name}")
     own = [
-        found
-        for found in vars(module).values()
-        if isinstance(found, type)
-        and issubclass(found, Method)
-        and not inspect.isabstract(found)
-        and found.__module__ == module.__name__
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
     ]
     if len(own) != 1:
         raise UnknownName(f"{module.__file__} defines {len(own)} methods; a file is one method.")
@@ -64,8 +64,8 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
         return method
     if not isinstance(method, str):
         raise UnknownName(f"A method is a name or a Method instance, not {method!r}.")
-    found = find_method(method)
-    parameters = inspect.signature(found).parameters
+    method_class = find_method(method)
+    parameters = inspect.signature(method_class).parameters
     for name, value in settings.items():
         if name not in parameters:
             known = [*parameters, "macs", "keep", "r", "keep_rate", "at"]
@@ -73,7 +73,7 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
         wanted = type(parameters[name].default)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise BadSetting(f"{name}={value!r}: {method} takes a {wanted.__name__} here.")
-    return found(**settings)
+    return method_class(**settings)
 
 
 def method_name(method: Method) -> str | None:

@@ -89,10 +89,10 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def check_noise_logits(recipe: Recipe, found: list[float]) -> None:
+def check_noise_logits(recipe: Recipe, logits: list[float]) -> None:
     """Refuses a host that took the weights but is another one, which no weight's shape shows."""
     saved = torch.tensor(recipe["answers"], dtype=torch.float64)
-    off = relative_difference(torch.tensor(found, dtype=torch.float64), saved)
+    off = relative_difference(torch.tensor(logits, dtype=torch.float64), saved)
     if not off <= LOGIT_TOLERANCE.get(recipe["dtype"], 0.1):
         versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
         raise BadFile(

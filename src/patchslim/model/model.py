@@ -26,7 +26,7 @@ from patchslim.tokens.tokens import Tokens
 
 
 class SlimModel(nn.Module):
-    """The host with fewer tokens: the same call, the same kind of output.
+    """Host with fewer tokens: the same call, the same kind of output.
 
     Made by `patchslim.slim`. Dropping the SlimModel leaves nothing behind in the host.
 

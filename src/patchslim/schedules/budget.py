@@ -90,17 +90,17 @@ def schedule_for_macs(
     The cost falls in steps as the one number of the rule changes; bisection finds the right step.
     """
     if at is None and method.placement is Placement.LATER:
-        found = _start_early_enough(shape, method, macs, tail=tail)
+        rule = _start_early_enough(shape, method, macs, tail=tail)
     else:
-        found = _largest_schedule(shape, method, macs, tail=tail, at=at)
-    counts = scheduled_counts(found, shape, method)
+        rule = _largest_schedule(shape, method, macs, tail=tail, at=at)
+    counts = scheduled_counts(rule, shape, method)
     spelled = Counts(counts, shape.entering, shape.prefix)
     if method.defers:
-        return found  # a rate of all patches, in whatever blocks
-    if always_decides(method) and spelled.decision_blocks(shape.depth) != found.decision_blocks(
+        return rule  # a rate of all patches, in whatever blocks
+    if always_decides(method) and spelled.decision_blocks(shape.depth) != rule.decision_blocks(
         shape.depth
     ):
-        return found  # the method also chooses in blocks where the count does not change
+        return rule  # the method also chooses in blocks where the count does not change
     return spelled
 
 
@@ -109,9 +109,9 @@ def _start_early_enough(shape: HostShape, method: Method, macs: float, *, tail: 
     for begin in range(shape.depth // 4, 1, -1):
         places = _avoid_strides(shape, later_blocks(shape.depth, begin))
         with contextlib.suppress(ImpossibleBudget):
-            found = _largest_schedule(shape, method, macs, tail=tail, at=places)
-            if isinstance(found, Rate) and found.rate >= MIN_BLOCK_RATE:
-                return found
+            rule = _largest_schedule(shape, method, macs, tail=tail, at=places)
+            if isinstance(rule, Rate) and rule.rate >= MIN_BLOCK_RATE:
+                return rule
     places = _avoid_strides(shape, later_blocks(shape.depth, 1))
     return _largest_schedule(shape, method, macs, tail=tail, at=places)
 

@@ -157,15 +157,16 @@ def a_reduced_answer_has_the_shape_of_the_hosts(family: AdapterTrial) -> None:
 
 
 def rows_are_as_told(family: AdapterTrial) -> None:
-    """`shape()` tells how many rows enter, how many are prefix, and the grid of the others."""
+    """`shape()` says how many rows enter, how many are prefix, and the grid of the others."""
     shape = family.adapter.shape(family.host)
     with torch.no_grad():
         tokens = family.adapter.embed(family.host, family.images(), {})
-    told, found = (shape.entering, shape.prefix), (tokens.x.shape[1], tokens.prefix)
-    require(told == found, f"rows and prefix told {told}, found {found}")
-    require(shape.grid == tokens.grid, f"grid told {shape.grid}, found {tokens.grid}")
+    said, actual = (shape.entering, shape.prefix), (tokens.x.shape[1], tokens.prefix)
+    require(said == actual, f"shape() says rows and prefix {said}, the tokens have {actual}")
+    same_grid = shape.grid == tokens.grid
+    require(same_grid, f"shape() says grid {shape.grid}, the tokens have {tokens.grid}")
     blocks = len(family.adapter.blocks(family.host))
-    require(shape.depth == blocks, f"blocks told {shape.depth}, found {blocks}")
+    require(shape.depth == blocks, f"shape() says {shape.depth} blocks, the host has {blocks}")
 
 
 def the_head_counts_patches_and_not_rows(family: AdapterTrial) -> None:
@@ -199,7 +200,7 @@ def the_head_counts_patches_and_not_rows(family: AdapterTrial) -> None:
 def macs_are_what_it_spends(family: AdapterTrial) -> None:
     """`shape()` gives exactly what torch counts in the host itself and in half of it."""
     images = family.images(1)
-    told = dense_macs(family.adapter.shape(family.host)).total
+    expected = dense_macs(family.adapter.shape(family.host)).total
     counted = count_macs(family.host, images)
     require(told == counted, f"told {told}, counted {counted} in the host")
     tails: tuple[Tail, ...] = ("full", "exact")
@@ -291,11 +292,11 @@ def _shuffle_patches(tokens: Tokens) -> Tokens:
 
 def _host_state(host: nn.Module) -> dict[str, object]:
     """Collects everything about a host that slimming could change."""
-    found: dict[str, object] = {}
+    state: dict[str, object] = {}
     for name, module in host.named_modules():
         hooks = sum(len(value) for key, value in vars(module).items() if key.endswith("_hooks"))
-        found[f"module {name}"] = (type(module), module.training, sorted(vars(module)), hooks)
+        state[f"module {name}"] = (type(module), module.training, sorted(vars(module)), hooks)
     for name, tensor in host.state_dict(keep_vars=True).items():
         checksum = tensor.detach().double().sum().item()
-        found[f"weight {name}"] = (id(tensor), tensor.dtype, tensor.requires_grad, checksum)
-    return found
+        state[f"weight {name}"] = (id(tensor), tensor.dtype, tensor.requires_grad, checksum)
+    return state

@@ -89,7 +89,7 @@ class Deferred:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """The token sequence inside a vision transformer, and what belongs to each row.
+    """Token sequence inside a vision transformer, and what belongs to each row.
 
     Attributes:
         x: features (B, N, C), the prefix rows first.

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The number of this process, how many there are, and what they do together.
+    """Number of this process, how many there are, and what they do together.
 
     Attributes:
         rank: the number of this process, from 0.

@@ -43,7 +43,7 @@ class MicroBatch:
 class TrainingLoader:
     """Loads the images of one process, as a list of micro-batches for each step.
 
-    All epochs in a row, each shuffled anew, make one long sequence of images. Step s takes the next
+    All epochs in a row, each shuffled again, make one long sequence. Step s takes the next
     `config.batch` of them from s * config.batch on. They are cut into world * config.accumulate
     equal micro-batches, of which process `rank` gets the `rank`-th run of config.accumulate.
 
@@ -149,7 +149,7 @@ class LoadedBatch(NamedTuple):
 
 
 class SourceDataset:
-    """The pictures of a source, each augmented as the seed, the epoch and its index decide."""
+    """Pictures of a source, each augmented as the seed, the epoch and its index decide."""
 
     def __init__(self, source: Source, seed: int, augment: Augment) -> None:
         self._source, self._seed, self._augment = source, seed, augment
@@ -180,7 +180,7 @@ class SourceDataset:
 
 
 class InMemoryDataset:
-    """The images of batches that are in memory."""
+    """Images of batches that are in memory."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches

@@ -98,7 +98,7 @@ class LossModule(nn.Module):
             images: the batch.
             target: what to compare with. Without it, the logits are returned instead.
             removal: the share of what the schedule removes that is removed now.
-            layered: whether every block selects anew now.
+            layered: whether every block selects again now.
         """
         if target is None:
             return logits_of(self.slimmed.plan.adapter.logits(self.slimmed(images)))

@@ -35,7 +35,7 @@ CURVE_POINTS = 4  # further counts at which a layer's error is measured, for the
 
 
 class Features:
-    """The dense model's tokens before each block, for all images, in batches.
+    """Tokens of the dense model before each block, for all images, in batches.
 
     They stay in memory if they are small enough (`MAX_FEATURE_BYTES`).
     """
@@ -73,7 +73,7 @@ class Features:
 
 
 class LayerSearch:
-    """The search from the last block down, on one set of images.
+    """Search from the last block down, on one set of images.
 
     Args:
         dense: the dense model, as a SlimModel that removes nothing.

@@ -76,15 +76,15 @@ class Transformers(Library):
         resized = _side_length(size)
         crops = config.get("do_center_crop", "crop_size" in config) and resized
         crop = _side_length(config.get("crop_size") or image_size[1])
-        found = {
+        settings = {
             "crop_pct": crop_share(crop, resized) if crops else 1.0,
             "interpolation": RESAMPLING.get(config.get("resample", 3), "bicubic"),
             "crop_mode": "squash" if isinstance(size, dict) and "height" in size else "center",
         }
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
             if config.get(theirs):
-                found[ours] = config[theirs]
-        return found
+                settings[ours] = config[theirs]
+        return settings
 
 
 @contextlib.contextmanager
