@@ -30,9 +30,9 @@ def check_python(
     out: Path,
     leaves: Iterable[str] = (),
 ) -> None:
-    """The act raises this very error, with these words parted by `|`.
+    """Checks that the act raises this very error, with these words, which `|` separates.
 
-    The files in `stays` are as they were, and in `out` there are at most those of `leaves`.
+    The files in `stays` do not change, and `out` holds at most those of `leaves`.
     """
     before = file_sizes(stays)
     with pytest.raises(PatchslimError) as raised:
@@ -52,10 +52,10 @@ def check_command(
     leaves: Iterable[str] = (),
     progress: bool = True,
 ) -> None:
-    """The command ends with code 2 and one error with these words, perhaps with one line of help.
+    """Checks that the command ends with code 2 and one error with these words.
 
-    In the command {} is the folder `stays`. Before the error stand notes and warnings, and where
-    there may be `progress`, lines of that, too.
+    In the command {} is the folder `stays`. Notes and warnings come before the error, and lines of
+    progress if `progress` allows them. One line of help may follow.
     """
     before = file_sizes(stays)
     ended = run_in_process(*command.replace("{}", str(stays)).split())
@@ -71,19 +71,19 @@ def check_command(
 
 
 def check_words(words: str, message: str) -> None:
-    """All the words, parted by `|`, are in the message."""
+    """Checks that all the words, which `|` separates, are in the message."""
     missing = [word for word in words.split(" | ") if word not in message]
     assert not missing, message
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """The size of every file in a folder."""
+    """Lists the size of every file in a folder."""
     files = sorted(folder.rglob("*")) if folder.is_dir() else []
     return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.is_file()}
 
 
 def link_all_but(library: str, farm: Path) -> Path:
-    """A folder of links to all installed packages but one: a real environment that lacks it."""
+    """Makes a folder of links to all installed packages but one: a real environment without it."""
     farm.mkdir()
     for entry in Path(torch.__file__).parents[1].iterdir():
         if entry.name != library and not entry.name.startswith(f"{library}-"):

@@ -1,4 +1,4 @@
-"""Processes of their own, without importing everything once more: run, and run to be killed."""
+"""Processes that start with everything imported: they run a command, or are killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """What a process left behind."""
+    """Exit code and output of a process."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class ProcessResult:
 
 
 def fork_child(work: Callable[[], Any]) -> int:
-    """The id of a child process that does `work` and ends with its exit code."""
+    """Starts a child process that does `work`; returns its id."""
     with warnings.catch_warnings():
         # Newer Pythons warn that threads do not survive a fork; no child here needs them.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -43,7 +43,7 @@ def fork_child(work: Callable[[], Any]) -> int:
 def start_patchslim(
     argv: list[str], out: int, err: int, first: Callable[[], Any] | None = None
 ) -> int:
-    """The id of a process that runs `patchslim` on these file descriptors."""
+    """Starts a process that runs `patchslim` on these file descriptors; returns its id."""
 
     def work() -> int:
         os.dup2(out, 1)
@@ -75,9 +75,9 @@ def run_patchslim(
 
 
 def run_in_process(*argv: object) -> ProcessResult:
-    """Runs `patchslim` with these arguments in this process, for what no process of its own shows.
+    """Runs `patchslim` with these arguments in this process, if none of its own is needed.
 
-    A fork of all that the tests have loaded costs more than most commands.
+    Forking all that the tests have loaded takes longer than most commands.
     """
     from patchslim.cli.main import main
 
@@ -95,20 +95,20 @@ def run_in_process(*argv: object) -> ProcessResult:
 def kill_when(work: Callable[[], Any], when: Callable[[], bool]) -> None:
     """Starts a process that does `work`, and kills it as soon as `when` is true.
 
-    On a busy machine that takes a while: after two minutes it is killed wherever it is.
+    On a busy machine that takes a while: after two minutes it is killed anyway.
     """
     child = fork_child(work)
     given_up = time.monotonic() + 120
     while not when() and time.monotonic() < given_up:
         if os.waitpid(child, os.WNOHANG)[0]:
-            return  # it has done its work already
+            return  # it has already done its work
         time.sleep(0.0001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
 
 def _work_and_exit(work: Callable[[], Any]) -> NoReturn:
-    """Ends as an interpreter would: by the exit code, or with a traceback."""
+    """Does the work, and ends as an interpreter would: by the exit code, or with a traceback."""
     code = 1
     try:
         code = work() or 0

@@ -1,4 +1,4 @@
-"""What the adapter laws share: methods that shuffle, and how two answers are compared."""
+"""What the adapter laws share: methods that shuffle rows, and comparison of answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-9
 
 
 class Shuffle(Method):
-    """Keeps rows drawn by lot, in shuffled order: nothing may depend on where a row stands."""
+    """Keeps random rows in shuffled order: nothing may depend on where a row stands."""
 
     place: ClassVar[Place] = Place.BEFORE_BLOCK
 
@@ -34,13 +34,13 @@ class Shuffle(Method):
 
 
 class ShuffleQueries(Shuffle):
-    """The same, decided on the queries."""
+    """`Shuffle`, decided on the queries."""
 
     place: ClassVar[Place] = Place.ON_QUERIES
 
 
 class ShuffleMap(Shuffle):
-    """The same, decided between the map and the values."""
+    """`Shuffle`, decided between the map and the values."""
 
     place: ClassVar[Place] = Place.ON_MAP
 
@@ -53,20 +53,20 @@ def sample_methods(host: Any) -> list[Method]:
 
 
 def slim_unchecked(host: Any, method: Method, rule: Schedule, tail: Tail = "full") -> SlimModel:
-    """What slim() makes, without its check of the host, which has a law of its own."""
+    """Makes what slim() makes, without checking the host, which has a law of its own."""
     return SlimModel(host, plan_schedule(host, patchslim.find_adapter(host), method, rule, tail))
 
 
 @torch.no_grad()
 def is_close(got: Tensor, wanted: Tensor, factor: float = 1.0) -> bool:
-    """Equal to rounding, for values of the size of one or their own."""
+    """Tells whether both are equal to rounding, for values of the size of one or their own."""
     same = got.shape == wanted.shape and got.dtype == wanted.dtype
     off = relative_difference(got.double(), wanted.double()) if same else float("inf")
     return off <= factor * TOLERANCE[wanted.dtype]
 
 
 def gradients(run: Callable[[Tensor], Any], host: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
-    """The gradient of a random projection of the output, for every parameter of the host."""
+    """Computes the gradient of a random projection of the output, for the host's parameters."""
     host.zero_grad()
     torch.manual_seed(0)
     out = run(x)
@@ -97,7 +97,7 @@ def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tenso
 
 
 def host_state(host: nn.Module) -> list[Any]:
-    """Everything about a host that slimming could disturb, weights apart."""
+    """Collects everything about a host that slimming could change, except weights."""
     return [
         (name, type(module), module.training, sorted(vars(module)), count_hooks(module))
         for name, module in host.named_modules()
@@ -105,5 +105,5 @@ def host_state(host: nn.Module) -> list[Any]:
 
 
 def count_hooks(module: nn.Module) -> int:
-    """How many hooks a module has."""
+    """Counts the hooks of a module."""
     return sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))

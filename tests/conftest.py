@@ -19,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """An order that nobody chose shows which tests lean on others."""
+    """Adds the options for a random order, which shows tests that depend on others."""
     about = "run the files, and the tests within each file, in an order drawn with this seed"
     parser.addoption("--shuffle", type=int, metavar="SEED", help=about)
 
@@ -43,24 +43,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tests run side by side, so each process gets one thread."""
+    """Gives each process one thread, since tests run side by side."""
     torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """What the tests have imported stays, and the collector need not go through it again."""
+    """Freezes what the tests have imported, so that the garbage collector need not visit it."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure() -> None:
-    """Libraries that count what is left behind when the interpreter ends find it collected."""
+    """Collects garbage for libraries that count what is left when the interpreter ends."""
     gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of measuring data beside the repository."""
+    """Finds the folder of measuring data beside the repository."""
     if not SHARED.is_dir():
         pytest.skip(f"no data at {SHARED}: these files are not part of the project")
     return SHARED
@@ -68,7 +68,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A real file system of one megabyte, or of the size that is asked for."""
+    """Mounts a real file system of one megabyte, or of the size that is asked for."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount, size = shutil.which("mount"), getattr(request, "param", "1m")
@@ -83,7 +83,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 @pytest.fixture
 def vit() -> Any:
-    """A tiny DeiT-like host with a class token, 21 rows."""
+    """Makes a tiny DeiT-like host with a class token, 21 rows."""
     from timm_variants import tiny_vit
 
     return tiny_vit()
@@ -91,7 +91,7 @@ def vit() -> Any:
 
 @pytest.fixture
 def hf_vit() -> Any:
-    """A tiny Hugging Face classifier, 21 rows."""
+    """Makes a tiny Hugging Face classifier, 21 rows."""
     from hf_hosts import tiny_hf
 
     return tiny_hf("ViTForImageClassification")

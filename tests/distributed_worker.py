@@ -49,8 +49,8 @@ def make_batch(step: int) -> torch.Tensor:
 
 
 def train_toy(processes, name, folder=None, *, shard=False, accumulate=1, start=0, stop=STEPS):
-    """The full state after `stop` steps; in `folder` the checkpoint to begin with."""
-    # Every process makes other weights and is given those of the first.
+    """Trains for `stop` steps and returns the full state; begins at the checkpoint in `folder`."""
+    # Every process makes other weights, and gets those of the first.
     toy = Toy(seed=processes.rank)
     wrapped = processes.wrap(toy, shard=shard)
     kind, rate = OPTIMISERS[name]
@@ -74,16 +74,14 @@ def train_toy(processes, name, folder=None, *, shard=False, accumulate=1, start=
         optimiser.step()
         optimiser.zero_grad()
         with torch.no_grad():
-            wrapped(
-                make_batch(step)
-            )  # as for a validation, which must leave parameters as they are
+            wrapped(make_batch(step))  # as validation does, which must leave parameters as they are
             torch._foreach_lerp_(average, list(wrapped.parameters()), 0.5)
     kept = processes.gather({str(place): p for place, p in enumerate(average)})
     return {**processes.full_state(wrapped, optimiser), "average": kept}
 
 
 def check_processes(processes, folder):
-    """What the methods answer in two processes."""
+    """Writes what the methods of `Processes` return in two processes."""
     assert processes.world == 2
     assert processes.is_first == (processes.rank == 0)
     assert processes.mean(processes.rank) == 0.5
@@ -96,7 +94,7 @@ def check_processes(processes, folder):
 
 
 def together(processes, folder, *, shard=False):
-    """Trains in every way, writes the states, and goes on with what one process left."""
+    """Trains in every way, writes the states, and resumes what one process left."""
     check_processes(processes, folder)
     done = {}
     for name in OPTIMISERS:
@@ -116,7 +114,7 @@ def sharded(processes, folder):
 
 
 def lose(processes, folder):
-    """The second process is killed in the middle of training."""
+    """Kills the second process in the middle of training."""
     wrapped = processes.wrap(Toy(), shard=False)
     for step in range(10_000):
         if processes.rank == 1 and step == 3:
@@ -125,7 +123,7 @@ def lose(processes, folder):
 
 
 def stop(processes, folder):
-    """All processes stop together when one is told to."""
+    """Stops all processes together when one gets SIGTERM."""
     for step in range(10_000):
         if processes.rank == 1 and step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -147,7 +145,7 @@ def main(work: str, folder: str) -> int:
 
 
 def run_pair(work: str, folder: str) -> int:
-    """Does the work in this process and a fork of it, with what a launcher would have set."""
+    """Does the work in this process and a fork of it, with what a launcher would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -36,7 +36,7 @@ class HfHost:
     dtype: torch.dtype = torch.float32
 
     def build(self) -> Any:
-        """The host, in evaluation mode."""
+        """Builds the host, in evaluation mode."""
         cls = getattr(transformers, self.label.partition(" ")[0])
         config = cls.config_class(**{**SMALL_CONFIG, **self.settings})
         with torch.random.fork_rng(devices=[]):
@@ -50,7 +50,7 @@ class HfHost:
 
 
 def list_hosts(attention: str) -> list[HfHost]:
-    """Every kind of host, with one implementation of attention."""
+    """Lists every kind of host, with one implementation of attention."""
     return [
         HfHost(label, settings, arguments, attention)
         for label, settings, arguments in (
@@ -92,13 +92,13 @@ HF_HOSTS = [*list_hosts("sdpa"), *list_hosts("eager"), *OTHER_DTYPES]
 
 
 def tiny_hf(label: str = "ViTForImageClassification", **settings: Any) -> Any:
-    """A small host of this class, with these additions to its configuration."""
+    """Makes a small host of this class, with these additions to its configuration."""
     own = DINO_CONFIG if label.startswith("Dinov2") else VIT_CONFIG
     return HfHost(label, {**own, **settings}).build()
 
 
 def random_pixels(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
-    """Random images that fit the host."""
+    """Makes random images that fit the host."""
     size = host.config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     noise = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Small hosts of every kind, by the rows that their head reads and how, for laws of the surface."""
+"""Small hosts of every kind, by which rows their head reads and how, for the host API."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from timm_variants import Variant
 
 
 def small_variant(family: str, **args: Any) -> Variant:
-    """A small host of a family, with these arguments."""
+    """Makes a small host of a family, with these arguments."""
     return Variant(family, FAMILIES[family], args)
 
 
-# Every kind of host, small: by the rows that its head reads, and how.
+# Every kind of host, small, by which rows its head reads and how.
 HOSTS = {
     "class token": small_variant("vit"),
     "distilled": small_variant("distilled"),
@@ -39,5 +39,5 @@ every_host = pytest.mark.parametrize("variant", HOSTS.values(), ids=HOSTS)
 
 
 def slim_host(host: Any, method: str = "tome", **budget: Any) -> SlimModel:
-    """The host with about a third of its patches gone half way."""
+    """Slims the host by about a third of its patches halfway."""
     return patchslim.slim(host, method, **(budget or {"keep_rate": 0.7, "at": (0, 1)}))

@@ -1,4 +1,4 @@
-"""What timm's families keep beside the public laws, which `test_family_laws.py` runs on all.
+"""What timm's families keep besides the public laws, which `test_family_laws.py` runs on all.
 
 Features, methods of every place, masks, image sizes, replaced projections, recomputed activations.
 """
@@ -48,7 +48,7 @@ SLOW = pytest.mark.slow
 
 
 def each_option(variants: list[Variant]) -> Any:
-    """Each option by itself by default; the registry's combinations of them are slow.
+    """Lists each option by itself by default; the registry's combinations of them are slow.
 
     All public laws run on all of them by default.
     """
@@ -58,7 +58,7 @@ def each_option(variants: list[Variant]) -> Any:
 
 @functools.cache
 def built(variant: Variant) -> Any:
-    """One host for all laws that leave it alone."""
+    """Builds one host for all laws that do not change it."""
     return variant.build()
 
 
@@ -108,7 +108,7 @@ def test_reduced_model_runs(variant: Variant) -> None:
 
 @each_option(EVERY)
 def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
-    """A dropped patch is one that nobody attends to: rows left, wherever they stand, agree."""
+    """Dropping a patch equals letting no row attend to it: the other rows agree."""
     host = built(variant)
     if "attn_mask" not in inspect.signature(host.forward_features).parameters:
         pytest.skip("this timm's hosts take no attention mask")
@@ -183,7 +183,7 @@ def test_other_image_sizes_of_a_stem(pad: Any) -> None:
 
 
 class Doubled(nn.Linear):
-    """A projection that is more than its weight, as quantized and low-rank ones are."""
+    """Projection that is more than its weight, as quantized and low-rank ones are."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -191,7 +191,7 @@ class Doubled(nn.Linear):
 
 @pytest.mark.parametrize("label", ["deit_base_patch16_224", "eva no biases", "eva plain"])
 def test_replaced_projections_are_called(label: str) -> None:
-    """Or refused: EvaAttention itself does not call the one that it has a bias for."""
+    """The host is refused if its own code does not call the projection (EvaAttention)."""
     host = next(each for each in EVERY if each.label == label).build()
     plain = patchslim.slim(host, ShuffleQueries(), keep_rate=0.7, at=(0,))
     with torch.no_grad():

@@ -18,8 +18,10 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 
 def scene(scores, *, alive=None):
-    """Tokens and signals in which patches score as told (B, n): keys by which the class token
-    attends so, and values of length one."""
+    """Makes tokens and signals in which patches have these scores (B, n).
+
+    Keys let the class token attend so, and values have length one.
+    """
     scores = torch.as_tensor(scores, dtype=torch.float64)
     batch, count = scores.shape
     k = torch.zeros(batch, 1, 1 + count, 2, dtype=torch.float64)
@@ -36,7 +38,7 @@ def scene(scores, *, alive=None):
 
 
 def sampled(score, samples):
-    """The rows hit: sorted upwards, cumulated, stretched over 0 to 1, nearest to each point."""
+    """Lists the rows hit: sorted upwards, cumulated, stretched to 0..1, nearest to each point."""
     order = sorted(range(len(score)), key=lambda row: score[row])
     total, reached = 0.0, []
     for row in order:
@@ -52,7 +54,7 @@ def sampled(score, samples):
 
 
 def kept(method, tokens, signals, keep):
-    """The rows that each image keeps, in their order."""
+    """Lists the rows that each image keeps, in their order."""
     reduction = method.choose(tokens, signals, keep)
     assert reduction.kept.shape == reduction.padding.shape == (len(tokens.x), min(keep, N))
     return [row[real].tolist() for row, real in zip(reduction.kept, reduction.padding, strict=True)]
@@ -82,7 +84,7 @@ def test_scores_are_attention_times_the_length_of_the_value():
         assert set(rows) == sampled((score / score.sum()).tolist(), 12)
 
 
-def test_even_scores_keep_as_many_as_there_are_samples():
+def test_equal_scores_keep_one_patch_for_each_sample():
     for samples in (1, 4, 10, 19, 20):
         noise = draw(2, N).abs() * 1e-9
         rows = kept(ATS(floor=1), *scene(1.0 + noise), samples)
@@ -139,7 +141,7 @@ def test_padding_is_never_hit(real):
         assert min(8, real) <= len(rows) <= real
 
 
-def test_only_the_sampled_ask_in_the_same_block():
+def test_only_sampled_rows_are_queries_in_the_same_block():
     made = tiny_vit()
     model = patchslim.slim(made, "ats", keep_rate=0.6, at=(0, 1), floor=1)
     assert model.method.place is Place.ON_QUERIES

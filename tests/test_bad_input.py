@@ -1,7 +1,7 @@
 """Every mistake has one clear answer: what was given, what is needed, and the cure.
 
-Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
-is asked of every row.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` checks
+each row.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def edited(saved, to, **changes):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """Everything that is wrong, and what is right beside it."""
+    """Makes everything that is wrong, and what is right beside it."""
     at = tmp_path_factory.mktemp("desk")
     made = SimpleNamespace(at=at, vit=vit(), gap=vit(class_token=False, global_pool="avg"))
     made.slim = patchslim.slim(made.vit, "tome", r=2)
@@ -300,7 +300,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
     check_command(line, words, stays=desk.at, out=tmp_path, progress=False)
 
 
-# --- what is not an error but must not pass in silence
+# --- no errors, but they must not pass in silence
 
 
 def test_a_plain_forward_of_nan_gives_nan_and_never_a_finite_answer(desk):
@@ -315,15 +315,15 @@ def test_a_plain_forward_of_nan_gives_nan_and_never_a_finite_answer(desk):
 @needs_fork
 def test_an_unreadable_image_is_named_and_counted_and_the_run_goes_on(desk, tmp_path):
     data = desk.at / "mixed"
-    found = prepared(data)
-    assert sum(len(batch) for batch, _ in found) == 3
-    assert [entry.split(":")[0] for entry in found.unreadable] == ["cat/broken.jpg"]
+    readable = prepared(data)
+    assert sum(len(batch) for batch, _ in readable) == 3
+    assert [entry.split(":")[0] for entry in readable.unreadable] == ["cat/broken.jpg"]
     ended = run(tmp_path, "measure", desk.at / "saved", "--data", data, "--repeats", 0, "--json")
     assert ended.code == 0
     assert "warning: 1 images are unreadable and left out: cat/broken.jpg" in ended.err
-    told = json.loads(ended.out)
-    assert told["birth"]["images"] == 3
-    assert len(told["unreadable"]) == 1
+    report = json.loads(ended.out)
+    assert report["birth"]["images"] == 3
+    assert len(report["unreadable"]) == 1
 
 
 @needs_fork

@@ -1,7 +1,7 @@
 """Every mistake in calibrating has one clear answer, and leaves nothing half written.
 
-Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
-is asked of every row.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` checks
+each row.
 """
 
 import shutil
@@ -50,12 +50,12 @@ def averaging():
 
 
 def small(batch=4, size=16):
-    """Batches of noise for the tiny host."""
+    """Makes batches of noise for the tiny host."""
     return [(torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)), None)]
 
 
 def hugging(folder):
-    """The folder of a tiny Hugging Face classifier."""
+    """Writes a tiny Hugging Face classifier into a folder."""
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
         image_size=SIDE, patch_size=8, num_labels=3,
@@ -65,7 +65,7 @@ def hugging(folder):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """Everything that is wrong, and what is right beside it."""
+    """Makes everything that is wrong, and what is right beside it."""
     at = tmp_path_factory.mktemp("desk")
     made = SimpleNamespace(at=at, vit=trainable_vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
@@ -89,7 +89,7 @@ def desk(tmp_path_factory):
 
 
 def fit(desk, out, *, host=None, data=None, search=FREE, **asked):
-    """A short calibration in which one thing is wrong."""
+    """Runs a short calibration in which one thing is wrong."""
     if not {"macs", "tolerance", "schedule"} & asked.keys():
         asked["tolerance"] = 0.1
     return calibrate(host or desk.vit, data or make_batches(), out=out, config=search, **asked)
@@ -219,7 +219,7 @@ PYTHON = {
 @pytest.mark.parametrize("name", PYTHON)
 def test_in_python(name, desk, tmp_path):
     act, error, words = PYTHON[name]
-    # Layers that were found before the mistake are in the checkpoint, and nothing else is there.
+    # Layers that were searched before the mistake are in the checkpoint, and nothing else is there.
     left = {f"out/{CHECKPOINT_FILE}"}
     act = partial(act, desk, tmp_path / "out")
     check_python(act, error, words, stays=desk.at, out=tmp_path, leaves=left)

@@ -1,7 +1,7 @@
 """Every mistake in asking for a threshold has one clear answer, and leaves nothing half written.
 
-Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
-is asked of every row.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` checks
+each row.
 """
 
 from functools import partial
@@ -37,13 +37,13 @@ COUNTS = Counts((17, 12, 12), 17, 1)
 
 
 def small(size=16, batch=4):
-    """A batch of noise for the tiny host."""
+    """Makes a batch of noise for the tiny host."""
     return [(torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)), None)]
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A host in memory and one in a folder, and images."""
+    """Makes a host in memory and one in a folder, and images."""
     at = tmp_path_factory.mktemp("desk")
     made = SimpleNamespace(at=at, vit=trainable_vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
@@ -59,7 +59,7 @@ def desk(tmp_path_factory):
 
 
 def fit(desk, out, method="tome", *, host=None, data=None, **asked):
-    """A short calibration in which one thing is wrong."""
+    """Runs a short calibration in which one thing is wrong."""
     asked = {"config": PatchSlimmingConfig(images=4, batch=4)} | asked
     data = make_batches() if data is None else data
     return calibrate(host or desk.vit, data, method, out=out, **asked)
@@ -183,13 +183,13 @@ PYTHON = {
 }  # fmt: skip
 
 
-# name: why the message is not what it has to be
+# name: why the message differs from what it must be
 def averaging():
     return tiny_host(readout="average")
 
 
 def unsure():
-    """A tiny host of which most images have an answer of their own, that any cut may change."""
+    """Makes a tiny host that answers most images differently, so that any removal may change it."""
     host = tiny_host()
     with torch.no_grad():
         host.head.bias -= host(small(batch=16)[0][0]).mean(dim=0)

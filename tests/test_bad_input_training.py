@@ -1,7 +1,7 @@
 """Every mistake in training has one clear answer, and leaves nothing half written.
 
-Two tables, one of mistakes through Python and one of the command line; `bad_input.py` says what
-is asked of every row.
+Two tables, one of mistakes through Python and one of the command line; `bad_input.py` checks
+each row.
 """
 
 import shutil
@@ -40,7 +40,7 @@ WHOLE = {CHECKPOINT_FILE, "log.csv", MODEL_FOLDER, REPORT_FILE}  # what a run le
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """Everything that is wrong, and what is right beside it."""
+    """Makes everything that is wrong, and what is right beside it."""
     at = tmp_path_factory.mktemp("desk")
     made = SimpleNamespace(at=at, vit=trainable_vit())
     made.slim = patchslim.slim(made.vit, "tome", r=2)
@@ -71,12 +71,12 @@ def images(desk, name, **more):
     return Images.for_host(desk.vit, desk.at / name, **more)
 
 
-def learn(desk, out, *, slimmed=None, data=None, course=SHORT, **more):
-    """A short run in which one thing is wrong."""
-    return train(slimmed or desk.slim, data or make_batches(), course, out=out, **more)
+def learn(desk, out, *, slimmed=None, data=None, config=SHORT, **more):
+    """Starts a short run in which one thing is wrong."""
+    return train(slimmed or desk.slim, data or make_batches(), config, out=out, **more)
 
 
-def course(**given):
+def short(**given):
     return TrainConfig.of({}, {"steps": 2, "batch": 4, "workers": 0, **given})
 
 
@@ -114,52 +114,52 @@ PYTHON = {
         lambda d, out: learn(d, out, data=make_batches((None,) * 4)),
         BadData, "no labels | --labels 0 | --classes"),
     "nothing to learn from": (
-        lambda d, out: learn(d, out, course=course(labels=0, distil="none")),
+        lambda d, out: learn(d, out, config=short(labels=0, distil="none")),
         BadSetting, "labels=0 and distil='none'"),
     "teacher of another label space": (
         lambda d, out: learn(d, out, teacher=trainable_vit(5)),
         UnsupportedModel, "5 classes | 3 | same classes"),
     "slimmed teacher of tokens": (
-        lambda d, out: learn(d, out, teacher=d.slim, course=course(tokens=1.0)),
+        lambda d, out: learn(d, out, teacher=d.slim, config=short(tokens=1.0)),
         UnsupportedModel, "tokens= | dense | .host"),
     "trained model without a teacher": (
         lambda d, out: learn(d, out, slimmed=d.trained),
         UnsupportedModel, "trained before | --teacher | distil='none'"),
     "token distillation without the token": (
-        lambda d, out: learn(d, out, course=course(distil="token")),
+        lambda d, out: learn(d, out, config=short(distil="token")),
         BadSetting, "distillation token | VisionTransformer | 'soft'"),
     "a model that is not slimmed": (
         lambda d, out: train(d.vit, make_batches(), SHORT, out=out),
         UnsupportedModel, "VisionTransformer | patchslim.slim"),
     "a batch that cannot be divided": (
-        lambda d, out: learn(d, out, course=course(accumulate=3)),
+        lambda d, out: learn(d, out, config=short(accumulate=3)),
         BadSetting, "batch=4 | accumulate | batch=6"),
     "mixing an odd number": (
-        lambda d, out: learn(d, out, course=course(batch=3, mixup=0.8)), BadSetting, "pairs | 3"),
+        lambda d, out: learn(d, out, config=short(batch=3, mixup=0.8)), BadSetting, "pairs | 3"),
     "changing prepared images": (
-        lambda d, out: learn(d, out, course=course(erasing=0.2)),
+        lambda d, out: learn(d, out, config=short(erasing=0.2)),
         BadSetting, "erasing=0.2 | prepared already"),
     "policy that timm does not know": (
-        lambda d, out: learn(d, out, data=images(d, "photos"), course=course(randaugment="rnd-m9")),
+        lambda d, out: learn(d, out, data=images(d, "photos"), config=short(randaugment="rnd-m9")),
         BadSetting, "'rnd-m9' | rand-m9-mstd0.5-inc1"),
     "unknown setting": (
-        lambda d, out: learn(d, out, course=course(warm_up=0.1)),
+        lambda d, out: learn(d, out, config=short(warm_up=0.1)),
         UnknownName, "'warm_up' | Did you mean 'warmup'"),
     "setting of the wrong type": (
-        lambda d, out: learn(d, out, course=course(lr="1e-4")), BadSetting, "lr='1e-4' | float"),
+        lambda d, out: learn(d, out, config=short(lr="1e-4")), BadSetting, "lr='1e-4' | float"),
     "part of a step": (
-        lambda d, out: learn(d, out, course=course(steps=1.5)), BadSetting, "steps=1.5 | int"),
+        lambda d, out: learn(d, out, config=short(steps=1.5)), BadSetting, "steps=1.5 | int"),
     "setting that is no number": (
-        lambda d, out: learn(d, out, course=course(lr=float("nan"))), BadSetting, "lr=nan | float"),
+        lambda d, out: learn(d, out, config=short(lr=float("nan"))), BadSetting, "lr=nan | float"),
     "unknown way to distil": (
-        lambda d, out: learn(d, out, course=course(distil="sotf")),
+        lambda d, out: learn(d, out, config=short(distil="sotf")),
         UnknownName, "'sotf' | Did you mean 'soft'"),
     "setting out of its range": (
-        lambda d, out: learn(d, out, course=course(ema=1.0)), BadSetting, "ema=1.0 | below 1"),
+        lambda d, out: learn(d, out, config=short(ema=1.0)), BadSetting, "ema=1.0 | below 1"),
     "no way at all": (
-        lambda d, out: learn(d, out, course=course(wise=0.0)), BadSetting, "wise=0.0 | above 0"),
+        lambda d, out: learn(d, out, config=short(wise=0.0)), BadSetting, "wise=0.0 | above 0"),
     "a host that never learns": (
-        lambda d, out: learn(d, out, course=course(freeze=1.0)),
+        lambda d, out: learn(d, out, config=short(freeze=1.0)),
         BadSetting, "freeze=1 | host_lr=0"),
     "validation that can be read once": (
         lambda d, out: learn(d, out, validation=iter(make_batches())),
@@ -174,7 +174,7 @@ PYTHON = {
         lambda d, out: learn(d, out, data=make_batches(bad=[2])),
         Diverged, "step 1 | not a number | image 2 | Lower lr | look at these images"),
     "learning rate that blows up": (
-        lambda d, out: learn(d, out, course=course(lr=1e30, steps=6)),
+        lambda d, out: learn(d, out, config=short(lr=1e30, steps=6)),
         Diverged, "step 2 | Lower lr (now 1e+30)"),
     "a file for a folder": (
         lambda d, out: learn(d, d.at / "file"), BadFile, "file"),
@@ -184,7 +184,7 @@ PYTHON = {
         lambda d, out: learn(d, d.at / "run", slimmed=d.evit, resume=True),
         BadFile, "another run | its method is ToMe, and now it is EViT"),
     "checkpoint of other settings": (
-        lambda d, out: learn(d, d.at / "run", course=course(lr=1e-3), resume=True),
+        lambda d, out: learn(d, d.at / "run", config=short(lr=1e-3), resume=True),
         BadFile, "another run | there lr=5e-05, now 0.001"),
     "checkpoint of other images": (
         lambda d, out: learn(d, d.at / "run", data=make_batches((0, 1, 2, 0, 1)), resume=True),
@@ -202,7 +202,7 @@ PYTHON = {
 def test_in_python(name, desk, tmp_path):
     act, error, words = PYTHON[name]
     act = partial(act, desk, tmp_path / "out")
-    # What came before the mistake is told in the log, and nothing else is there.
+    # The log has what came before the mistake, and nothing else is there.
     check_python(act, error, words, stays=desk.at, out=tmp_path, leaves={"out/log.csv"})
 
 
@@ -284,7 +284,7 @@ def test_on_the_command_line(name, desk, tmp_path, monkeypatch):
 
 
 @needs_fork
-def test_without_tensorboard_the_cure_is_told_before_anything_is_written(
+def test_without_tensorboard_the_error_comes_before_anything_is_written(
     desk, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -309,21 +309,23 @@ def test_unreadable_images_are_counted_and_the_first_is_named(desk, tmp_path):
         "--batch", 7, "--workers", 0, "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    told = [line for line in ended.err.splitlines() if line.startswith("warning:")]
-    assert len(told) == 2
-    assert told[0].startswith("warning: 1 images are unreadable and replaced by others in training")
-    assert all("ant/2.png" in line for line in told)
+    warned = [line for line in ended.err.splitlines() if line.startswith("warning:")]
+    assert len(warned) == 2
+    assert warned[0].startswith(
+        "warning: 1 images are unreadable and replaced by others in training"
+    )
+    assert all("ant/2.png" in line for line in warned)
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(desk, small_disk):
     out = small_disk / "run"
-    learn(desk, out, course=course(steps=2))
+    learn(desk, out, config=short(steps=2))
     before = (out / CHECKPOINT_FILE).read_bytes()
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
     with pytest.raises(BadFile, match=r"the disk is full|No space left"):
-        learn(desk, out, course=course(steps=2), resume=True)
+        learn(desk, out, config=short(steps=2), resume=True)
     assert (out / CHECKPOINT_FILE).read_bytes() == before
     (small_disk / "ballast").unlink()
-    learn(desk, out, course=course(steps=2), resume=True)
+    learn(desk, out, config=short(steps=2), resume=True)
     assert {entry.name for entry in out.iterdir()} == WHOLE
     assert load(out / MODEL_FOLDER).trained["step"] == 2

@@ -1,4 +1,4 @@
-"""`calibrate` on tiny hosts: budgets, modes, what is written, and going on where it stopped."""
+"""`calibrate` on tiny hosts: budgets, modes, what is written, and how it is resumed."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def host(readout="class", **changes):
 
 
 def images(seed=0):
-    """Twelve images of noise, of which no two batches are alike."""
+    """Makes twelve images of noise, of which no two batches are alike."""
     drawn = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     return [(drawn[:8], None), (drawn[8:], None)]
 
@@ -48,14 +48,14 @@ def paper(**given):
 
 
 def fit(*, of=None, data=None, method="patch_slimming", **asked):
-    """A calibration of the tiny host, to a tolerance where nothing else is asked for."""
+    """Calibrates the tiny host, to a tolerance unless something else is asked for."""
     if not {"macs", "tolerance", "schedule"} & asked.keys():
         asked["tolerance"] = 0.05
     return calibrate(of or host(), data or images(), method, **{"config": make_config()} | asked)
 
 
 def same(one, other):
-    """Whether two calibrations gave bit-equal weights and equal records."""
+    """Tells whether two calibrations gave bit-equal weights and equal records."""
     first, second = one.model.state_dict(), other.model.state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -210,7 +210,7 @@ def test_saved_and_loaded_it_answers_the_same(method, how, tmp_path):
     assert again.counts() == result.model.counts()
 
 
-# --- the same again, and going on
+# --- determinism and resuming
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -234,7 +234,7 @@ class Cut:
 
 
 @ONE_BY_DEFAULT
-def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_path):
+def test_a_run_interrupted_at_any_line_and_resumed_ends_the_same(method, tmp_path):
     how = {"of": tiny_host(), "method": method, "config": make_config(step=8, epochs=1)}
     lines = []
     whole = fit(**how, progress=lines.append)
@@ -248,7 +248,7 @@ def test_interrupted_at_any_line_and_gone_on_with_it_ends_the_same(method, tmp_p
 
 
 @pytest.mark.slow
-def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_path):
+def test_a_calibration_to_a_budget_interrupted_many_times_ends_the_same(tmp_path):
     lines = []
     whole = fit(macs=0.7, progress=lines.append)
     cuts = 0
@@ -265,21 +265,21 @@ def test_interrupted_again_and_again_while_a_budget_is_met_it_ends_the_same(tmp_
 @pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("method", METHODS)
-def test_a_process_killed_with_sigkill_can_be_gone_on_from(method, tmp_path):
+def test_a_run_killed_with_sigkill_can_be_resumed(method, tmp_path):
     how = {"method": method, "config": make_config(epochs=10)}
     kill_when(lambda: fit(**how, out=tmp_path), (tmp_path / CHECKPOINT_FILE).exists)
     assert not (tmp_path / MODEL_FOLDER).exists()
     assert same(fit(**how, out=tmp_path, resume=True), fit(**how))
 
 
-def test_gone_on_with_when_it_is_done_it_writes_the_same_again(tmp_path):
+def test_resuming_a_finished_run_writes_the_same_again(tmp_path):
     once = fit(out=tmp_path)
     before = (tmp_path / MODEL_FOLDER / "model.safetensors").read_bytes()
     assert same(fit(out=tmp_path, resume=True), once)
     assert (tmp_path / MODEL_FOLDER / "model.safetensors").read_bytes() == before
 
 
-def test_without_a_checkpoint_going_on_begins(tmp_path):
+def test_resuming_without_a_checkpoint_begins_a_new_run(tmp_path):
     assert same(fit(out=tmp_path, resume=True), fit())
 
 
@@ -295,7 +295,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """The folder of a calibration that was interrupted."""
+    """Makes the folder of a calibration that was interrupted."""
     folder = tmp_path_factory.mktemp("begun")
     with pytest.raises(KeyboardInterrupt):
         fit(out=folder, progress=Cut(10))
@@ -341,14 +341,14 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(small_dis
 
 
 @pytest.mark.parametrize("how", [make_config(), free()], ids=["fast", "free"])
-def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation(how):
+def test_a_host_in_training_mode_gives_a_model_in_evaluation_mode(how):
     given = host().train()
     made = fit(of=given, config=how).model
     assert {module.training for module in given.modules()} == {True}
     assert {module.training for module in made.modules()} == {False}
 
 
-def test_a_record_that_cannot_be_written_says_how_to_go_on(tmp_path):
+def test_a_record_that_cannot_be_written_says_how_to_resume(tmp_path):
     (tmp_path / RECORD_FILE).mkdir(parents=True)  # something is in its place
     with pytest.raises(BadFile, match=r"calibration\.json.*--resume"):
         calibrate(

@@ -23,15 +23,15 @@ FREE = PatchSlimmingConfig(mode="free", images=6, probe=3, step=4)
 
 
 class OwnThreshold(ToMe):
-    """A method of somebody else's, with a threshold."""
+    """Somebody else's method with a threshold."""
 
 
 class OwnPositions(PatchSlimming):
-    """A method of somebody else's, for which positions are searched."""
+    """Somebody else's method for which positions are searched."""
 
 
 class OwnCounts(TopK):
-    """A method of somebody else's that keeps the same number of patches in all images."""
+    """Somebody else's method that keeps the same number of patches in all images."""
 
 
 def images():

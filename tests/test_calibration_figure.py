@@ -17,7 +17,7 @@ CELLS = "2x3 4 1 0 5 2 3"
 
 
 def record(**other: Any) -> dict[str, Any]:
-    """What a calibration of three blocks on a grid of 2x3 writes down."""
+    """Writes what a calibration of three blocks on a grid of 2x3 records."""
     layers = [
         {"block": 1, "kept": 2, "error": 0.3, "scale": 2.0, "curve": [[1, 0.9], [2, 0.4], [6, 0]]},
         {"block": 0, "kept": 4, "error": 0.02, "scale": 1.0, "curve": [[4, 0.03], [5, 0.01]]},
@@ -44,18 +44,18 @@ def texts(drawn: ElementTree.Element) -> list[str]:
 
 
 def pictures(drawn: ElementTree.Element) -> dict[str, str]:
-    """The path of each picture by its label."""
-    found = {}
+    """Finds the path of each picture by its label."""
+    paths = {}
     for group in drawn.iter(f"{SVG}g"):
         label, path = group.find(f"{SVG}text"), group.find(f"{SVG}path")
         assert label is not None
         assert path is not None
-        found[str(label.text)] = path.attrib["d"]
-    return found
+        paths[str(label.text)] = path.attrib["d"]
+    return paths
 
 
 def points(drawn: ElementTree.Element, kind: str) -> list[tuple[float, float]]:
-    """The ends of all lines of a class, across and down."""
+    """Finds the ends of all lines of a class, across and down."""
     lines = [each for each in drawn.iter(f"{SVG}polyline") if kind in each.attrib["class"].split()]
     pairs = [pair.split(",") for each in lines for pair in each.attrib["points"].split()]
     return [(float(across), float(down)) for across, down in pairs]
@@ -114,7 +114,7 @@ def _chosen(mark: ElementTree.Element) -> bool:
 
 
 def _down(share: float, drawn: ElementTree.Element) -> float:
-    """Where a share of what is allowed lies, by the points of block 0: 0.03 and 0.01 of 0.05."""
+    """Finds where a share of what is allowed lies, from block 0's points: 0.03, 0.01 of 0.05."""
     (_, high), (_, low) = points(drawn, "block-0-s")
     per_decade = (low - high) / torch.log10(torch.tensor(3.0)).item()
     return high - per_decade * torch.log10(torch.tensor(share / 0.6)).item()

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and whatever is wrong with a file is one clear error."""
+"""A checkpoint is complete or missing, and any damage to a file is one clear error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_could_not_be_read_is_not_written(path, value):
 
 @needs_fork
 def test_a_kill_leaves_the_old_or_the_new_checkpoint(path):
-    """Killed as soon as the new file is there, at many points of writing it."""
+    """The process is killed as soon as the new file is there, at many points of writing it."""
     states = [{"step": step, "weight": torch.full((50_000,), float(step))} for step in range(2)]
     write(path, states[0])
     fresh = path.with_name(f".{path.name}.new")
@@ -88,7 +88,7 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_a_full_disk_is_told_with_what_is_needed(small_disk):
+def test_a_full_disk_error_says_how_much_space_is_needed(small_disk):
     path = small_disk / "last.pt"
     write(path, STATE)
     needed = r"disk is full\. 4\.0 MB are needed .*, and 1\.0 MB are free.*as it was"

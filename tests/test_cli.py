@@ -1,4 +1,4 @@
-"""The command line: answers on stdout, all else on stderr, and the exit code tells how it went."""
+"""The command line: answers on stdout, all else on stderr, and an exit code for the outcome."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def photos(picture):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A fine-tuned timm model: its own number of classes, in both kinds of file."""
+    """Makes a fine-tuned timm model: its own number of classes, in both kinds of file."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(5)
     model = timm.create_model(TINY, num_classes=7)
@@ -75,24 +75,24 @@ def test_macs_prints_the_object_that_is_promised(tmp_path):
         tmp_path, "macs", "deit_small_patch16_224", "--method", "evit", "--keep-rate", "0.7",
         "--at", "3,6,9", "--json",
     )  # fmt: skip
-    told = json.loads(ended.out)
+    data = json.loads(ended.out)
     assert (ended.code, ended.err) == (0, "")
-    assert told["gmacs"] == 3.029
-    assert told["dense_gmacs"] == 4.599
-    assert told["tokens"] == [197] * 3 + [140] * 3 + [100] * 3 + [72] * 3
+    assert data["gmacs"] == 3.029
+    assert data["dense_gmacs"] == 4.599
+    assert data["tokens"] == [197] * 3 + [140] * 3 + [100] * 3 + [72] * 3
 
 
 def test_macs_of_the_dense_model_and_of_another_size(tmp_path):
     dense = json.loads(run_patchslim(tmp_path, "macs", "deit_small_patch16_224", "--json").out)
     assert (dense["method"], dense["share"]) == ("identity", 1.0)
     large = run_patchslim(tmp_path, "macs", "deit_small_patch16_224", "--image-size", 384, "--json")
-    told = json.loads(large.out)
-    assert (told["image_size"], told["tokens"][0]) == ([384, 384], 577)
+    data = json.loads(large.out)
+    assert (data["image_size"], data["tokens"][0]) == ([384, 384], 577)
 
 
 def test_macs_of_a_giant_takes_no_memory(tmp_path):
-    told = json.loads(run_patchslim(tmp_path, "macs", "vit_7b_patch16_dinov3", "--json").out)
-    assert told["dense_gmacs"] > 1000
+    data = json.loads(run_patchslim(tmp_path, "macs", "vit_7b_patch16_dinov3", "--json").out)
+    assert data["dense_gmacs"] > 1000
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_slim_says_what_it_did_and_saves(tmp_path, weights):
         str(out),
     ):
         assert part in ended.out
-    told = json.loads(run_patchslim(tmp_path, *command, "--out", out, "--json").out)
+    data = json.loads(run_patchslim(tmp_path, *command, "--out", out, "--json").out)
     loaded = load(out)
-    assert told["tokens"] == list(loaded.counts())
-    assert told["share"] == loaded.macs().total / loaded.dense_macs().total <= 0.6
-    assert told["schedule"] == json.loads((out / "recipe.json").read_text())["schedule"]
+    assert data["tokens"] == list(loaded.counts())
+    assert data["share"] == loaded.macs().total / loaded.dense_macs().total <= 0.6
+    assert data["schedule"] == json.loads((out / "recipe.json").read_text())["schedule"]
 
 
 def test_slim_takes_a_torch_file_and_the_number_of_classes_from_it(tmp_path, weights):
@@ -153,14 +153,14 @@ def test_slim_takes_a_schedule_file_and_settings(tmp_path, saved):
         tmp_path, "slim", TINY, "--method", "evit", "--set", "fuse=false", "--schedule", schedule,
         "--tail", "exact", "--json",
     )  # fmt: skip
-    told = json.loads(ended.out)
-    assert (told["settings"], told["tail"], told["tokens"][2]) == ({"fuse": False}, "exact", 51)
+    data = json.loads(ended.out)
+    assert (data["settings"], data["tail"], data["tokens"][2]) == ({"fuse": False}, "exact", 51)
 
 
-def test_random_weights_are_said_to_be_random_and_trained_ones_not(tmp_path, weights):
-    told = run_patchslim(tmp_path, "slim", TINY, "--macs", "0.6")
-    assert "random weights" in told.err
-    assert len(told.err.splitlines()) == 1
+def test_only_random_weights_are_reported_as_random(tmp_path, weights):
+    data = run_patchslim(tmp_path, "slim", TINY, "--macs", "0.6")
+    assert "random weights" in data.err
+    assert len(data.err.splitlines()) == 1
     trained = run_patchslim(tmp_path, "slim", TINY, "--macs", 0.6, "--weights", weights / "vit.pth")
     assert trained.err == ""
 
@@ -211,10 +211,10 @@ def test_measure_json_is_the_report_and_nothing_else(tmp_path, saved, photos):
     ended = run_patchslim(
         tmp_path, "measure", saved, "--data", photos, "--repeats", 0, "--batch", 4, "--json"
     )
-    told = json.loads(ended.out)
-    assert told["birth"]["images"] == 4
-    assert told["unreadable"][0].startswith("broken.png")
-    assert [row["method"] for row in told["rows"]] == ["dense", "tome", "random"]
+    data = json.loads(ended.out)
+    assert data["birth"]["images"] == 4
+    assert data["unreadable"][0].startswith("broken.png")
+    assert [row["method"] for row in data["rows"]] == ["dense", "tome", "random"]
 
 
 def test_measure_without_images_measures_costs_and_says_so(tmp_path, saved):
@@ -226,22 +226,22 @@ def test_measure_without_images_measures_costs_and_says_so(tmp_path, saved):
 
 
 def test_methods_lists_every_file(tmp_path):
-    told = json.loads(run_patchslim(tmp_path, "methods", "--json").out)
-    assert sorted(told) == method_names()
-    assert told["evit"]["settings"] == {"fuse": True}
-    assert "class token" in told["topk"]["needs"][0]
-    assert told["tome"]["needs"] == []
-    assert told["dynamicvit"]["training"] == {"tokens": 0.5, "distil_weight": 0.5, "host_lr": 0.01}
+    data = json.loads(run_patchslim(tmp_path, "methods", "--json").out)
+    assert sorted(data) == method_names()
+    assert data["evit"]["settings"] == {"fuse": True}
+    assert "class token" in data["topk"]["needs"][0]
+    assert data["tome"]["needs"] == []
+    assert data["dynamicvit"]["training"] == {"tokens": 0.5, "distil_weight": 0.5, "host_lr": 0.01}
     shown = run_patchslim(tmp_path, "methods").out
     assert all(name in shown for name in method_names())
     assert "training defaults: --tokens 0.5 --distil-weight 0.5 --host-lr 0.01" in shown
 
 
 def test_models_lists_what_timm_registers(tmp_path):
-    told = json.loads(run_patchslim(tmp_path, "models", "--json").out)
-    assert "deit_small_patch16_224" in told["timm_vit"]["names"]
-    assert "vit_small_patch16_dinov3" in told["timm_eva"]["names"]
-    every = [name for family in told.values() for name in family["names"]]
+    data = json.loads(run_patchslim(tmp_path, "models", "--json").out)
+    assert "deit_small_patch16_224" in data["timm_vit"]["names"]
+    assert "vit_small_patch16_dinov3" in data["timm_eva"]["names"]
+    every = [name for family in data.values() for name in family["names"]]
     assert not {"resnet50", "swin_tiny_patch4_window7_224"} & set(every)
     assert len(every) == len(set(every)) > 250
     few = run_patchslim(tmp_path, "models", "dinov3").out
@@ -252,9 +252,9 @@ def test_models_lists_what_timm_registers(tmp_path):
 def test_show_draws_a_picture_and_counts(tmp_path, saved, picture):
     out = tmp_path / "new" / "patches.png"
     ended = run_patchslim(tmp_path, "show", saved, picture, "--out", out, "--json")
-    told = json.loads(ended.out)
+    data = json.loads(ended.out)
     assert ended.code == 0
-    assert len(told["left"]) == 3
+    assert len(data["left"]) == 3
     with Image.open(out) as drawn:
         assert drawn.width > 4 * 160
     assert run_patchslim(tmp_path, "show", TINY, picture, "--macs", 0.6, "--out", out).code == 0
@@ -358,9 +358,9 @@ def test_the_example_is_measured_on_its_own_scenes(tmp_path):
         tmp_path, "measure", "digits", "--macs", 0.6, "--limit", 16, "--repeats", 0, "--json"
     )
     assert (ended.code, ended.err.count("note")) == (0, 0)
-    told = json.loads(ended.out)
-    assert told["birth"]["images"] == 16
-    assert told["rows"][0]["accuracy"]["value"] > 0.8
+    data = json.loads(ended.out)
+    assert data["birth"]["images"] == 16
+    assert data["rows"][0]["accuracy"]["value"] > 0.8
 
 
 def test_the_example_is_saved_and_measured_from_the_folder(tmp_path):

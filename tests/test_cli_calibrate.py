@@ -32,7 +32,7 @@ FREE = [*QUICK[:-2], "--mode", "free"]
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A model with weights of its own, weights of one from timm, and images in class folders."""
+    """Makes a model with its own weights, weights of a timm model, and images in class folders."""
     at = tmp_path_factory.mktemp("desk")
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
@@ -48,13 +48,13 @@ def desk(tmp_path_factory):
     return at
 
 
-def told(text, name):
-    """What a line of the answer says behind its name."""
+def read_line(text, name):
+    """Reads what a line of the answer says after its name."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
     return line.removeprefix(name).strip()
 
 
-def test_it_writes_all_and_tells_how_to_measure_and_train_it(desk, tmp_path):
+def test_it_writes_all_files_and_says_how_to_measure_and_train(desk, tmp_path):
     out = tmp_path / "runs" / "one"
     command = ["calibrate", desk / "hf", "--data", desk / "flat", *QUICK, "--macs", 0.6]
     ended = run(tmp_path, *command, "--out", out)
@@ -66,15 +66,15 @@ def test_it_writes_all_and_tells_how_to_measure_and_train_it(desk, tmp_path):
         FIGURE_FILE,
     }
     record, model = json.loads((out / RECORD_FILE).read_text()), load(out / MODEL_FOLDER)
-    assert told(ended.out, "method") == "patch_slimming, tail exact"
-    assert told(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
-    assert len(told(ended.out, "errors").partition(" (")[0].split()) == 2
-    assert told(ended.out, "tolerance") == f"{record['tolerance']:.3g}, on 6 images"
-    assert json.loads(told(ended.out, "schedule")) == record["schedule"]
+    assert read_line(ended.out, "method") == "patch_slimming, tail exact"
+    assert read_line(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
+    assert len(read_line(ended.out, "errors").partition(" (")[0].split()) == 2
+    assert read_line(ended.out, "tolerance") == f"{record['tolerance']:.3g}, on 6 images"
+    assert json.loads(read_line(ended.out, "schedule")) == record["schedule"]
     for name, file in (("model", MODEL_FOLDER), ("record", RECORD_FILE), ("figure", FIGURE_FILE)):
         assert str(out / file) in ended.out
         assert name in ended.out
-    measure, train = told(ended.out, "measure it"), told(ended.out, "train it")
+    measure, train = read_line(ended.out, "measure it"), read_line(ended.out, "train it")
     assert measure == f"patchslim measure {out / MODEL_FOLDER} --dense {desk / 'hf'}"
     assert train == (
         f"patchslim train {out / MODEL_FOLDER} --data {desk / 'flat'} --teacher {desk / 'hf'} "
@@ -94,17 +94,17 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
         tmp_path, "calibrate", desk / "hf", "--data", desk / "photos", *FREE, "--tolerance", 0.05,
         "--method", "patch_slimming_dynamic", "--out", out, "--json",
     )  # fmt: skip
-    found = json.loads(ended.out)
+    data = json.loads(ended.out)
     assert ended.code == 0
-    assert found["record"] == json.loads((out / RECORD_FILE).read_text())
-    assert (found["method"], found["unreadable"]) == ("patch_slimming_dynamic", [])
-    assert found["tokens"] == found["record"]["schedule"]["kept"]
-    assert found["share"] == found["record"]["macs"]
-    assert all(Path(file).exists() for file in found["files"].values())
-    assert found["files"]["model"] == str(out / MODEL_FOLDER)
-    # Nothing was tuned, so the model's own host is the dense model still.
-    assert found["measure"] == f"patchslim measure {out / MODEL_FOLDER}"
-    assert "--teacher" not in found["train"]
+    assert data["record"] == json.loads((out / RECORD_FILE).read_text())
+    assert (data["method"], data["unreadable"]) == ("patch_slimming_dynamic", [])
+    assert data["tokens"] == data["record"]["schedule"]["kept"]
+    assert data["share"] == data["record"]["macs"]
+    assert all(Path(file).exists() for file in data["files"].values())
+    assert data["files"]["model"] == str(out / MODEL_FOLDER)
+    # Nothing was tuned, so the model's own host is still the dense model.
+    assert data["measure"] == f"patchslim measure {out / MODEL_FOLDER}"
+    assert "--teacher" not in data["train"]
 
 
 def test_every_setting_is_an_option_with_its_usual_value():
@@ -118,7 +118,7 @@ def test_every_setting_is_an_option_with_its_usual_value():
     assert options["error"].choices == ("relative", "absolute")
 
 
-def test_options_become_the_search_beside_what_is_usual_for_the_mode(desk, tmp_path):
+def test_options_override_the_modes_search_defaults(desk, tmp_path):
     ended = run(
         tmp_path, "calibrate", desk / "hf", "--data", desk / "photos", "--mode", "paper", *QUICK,
         "--seed", 4, "--tolerance", 0.01, "--out", tmp_path / "o",
@@ -136,7 +136,7 @@ def test_a_saved_schedule_is_met(desk, tmp_path):
         tmp_path / "counts.json", "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert told(ended.out, "tolerance") == "none, on 6 images"
+    assert read_line(ended.out, "tolerance") == "none, on 6 images"
     assert load(tmp_path / "o" / MODEL_FOLDER).counts() == (15, 10, 10)
 
 
@@ -148,8 +148,8 @@ def test_a_timm_model_with_weights_on_classes_that_are_not_its_own(desk, tmp_pat
         "--tolerance", 0.5, "--step", 50, "--out", tmp_path / "o",
     )  # fmt: skip
     assert (ended.code, "labels" in ended.err) == (0, False), ended.err
-    assert f"--dense {weights}" in told(ended.out, "measure it")
-    train = told(ended.out, "train it")
+    assert f"--dense {weights}" in read_line(ended.out, "measure it")
+    train = read_line(ended.out, "train it")
     assert f"--teacher test_vit --teacher-weights {weights}" in train
     assert "--labels 0" in train
 
@@ -164,11 +164,11 @@ def test_unreadable_images_are_counted_and_named(desk, tmp_path):
     assert ended.code == 0, ended.err
     (warning,) = [line for line in ended.err.splitlines() if line.startswith("warning:")]
     assert "1 images are unreadable and left out of the calibration: ant/2.png" in warning
-    found = json.loads(ended.out)
-    assert (found["record"]["images"], len(found["unreadable"])) == (6, 1)
+    record = json.loads(ended.out)
+    assert (record["record"]["images"], len(record["unreadable"])) == (6, 1)
 
 
-def test_progress_tells_layer_candidate_error_and_time_left(desk, tmp_path):
+def test_progress_shows_layer_candidate_error_and_time_left(desk, tmp_path):
     leader, follower = os.openpty()
     out = tmp_path / "o"
     command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
@@ -187,14 +187,14 @@ def test_progress_tells_layer_candidate_error_and_time_left(desk, tmp_path):
 
 
 def read(leader):
-    """What a terminal shows next; nothing where nobody writes to it any more."""
+    """Reads what a terminal shows next; nothing if nobody writes to it any more."""
     try:
         return os.read(leader, 4096)
     except OSError:
         return b""
 
 
-def test_gone_on_with_when_it_is_done_it_writes_the_same_again(desk, tmp_path):
+def test_resuming_a_finished_run_writes_the_same_again(desk, tmp_path):
     command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
     command += ["--out", tmp_path / "o"]
     first = run(tmp_path, *command)
@@ -205,7 +205,7 @@ def test_gone_on_with_when_it_is_done_it_writes_the_same_again(desk, tmp_path):
     assert weights.read_bytes() == before
 
 
-def test_ctrl_c_says_how_to_go_on(desk, tmp_path):
+def test_ctrl_c_says_how_to_resume(desk, tmp_path):
     out = tmp_path / "o"
     command = ["calibrate", desk / "hf", "--data", desk / "photos", *QUICK, "--tolerance", 0.05]
     command += ["--epochs", 25, "--out", out]
@@ -233,8 +233,8 @@ def test_the_example_has_images_of_its_own(tmp_path):
         "free", "--out", tmp_path / "o",
     )  # fmt: skip
     assert (ended.code, "warning" in ended.err) == (0, False), ended.err
-    assert told(ended.out, "measure it").endswith("--data digits")
-    assert "--data digits" in told(ended.out, "train it")
+    assert read_line(ended.out, "measure it").endswith("--data digits")
+    assert "--data digits" in read_line(ended.out, "train it")
 
 
 def test_the_page_has_every_setting_with_its_default_in_the_groups_of_help():
@@ -251,5 +251,5 @@ def test_the_page_has_every_setting_with_its_default_in_the_groups_of_help():
 
 
 def shown(usual):
-    """A value as an option has it."""
+    """Writes a value as an option takes it."""
     return f"{usual:g}" if type(usual) is float else str(usual)

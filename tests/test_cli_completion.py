@@ -27,7 +27,7 @@ def script(tmp_path_factory):
 
 
 def complete(script, *words):
-    """What bash offers for the last word of a command line."""
+    """Runs bash, and lists what it offers for the last word of a command line."""
     line = shlex.join(words)
     code = f"""
 source {script}

@@ -39,7 +39,7 @@ QUICK = [
 
 
 def start(*argv: str, importtime: bool = False, new_session: bool = False) -> subprocess.Popen[str]:
-    """A process of its own, as a user starts it."""
+    """Starts a process, as a user does."""
     command = [sys.executable, *(["-X", "importtime"] if importtime else []), "-m", "patchslim"]
     return subprocess.Popen(
         [*command, *argv],
@@ -76,7 +76,7 @@ def test_what_needs_no_model_is_answered_without_torch(argv, code, said):
 
 @pytest.mark.slow
 def test_it_is_answered_in_half_a_second_of_processor_time():
-    """Processor time, since other processes on the machine make the clock unfair."""
+    """Processor time is measured, since other processes on the machine make the clock unfair."""
 
     def seconds(argv: list[str]) -> float:
         before = os.times()
@@ -91,7 +91,7 @@ def test_it_is_answered_in_half_a_second_of_processor_time():
 
 
 COST = ["macs", "deit_small_patch16_224", "--macs", "0.6"]
-# Moments of a start: the module that has just been imported. Not the last one, timm: behind it the
+# Moments of a start: the module that has just been imported. Not the last one, timm: after it the
 # command is over before the signal comes, on a busy machine.
 EARLY = ["patchslim.cli.terminal", "patchslim.cli.main", "torch._C"]
 LATER = ["torch", "torch.nn", "patchslim.cli.resolve", "timm.layers"]
@@ -114,7 +114,7 @@ def test_ctrl_c_during_the_imports_is_one_line_and_code_130(module):
 
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_a_start_is_one_line_and_code_130(tmp_path):
-    """Once our code has begun; before that Python itself is starting."""
+    """Only after our code has begun; before that Python itself is starting."""
     codes = []
     for number in range(20):
         shown = tmp_path / f"{number}.txt"
@@ -137,7 +137,7 @@ def test_ctrl_c_at_any_moment_of_a_start_is_one_line_and_code_130(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_in_a_real_training_says_how_to_continue(tmp_path, workers):
-    """Long after the imports; processes that read images get Ctrl-C too, and say nothing."""
+    """Ctrl-C comes long after the imports; processes that read images get it too, silently."""
     out = tmp_path / "run"
     command = [
         "train", "digits", "--macs", "0.6", "--data", str(write_images(tmp_path / "photos")),

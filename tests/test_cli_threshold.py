@@ -1,6 +1,6 @@
-"""`patchslim calibrate` of methods that let images keep different numbers: said, written, measured.
+"""`patchslim calibrate` for a threshold: what it prints, what it writes, and measuring the result.
 
-The example's own run is slow; what is written and said in detail is shown on a tiny model.
+The example's own run is slow, so details are checked on a tiny model.
 """
 
 import json
@@ -23,7 +23,7 @@ pytestmark = needs_fork
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A tiny classifier in a folder, and images in class folders."""
+    """Makes a tiny classifier in a folder, and images in class folders."""
     at = tmp_path_factory.mktemp("desk")
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
@@ -37,14 +37,14 @@ def desk(tmp_path_factory):
     return at
 
 
-def told(text, name):
-    """What a line of the answer says behind its name."""
+def read_line(text, name):
+    """Reads what a line of the answer says after its name."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
     return line.removeprefix(name).strip()
 
 
 def calibrated(desk, folder, *more):
-    """The answer to a calibration of the tiny model on its images."""
+    """Runs a calibration of the tiny model on its images."""
     command = ["calibrate", desk / "hf", "--data", desk / "photos", "--images", 12, *more]
     ended = run(folder, *command, "--out", folder / "o")
     assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
@@ -56,25 +56,25 @@ def test_it_says_the_threshold_the_distribution_and_what_to_do_next(desk, tmp_pa
     ended = calibrated(desk, tmp_path, "--method", "tome", "--macs", 0.7, "--cap", 0.72)
     record, model = json.loads((out / RECORD_FILE).read_text()), load(out / MODEL_FOLDER)
     assert {entry.name for entry in out.iterdir()} == {MODEL_FOLDER, RECORD_FILE}
-    assert told(ended.out, "method") == "tome, tail exact"
-    assert told(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
+    assert read_line(ended.out, "method") == "tome, tail exact"
+    assert read_line(ended.out, "tokens left").startswith(" ".join(map(str, model.counts())))
     threshold = record["threshold"]
-    assert told(ended.out, "threshold") == f"threshold={threshold['value']:.4g}, on 12 images"
+    assert read_line(ended.out, "threshold") == f"threshold={threshold['value']:.4g}, on 12 images"
     spent = record["spent"]
-    assert told(ended.out, "operations") == (
+    assert read_line(ended.out, "operations") == (
         f"mean {spent['mean']:.3f}, median {spent['p50']:.3f}, p99 {spent['p99']:.3f}, "
         f"max {spent['max']:.3f}; never above {record['cap']:.3f}"
     )
-    assert told(ended.out, "tokens  ").endswith("(entering the last block)")
-    assert told(ended.out, "same answers").startswith(f"{record['agreement']:.1%}, KL ")
-    assert told(ended.out, "record") == str(out / RECORD_FILE)
+    assert read_line(ended.out, "tokens  ").endswith("(entering the last block)")
+    assert read_line(ended.out, "same answers").startswith(f"{record['agreement']:.1%}, KL ")
+    assert read_line(ended.out, "record") == str(out / RECORD_FILE)
     assert str(out / MODEL_FOLDER) in ended.out
     assert "figure" not in ended.out
     assert spent["mean"] <= 0.7
     assert spent["max"] <= record["cap"] <= 0.72
     assert model.calibrated["spent"] == spent
-    measure = told(ended.out, "measure it")
-    assert measure == f"patchslim measure {out / MODEL_FOLDER}"  # the host is the dense model still
+    measure = read_line(ended.out, "measure it")
+    assert measure == f"patchslim measure {out / MODEL_FOLDER}"  # the host is still the dense model
     data = ["--data", desk / "photos", "--repeats", 1, "--out", tmp_path / "report.json"]
     measured = run(tmp_path, *shlex.split(measure)[1:], *data)
     assert measured.code == 0, measured.err
@@ -84,7 +84,7 @@ def test_it_says_the_threshold_the_distribution_and_what_to_do_next(desk, tmp_pa
     assert row.spent.show() in measured.out
     assert report.baseline(row).name == f"random/{row.name}"
     assert (row.spent.mean, row.spent.most) == pytest.approx((spent["mean"], spent["max"]))
-    train = shlex.split(told(ended.out, "train it"))[1:]
+    train = shlex.split(read_line(ended.out, "train it"))[1:]
     trained = run(tmp_path, *train, "--steps", 1, "--batch", 2, "--workers", 0)
     assert trained.code == 0, trained.err
     assert load(out / "trained" / "model").calibrated == model.calibrated
@@ -94,20 +94,20 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
     ended = calibrated(
         desk, tmp_path, "--method", "similarity", "--set", "floor=0.4", "--agreement", 0.8, "--json"
     )
-    found = json.loads(ended.out)
-    assert found["record"] == json.loads((tmp_path / "o" / RECORD_FILE).read_text())
-    assert (found["method"], found["settings"]["floor"]) == ("similarity", 0.4)
-    assert found["settings"] == found["record"]["settings"]
-    assert found["settings"]["threshold"] == found["record"]["threshold"]["value"]
-    assert found["record"]["agreement"] >= 0.8
-    assert found["share"] == found["record"]["cap"]
-    assert found["files"].keys() == {"model", "record"}
-    assert found["measure"] == f"patchslim measure {tmp_path / 'o' / MODEL_FOLDER}"
+    data = json.loads(ended.out)
+    assert data["record"] == json.loads((tmp_path / "o" / RECORD_FILE).read_text())
+    assert (data["method"], data["settings"]["floor"]) == ("similarity", 0.4)
+    assert data["settings"] == data["record"]["settings"]
+    assert data["settings"]["threshold"] == data["record"]["threshold"]["value"]
+    assert data["record"]["agreement"] >= 0.8
+    assert data["share"] == data["record"]["cap"]
+    assert data["files"].keys() == {"model", "record"}
+    assert data["measure"] == f"patchslim measure {tmp_path / 'o' / MODEL_FOLDER}"
 
 
-def test_a_method_without_a_threshold_says_none(desk, tmp_path):
+def test_a_method_without_a_threshold_records_none(desk, tmp_path):
     ended = calibrated(desk, tmp_path, "--method", "ats", "--macs", 0.6)
-    assert told(ended.out, "threshold") == "on 12 images"
+    assert read_line(ended.out, "threshold") == "on 12 images"
     assert load(tmp_path / "o" / MODEL_FOLDER).calibrated["threshold"] == {
         "setting": None,
         "value": None,
@@ -139,7 +139,10 @@ def test_the_example_is_calibrated_and_measured(tmp_path):
     record = json.loads((out / RECORD_FILE).read_text())
     assert 0.59 <= record["spent"]["mean"] <= 0.6
     assert record["spent"]["max"] <= record["cap"] <= 0.75
-    assert told(ended.out, "measure it") == f"patchslim measure {out / MODEL_FOLDER} --data digits"
+    assert (
+        read_line(ended.out, "measure it")
+        == f"patchslim measure {out / MODEL_FOLDER} --data digits"
+    )
     command = ["measure", out / MODEL_FOLDER, "--data", "digits", "--limit", 50, "--repeats", 1]
     measured = run(tmp_path, *command, "--json")
     assert measured.code == 0, measured.err

@@ -36,7 +36,7 @@ QUICK = ["--batch", 4, "--steps", 2, "--workers", 0]
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A slimmed model, its dense weights, and images in class folders."""
+    """Makes a slimmed model, its dense weights, and images in class folders."""
     at = tmp_path_factory.mktemp("desk")
     patchslim.slim(trainable_vit(), "tome", r=2).save(at / "slim")
     save_file(trainable_vit().state_dict(), at / "vit.safetensors")
@@ -44,7 +44,7 @@ def desk(tmp_path_factory):
     return at
 
 
-def test_it_writes_a_run_and_tells_how_to_measure_it(desk, tmp_path):
+def test_it_writes_a_run_and_says_how_to_measure_it(desk, tmp_path):
     data, out = desk / "photos", tmp_path / "runs" / "one"
     command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]
     ended = run(tmp_path, *command, "--lr", 1e-4, "--out", out)
@@ -101,12 +101,12 @@ def test_json_is_everything_and_nothing_else(desk, tmp_path):
         tmp_path, "train", desk / "slim", "--data", desk / "photos", *QUICK, "--out",
         tmp_path / "o", "--json",
     )  # fmt: skip
-    told = json.loads(ended.out)
-    assert (told["step"], told["unreadable"]) == (2, [])
-    assert told["model"] == str(tmp_path / "o" / MODEL_FOLDER)
-    assert told["course"] == TrainConfig(batch=4, steps=2, workers=0).to_json()
-    assert told["measure"].startswith("patchslim measure")
-    assert [row["name"] for row in told["report"]["rows"]][:2] == ["dense", "untrained"]
+    data = json.loads(ended.out)
+    assert (data["step"], data["unreadable"]) == (2, [])
+    assert data["model"] == str(tmp_path / "o" / MODEL_FOLDER)
+    assert data["course"] == TrainConfig(batch=4, steps=2, workers=0).to_json()
+    assert data["measure"].startswith("patchslim measure")
+    assert [row["name"] for row in data["report"]["rows"]][:2] == ["dense", "untrained"]
     assert "note: without --validation" in ended.err
 
 
@@ -130,7 +130,7 @@ def test_every_setting_is_an_option_with_its_usual_value():
         assert option.help.startswith(shown)
 
 
-def test_options_become_the_course_beside_what_is_usual_for_the_method(desk, tmp_path):
+def test_options_override_the_methods_training_defaults(desk, tmp_path):
     with pytest.warns(Untrained):
         patchslim.slim(trainable_vit(), "dynamicvit", keep=0.7).save(tmp_path / "made")
     ended = run(
@@ -138,9 +138,9 @@ def test_options_become_the_course_beside_what_is_usual_for_the_method(desk, tmp
         "--recompute", "--out", tmp_path / "o", "--distil-weight", 0.25,
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    course = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
-    assert (course["host_lr"], course["tokens"], course["distil_weight"]) == (0.5, 0.5, 0.25)
-    assert course["recompute"]
+    config = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
+    assert (config["host_lr"], config["tokens"], config["distil_weight"]) == (0.5, 0.5, 0.25)
+    assert config["recompute"]
 
 
 @pytest.mark.slow
@@ -178,11 +178,11 @@ def test_every_kind_of_data(desk, tmp_path, kind):
     labels = [("ant", "bee", "cat").index(file.parent.name) for file in files]
     place = tmp_path / kind
     if kind == "dataset":
-        held = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        encoded = [{"bytes": file.read_bytes(), "path": None} for file in files]
         features = datasets.Features(
             image=datasets.Image(), label=datasets.ClassLabel(names=["ant", "bee", "cat"])
         )
-        made = datasets.Dataset.from_dict({"image": held, "label": labels}, features=features)
+        made = datasets.Dataset.from_dict({"image": encoded, "label": labels}, features=features)
         made.save_to_disk(place)
     elif kind == "shards":
         place.mkdir()
@@ -201,7 +201,7 @@ def test_every_kind_of_data(desk, tmp_path, kind):
     assert json.loads(measured.out)["rows"][0]["accuracy"] is not None
 
 
-def test_resuming_a_run_that_is_done_writes_the_same_again(desk, tmp_path):
+def test_resuming_a_finished_run_writes_the_same_again(desk, tmp_path):
     command = ["train", desk / "slim", "--data", desk / "photos", *QUICK, "--out", tmp_path / "o"]
     assert run(tmp_path, *command).code == 0
     weights = tmp_path / "o" / MODEL_FOLDER / "model.safetensors"
@@ -212,14 +212,14 @@ def test_resuming_a_run_that_is_done_writes_the_same_again(desk, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "checkpoint", "code", "last"),
+    ("sent", "checkpoint", "code", "last"),
     [
         (signal.SIGINT, 10_000_000, 130, "interrupted"),
         (signal.SIGINT, 1, 130, "interrupted; {} has a checkpoint: the same command with --resume"),
         (signal.SIGTERM, 10_000_000, 2, "error: Stopped by SIGTERM after step"),
     ],
 )
-def test_a_run_that_is_stopped_says_how_to_go_on(desk, tmp_path, told, checkpoint, code, last):
+def test_a_run_that_is_stopped_says_how_to_resume(desk, tmp_path, sent, checkpoint, code, last):
     out = tmp_path / "o"
     command = ["train", desk / "slim", "--data", desk / "photos", "--out", out, *QUICK]
     command += ["--steps", 10_000_000, "--checkpoint", checkpoint]
@@ -233,16 +233,16 @@ def test_a_run_that_is_stopped_says_how_to_go_on(desk, tmp_path, told, checkpoin
             seen = stream.readline()
         while checkpoint == 1 and not (out / CHECKPOINT_FILE).exists():
             time.sleep(0.001)
-        os.kill(child, told)
+        os.kill(child, sent)
         seen = stream.read()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
     assert "Traceback" not in seen
     assert seen.splitlines()[-1].startswith(last.format(out))
-    assert (out / CHECKPOINT_FILE).exists() == (told == signal.SIGTERM or checkpoint == 1)
+    assert (out / CHECKPOINT_FILE).exists() == (sent == signal.SIGTERM or checkpoint == 1)
 
 
 def together(tmp_path, *argv, second=()):
-    """The exit codes, stdout and stderr of two processes that train together.
+    """Runs two processes that train together; returns their exit codes, stdout and stderr.
 
     The second one has the arguments `second` too.
     """
@@ -270,7 +270,7 @@ def together(tmp_path, *argv, second=()):
     return codes, *said
 
 
-def test_of_two_processes_the_first_speaks_and_both_say_why_they_end(desk, tmp_path):
+def test_the_first_of_two_processes_prints_and_both_say_why_they_end(desk, tmp_path):
     data = desk / "photos"
     command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]
     codes, out, err = together(tmp_path, *command, "--out", tmp_path / "o")

@@ -13,7 +13,7 @@ KINDS = ("spread", "clusters", "chain")
 
 
 def points(seed, kind, count=None):
-    """Some rows in the plane: spread out, in clusters, or one behind the other."""
+    """Makes some rows in the plane: spread out, in clusters, or one behind the other."""
     noise = torch.Generator().manual_seed(seed)
     count = 2 + seed * 2 if count is None else count
     x = torch.randn(count, 2, generator=noise, dtype=torch.float64)
@@ -26,13 +26,13 @@ def points(seed, kind, count=None):
 
 
 def costs(x):
-    """Squared distances of rows (..., n, d), and inf for a row with itself."""
+    """Computes squared distances of rows (..., n, d), and inf for a row with itself."""
     apart = (x.unsqueeze(-2) - x.unsqueeze(-3)).square().sum(dim=-1)
     return apart.masked_fill(torch.eye(x.shape[-2], dtype=torch.bool), math.inf)
 
 
 def worths(seed, count):
-    """Positive worths, all different."""
+    """Draws positive worths, all different."""
     noise = torch.Generator().manual_seed(100 + seed)
     return torch.rand(count, generator=noise, dtype=torch.float64)
 
@@ -43,19 +43,19 @@ def problem(seed, kind, count=None):
 
 
 def limits(cost):
-    """Thresholds from below the least cost to above the greatest."""
+    """Lists thresholds from below the least cost to above the greatest."""
     finite = cost[cost.isfinite()]
     return [float(finite.quantile(share)) * 1.0001 for share in (0, 0.1, 0.3, 0.6, 1)] + [0.0]
 
 
 def heavier_rows(row, worth):
-    """The rows before which `row` goes: worth more, or the same and earlier."""
+    """Lists the rows before which `row` goes: worth more, or the same and earlier."""
     mine = (-worth[row], row)
     return [other for other in range(len(worth)) if (-worth[other], other) < mine]
 
 
 def partition(heads):
-    """The groups that rows form who join the same one."""
+    """Groups the rows that join the same one."""
     groups = {}
     for row, head in enumerate(heads):
         groups.setdefault(head, set()).add(row)
@@ -63,7 +63,7 @@ def partition(heads):
 
 
 def cut(groups, cost, keep):
-    """Who joins whom where the `keep` rows that are farthest apart stay, of one image."""
+    """Finds which row joins which of the `keep` rows that are farthest apart, of one image."""
     stays = torch.zeros(1, len(cost), dtype=torch.bool)
     stays[0, groups.apart[0].topk(keep).indices] = True
     every = torch.arange(len(cost)).unsqueeze(0)
@@ -120,7 +120,7 @@ def test_bipartite_rows_are_as_far_as_the_nearest_of_the_other_side(seed, first)
 
 
 def greedy_leaders(cost, worth, limit):
-    """The next unclaimed row leads and claims all rows within the limit."""
+    """Lets the next unclaimed row lead and claim all rows within the limit, one after another."""
     leads, claimed = [], set()
     for row in sorted(range(len(worth)), key=lambda row: (-worth[row], row)):
         if row not in claimed:
@@ -153,8 +153,8 @@ def test_leaders_of_a_long_chain_are_those_of_the_greedy_pass(seed):
     assert leads == greedy_leaders(cost, worth.tolist(), 1.5)
 
 
-def test_what_a_chain_of_ever_lighter_rows_leaves_open_leads():
-    """No row is claimed that the greedy pass would have let lead, and all near a leader are."""
+def test_rows_left_open_by_a_chain_of_lighter_rows_lead():
+    """No row leads that the greedy pass would have claimed, and all near a leader are claimed."""
     cost = costs(torch.arange(60.0).unsqueeze(1))
     worth = torch.arange(60.0, 0, -1)
     wanted = set(greedy_leaders(cost, worth.tolist(), 1.5))
@@ -165,7 +165,7 @@ def test_what_a_chain_of_ever_lighter_rows_leaves_open_leads():
 
 
 def connected(cost, limit):
-    """The label of each row's component, by union-find."""
+    """Labels each row's component, by union-find."""
     parent = list(range(len(cost)))
 
     def find(row):
@@ -215,7 +215,7 @@ def test_components_of_a_chain_in_order_and_of_equal_worth(count):
 
 
 def average_linkage(cost, keep=1, limit=math.inf):
-    """One pair at a time: the two groups join whose members are nearest on average."""
+    """Joins one pair at a time: the two groups whose members are nearest on average."""
     groups = [[row] for row in range(len(cost))]
     cost = cost.tolist()
 
@@ -284,7 +284,7 @@ def test_average_linkage_joins_rows_of_which_each_is_farther_than_the_last(count
 
 
 def density_peaks(cost, neighbours=5):
-    """exp(-mean squared distance to the nearest) times the distance to a denser row."""
+    """Computes exp(-mean squared distance to the nearest) times the distance to a denser row."""
     count = len(cost)
     squared = [[float(cost[a, b]) for b in range(count) if a != b] for a in range(count)]
     near = [sorted(each)[:neighbours] for each in squared]
@@ -312,7 +312,7 @@ def test_one_row_is_a_peak():
 
 
 def alternated(cost, worth, keep):
-    """Five turns: rows go to their nearest centre, then the least distant of a group leads it."""
+    """Takes five turns: rows go to their nearest centre, then the least distant one leads."""
     count = len(cost)
     centres = sorted(range(count), key=lambda row: -float(worth[row]))[:keep]
     for _ in range(5):
@@ -373,7 +373,7 @@ def test_the_row_most_like_the_remaining_ones_goes_in_steps(seed, steps):
             assert (apart == step).nonzero().flatten().tolist() == sorted(batch)
 
 
-# --- who speaks for a group, and who joins whom
+# --- which row stands for a group, and which row joins which
 
 
 @every_seed
@@ -400,7 +400,7 @@ def test_without_parents_a_row_joins_the_nearest_that_stays(seed):
 
 
 @every_seed
-def test_a_row_joins_its_first_forebear_that_stays_or_else_the_nearest(seed):
+def test_a_row_joins_its_first_ancestor_that_stays_or_else_the_nearest(seed):
     cost, worth = problem(seed, "spread", 24)
     noise = torch.Generator().manual_seed(seed)
     older = [heavier_rows(row, worth.tolist()) or [row] for row in range(24)]
@@ -423,7 +423,7 @@ def test_a_row_joins_its_first_forebear_that_stays_or_else_the_nearest(seed):
         assert got[row] == head
 
 
-def test_a_long_line_of_parents_is_followed_to_its_end():
+def test_a_long_chain_of_parents_is_followed_to_its_end():
     count = 200
     parent = (torch.arange(count) - 1).clamp(min=0).unsqueeze(0)
     stays = (torch.arange(count) == 0).unsqueeze(0)
@@ -432,7 +432,7 @@ def test_a_long_line_of_parents_is_followed_to_its_end():
     assert (grouping.assign_rows(Groups(cost[:, 0], parent), cost, stays, every) == 0).all()
 
 
-# --- images do not know of each other
+# --- images do not affect each other
 
 WAYS = {
     "nearest": lambda cost, worth, unit: grouping.nearest(cost, worth),
@@ -465,7 +465,7 @@ def test_images_together_are_grouped_as_they_are_alone(way, count):
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in ("redundancy", "iterative")])
-def test_what_it_costs_a_row_to_join_itself_is_not_looked_at(way):
+def test_the_cost_of_a_row_to_join_itself_is_not_read(way):
     cost, worth = problem(5, "clusters")
     wanted = WAYS[way](cost.unsqueeze(0), worth.unsqueeze(0), None)
     for itself in (0.0, 1e-7, -1e-7, 9.0):

@@ -19,7 +19,7 @@ slow = pytest.mark.slow
 
 
 def by_default(*methods: str) -> Any:
-    """These methods by default; that the others compile and export is a law of every method too."""
+    """Marks which methods run by default; a law checks that all of them compile and export."""
     return pytest.mark.parametrize(
         "method", [each if each in methods else pytest.param(each, marks=slow) for each in FIXED]
     )
@@ -59,7 +59,7 @@ def test_compiles_with_inductor(vit: Any, method: str) -> None:
 
 
 def exported(model: SlimModel, x: Tensor) -> nn.Module:
-    """The model as a graph that takes any number of images."""
+    """Exports the model as a graph that takes any number of images."""
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(model, (x,), dynamic_shapes={"images": batch})
     return program.module()

@@ -28,7 +28,7 @@ FREE = {name for name in SHOWN if find_method(name).placement is Placement.FIRST
 
 @pytest.fixture
 def few(monkeypatch):
-    """Two scenes to calibrate on, where it does not matter which positions are found."""
+    """Calibrates on two scenes only, since the positions do not matter here."""
     monkeypatch.setattr(module, "SEARCH", PatchSlimmingConfig(mode="free", images=2, probe=2))
 
 
@@ -56,7 +56,7 @@ def test_demo_writes_what_it_returns(host, few, tmp_path):
     assert any("4/4 images" in line for line in lines)
 
 
-def test_budgets_out_of_reach_are_said_not_swallowed(host, few):
+def test_budgets_out_of_reach_are_reported(host, few):
     lines = []
     models, skipped = slim_all(host, (0.7, 0.001), lines.append)
     assert {name.partition(" ")[0] for name in models} == SHOWN
@@ -81,16 +81,16 @@ def test_what_can_be_calibrated_is_calibrated_and_no_weight_is_changed(host, few
 
 @pytest.mark.parametrize("budgets", [(0.7, 0.001)])
 def test_a_method_that_was_never_trained_is_no_result(host, few, budgets):
-    """Said once, whatever the number of budgets; and its warning stays inside."""
+    """It is reported once, whatever the number of budgets; its warning is not shown."""
     models, skipped = slim_all(host, budgets, lambda _: None)
-    told = "it learns what to keep, and has to be trained first (patchslim train)."
+    reason = "it learns what to keep, and has to be trained first (patchslim train)."
     assert "dynamicvit" in LEARN
     for name in LEARN:
-        assert skipped.count(f"{name} is missing: {told}") == 1
+        assert skipped.count(f"{name} is missing: {reason}") == 1
         assert not any(model.startswith(name) for model in models)
 
 
-def test_methods_that_need_a_class_token_are_said_to_be_missing():
+def test_methods_that_need_a_class_token_are_reported_as_missing():
     host = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, class_token=False,
         global_pool="avg",

@@ -84,7 +84,7 @@ def test_weights_are_small_and_the_recorded_ones() -> None:
     assert hashlib.sha256(stored).hexdigest() == weights["sha256"]
 
 
-def test_the_host_is_a_plain_network_that_timm_knows_how_to_feed() -> None:
+def test_the_host_is_a_plain_network_whose_input_timm_knows() -> None:
     timm_data = pytest.importorskip("timm.data")
     network = digits.host()
     assert not network.training
@@ -96,10 +96,10 @@ def test_the_host_is_a_plain_network_that_timm_knows_how_to_feed() -> None:
 
 
 def test_the_host_reads_test_scenes_and_needs_their_patches() -> None:
-    held = digits.scenes("test", 200)
+    unseen = digits.scenes("test", 200)
     with torch.inference_mode():
-        scores = digits.host()(digits.normalise(held.images))
-    assert float((scores.argmax(1).numpy() == held.labels).mean()) >= 0.95
+        scores = digits.host()(digits.normalise(unseen.images))
+    assert float((scores.argmax(1).numpy() == unseen.labels).mean()) >= 0.95
     test = digits.host_record()["test"]
     assert test["accuracy"] - test["accuracy_random_half_of_patch_tokens"] >= 0.05
 

@@ -35,7 +35,7 @@ def alone():
 
 
 def launched(launcher, work, folder):
-    """Runs the trainee to its end."""
+    """Runs the worker to its end."""
     if launcher == FORKED:
         code = os.waitstatus_to_exitcode(
             os.waitpid(fork_child(lambda: run_pair(work, str(folder))), 0)[1]
@@ -50,22 +50,22 @@ def launched(launcher, work, folder):
     )
 
 
-def assert_close(found, wanted):
-    """Two states of training that differ by rounding only."""
+def assert_close(got, wanted):
+    """Asserts that two states of training differ by rounding only."""
     for part in ("model", "average"):
-        assert found[part].keys() == wanted[part].keys()
+        assert got[part].keys() == wanted[part].keys()
         for name, tensor in wanted[part].items():
-            torch.testing.assert_close(found[part][name], tensor, rtol=0, atol=1e-6)
-    found, wanted = found["optimizer"], wanted["optimizer"]
-    assert found["param_groups"] == wanted["param_groups"]
-    assert found["state"].keys() == wanted["state"].keys()
+            torch.testing.assert_close(got[part][name], tensor, rtol=0, atol=1e-6)
+    got, wanted = got["optimizer"], wanted["optimizer"]
+    assert got["param_groups"] == wanted["param_groups"]
+    assert got["state"].keys() == wanted["state"].keys()
     for place, values in wanted["state"].items():
         for name, value in values.items():
-            torch.testing.assert_close(found["state"][place][name], value, rtol=0, atol=1e-6)
+            torch.testing.assert_close(got["state"][place][name], value, rtol=0, atol=1e-6)
 
 
 def assert_two_are_one(alone, launcher, work, folder):
-    """Whole runs, and runs that change between one process and two in the middle, are the same."""
+    """Whole runs, and runs that switch between one process and two in the middle, are the same."""
     for name in OPTIMISERS:
         write(folder / f"{name}-half.pt", train_toy(alone, name, stop=3))
     ended = launched(launcher, work, folder)
@@ -116,7 +116,7 @@ def test_a_killed_process_ends_the_run_with_a_reason(tmp_path):
 
 @pytest.mark.slow
 @needs_fork
-def test_all_stop_together_when_one_is_told_to(tmp_path):
+def test_all_processes_stop_when_one_gets_sigterm(tmp_path):
     ended = launched(PYTHON, "stop", tmp_path)
     assert ended.returncode == 0, ended.stderr
     steps = [json.loads((tmp_path / f"stopped-{rank}.json").read_text()) for rank in (0, 1)]
@@ -170,7 +170,7 @@ def test_a_resumed_run_is_the_run_bit_by_bit(alone, tmp_path):
             assert torch.equal(resumed["model"][key], tensor)
 
 
-def test_a_state_is_a_copy(alone):
+def test_a_saved_state_is_a_copy(alone):
     toy = Toy()
     optimiser = torch.optim.AdamW(toy.parameters())
     toy(torch.ones(2, 5)).sum().backward()
@@ -204,7 +204,7 @@ def test_the_state_of_another_model_is_refused(alone, change):
         alone.restore(toy, optimiser, state)
 
 
-def test_the_norm_of_gradients_is_told_and_limited(alone):
+def test_the_norm_of_gradients_is_logged_and_limited(alone):
     weight = torch.nn.Parameter(torch.zeros(4))
     weight.grad = torch.full((4,), 3.0)
     assert alone.clip([weight], 0) == 6

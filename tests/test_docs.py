@@ -1,4 +1,4 @@
-"""The documents say what is true: their code runs, prints what they show, and their links lead on.
+"""The documents are true: their code runs, prints what they show, and their links are not broken.
 
 A fenced `python` block runs, those of a page one after the other in one namespace; a `text` block
 right below it is what it prints. A `console` block is commands of ours with what they print.
@@ -35,8 +35,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *D
 FENCE = re.compile(r"(<!-- no-test -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ERRORS = [
     name
-    for name, found in vars(errors).items()
-    if inspect.isclass(found) and issubclass(found, Exception)
+    for name, error in vars(errors).items()
+    if inspect.isclass(error) and issubclass(error, Exception)
 ]
 MOST_README_BYTES = 8192
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -53,12 +53,12 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = []
+    code_blocks = []
     for match in FENCE.finditer(text):
         skip, language, content = match.groups()
         if not skip:
-            found.append(Block(language, content, text.count("\n", 0, match.start(3)) + 1))
-    return found
+            code_blocks.append(Block(language, content, text.count("\n", 0, match.start(3)) + 1))
+    return code_blocks
 
 
 def pages_with(language: str) -> list[Path]:
@@ -70,14 +70,14 @@ def name(page: Path) -> str:
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Whether a page shows what was printed; lines may break elsewhere, and `...` be left out."""
+    """Tells whether a page shows what was printed; lines may break elsewhere, `...` is anything."""
     lenient = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     return doctest.OutputChecker().check_output(shown, printed, lenient)
 
 
 @pytest.fixture
 def somewhere_else(tmp_path, monkeypatch):
-    """Pages may read a scene and write files; a seed makes what they print the same everywhere."""
+    """Runs in another folder, where pages may write files; a seed makes their output repeatable."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(digits.scenes("test", 1).images[0]).save("scene.png")
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def test_links_lead_somewhere(page):
 
 
 def headings(page: Path) -> set[str]:
-    """The anchors of a page's headings, as they are made for readers of the repository."""
+    """Lists the anchors of a page's headings, as a repository's web page makes them."""
     lines = FENCE.sub("", page.read_text(encoding="utf-8")).splitlines()
     titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
@@ -191,7 +191,7 @@ def test_every_command_is_on_its_page_and_answers_to_help(capsys):
 
 @pytest.fixture
 def keynorm(tmp_path, monkeypatch):
-    """The example of docs/adding-a-method.md, as a file that is put among the methods."""
+    """Writes the example of docs/adding-a-method.md as a file among the methods."""
     code = blocks(ROOT / "docs" / "adding-a-method.md")[0]
     (tmp_path / "keynorm.py").write_text(code.text, encoding="utf-8")
     monkeypatch.setattr(patchslim.methods, "__path__", [*patchslim.methods.__path__, str(tmp_path)])

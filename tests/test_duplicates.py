@@ -1,4 +1,4 @@
-"""Duplicates of the input: what is the same, who joins whom, and what that does to the answer."""
+"""Duplicates of the input: which patches are equal, which join, and how the answer changes."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ NOISE = torch.Generator()
 
 
 def noise(patches: int, batch: int = 1) -> torch.Tensor:
-    """Patches of which no two are near to each other."""
+    """Makes patches of which no two are near to each other."""
     return 10 * torch.randn(batch, patches, PIXELS, generator=NOISE.manual_seed(0))
 
 
 def tokens(shown: torch.Tensor, grid: tuple[int, int]) -> Tokens:
-    """Tokens whose features are their pixels."""
+    """Makes tokens whose features are their pixels."""
     return Tokens(x=shown.clone(), prefix=0, grid=grid, content=lambda: shown)
 
 
 def side(of: torch.Tensor) -> int:
-    """The side of a square grid."""
+    """Computes the side of a square grid."""
     return round(of.shape[1] ** 0.5)
 
 
 def joined(shown: torch.Tensor, keep: int | None = None, **settings: Any) -> torch.Tensor:
-    """For each patch the one that it joins, itself if it stays (B, n), on a square grid."""
+    """Finds for each patch the one that it joins, itself if it stays (B, n), on a square grid."""
     there = tokens(shown, (side(shown), side(shown)))
     reduction = Duplicates(**settings).choose(there, Signals(0), keep or shown.shape[1])
     after = reduction.apply(there)
@@ -47,17 +47,17 @@ def joined(shown: torch.Tensor, keep: int | None = None, **settings: Any) -> tor
 
 
 def left(to: torch.Tensor) -> list[int]:
-    """How many patches stay of each image."""
+    """Counts the patches of each image that stay."""
     return [len(each.unique()) for each in to]
 
 
 def worst(shown: torch.Tensor, to: torch.Tensor) -> float:
-    """The largest root mean square between a patch and the one that it joined."""
+    """Computes the largest root mean square between a patch and the one that it joined."""
     return float((take(shown, to) - shown).square().mean(dim=2).sqrt().max())
 
 
 def bare_vit(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
-    """A small host without positions: 8 x 8 patches of 4 x 4 pixels."""
+    """Makes a small host without positions: 8 x 8 patches of 4 x 4 pixels."""
     torch.manual_seed(0)
     host = timm.models.VisionTransformer(
         img_size=32,
@@ -73,7 +73,7 @@ def bare_vit(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
 
 
 def pages(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A white page, one with a line of text, one with a bar and a box, and noise (4, 3, 32, 32)."""
+    """Draws a white page, a line of text, a bar and a box, and noise (4, 3, 32, 32)."""
     images = torch.ones(4, 3, 32, 32, dtype=dtype)
     lots = NOISE.manual_seed(1)
     images[1, :, 9:13, 5:27] = torch.randn(3, 4, 22, generator=lots).to(dtype)
@@ -104,7 +104,7 @@ def test_both_zeros_are_apart_unless_there_is_a_tolerance():
 
 
 def test_equal_sums_do_not_join_what_is_different():
-    """Rows are put beside each other by a 64-bit sum; these two have the same, and differ."""
+    """Rows are sorted by a 64-bit sum; these two have the same sum, and differ."""
     bits = torch.tensor([[1765067437, 1062151793], [-1765067438, -1062151794]])
     factors = [(number * 0x9E3779B97F4A7C1 * 2 + 1) for number in (1, 2)]
     sums = [sum(a * b for a, b in zip(row, factors, strict=True)) for row in bits.tolist()]
@@ -139,7 +139,7 @@ def test_without_positions_nothing_is_lost(settings, dtype, most):
 
 
 @torch.inference_mode()
-def test_with_positions_the_answer_changes_and_the_patches_do_not(vit):
+def test_positions_change_the_answer_but_not_the_patches(vit):
     images = torch.ones(1, *patchslim.find_adapter(vit).describe(vit).image_shape)
     model = patchslim.slim(vit, "duplicates")
     assert not is_close(model(images), vit(images), factor=100)
@@ -173,7 +173,7 @@ def test_joins_stay_inside_of_squares(window, count, tolerance):
 
 
 @pytest.mark.parametrize("patches", [196, 1600])
-def test_who_joins_differs_by_at_most_the_tolerance(patches):
+def test_patches_that_join_differ_by_at_most_the_tolerance(patches):
     near = torch.rand(2, patches, PIXELS, generator=NOISE.manual_seed(2))
     to = joined(near, tolerance=0.3)
     assert max(left(to)) < 0.9 * patches
@@ -190,7 +190,7 @@ def test_near_ones_of_a_duplicate_in_another_square_are_not_lost():
     assert int(to[0, cells[0, 16]]) == 5
 
 
-def test_a_duplicate_goes_where_its_first_one_went():
+def test_a_duplicate_joins_the_row_that_its_first_copy_joined():
     shown, cells = noise(4096), torch.arange(4096).view(64, 64)
     shown[0, 0], shown[0, 1], shown[0, cells[0, 19]] = 0.0, 0.05, 0.05
     to = joined(shown, tolerance=0.1)
@@ -198,7 +198,7 @@ def test_a_duplicate_goes_where_its_first_one_went():
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.05])
-def test_a_cap_takes_the_flat_ones_first(tolerance):
+def test_a_cap_removes_the_flat_patches_first(tolerance):
     shown = noise(64, batch=2)
     flat = list(range(1, 64, 3))
     shown[:, flat] = torch.arange(len(flat)).view(-1, 1).float()

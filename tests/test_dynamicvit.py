@@ -43,7 +43,7 @@ def images(dtype=torch.float32, batch=3):
 
 
 def taught(readout="class", *, tail="full", dtype=torch.float32, **changes):
-    """A model whose predictors have an opinion of every patch, as if they had been trained."""
+    """Makes a model whose predictors score patches differently, as if they had been trained."""
     host = tiny_host(img_size=32, depth=4, readout=readout, **changes)
     model = slim_unchecked(host, DynamicViT(), STAGES, tail)
     noise = torch.Generator().manual_seed(2)
@@ -53,10 +53,10 @@ def taught(readout="class", *, tail="full", dtype=torch.float32, **changes):
     return model.to(dtype).eval()
 
 
-class Told(DynamicViT):
-    """Lets stay what it is told to, a mask over the cells (B, n) for each block; by Mask or Keep.
+class KeepsGiven(DynamicViT):
+    """Keeps the given cells, a mask (B, n) for each block, by Mask or Keep.
 
-    Its predictors are asked all the same.
+    Its predictors run all the same.
     """
 
     def __init__(self, taught, stays, kind):
@@ -73,13 +73,15 @@ class Told(DynamicViT):
         return Keep(stays.nonzero()[:, 1].view(len(stays), keep))
 
 
-def told(model, stays, kind, schedule=STAGES):
-    return slim_unchecked(model.host, Told(model.method, stays, kind), schedule, model.plan.tail)
+def slim_by_masks(model, stays, kind, schedule=STAGES):
+    return slim_unchecked(
+        model.host, KeepsGiven(model.method, stays, kind), schedule, model.plan.tail
+    )
 
 
 @contextmanager
 def heard(model):
-    """What the predictors say while it lasts, in the order of the blocks."""
+    """Records what the predictors say within the block, in the order of the blocks."""
     said = []
     hooks = [
         predictor.register_forward_hook(lambda _module, _given, got: said.append(got))
@@ -96,34 +98,34 @@ def close(got, wanted, off=None):
 
 
 def rows(x, stays):
-    """Of the last rows of one image, those of the cells that stay."""
+    """Picks, of the last rows of one image, those of the cells that stay."""
     return x[:, x.shape[1] - stays.shape[1] :][stays]
 
 
 def check_draws(model, x, off=None):
-    """Draws masks in training, and removes of each image the same patches in evaluation."""
+    """Checks that evaluation removes the patches that training masks, image by image."""
     torch.manual_seed(0)
     with heard(model) as masked:
-        lesson = forward_training(model.train(), x, tail=model.plan.tail)
-    stays = {each.block: each.alive > 0.5 for each in lesson.decisions}
+        output = forward_training(model.train(), x, tail=model.plan.tail)
+    stays = {each.block: each.alive > 0.5 for each in output.decisions}
     counts = torch.stack([each.sum(dim=1) for each in stays.values()], dim=1)
     assert list(stays) == list(AT)
     assert (counts[0] != counts[1]).any(), "the test needs images that keep different numbers"
     assert (counts > 0).all()
-    prefix = lesson.tokens.prefix
+    prefix = output.tokens.prefix
     for i in range(len(x)):
         left = Counts((64 + prefix, *(counts[i] + prefix).tolist()), 64 + prefix, prefix)
         own = {block: each[i : i + 1] for block, each in stays.items()}
-        removed = told(model, own, Keep, left).eval()
+        removed = slim_by_masks(model, own, Keep, left).eval()
         with heard(removed) as said:
             alone = forward_training(removed, x[i : i + 1], tail=model.plan.tail)
-        close(lesson.output[i : i + 1], alone.output, off)
+        close(output.output[i : i + 1], alone.output, off)
         before = torch.ones(1, 64, dtype=torch.bool)
         for block, wanted, got in zip(AT, said, masked, strict=True):
             close(rows(got[i : i + 1], before), wanted.flatten(0, 1), off)
             before = own[block]
-        if lesson.tokens.x.shape[1] > 1:
-            rest = lesson.tokens.x[i : i + 1, prefix:]
+        if output.tokens.x.shape[1] > 1:
+            rest = output.tokens.x[i : i + 1, prefix:]
             close(rows(rest, before), alone.tokens.x[0, prefix:], off)
 
 
@@ -145,7 +147,7 @@ def test_removal_at_inference_is_a_mask_in_training(readout, tail, dtype):
     assert [each.shape[1] for each in cells.values()] == list(LEFT)
     nothing = torch.zeros(3, 64, dtype=torch.bool)
     stays = {block: nothing.scatter(1, each, value=True) for block, each in cells.items()}
-    soft = told(model, stays, Mask).train()
+    soft = slim_by_masks(model, stays, Mask).train()
     with heard(soft) as masked:
         close(soft(x), wanted)
     before = torch.arange(64).expand(3, -1)
@@ -156,13 +158,13 @@ def test_removal_at_inference_is_a_mask_in_training(readout, tail, dtype):
 
 @torch.no_grad()
 @every_readout
-def test_all_that_differs_is_the_faint_weight_of_what_is_masked(readout, monkeypatch):
+def test_masking_differs_from_removal_only_by_the_faint_weight_of_masked_rows(readout, monkeypatch):
     monkeypatch.setattr(patchslim.tokens.attention, "SOFT_MASK_EPS", 1e-13)
     check_draws(taught(readout, dtype=torch.float64), images(torch.float64), off=1e-11)
 
 
 def missing(module, prefix=""):
-    """Parameters that got no gradient, or nothing but zeros, or something that is no number."""
+    """Lists parameters that got no gradient, or only zeros, or one that is not finite."""
     return {
         prefix + name
         for name, parameter in module.named_parameters()
@@ -172,20 +174,20 @@ def missing(module, prefix=""):
 
 @every_readout
 @every_tail
-def test_the_answer_alone_teaches_every_predictor_and_the_whole_host(readout, tail):
+def test_the_answer_loss_alone_trains_every_predictor_and_the_whole_host(readout, tail):
     model, x = taught(readout, tail=tail), images()
     teacher = model.host(x).detach() + torch.randn(3, 5)
-    lesson = forward_training(model.train(), x, tail=tail)
-    answer_loss(lesson.output, teacher, "soft", 1.0).backward()
+    output = forward_training(model.train(), x, tail=tail)
+    answer_loss(output.output, teacher, "soft", 1.0).backward()
     assert not missing(model.method)
     assert not missing(model.host)
 
 
 @every_readout
-def test_the_share_alone_teaches_every_predictor_and_what_they_look_at(readout):
+def test_the_share_loss_alone_trains_every_predictor_and_the_tokens_it_reads(readout):
     model = taught(readout)
-    lesson = forward_training(model.train(), images(), tail="full")
-    model.method.loss(lesson.decisions).backward()
+    output = forward_training(model.train(), images(), tail="full")
+    model.method.loss(output.decisions).backward()
     assert not missing(model.method)
     unseen = {
         name
@@ -212,8 +214,8 @@ def test_the_loss_is_the_squared_distance_from_the_scheduled_share():
 
 
 def test_the_share_that_is_aimed_at_is_the_one_that_inference_leaves():
-    lesson = forward_training(taught().train(), images(), tail="full")
-    assert [each.share for each in lesson.decisions] == [left / 64 for left in LEFT]
+    output = forward_training(taught().train(), images(), tail="full")
+    assert [each.share for each in output.decisions] == [left / 64 for left in LEFT]
 
 
 @pytest.mark.slow
@@ -223,11 +225,11 @@ def test_gradient_descent_on_the_share_reaches_it():
     torch.manual_seed(0)
     shares = []
     for _ in range(60):
-        lesson = forward_training(model.train(), x, tail="full")
+        output = forward_training(model.train(), x, tail="full")
         optimiser.zero_grad()
-        model.method.loss(lesson.decisions).backward()
+        model.method.loss(output.decisions).backward()
         optimiser.step()
-        shares.append([each.alive.mean().item() for each in lesson.decisions])
+        shares.append([each.alive.mean().item() for each in output.decisions])
     for stage, left in enumerate(LEFT):
         late = sum(each[stage] for each in shares[-10:]) / 10
         assert late == pytest.approx(left / 64, abs=0.08)
@@ -247,8 +249,8 @@ def test_before_training_most_patches_are_kept():
     host = tiny_host(img_size=32, depth=4)
     torch.manual_seed(0)
     model = slim_unchecked(host, DynamicViT(), STAGES).train()
-    lesson = forward_training(model, images(batch=8), tail="full")
-    share = lesson.decisions[0].alive.mean().item()
+    output = forward_training(model, images(batch=8), tail="full")
+    share = output.decisions[0].alive.mean().item()
     assert share == pytest.approx(torch.tensor(2.0).sigmoid().item(), abs=0.06)
 
 
@@ -261,10 +263,10 @@ def test_an_image_of_which_nothing_is_left_stays_finite(changes):
     for predictor in model.method.predictors.values():
         nn.init.zeros_(predictor.verdict[4].weight)
         predictor.verdict[4].bias.data = torch.tensor([-40.0, 40.0])
-    lesson = forward_training(model.train(), images(), tail="full")
-    assert not any(each.alive.any() for each in lesson.decisions)
-    assert lesson.output.isfinite().all()
-    (lesson.output.square().sum() + model.method.loss(lesson.decisions)).backward()
+    output = forward_training(model.train(), images(), tail="full")
+    assert not any(each.alive.any() for each in output.decisions)
+    assert output.output.isfinite().all()
+    (output.output.square().sum() + model.method.loss(output.decisions)).backward()
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
     assert gradients
     assert all(each.isfinite().all() for each in gradients)
@@ -282,15 +284,15 @@ def in_bfloat16(model, x):
 @every_readout
 @pytest.mark.parametrize("how", [in_autocast, in_bfloat16])
 def test_training_in_half_precision_stays_finite_and_counts_exactly(readout, how):
-    model, lesson = how(taught(readout).train(), images())
-    wanted = model.method.loss(lesson.decisions)
-    counts = [each.alive.double().sum(dim=1) for each in lesson.decisions]
+    model, output = how(taught(readout).train(), images())
+    wanted = model.method.loss(output.decisions)
+    counts = [each.alive.double().sum(dim=1) for each in output.decisions]
     by_hand = [
         (left / 64 - count / 64).square().mean() for left, count in zip(LEFT, counts, strict=True)
     ]
     assert wanted.item() == pytest.approx(2 * torch.stack(by_hand).mean().item(), rel=1e-4)
-    (lesson.output.float().square().mean() + wanted.float()).backward()
-    assert lesson.output.isfinite().all()
+    (output.output.float().square().mean() + wanted.float()).backward()
+    assert output.output.isfinite().all()
     assert not missing(model.method)
 
 
@@ -320,8 +322,8 @@ def test_blocks_that_are_computed_again_draw_the_same():
         model = taught()
         model.host.set_grad_checkpointing(recompute)
         torch.manual_seed(0)
-        lesson = forward_training(model.train(), images(), tail="full")
-        (lesson.output.square().sum() + model.method.loss(lesson.decisions)).backward()
+        output = forward_training(model.train(), images(), tail="full")
+        (output.output.square().sum() + model.method.loss(output.decisions)).backward()
         gradients.append([each.grad for each in model.parameters()])
     for kept, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, kept)
@@ -394,7 +396,7 @@ def test_the_entry_that_means_keep_is_the_first():
     torch.testing.assert_close(said[0].exp().sum(dim=2), torch.ones(3, 64))
 
 
-def test_any_method_that_learns_is_told_of_once_untrained():
+def test_an_untrained_method_warns_once():
     class Own(DynamicViT):
         missing = None
 

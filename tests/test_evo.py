@@ -32,7 +32,7 @@ every_form = pytest.mark.parametrize("representative", [True, False], ids=["stan
 
 
 def deep(**changes: Any) -> Any:
-    """A tiny host of six blocks with LayerScale, whose head is the mean of its patches."""
+    """Makes a tiny host of six blocks with LayerScale, whose head is the mean of its patches."""
     settings = {"depth": 6, "init_values": 0.5, "class_token": True, "global_pool": "avg"}
     return tiny_host(**{**settings, **changes})
 
@@ -55,7 +55,7 @@ def test_a_rate_of_one_is_the_dense_model_bit_for_bit(pool):
 
 @every_form
 @torch.no_grad()
-def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative):
+def test_rows_are_removed_only_within_units_and_complete_for_the_head(representative):
     model = evo(deep(), (1, 3, 5), representative=representative)
     slow = 1 + 8 + representative
     traced = model.trace(noise_images())
@@ -72,14 +72,14 @@ def test_rows_fall_in_units_alone_and_are_all_there_for_the_head(representative)
 
 
 class Resting(nn.Module):
-    """A part of a block that adds nothing."""
+    """Part of a block that adds nothing."""
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         return torch.zeros_like(x)
 
 
 def still(**changes: Any) -> Any:
-    """A host whose blocks change no row, so that every row can be told by what it holds."""
+    """Makes a host whose blocks change no row, so that its values identify every row."""
     host = deep(init_values=None, **changes)
     for block in host.blocks:
         for layer in (block.attn.proj, block.mlp.fc2):
@@ -127,7 +127,7 @@ def test_what_waits_moves_by_what_its_stand_in_has_gained(representative):
 
 
 def attended(attn: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What attention gives, and how much the class token attends to each row behind it."""
+    """Computes attention's output, and how much the class token attends to each row after it."""
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     weights = (q @ k.transpose(2, 3) * attn.scale).softmax(dim=-1)
     mixed = attn.proj((weights @ v).transpose(1, 2).flatten(2))
@@ -143,7 +143,7 @@ def written_out(
     early: float = 1.0,
     tradeoff: float = 0.5,
 ) -> Tensor:
-    """Evo-ViT with sorting, placeholders and the increments of each branch, image by image.
+    """Runs Evo-ViT with sorting, placeholders and the increments of each branch, image by image.
 
     With drop path, a block draws for attention and then for the feed-forward, as the host does.
     """
@@ -154,7 +154,7 @@ def written_out(
     waiting = gained = order = stale = None
 
     def together() -> tuple[Tensor, Tensor | None]:
-        """All patches and what is known of them, in raster order again."""
+        """Joins all patches and what is known of them, in raster order again."""
         if waiting is None:
             return patches, attention
         slow = patches[:, :half]
@@ -207,7 +207,7 @@ def test_it_is_the_published_algorithm(representative, at):
 
 @every_form
 @pytest.mark.parametrize("at", [STAGES, BLOCKS])
-def test_so_it_is_in_training_with_drop_path(representative, at):
+def test_waiting_rows_gain_what_the_stand_in_gains_in_training_with_drop_path(representative, at):
     """The gain of the stand-in is that of the branches not dropped, scaled as they are."""
     model = evo(deep(drop_path_rate=0.5), at, representative=representative).train()
     answers, slopes = [], []
@@ -227,13 +227,13 @@ def test_so_it_is_in_training_with_drop_path(representative, at):
 
 
 def signals(logits: Tensor, block: int, **more: Any) -> Signals:
-    """A block in which the class token attends by these logits (B, n) before the softmax."""
+    """Makes a block in which the class token attends by these logits (B, n) before the softmax."""
     keys = torch.cat([torch.zeros(len(logits), 1), logits], dim=1)[:, None, :, None]
     return Signals(1, 1.0, torch.ones_like(keys), keys, None, block=block, **more)
 
 
 def seen(logits: Tensor) -> Tensor:
-    """What the class token gives to each patch: a softmax that itself is part of."""
+    """Computes what the class token gives to each patch: a softmax over patches and itself."""
     return nn.functional.pad(logits, (1, 0)).softmax(dim=1)[:, 1:]
 
 
@@ -242,7 +242,7 @@ def remembered(method: Evo, known: Tensor | None, logits: Tensor, block: int) ->
     return method.remember(tokens, signals(logits, block))
 
 
-def test_the_newest_attention_weighs_as_much_as_told():
+def test_the_newest_attention_has_the_weight_that_is_set():
     method = Evo(tradeoff=0.25, early=0.75)
     logits = torch.randn(3, 2, 4)
     first = remembered(method, None, logits[0], 0)
@@ -311,7 +311,7 @@ def test_the_stand_in_is_weighed_by_the_attention_of_those_it_stands_for():
 
 
 def served(host: Any, x: Tensor, **settings: Any) -> SlimModel:
-    """A model of the host that was checked: rows at every depth, and a finite answer."""
+    """Slims a host and checks it: rows at every depth, and a finite answer."""
     model = patchslim.slim(host, "evo", keep_rate=0.5, at=(1, 2), **settings)
     with torch.no_grad():
         traced = model.trace(x)
@@ -384,7 +384,7 @@ def test_transformers_is_served():
 
 
 @pytest.mark.parametrize("settings", [{"tradeoff": 0.0}, {"tradeoff": 1.5}, {"early": 0.0}])
-def test_weights_of_nothing_and_of_more_than_all_are_refused(settings):
+def test_weights_of_zero_or_above_one_are_refused(settings):
     with pytest.raises(BadSetting, match=f"{next(iter(settings))}=.*above 0 up to 1"):
         Evo(**settings)
 
@@ -449,7 +449,7 @@ def test_half_precision_stays_finite(dtype, representative):
 
 @torch.no_grad()
 def test_attention_that_has_underflowed_gives_no_nan():
-    """Where nobody attends to those that wait, their stand-in has no weights to share out."""
+    """If nobody attends to the rows that wait, their stand-in has no weights to share out."""
     memory = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
     tokens = Tokens(x=torch.randn(1, 5, 3), prefix=1, grid=(2, 2), memory=memory)
     left = Evo().choose(tokens, Signals(1, block=1), 3).apply(tokens)
@@ -484,7 +484,7 @@ def test_what_the_schedule_says_is_what_happens():
 
 @torch.no_grad()
 def test_one_method_may_serve_two_models():
-    """What it does follows from the tokens, and not from the schedule that it was given last."""
+    """What it does follows from the tokens, and not from the schedule that it last got."""
     mine, images = patchslim.find_method("evo")(), noise_images()
     early = patchslim.slim(tiny_host(depth=6), mine, keep_rate=0.5, at=(3, 5))
     wanted = early(images)

@@ -86,7 +86,7 @@ def test_its_parts_are_its_forward_pass():
 
 
 @torch.no_grad()
-def test_the_class_row_passes_a_downsampling_first():
+def test_the_class_row_stays_first_after_a_downsampling():
     down = host().stages[1].downsample.attn_downsample.q.down
     rows = torch.arange(65.0).reshape(1, 65, 1)
     assert down(rows).flatten().tolist()[:6] == [0, 1, 3, 5, 7, 17]

@@ -29,13 +29,13 @@ AT = (1, 3)
 
 
 def flat(**changes):
-    """A tiny host with a class token whose head reads the mean of the patches."""
+    """Makes a tiny host with a class token whose head reads the mean of the patches."""
     settings = {"depth": 4, "class_token": True, "global_pool": "avg"}
     return tiny_host(**{**settings, **changes})
 
 
 def levit():
-    """A pyramid of two grids, 4x4 and 2x2."""
+    """Makes a pyramid of two grids, 4x4 and 2x2."""
     torch.manual_seed(0)
     host = EvoLevit(
         img_size=64, embed_dim=(16, 24), key_dim=4, num_heads=2, depth=(2, 2), num_classes=5
@@ -49,7 +49,7 @@ def slimmed(host=None, method="evo", **settings):
 
 
 def batches(count=16, *, side=16, seed=0):
-    """Noise whose class can be seen: the mean of the first channel."""
+    """Draws noise whose class can be seen: the mean of the first channel."""
     noise = torch.Generator().manual_seed(seed)
     drawn = torch.randn(count, 3, side, side, generator=noise)
     kind = torch.arange(count) % 5
@@ -58,7 +58,7 @@ def batches(count=16, *, side=16, seed=0):
 
 
 def quick(**settings):
-    """A course of a few steps."""
+    """Makes the config of a run of a few steps."""
     return TrainConfig(**{"steps": 4, "batch": 8, "lr": 1e-3, **settings})
 
 
@@ -72,20 +72,20 @@ def same(one, other):
 
 @pytest.mark.parametrize("distil", ["none", "soft"])
 def test_the_loss_is_shared_with_a_second_head_on_the_class_token(distil):
-    course = quick(auxiliary=0.3, distil=distil)
+    config = quick(auxiliary=0.3, distil=distil)
     model = slimmed().train()
-    learner = LossModule(model, course)
+    learner = LossModule(model, config)
     for weight in learner.auxiliary.parameters():
         weight.data.add_(0.1)  # no longer a copy
     ((images, labels), *_) = batches()
     answers = torch.randn(8, 5) if distil == "soft" else None
     terms = learner(images, Target(labels, answers))
-    lesson = forward_training(model, images, tail="full")
-    second = learner.auxiliary[0](lesson.tokens.x[:, 0])
-    assert not torch.allclose(second, lesson.output, atol=1e-2)
+    output = forward_training(model, images, tail="full")
+    second = learner.auxiliary[0](output.tokens.x[:, 0])
+    assert not torch.allclose(second, output.output, atol=1e-2)
 
     def shared(loss):
-        return 0.7 * loss(lesson.output) + 0.3 * loss(second)
+        return 0.7 * loss(output.output) + 0.3 * loss(second)
 
     wanted = shared(lambda logits: F.cross_entropy(logits, labels))
     torch.testing.assert_close(terms[1], wanted.detach())
@@ -109,7 +109,7 @@ def test_it_begins_as_a_copy_of_the_hosts_own_and_learns_apart():
     assert (second[2].weight.grad - model.host.head.weight.grad).abs().max() > 1e-4
 
 
-def test_nothing_of_it_is_in_the_model_that_is_left(tmp_path):
+def test_the_trained_model_has_no_auxiliary_head(tmp_path):
     given = slimmed()
     trained = train(given, batches(), quick(auxiliary=0.5), out=tmp_path)
     assert trained.model.state_dict().keys() == given.state_dict().keys()
@@ -122,11 +122,11 @@ def test_nothing_of_it_is_in_the_model_that_is_left(tmp_path):
 
 @pytest.mark.slow
 def test_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
-    """The second head, its optimiser, and the step at which blocks cease to select anew."""
-    course = quick(steps=6, auxiliary=0.5, layered=0.5, checkpoint=1, ema=0.9)
+    """With the second head, its optimiser, and the step at which blocks stop selecting again."""
+    config = quick(steps=6, auxiliary=0.5, layered=0.5, checkpoint=1, ema=0.9)
     with pytest.warns(Untrained):
         model = slimmed(learned=True)
-    whole = train(model, batches(), course, out=tmp_path / "whole")
+    whole = train(model, batches(), config, out=tmp_path / "whole")
     for stop in (1, 4):
         out = tmp_path / str(stop)
 
@@ -135,8 +135,8 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights(tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(model, batches(), course, out=out, progress=cut)
-        again = train(model, batches(), course, out=out, resume=True)
+            train(model, batches(), config, out=out, progress=cut)
+        again = train(model, batches(), config, out=out, resume=True)
         same(again.model.state_dict(), whole.model.state_dict())
 
 
@@ -178,24 +178,24 @@ class Watched(Evo):
 
 def test_every_block_selects_at_first_and_every_stage_after_that(tmp_path):
     model = patchslim.slim(flat(), Watched(), keep_rate=0.5, at=AT)
-    found = []
+    chosen = []
 
-    def told(line):
+    def progress(line):
         if line.startswith("step "):
-            found.append(tuple(Watched.chosen))
+            chosen.append(tuple(Watched.chosen))
             Watched.chosen.clear()
 
     Watched.chosen.clear()
-    train(model, batches(), quick(steps=6, layered=0.5), out=tmp_path, progress=told)
-    assert found == [(1, 2, 3)] * 3 + [(1, 3)] * 3
+    train(model, batches(), quick(steps=6, layered=0.5), out=tmp_path, progress=progress)
+    assert chosen == [(1, 2, 3)] * 3 + [(1, 3)] * 3
     assert (
         forward_training(model, batches()[0][0], tail="full", layered=True).decisions[1].block == 2
     )
 
 
-def test_its_authors_share_is_usual_for_the_method():
-    course = TrainConfig.of(Evo.training_defaults, {"steps": 300})
-    changed = [step for step in range(300) if course.is_layered(step, 300)]
+def test_the_authors_share_of_layered_steps_is_the_default():
+    config = TrainConfig.of(Evo.training_defaults, {"steps": 300})
+    changed = [step for step in range(300) if config.is_layered(step, 300)]
     assert changed == list(range(200))
 
 
@@ -235,10 +235,10 @@ def test_tradeoffs_learn(tmp_path):
 
 @pytest.mark.slow
 def test_evo_levit_learns_from_a_teacher_by_heads_of_their_own(tmp_path):
-    """Batch norm, two heads and two more for training, and a loss that falls."""
+    """It has batch norm, two heads and two more for training, and a loss that falls."""
     model, teacher = slimmed(levit()), tiny_host(img_size=64, patch_size=16)
-    course = quick(steps=30, lr=3e-3, auxiliary=0.5, distil="token", layered=0.5)
-    learner = LossModule(copy.deepcopy(model).train(), course)
+    config = quick(steps=30, lr=3e-3, auxiliary=0.5, distil="token", layered=0.5)
+    learner = LossModule(copy.deepcopy(model).train(), config)
     learner.slimmed.host.set_distilled_training()
     ((images, labels), *_) = batches(side=64)
     learner(images, Target(labels, teacher(images).detach()))[0].backward()
@@ -246,7 +246,7 @@ def test_evo_levit_learns_from_a_teacher_by_heads_of_their_own(tmp_path):
     for head in (*learner.auxiliary, learner.slimmed.host.head, learner.slimmed.host.head_dist):
         assert all(weight.grad.abs().max() > 0 for weight in head.parameters())
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    trained = train(model, batches(side=64), course, out=tmp_path, teacher=teacher)
+    trained = train(model, batches(side=64), config, out=tmp_path, teacher=teacher)
     losses = [row["loss"] for row in read_log(tmp_path / "log.csv")]
     assert float(losses[-1]) < 0.7 * float(losses[0])
     after = trained.model.state_dict()
@@ -258,14 +258,14 @@ def test_evo_levit_learns_from_a_teacher_by_heads_of_their_own(tmp_path):
     same(before, dict(model.state_dict()))
 
 
-def test_a_run_that_diverges_says_so_and_can_be_gone_on_with(tmp_path):
-    course = quick(steps=200, lr=1e6, clip=0.0, warmup=0.0, checkpoint=1, distil="none")
+def test_a_run_that_diverges_says_so_and_can_be_resumed(tmp_path):
+    config = quick(steps=200, lr=1e6, clip=0.0, warmup=0.0, checkpoint=1, distil="none")
     for _ in range(2):
         with pytest.raises(Diverged, match=r"Lower lr \(now 1e"):
             train(
                 slimmed(),
                 batches(),
-                course,
+                config,
                 out=tmp_path,
                 resume=(tmp_path / CHECKPOINT_FILE).exists(),
             )
@@ -277,11 +277,11 @@ def test_a_run_that_diverges_says_so_and_can_be_gone_on_with(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_make_courses(name):
-    course = TrainConfig.of(Evo.training_defaults, {**RECIPES[name], "auxiliary": 0.5})
-    assert (course.epochs, course.lr, course.layered) == (300, 1e-3, pytest.approx(2 / 3))
-    assert TrainConfig(**course.to_json()) == course
-    assert course.needs_teacher == (name == "levit")
+def test_recipes_make_training_configs(name):
+    config = TrainConfig.of(Evo.training_defaults, {**RECIPES[name], "auxiliary": 0.5})
+    assert (config.epochs, config.lr, config.layered) == (300, 1e-3, pytest.approx(2 / 3))
+    assert TrainConfig(**config.to_json()) == config
+    assert config.needs_teacher == (name == "levit")
 
 
 def test_a_recipe_of_the_command_line_gives_way_to_options(tmp_path):
@@ -294,9 +294,9 @@ def test_a_recipe_of_the_command_line_gives_way_to_options(tmp_path):
         "--lr", 2e-4, "--out", tmp_path / "o",
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    course = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
+    config = load(tmp_path / "o" / MODEL_FOLDER).trained["course"]
     own = {"steps": 2, "batch": 4, "workers": 0, "auxiliary": 0.5, "lr": 2e-4}
-    assert course == TrainConfig.of(Evo.training_defaults, {**RECIPES["deit"], **own}).to_json()
+    assert config == TrainConfig.of(Evo.training_defaults, {**RECIPES["deit"], **own}).to_json()
     ended = run(tmp_path, "train", tmp_path / "slim", "--recipe", "beit")
     assert ended.code != 0
     assert "deit" in ended.err

@@ -1,4 +1,4 @@
-"""The examples run, say something, and are short. The quick ones run in this process too."""
+"""The examples run, print something, and are short. The quick ones run in this process too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MOST_LINES = 40
 
-# What each of them prints, whatever the machine.
+# What each of them prints on every machine.
 SAYS = {
     "calibrate": ["patch_slimming_dynamic ", "random/patch_slimming ", "tome ", "pyramid.svg"],
     "documents": ["letter: ", "form  : 100 of 784 patches, 17% of the operations", "(2, 1000)"],
@@ -53,7 +53,7 @@ def test_every_example_is_tested_and_short():
 
 @pytest.fixture
 def as_before():
-    """An example may silence transformers; other tests may not be."""
+    """Restores the log level: an example may silence transformers; other tests may not be."""
     level = logging.get_verbosity()
     yield
     logging.set_verbosity(level)
@@ -99,7 +99,7 @@ def test_fine_tuning_brings_the_answers_nearer_to_the_teachers(tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_calibrating_beats_random_and_leaves_its_files(tmp_path, monkeypatch, capsys):
-    """At half of the operations, with no weight changed: most digits are still read."""
+    """At half of the operations, with no weight changed, most digits are still read."""
     monkeypatch.setattr(sys, "argv", ["calibrate", "64", str(tmp_path / "out")])
     runpy.run_path(str(example("calibrate")), run_name="__main__")
     printed = capsys.readouterr().out.splitlines()

@@ -1,8 +1,8 @@
 """Every family on disk, every variant that its library builds, every public law of families.
 
 A family's variants are listed by `variants(family)` in `tests/variants_<library>.py`. Each has a
-`build()` that gives a small host, and a name. Where that file has `is_combination(variant)`, the
-laws that take longest are slow for variants that only combine what others have by themselves.
+`build()` that makes a small host, and a name. If that file has `is_combination(variant)`, the
+laws that take longest are slow for variants that only combine options of others.
 Nothing here names a family.
 """
 
@@ -27,10 +27,10 @@ from patchslim.testing.law import check_law
 
 
 def list_variants(family: str) -> tuple[Any, ...]:
-    """The small variants of a family."""
+    """Lists the small variants of a family."""
     module = importlib.import_module(f"variants_{find_family_library(family).name}")
-    found: tuple[Any, ...] = module.variants(family)
-    return found
+    variants: tuple[Any, ...] = module.variants(family)
+    return variants
 
 
 SUBJECTS = [
@@ -44,7 +44,7 @@ LONGEST = (
 
 
 def only_combines(family: str, variant: Any) -> bool:
-    """Whether a variant only combines what others have by themselves."""
+    """Tells whether a variant only combines options that others have by themselves."""
     module = importlib.import_module(f"variants_{find_family_library(family).name}")
     return bool(getattr(module, "is_combination", lambda _: False)(variant))
 
@@ -58,13 +58,13 @@ TRAINED = [
 
 @functools.cache
 def trial(family: str, variant: Any) -> AdapterTrial:
-    """A host, built once for all laws, each of which leaves it as it is found."""
+    """Builds a host once for all laws, none of which changes it."""
     return AdapterTrial(variant.build(), load_adapter(family))
 
 
 @pytest.mark.parametrize(("family", "variant"), SUBJECTS, ids=str)
 def test_the_family_keeps_the_laws(family: str, variant: Any) -> None:
-    """All laws; on variants that only combine others, the longest are left to the slow suite."""
+    """All laws run; for variants that only combine others, the longest are slow tests."""
     combined = only_combines(family, variant)
     for law in FAMILY_LAWS:
         if not combined or law.__name__ not in LONGEST:
@@ -81,7 +81,7 @@ def test_the_family_keeps_the_longest_laws_in_combinations(family: str, variant:
 
 @pytest.mark.parametrize(("family", "variant"), TRAINED)
 def test_training_equals_the_host(family: str, variant: Any) -> None:
-    """Same random draws, same gradients for every parameter; and no parameter goes unnoticed."""
+    """The same random draws give the same gradient for every parameter, none of which is zero."""
     host, twin = variant.build(), variant.build()
     adapter = load_adapter(family)
     plan = plan_schedule(host, adapter, patchslim.find_method("identity")(), Constant(0), "full")

@@ -1,4 +1,4 @@
-"""The guides to adding a method or a family are where an error says, in a checkout and a wheel."""
+"""The guides to adding a method or a family are where errors say, in a checkout and a wheel."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def read_all(images):
 
 @pytest.fixture(scope="module")
 def expected_pixels(tmp_path_factory):
-    """The pixels that `Images` reads from the same pictures in files."""
+    """Reads with `Images` the pixels of the same pictures in files."""
     path = tmp_path_factory.mktemp("files")
     for seed in range(len(LABELS)):
         (path / f"{seed}.png").write_bytes(encode_image(seed))
@@ -99,7 +99,7 @@ def test_rows_give_what_files_give(rows, saved, expected_pixels, name):
 
 
 @pytest.mark.parametrize("name", ["object", "one"])
-def test_any_row_by_its_place_also_in_a_copy(rows, saved, name):
+def test_any_row_can_be_read_by_its_index_also_from_a_copy(rows, saved, name):
     images = Dataset(rows if name == "object" else saved / name, prepared=PREPARED, limit=3)
     assert images.count == 3
     for each in (images, pickle.loads(pickle.dumps(images))):
@@ -110,7 +110,7 @@ def test_any_row_by_its_place_also_in_a_copy(rows, saved, name):
     assert Dataset(rows, prepared=PREPARED, label=None).label_of(2) is None
 
 
-def test_a_feed_reads_rows_in_other_processes_too(rows):
+def test_a_loader_reads_rows_in_other_processes_too(rows):
     images = Dataset(rows, prepared=PREPARED)
     steps = [
         TrainingLoader(images, TrainConfig(batch=4, steps=3, workers=n)).steps() for n in (0, 1)
@@ -202,7 +202,7 @@ def test_labels_that_cannot_be_the_hosts_are_left_out_with_a_warning(rows):
     assert not images.has_labels
 
 
-def test_a_slimmed_model_is_measured_on_it(rows):
+def test_a_slimmed_model_is_measured_on_a_dataset(rows):
     slim = patchslim.slim(make_host(), "tome", r=3)
     images = Dataset.for_host(slim, rows, batch=2)
     lines = []
@@ -213,7 +213,7 @@ def test_a_slimmed_model_is_measured_on_it(rows):
     assert report.rows[1].accuracy is not None
 
 
-def test_what_is_no_dataset_is_refused(hf, rows, saved, tmp_path):
+def test_a_folder_that_is_no_dataset_is_refused(hf, rows, saved, tmp_path):
     with pytest.raises(BadData, match=r"not a dataset on this machine.*nothing is fetched"):
         Dataset("imagenet-1k", prepared=PREPARED)
     with pytest.raises(WrongInput, match="Got a list"):
@@ -237,9 +237,9 @@ def test_without_the_library_the_cure_is_named(monkeypatch, saved):
         Dataset(saved / "one", prepared=PREPARED)
 
 
-def test_folders_are_told_apart(saved, tmp_path):
-    found = {name: is_dataset(saved / name) for name in ("one", "several", "single", "one/x", "")}
-    assert found == {"one": True, "several": True, "single": True, "one/x": False, "": False}
+def test_only_a_saved_dataset_counts_as_one(saved, tmp_path):
+    answers = {name: is_dataset(saved / name) for name in ("one", "several", "single", "one/x", "")}
+    assert answers == {"one": True, "several": True, "single": True, "one/x": False, "": False}
     assert not is_dataset(tmp_path)
 
 
@@ -247,8 +247,8 @@ def test_the_command_measures_a_saved_dataset(saved, tmp_path, capsys):
     patchslim.slim(make_host(), "tome", r=3).save(tmp_path / "slim")
     model = str(tmp_path / "slim")
     table = tmp_path / "report.csv"
-    told = ["--limit", "4", "--repeats", "0", "--batch", "2", "--csv", str(table), "--json"]
-    assert main(["measure", model, "--data", str(saved / "single"), *told]) == 0
+    options = ["--limit", "4", "--repeats", "0", "--batch", "2", "--csv", str(table), "--json"]
+    assert main(["measure", model, "--data", str(saved / "single"), *options]) == 0
     assert json.loads(capsys.readouterr().out)["birth"]["images"] == 4
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert lines[0]["model"] == "dense"

@@ -166,7 +166,7 @@ def test_timm_tools_run_unchanged() -> None:
     assert model(x).shape == (2, 3)
 
 
-def test_dense_forward_is_not_on_the_surface(vit: Any) -> None:
+def test_dense_forward_is_not_public(vit: Any) -> None:
     model = slim_host(vit)
     with pytest.raises(AttributeError, match=r"\.host"):
         _ = model.blocks
@@ -249,7 +249,7 @@ def test_two_threads_get_the_answers_of_one(vit: Any, method: str) -> None:
             assert torch.equal(got, alone)
 
 
-def test_undo_leaves_nothing_behind(vit: Any) -> None:
+def test_dropping_the_slimmed_model_leaves_nothing_behind(vit: Any) -> None:
     before = host_state(vit)
     model = slim_host(vit, macs=0.7)
     model(random_images(vit)).sum().backward()  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ ROOMS = """
 """.split()
 MOST_LOOSE = 6  # files at the root of the package
 
-# What a method or a family may know: these rooms, and the private files of its own.
+# What a method or a family may import: these rooms, and the private files of its own room.
 KNOWN_TO_METHODS = {"errors", "tokens"}
 KNOWN_TO_HOSTS = {"architectures", "errors", "tokens", "versions"}
 
@@ -50,7 +50,7 @@ MOST_LINES = 400
 
 
 def dotted(file: Path) -> str:
-    """The name of a module without the package's: `hosts.timm_vit`; of a room's own, `hosts`."""
+    """Names a module without the package's name: `hosts.timm_vit`; a room's own file is `hosts`."""
     parts = file.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -63,7 +63,7 @@ def room(module: str) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    """The modules of ours that a file imports anywhere, by their dotted names."""
+    """Lists the modules of ours that a file imports anywhere, by their dotted names."""
     named: list[str] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -76,14 +76,14 @@ def imported(file: Path) -> set[str]:
 
 
 def longest_module(name: str) -> str:
-    """The module that a dotted name lies in: `tokens.rows` for `tokens.rows.take`."""
+    """Finds the module that a dotted name lies in: `tokens.rows` for `tokens.rows.take`."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or "__init__"
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """Names of which each imports the next and the last the first, or none."""
+    """Finds names of which each imports the next and the last the first; or none."""
     finished: set[str] = set()
 
     def visit(name: str, path: list[str]) -> list[str]:
@@ -117,7 +117,7 @@ def test_files_import_each_other_in_no_circle():
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
-def test_every_room_has_its_place_and_few_files_are_loose():
+def test_every_room_is_listed_and_few_files_are_loose():
     assert {room(module) for module in MODULES} == set(ROOMS)
     assert len(list(SOURCE.glob("*.py"))) <= MOST_LOOSE
 
@@ -160,7 +160,7 @@ def test_files_say_what_they_are_and_stay_short():
 
 
 def by_case(name: str) -> tuple[bool, bool, str]:
-    """Constants first, then classes, then functions, as ruff has it."""
+    """Sorts constants first, then classes, then functions, as ruff does."""
     return not name.isupper(), not name[0].isupper(), name
 
 
@@ -210,7 +210,7 @@ def test_the_package_finds_its_names_and_says_which_is_nearest():
 
 
 def tracked() -> list[Path]:
-    """The files that are, or are about to be, in the repository."""
+    """Lists the files that are, or are about to be, in the repository."""
     command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -224,14 +224,14 @@ def test_no_file_names_a_registry_or_a_place_on_somebodys_machine():
     registries = ["py" + "pi.", "python" + "hosted", "ana" + "conda", "download.py" + "torch"]
     places = ["/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/", "/Use" + "rs/", "C:\\" + "Users"]
     wrong = re.compile("|".join(map(re.escape, registries + places)))
-    found = []
+    wrong_lines = []
     for file in tracked():
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [f"{file.relative_to(ROOT)}: {each}" for each in wrong.findall(text)]
-    assert not found
+        wrong_lines += [f"{file.relative_to(ROOT)}: {each}" for each in wrong.findall(text)]
+    assert not wrong_lines
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])

@@ -1,4 +1,4 @@
-"""The page: true to the report, one file with its pictures, and nothing is fetched."""
+"""The page: true to the report, one file with its pictures, and it fetches nothing."""
 
 from dataclasses import replace
 from html.parser import HTMLParser

@@ -49,7 +49,7 @@ def test_a_browser_shows_the_table_the_charts_and_the_pictures(page_file, tmp_pa
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-def test_what_a_browser_made_of_the_page_holds_every_row(page_file, tmp_path):
+def test_the_page_rendered_by_a_browser_has_every_row(page_file, tmp_path):
     done = subprocess.run(
         [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
          page_file.as_uri()],

@@ -98,9 +98,9 @@ def test_archives_give_what_the_folder_gives(folder, tmp_path, name, inside):
     if name == "VAL.ZIP":
         archive = archive.rename(tmp_path / name)
     wanted, labels = read_all(Images(folder, **PLAIN))
-    got, found = read_all(Images(archive, **PLAIN))
+    got, got_labels = read_all(Images(archive, **PLAIN))
     assert torch.equal(got, wanted)
-    assert found == labels
+    assert got_labels == labels
 
 
 def test_a_flat_folder_has_no_labels(folder, tmp_path):
@@ -124,7 +124,7 @@ def test_a_single_class_folder_stays_a_class(folder, tmp_path):
     assert Images(tmp_path / "val", **PLAIN).folders == ["cat"]
 
 
-def test_preparation_is_timms(folder):
+def test_preprocessing_is_timms(folder):
     cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.9, "crop_mode": "center"}
     model = make_host(pretrained_cfg_overlay={**cfg, "interpolation": "bilinear"})
     config = {**timm.data.resolve_model_data_config(model), "input_size": (3, 32, 32)}
@@ -254,7 +254,7 @@ def test_a_truncated_archive(folder, tmp_path, name):
         read_all(Images(archive, **PLAIN))
 
 
-def test_a_bad_header_within_a_tar_is_not_taken_for_its_end(folder, tmp_path):
+def test_a_bad_header_in_a_tar_is_not_mistaken_for_its_end(folder, tmp_path):
     archive = pack_folder(folder, tmp_path / "a.tar")
     data = bytearray(archive.read_bytes())
     at = data.index(b"bee/1.png")
@@ -265,7 +265,7 @@ def test_a_bad_header_within_a_tar_is_not_taken_for_its_end(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "val.zip", "val.tar", "val.tar.gz"])
-def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
+def test_any_image_can_be_read_by_its_index_also_from_a_copy(folder, tmp_path, name):
     path = pack_folder(folder, tmp_path / name) if name else folder
     images = Images(path, **PLAIN)
     assert images.count == 5
@@ -278,7 +278,7 @@ def test_any_image_by_its_place_also_in_a_copy(folder, tmp_path, name):
             assert (each.name_of(place), each.label_of(place)) == (NAMES[place], place // 2)
 
 
-def test_an_archive_that_is_open_is_opened_anew_in_a_forked_process(folder, tmp_path):
+def test_an_open_archive_is_opened_again_in_a_forked_process(folder, tmp_path):
     images = Images(pack_folder(folder, tmp_path / "val.zip"), **PLAIN)
     before = images.load_image(0).tobytes()
     child = os.fork()
@@ -291,7 +291,7 @@ def test_an_archive_that_is_open_is_opened_anew_in_a_forked_process(folder, tmp_
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_what_is_said_of_an_unreadable_image_is_the_same_each_time(folder, tmp_path):
+def test_the_message_about_an_unreadable_image_is_always_the_same(folder, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     shutil.copy(folder / "ant" / "1.png", tmp_path / "b.png")
     images = Images(tmp_path, **PLAIN)
@@ -299,7 +299,7 @@ def test_what_is_said_of_an_unreadable_image_is_the_same_each_time(folder, tmp_p
     assert images.unreadable == ["a.png: this is no image that Pillow knows"]
 
 
-def test_a_slimmed_model_has_its_hosts_preparation(folder):
+def test_a_slimmed_model_has_its_hosts_preprocessing(folder):
     model = make_host(num_classes=3)
     slimmed = patchslim.slim(model, "tome", r=2)
     assert torch.equal(
@@ -339,8 +339,8 @@ def test_a_local_hugging_face_folder_says_how_images_are_prepared(folder, tmp_pa
     )
     processor.save_pretrained(tmp_path)
     model = make_hf_host(tmp_path)
-    found = find_preprocessing(model, patchslim.find_adapter(model))
-    assert found == Preprocessing(
+    preprocessing = find_preprocessing(model, patchslim.find_adapter(model))
+    assert preprocessing == Preprocessing(
         image_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), crop_pct=pct,
         interpolation="bilinear", crop_mode=mode,
     )  # fmt: skip
@@ -359,7 +359,7 @@ def test_a_host_that_does_not_say_is_given_imagenets_with_a_warning(folder):
     assert Images.for_host(make_hf_host(), folder, prepared=said).mean == (0.1, 0.1, 0.1)
 
 
-def test_preparation_survives_json():
+def test_preprocessing_survives_json():
     said = Preprocessing(image_size=(32, 48), crop_mode="squash")
     assert Preprocessing.from_json(said.to_json()) == said
     with pytest.raises(BadFile, match="prepared"):

@@ -1,4 +1,4 @@
-"""The laws bite: each is broken once on purpose, and the check names it."""
+"""The laws catch faults: each is broken once on purpose, and the check names it."""
 
 import dataclasses
 from typing import ClassVar
@@ -24,7 +24,7 @@ class OneTooFew(KeepLongest):
 
 
 class LooksInSecret(Similarity):
-    """Compares features, and does not say so."""
+    """Compares features, but does not say so."""
 
     def __init__(self):
         super().__init__(threshold=0.05, floor=0.1, weight="size")
@@ -201,7 +201,7 @@ class Swaps(TimmVit):
 
 
 class Absolute(TimmVit):
-    """Goes by a token's place in the sequence, not by its grid cell."""
+    """Uses a token's place in the sequence, not its grid cell."""
 
     def feed(self, host, index, x):
         place = torch.outer(torch.linspace(0, 1, x.shape[1]), torch.linspace(-1, 1, x.shape[2]))
@@ -257,7 +257,7 @@ class Untidy(TimmVit):
 
 
 class Shared(TimmVit):
-    """Keeps what a block needs in the adapter, where another thread finds it."""
+    """Keeps what a block needs in the adapter, where other threads overwrite it."""
 
     last: ClassVar[dict] = {}
 

@@ -120,14 +120,14 @@ def zoo(tmp_path, monkeypatch):
 
 def run(capsys, *arguments):
     code = main([str(each) for each in arguments])
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    return told.out
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
 
 
 def test_a_new_library_is_one_file_and_the_command_line_serves_it(zoo, capsys, tmp_path):
-    told = json.loads(run(capsys, "models", "--json"))
-    assert told["zoo_zebra"] == {"family": "zoo Zebra", "names": ["zoo:test_vit", "zebra"]}
+    listed = json.loads(run(capsys, "models", "--json"))
+    assert listed["zoo_zebra"] == {"family": "zoo Zebra", "names": ["zoo:test_vit", "zebra"]}
     counted = json.loads(run(capsys, "macs", "zebra", "--image-size", 64, "--json"))
     assert counted["image_size"] == [64, 64]
     path = tmp_path / "weights.pth"
@@ -198,13 +198,13 @@ def test_a_missing_library_is_named_only_where_it_may_be_meant(zoo):
     assert type(_catalog.find_host("test_vit")).__name__ == "VisionTransformer"
 
 
-def test_models_are_listed_without_a_library_and_it_is_said_how_to_get_it(zoo, capsys):
+def test_models_are_listed_without_a_library_with_how_to_install_it(zoo, capsys):
     (zoo / "METADATA").unlink()
     zoo.rmdir()
     installed_version.cache_clear()
-    told = run(capsys, "models")
-    assert "zoo_zebra: zoo-models is not installed: pip install 'patchslim[zoo]'" in told
-    assert "timm Levit: " in told
+    listed = run(capsys, "models")
+    assert "zoo_zebra: zoo-models is not installed: pip install 'patchslim[zoo]'" in listed
+    assert "timm Levit: " in listed
     assert "test_vit" in run(capsys, "models", "test_vit")
 
 
@@ -290,7 +290,7 @@ def test_served_names_are_served(name):
 
 
 def test_nothing_but_the_library_files_and_its_families_names_a_library():
-    """The command line, the catalog and preprocessing ask `Library`, and know none by name."""
+    """The command line, the catalog and preprocessing ask `Library`, and name no library."""
     files = [
         SOURCE / "hosts" / f"{name}.py" for name in ("_catalog", "_preprocessing", "_registry")
     ]
@@ -324,7 +324,7 @@ def test_a_crop_resizes_to_the_very_pixel():
         assert made.transforms[0].size == resized
 
 
-def test_a_host_of_no_library_is_not_said_to_be_prepared_somehow():
+def test_a_host_of_no_library_has_no_stated_preprocessing():
     class Own(torch.nn.Module):
         pass
 

@@ -51,7 +51,7 @@ def make_config(**settings):
 
 
 def rows(count=10, batch=4, *, labels=True):
-    """Batches in memory of which each image is its number."""
+    """Makes batches in memory in which each image is its number."""
     pixels = torch.arange(count).float()[:, None, None, None].expand(count, 3, 2, 2)
     numbers = torch.arange(count)
     cut = range(0, count, batch)
@@ -59,7 +59,7 @@ def rows(count=10, batch=4, *, labels=True):
 
 
 def load_all(loader, start=0):
-    """All parts of all steps: names, pixels and labels."""
+    """Loads all parts of all steps: names, pixels and labels."""
     parts = [part for step in loader.steps(start) for part in step]
     labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
     return (
@@ -83,7 +83,7 @@ def test_epochs_run_on_without_gaps_each_in_its_own_order(folder):
     assert load_all(TrainingLoader(images(folder), make_config(steps=11, seed=1)))[0] != names
 
 
-def test_the_length_is_the_courses(folder):
+def test_the_run_is_as_long_as_the_config_says(folder):
     loader = TrainingLoader(images(folder), make_config(steps=0, epochs=2.0))
     assert loader.total_steps == 6
     assert len(list(loader.steps())) == 6
@@ -156,7 +156,7 @@ def test_the_same_image_is_changed_otherwise_in_each_epoch(folder):
     assert not torch.equal(pixels[0], pixels[again])
 
 
-def test_memory_does_not_grow_with_the_length_of_the_course():
+def test_memory_does_not_grow_with_the_length_of_the_run():
     loader = TrainingLoader(rows(), make_config(steps=10**12, batch=2))
     assert loader.total_steps == 10**12
     assert len(next(loader.steps(10**11))) == 1
@@ -168,7 +168,7 @@ def test_fewer_images_than_a_batch(folder):
     assert len(set(step[0].names[:COUNT])) == COUNT
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest(folder):
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_nearest(folder):
     with pytest.raises(BadSetting, match=r"batch=4 cannot be shared by 3 .*batch=6"):
         TrainingLoader(images(folder), make_config(), world=3)
     with pytest.raises(BadSetting, match=r"mix pairs of images, and a part of a batch has 1"):
@@ -295,7 +295,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_error(folder):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_between_steps_is_noticed_at_the_next(folder):
-    """And not in the midst of the caller's code, where PyTorch would raise."""
+    """It is not noticed in the middle of the caller's code, where PyTorch would raise."""
     steps = TrainingLoader(images(folder), make_config(workers=1, steps=10**6)).steps()
     next(steps)
     (child,) = multiprocessing.active_children()
@@ -329,7 +329,7 @@ def test_rows_in_memory_are_shuffled_the_same_way(folder):
     assert TrainingLoader(images(folder), make_config()).name(0) == "a/00.png"
 
 
-def test_the_rows_given_are_not_written_to():
+def test_the_given_rows_are_not_changed():
     batches = rows(4)
     (step,) = TrainingLoader(batches, make_config(steps=1)).steps()
     step[0].images.zero_()

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 @functools.cache
 def benchmark(name):
-    """A script of the benchmarks folder, as a module."""
+    """Imports a script of the benchmarks folder as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -39,7 +39,7 @@ def test_every_golden_number_is_rebuilt(capsys):
     assert capsys.readouterr().out == "compared 205 values, 0 differ\n"
 
 
-def test_a_wrong_golden_number_is_told(tmp_path, capsys):
+def test_a_wrong_golden_number_is_reported(tmp_path, capsys):
     golden = benchmark("golden_macs")
     facts = json.loads(golden.FACTS.read_text())
     facts["evit_fuse_blocks_3_6_9"]["S"]["0.7"] += 0.001
@@ -47,10 +47,10 @@ def test_a_wrong_golden_number_is_told(tmp_path, capsys):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps(facts))
     assert golden.main([str(path)]) == 1
-    told = capsys.readouterr().out
-    assert "compared 205 values, 2 differ" in told
-    assert "/evit_fuse_blocks_3_6_9/S/0.7: stored 3.03, computed 3.029" in told
-    assert "/mctf/T/8: stored None, computed 0.964" in told
+    printed = capsys.readouterr().out
+    assert "compared 205 values, 2 differ" in printed
+    assert "/evit_fuse_blocks_3_6_9/S/0.7: stored 3.03, computed 3.029" in printed
+    assert "/mctf/T/8: stored None, computed 0.964" in printed
 
 
 def test_the_figure_of_the_command_line():
@@ -68,7 +68,7 @@ def test_the_figure_of_the_command_line():
 
 
 def running():
-    """Every method on disk and every toy, with each tail, on each kind of head that serves it.
+    """Lists every method and every toy, with each tail, on each kind of head that serves it.
 
     Other settings of a method are counted by the law `macs_are_what_it_spends`.
     """
@@ -84,7 +84,7 @@ def running():
 
 @pytest.mark.parametrize(("method", "tail", "readout"), list(running()))
 def test_torch_counts_the_same(method, tail, readout):
-    """Decisions in the first block that the method can decide in, and the last; or none."""
+    """The method decides in the first block that it can decide in, and the last; or in none."""
     host, prefix = tiny_host(readout=readout, num_heads=4), int(readout == "class")
     first = 16 if remembers(method) else 12
     left = [method.fewest(16)] * 3 if method.fewest(16) == 16 else [first, 12, 8]
@@ -94,8 +94,8 @@ def test_torch_counts_the_same(method, tail, readout):
     )
     with torch.no_grad():
         (cost,) = slimmed.macs_of(noise_images(1))
-    told = cost.total + cost.choosing
-    assert told == pytest.approx(count_macs(slimmed, noise_images(1)), rel=0.005)
+    expected = cost.total + cost.choosing
+    assert expected == pytest.approx(count_macs(slimmed, noise_images(1)), rel=0.005)
     assert cost == slimmed.macs() or (method.adaptive and cost.total <= slimmed.macs().total)
     assert slimmed.dense_macs().total == pytest.approx(count_macs(host, noise_images(1)), rel=0.005)
 
@@ -150,7 +150,7 @@ def test_costs_need_no_weights_and_no_forward_pass():
     assert patchslim.macs(host, "tome", r=3) == patchslim.macs(tiny_host(), "tome", r=3)
 
 
-def test_a_flow_costs_no_more_where_fewer_rows_pass():
+def test_a_flow_with_fewer_rows_costs_no_more():
     shape = find_adapter(tiny_host()).shape(tiny_host())
     method = patchslim.find_method("tome")()
     costs = [
@@ -163,7 +163,7 @@ def test_a_flow_costs_no_more_where_fewer_rows_pass():
 
 @functools.cache
 def published(key):
-    """The numbers of one family in the table of others."""
+    """Returns the numbers of one family in the table of published ones."""
     return json.loads((ROOT / "tests" / "reference" / "golden_macs.json").read_text())[key]
 
 

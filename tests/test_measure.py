@@ -49,7 +49,7 @@ def report(host, tome, data):
     return measure(models, data, batch=3, repeats=3)
 
 
-def test_dense_comes_first_and_random_stands_beside_each_model(report):
+def test_dense_comes_first_and_random_follows_each_model(report):
     assert [row.name for row in report.rows] == [
         *("dense", "tome", "random/tome", "topk", "random/topk")
     ]

@@ -39,7 +39,7 @@ SUBJECTS = [*toy_methods.shipped_methods(), *toy_methods.all_toys()]
 
 
 def slow_cases():
-    """The laws that take seconds: by default for one method with fixed counts and one without."""
+    """Lists the laws that take seconds: by default for one fixed method and one adaptive one."""
     for subject in SUBJECTS:
         for law in SLOW:
             yield pytest.param(
@@ -89,7 +89,7 @@ class Middle(Method):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A copy of the folder of methods, in the place of the real one."""
+    """Copies the folder of methods, and puts the copy in place of the real one."""
     copied = tmp_path / "methods"
     shutil.copytree(Path(patchslim.methods.__file__).parent, copied)
     monkeypatch.setattr(patchslim.methods, "__path__", [str(copied)])
@@ -125,7 +125,7 @@ GUIDE = Path(__file__).resolve().parents[1] / "docs" / "adding-a-method.md"
 
 
 def example_code():
-    """What the guide and the docstring of `Method` show: their Python blocks, in one piece."""
+    """Joins the Python blocks that the guide and the docstring of `Method` show."""
     text = GUIDE.read_text(encoding="utf-8")
     shown = inspect.getdoc(Method).partition("::\n")[2].partition("\nSettings are")[0]
     return "\n".join([*re.findall(r"```python\n(.*?)```", text, re.DOTALL), textwrap.dedent(shown)])
@@ -133,7 +133,7 @@ def example_code():
 
 @functools.cache
 def examples():
-    """The methods that are shown, in a module of their own, since they are pickled, too."""
+    """Writes the methods that are shown into a module of their own, since they are pickled, too."""
     module = types.ModuleType("methods_of_the_guide")
     sys.modules[module.__name__] = module
     vars(module)["torch"] = torch
@@ -169,7 +169,7 @@ def test_a_method_of_your_own_passes_through_untouched():
     assert patchslim.methods._registry.method_name(mine) is None
 
 
-def test_a_loss_that_nothing_would_call_is_refused():
+def test_a_loss_that_would_never_be_called_is_refused():
     with pytest.raises(TypeError, match=r"Steered defines loss, .* Subclass LearnedMethod"):
 
         class Steered(toy_methods.KeepLongest):
@@ -202,7 +202,7 @@ def test_methods_that_need_a_class_token_offer_others(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["evit", "topk"])
 def test_a_pooling_query_stands_in_for_the_class_token(name):
-    """The patches that survive are the ones to which the host's own pooling attends most."""
+    """The patches that survive are those to which the host's own pooling attends most."""
     host, x = tiny_host(readout="query"), noise_images()
     slimmed = patchslim.slim(host, name, schedule=Rate(0.5, (2,)))
     survivors = slimmed.trace(x)[-1].cells()[:, :8]

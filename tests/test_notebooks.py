@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, say what they promise, and hold no outputs."""
+"""The notebooks run from the first cell to the last, print what they must, and hold no outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 MOST_SECONDS = 300
 
-# What each of them prints, whatever the machine.
+# What each of them prints on every machine.
 SAYS = {
     "first_model": ["39\n", "0.146 GMACs of 0.244 GMACs", "64 of 64", "random/similarity", "True"],
 }

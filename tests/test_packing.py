@@ -1,4 +1,4 @@
-"""Ragged batches: packed, padded and alone are the same, in every host and whatever is kept."""
+"""Ragged batches: packed, padded and alone give the same, in every host and whatever is kept."""
 
 import copy
 import warnings
@@ -44,7 +44,7 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 
 def side(counts, prefix, *, longest=0, sizes=True):
-    """Images side by side with `counts` real rows, whose padding is not a number."""
+    """Makes padded images with `counts` real rows, whose padding is NaN."""
     batch, longest = len(counts), max(longest, *counts, 0)
     alive = torch.arange(longest) < torch.tensor(counts).unsqueeze(1)
     x = draw(batch, prefix + longest, 8)
@@ -63,7 +63,7 @@ def side(counts, prefix, *, longest=0, sizes=True):
 
 
 def real(tokens, image, part):
-    """What belongs to the real rows of one image, of images side by side."""
+    """Picks what belongs to the real rows of one image, of padded images."""
     count = int(tokens.alive[image].sum())
     t = getattr(tokens, part)
     return t[image, : tokens.prefix + count] if part == "x" else t[image, :count]
@@ -101,7 +101,7 @@ def test_padding_undoes_packing(counts, prefix):
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("counts", EVEN, ids=str)
-def test_of_equal_numbers_only_the_padding_is_cut_off(counts, prefix):
+def test_images_of_equal_length_only_lose_their_padding(counts, prefix):
     start = side(counts, prefix, longest=max(counts) + 3)
     after = pack(start)
     assert after.borders is None
@@ -134,7 +134,7 @@ def test_what_has_no_padding_is_left_alone():
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_borders_lead_there_and_back(prefix):
+def test_borders_map_to_padded_rows_and_back(prefix):
     counts = [3, 1, 4]
     borders = Borders.from_counts(counts, prefix, torch.device("cpu"))
     every = torch.arange(3 * prefix + 8)
@@ -155,7 +155,7 @@ def test_leading_rows_of_a_packed_batch_are_those_of_every_image():
     assert torch.equal(pad(one).x, start.x[:, :1])
 
 
-def test_heads_of_packed_rows_come_side_by_side():
+def test_heads_of_packed_rows_can_be_padded():
     start = side([3, 1, 4], 1)
     one = pack(start)
     heads = one.x.unflatten(2, (2, 4)).transpose(1, 2)
@@ -170,7 +170,7 @@ def test_heads_of_packed_rows_come_side_by_side():
 
 
 def decided(counts, left, *, merges, weighed):
-    """A decision about images side by side of `counts` rows, which leaves `left` of each."""
+    """Makes a decision about padded images of `counts` rows, which leaves `left` of each."""
     longest, most = max(counts), max(left)
     order = torch.full((len(counts), longest), 0)
     joins = torch.zeros(len(counts), longest, dtype=torch.bool)
@@ -195,7 +195,7 @@ def decided(counts, left, *, merges, weighed):
 @pytest.mark.parametrize("method", ["keep", "merge", "weighed merge"])
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("begins", ["packed", "side by side"])
-def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
+def test_a_decision_about_packed_rows_equals_that_about_padded_images(
     begins, prefix, method, counts, left
 ):
     beside = side(counts, prefix)
@@ -213,7 +213,7 @@ def test_a_decision_about_packed_rows_is_that_about_images_side_by_side(
 
 @pytest.mark.parametrize("forgotten", [None, torch.ones(3, 4, dtype=torch.bool)], ids=str)
 def test_rows_of_the_next_image_are_not_taken_for_padding(forgotten):
-    """A decision that says nothing of padding keeps what is really there."""
+    """A decision without a padding mask keeps all rows that are really there."""
     one = pack(side([4, 2, 3], 1))
     kept = torch.arange(4).expand(3, -1)
     got = reduce_packed(one, Keep(kept, forgotten))
@@ -222,7 +222,7 @@ def test_rows_of_the_next_image_are_not_taken_for_padding(forgotten):
         assert torch.equal(getattr(got, part), getattr(one, part))
 
 
-def test_images_laid_out_bare_have_no_features():
+def test_images_padded_bare_have_no_features():
     one = pack(side([3, 1, 4], 2))
     bare, whole = pad(one, bare=True), pad(one)
     assert bare.x.shape == whole.x.shape
@@ -235,13 +235,13 @@ def test_images_laid_out_bare_have_no_features():
 
 
 def of_image(t, tokens, image):
-    """Heads of the rows of one image (H, n, d), of packed rows or of images side by side."""
+    """Picks the heads of the rows of one image (H, n, d), of packed rows or of padded images."""
     whole = pad_heads(t, tokens.borders) if tokens.borders is not None else t
     return whole[image, :, : tokens.lengths()[image]]
 
 
 def written_out(q, k, v, size):
-    """Attention of one image, with keys that weigh `size`."""
+    """Computes attention of one image, with keys that weigh `size`."""
     logits = q @ k.transpose(1, 2) * 0.3 + size.log()
     return logits.softmax(dim=2) @ v
 
@@ -270,8 +270,8 @@ def test_attention_stays_within_each_image(counts, prefix, proportional):
 
 
 @pytest.mark.parametrize("asked", ["packed", "side by side"])
-def test_fewer_rows_may_ask_than_are_asked(asked):
-    """Queries and keys are each packed or side by side, as in a method that decides on queries."""
+def test_there_may_be_fewer_queries_than_keys(asked):
+    """Queries and keys are each packed or padded, as in a method that decides on queries."""
     whole = side([5, 5, 5], 1)
     whole = Tokens(x=whole.x, prefix=1, grid=whole.grid, size=whole.size)
     some = pack(side([2, 4, 1], 1))
@@ -299,14 +299,14 @@ def test_fewer_rows_may_ask_than_are_asked(asked):
 
 
 def mixed(x):
-    """Images of which one is noise, one smooth, one flat, and the rest between."""
+    """Makes images of which one is noise, one smooth, one flat, and the rest between."""
     weight = torch.linspace(1, 0, len(x)).view(-1, 1, 1, 1)
     ramp = torch.linspace(-1, 1, x.shape[3], dtype=x.dtype).expand_as(x)
     return x * weight.to(x.dtype) + ramp * (1 - weight).to(x.dtype) * 0.3
 
 
 def model_of(made, method, *, tail="full"):
-    """The host, in whose first two blocks the method decides."""
+    """Slims the host so that the method decides in its first two blocks."""
     name = method.split()[-1]
     budget = {"keep_rate": 0.9, "at": (0, 1)}
     with warnings.catch_warnings():
@@ -315,16 +315,16 @@ def model_of(made, method, *, tail="full"):
 
 
 def same_however_it_is_run(model, x):
-    """Asserts packed == padded == alone == another order, answers and costs; gives the counts."""
+    """Asserts packed == padded == alone == another order, answers and costs; returns the counts."""
     logits = model.plan.adapter.logits
     with torch.no_grad():
         answer, costs = model.forward_with_costs(x)
         model.packs = False
-        beside, told = model.forward_with_costs(x)
+        beside, padded_costs = model.forward_with_costs(x)
         model.packs = True
         alone = [model.forward_with_costs(image) for image in x.split(1)]
         turned = logits(model(x.flip(0))).flip(0)
-    assert costs == told == [cost for _, (cost,) in alone]
+    assert costs == padded_costs == [cost for _, (cost,) in alone]
     wanted = logits(answer)
     single = torch.cat([logits(each) for each, _ in alone])
     for other in (logits(beside), single, turned):
@@ -374,7 +374,7 @@ def test_one_image_and_equal_images(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_that_the_host_returns_are_the_same_too(method):
-    """With a map back to the pixels nothing is packed, and what comes out has the dense shape."""
+    """With a map back to the pixels nothing is packed, and the output has the dense shape."""
     made = tiny_hf("ViTModel")
     model, x = model_of(made, method), mixed(random_pixels(made, 3))
     with torch.no_grad():
@@ -421,9 +421,12 @@ def test_a_saved_model_answers_the_same(method, tmp_path):
     assert method_settings(again.method) == method_settings(model.method)
     assert again.method.adaptive
     with torch.no_grad():
-        (wanted, costs), (got, told) = model.forward_with_costs(x), again.forward_with_costs(x)
+        (wanted, costs), (got, loaded_costs) = (
+            model.forward_with_costs(x),
+            again.forward_with_costs(x),
+        )
     assert torch.equal(got, wanted)
-    assert told == costs
+    assert loaded_costs == costs
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -147,7 +147,7 @@ def test_each_group_has_a_colour_of_its_own_wherever_its_patches_are():
     assert cell_pixel(panel, 3).max() < 60
 
 
-def test_the_image_is_seen_through_the_tint():
+def test_the_image_shows_through_the_tint():
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:16] = GREY
     column = [cell % 4 for cell in range(16)]  # each column is one group
@@ -229,7 +229,7 @@ def test_methods_that_merge_by_threshold_drop_nothing(host, images):
             assert all(after.into[head] == head for head in after.into)
 
 
-def test_the_count_of_an_adaptive_method_is_told_beside_its_cap(host, images):
+def test_an_adaptive_methods_count_is_shown_next_to_its_cap(host, images):
     def captions(method, **settings):
         slim = patchslim.slim(host, method, at=(1,), **settings)
         return [_caption(after) for (after,) in trace_patches(slim, images, blocks=[2])]
@@ -290,7 +290,7 @@ def test_what_goes_on_and_what_waits_is_the_whole_grid(host, images, representat
                 assert representative or cell in slow or into == -1
 
 
-def test_what_waits_is_veiled_and_what_goes_on_is_clear(host, images):
+def test_waiting_patches_are_veiled_and_the_others_clear(host, images):
     (after,) = trace_patches(slim_evo(host), images, blocks=[3])[0]
     panel = draw_panel(after)
     for cell, fate in enumerate(after.fate):
@@ -302,7 +302,7 @@ def test_what_waits_is_veiled_and_what_goes_on_is_clear(host, images):
             assert (cell_pixels(panel, cell) == GREY).all()
 
 
-def test_the_image_is_seen_through_the_veil(host, images):
+def test_the_image_shows_through_the_veil(host, images):
     (after,) = trace_patches(slim_evo(host), images, blocks=[3])[0]
     (dark, *_), (light, *_) = (
         [
@@ -316,7 +316,7 @@ def test_the_image_is_seen_through_the_veil(host, images):
     assert dark.min() > 40  # not to be taken for one that was dropped
 
 
-def test_by_itself_the_picture_shows_where_a_method_decides_that_has_rows_wait(host, images):
+def test_the_picture_shows_the_deciding_blocks_of_a_method_that_defers_by_default(host, images):
     def shown(method, at):
         slim = patchslim.slim(host, method, keep_rate=0.5, at=at)
         return [after.block for after in trace_patches(slim, images)[0]]
@@ -428,8 +428,8 @@ def test_the_command_shows_what_waits(tmp_path):
     ended = run_in_process(*command, "--keep-rate", 0.5, "--at", "2,4")
     assert ended.code == 0
     assert "after block 2: 50 patches slow, 50 wait\nafter block 4: 50 patches" in ended.out
-    told = json.loads(run_in_process(*command, "--keep-rate", 0.5, "--at", "2,4", "--json").out)
-    assert (told["left"], told["waiting"]) == ({"2": 51, "4": 51}, {"2": 50, "4": 50})
+    data = json.loads(run_in_process(*command, "--keep-rate", 0.5, "--at", "2,4", "--json").out)
+    assert (data["left"], data["waiting"]) == ({"2": 51, "4": 51}, {"2": 50, "4": 50})
     with Image.open(tmp_path / "slow.png") as picture:
         shown = np.asarray(picture).astype(int)
     side = shown.shape[0] // 2 - CAPTION_HEIGHT

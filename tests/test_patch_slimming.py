@@ -69,7 +69,7 @@ def draw(*shape, seed=0):
 
 
 def by_paths(weights, entered, later):
-    """The score by its definition (eq. 6): a sum over all choices of one head a layer."""
+    """Computes the score by its definition (eq. 6): a sum over all choices of one head a layer."""
     heads, rows = weights.shape[1:3]
     total = torch.zeros(len(weights), rows, dtype=weights.dtype)
     for own, *others in product(range(heads), repeat=1 + len(later)):
@@ -128,7 +128,7 @@ def shuffled(grid, seed=0):
 
 
 def check_blocks(host, x):
-    """Every block gives out the dense block's own rows, in both forms of the gather."""
+    """Checks that every block outputs the dense block's own rows, in both forms of the gather."""
     adapter = patchslim.find_adapter(host)
     dense = slim_unchecked(host, Identity(), Constant(0))
     tokens = dense.start_pass().embed(x, {}, track=False)
@@ -151,20 +151,20 @@ def check_blocks(host, x):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("variant", HOSTS.values(), ids=HOSTS)
-def test_a_slim_block_gives_out_rows_of_the_dense_one(variant, dtype):
+def test_a_slim_block_outputs_rows_of_the_dense_block(variant, dtype):
     host = variant.build().to(dtype)
     check_blocks(host, random_images(host))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("label", HUGGING)
-def test_a_slim_block_of_transformers_gives_out_rows_of_the_dense_one(label):
+def test_a_slim_block_of_transformers_outputs_rows_of_the_dense_block(label):
     host = tiny_hf(label)
     check_blocks(host, random_pixels(host))
 
 
 @torch.no_grad()
-def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
+def test_a_slim_block_outputs_rows_of_the_hosts_own_module():
     host = tiny_host().double()
     order = shuffled((4, 4))
     model = slim_unchecked(host, PatchSlimming(order=format_order((4, 4), order)), Constant(0))
@@ -176,11 +176,11 @@ def test_a_slim_block_gives_out_rows_of_the_hosts_own_module():
         tokens = tokens.with_x(block(tokens.x))
 
 
-# The search, on a host of four blocks, beside the host's own modules.
+# The search, on a host of four blocks, compared with the host's own modules.
 
 
 def make_search(readout="class", outputs=0, config=FREE):
-    """A search on three images in two batches."""
+    """Makes a search on three images in two batches."""
     host = tiny_host(depth=DEPTH, readout=readout).double()
     batches = noise_images().double().split([2, 1])
     student = copy.deepcopy(host) if config.epochs else host
@@ -205,9 +205,9 @@ def embedded(host):
 
 
 def masked_maps(host, masks):
-    """In N x N coordinates, what enters each block and its maps, rows of what is dropped zero.
+    """Computes in N x N coordinates what enters each block and its maps, with dropped rows zero.
 
-    `masks` (N,) say for each block which rows it gives out.
+    `masks` (N,) say for each block which rows it outputs.
     """
     z, alive = embedded(host), torch.ones_like(masks[0])
     for block, mask in zip(host.blocks, masks, strict=True):
@@ -222,7 +222,7 @@ def masked_maps(host, masks):
 
 
 def masks_of(result, block, prefix):
-    """Which rows each block gives out, when those up to `block` are dense."""
+    """Makes masks of the rows that each block outputs, if those up to `block` are dense."""
     masks = torch.zeros(DEPTH, PATCHES + prefix, dtype=torch.bool)
     masks[:, :prefix] = True
     masks[: block + 1] = True
@@ -251,7 +251,7 @@ def test_the_search_scores_as_the_paper_does(readout, outputs):
 
 @torch.no_grad()
 @every_readout
-def test_what_is_found_is_nested(readout, outputs):
+def test_each_block_keeps_no_more_than_the_one_before(readout, outputs):
     *_, (_, _, result) = steps(make_search(readout, outputs), tolerance=0.2)
     counts = [result.kept()[block] for block in range(DEPTH - 1)]
     assert counts == sorted(counts, reverse=True)
@@ -281,7 +281,7 @@ def test_with_a_head_that_reads_all_the_search_begins_with_the_outputs():
 
 
 def error_by_hand(searching, after, block, count, above):
-    """The next block's features of the slim model itself, beside those of the host's modules."""
+    """Computes the next block's features with the slim model, and with the host's modules."""
     host, prefix = searching.student, searching.features.prefix
     kept = [PATCHES] * block + [count] + [above or count] * (DEPTH - block - 1)
     rule = Counts(tuple(prefix + each for each in kept), prefix + PATCHES, prefix)
@@ -343,7 +343,7 @@ def test_every_beginning_of_a_covering_order_is_spread_evenly():
         kept = torch.tensor(order[:count])
         at = torch.stack([kept // 14, kept % 14], dim=1).double()
         apart = torch.cdist(at, at) + torch.eye(count) * 99
-        assert apart.min() >= (196 / count) ** 0.5 / 2  # no two crowd each other
+        assert apart.min() >= (196 / count) ** 0.5 / 2  # no two are next to each other
         quarters = (at[:, 0] // 7 * 2 + at[:, 1] // 7).long().bincount(minlength=4)
         assert quarters.max() - quarters.min() <= 3
 
@@ -366,7 +366,7 @@ def test_the_static_order_is_the_prior_of_each_image():
     ).model
     fixed = patchslim.calibrate(host, images, macs=0.5, config=config).model
     x = noise_images(4)
-    torch.testing.assert_close(model(x), fixed(x))  # so heavy a prior leaves gates no say
+    torch.testing.assert_close(model(x), fixed(x))  # with so heavy a prior the gates have no effect
     with pytest.raises(BadSetting, match="order"):
         PatchSlimmingDynamic(order="2x2 0 1 2", prior=1.0)
 
@@ -393,7 +393,7 @@ def test_the_scale_is_the_mean_square_of_the_features():
 
 @cache
 def calibrated(method="patch_slimming", readout="class", outputs=0.0):
-    """A model of four blocks at seven tenths of its operations."""
+    """Calibrates a model of four blocks to seven tenths of its operations."""
     host = tiny_host(depth=DEPTH, img_size=24, readout=readout)
     batches = [(noise_images(6, size=24), None)]
     config = PatchSlimmingConfig.of({**FREE.to_json(), "outputs": outputs})
@@ -440,7 +440,7 @@ INDEXING = ("index_select", "index", "take", "embedding", "masked_select")
 
 
 def leaves(node):
-    """What a value of a graph is computed from: the names of its inputs."""
+    """Lists the inputs from which a value of a graph is computed."""
     if not node.all_input_nodes:
         return {node.name}
     return set().union(*map(leaves, node.all_input_nodes))
@@ -526,7 +526,7 @@ def test_the_gates_of_the_model_are_the_fitted_ones():
 
 
 def trained(readout, outputs, tail=None, dtype=torch.float32):
-    """A calibrated dynamic model in training mode, as a copy."""
+    """Makes a calibrated dynamic model in training mode, as a copy."""
     model = copy.deepcopy(calibrated("patch_slimming_dynamic", readout, outputs)).to(dtype)
     plan = model.plan
     model.plan = plan_schedule(
@@ -536,7 +536,7 @@ def trained(readout, outputs, tail=None, dtype=torch.float32):
 
 
 def removed(model, x):
-    """For each deciding block the cells that are left in evaluation, as a mask."""
+    """Finds for each deciding block the cells that are left in evaluation, as a mask."""
     traced = model.eval().trace(x)
     nothing = torch.zeros(len(x), model.plan.shape.grid[0] ** 2)
     return {b: nothing.scatter(1, traced[b].cells(), 1.0) for b in model.plan.decision_blocks}
@@ -545,11 +545,11 @@ def removed(model, x):
 @every_kind
 def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
     model, x = trained(readout, outputs), noise_images(4, size=24)
-    lesson = forward_training(model, x, tail=model.plan.tail)
+    run = forward_training(model, x, tail=model.plan.tail)
     counts = dict(enumerate(model.counts()))
     before = torch.ones(4, 36)
-    assert [each.block for each in lesson.decisions] == list(model.plan.decision_blocks)
-    for each in lesson.decisions:
+    assert [each.block for each in run.decisions] == list(model.plan.decision_blocks)
+    for each in run.decisions:
         assert set(each.alive.unique().tolist()) == {0.0, 1.0}
         left = counts[each.block] - int(readout == "class")
         assert each.alive.sum(dim=1).tolist() == [left] * 4
@@ -562,16 +562,16 @@ def test_masks_in_training_are_hard_exact_and_nested(readout, outputs):
 @every_kind
 @torch.no_grad()
 def test_masking_in_training_is_removal(readout, outputs, tail, dtype, monkeypatch):
-    """What silenced tokens still weigh is told apart by making it nothing in float64."""
+    """The faint weight of masked tokens is made zero in float64, to show the rest is equal."""
     if dtype == torch.float64:
         monkeypatch.setattr(patchslim.tokens.attention, "SOFT_MASK_EPS", 1e-15)
     model, x = trained(readout, outputs, tail, dtype), noise_images(4, size=24).to(dtype)
-    lesson = forward_training(model, x, tail=tail)
+    run = forward_training(model, x, tail=tail)
     stays = removed(model, x)
-    for each in lesson.decisions:
+    for each in run.decisions:
         assert torch.equal(each.alive.float(), stays[each.block])
     off = 1e-4 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(lesson.output, model(x), rtol=off, atol=off)
+    torch.testing.assert_close(run.output, model(x), rtol=off, atol=off)
 
 
 @every_kind
@@ -633,7 +633,7 @@ def test_the_order_decides_what_stays():
 
 
 def plain(**changes):
-    """A host that can be saved."""
+    """Makes a host that can be saved."""
     import timm
 
     settings = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -671,7 +671,7 @@ def test_positions_of_another_grid_are_refused():
 
 
 @torch.no_grad()
-def test_without_calibration_the_centre_stays_and_that_is_told():
+def test_without_calibration_the_centre_stays_with_a_warning():
     with pytest.warns(Untrained, match=r"PatchSlimming has not been calibrated.*centre"):
         model = patchslim.slim(tiny_host(), "patch_slimming", keep_rate=0.25, at=(1,))
     assert sorted(model.trace(noise_images())[1].cells()[0].tolist()) == [5, 6, 9, 10]

@@ -45,12 +45,12 @@ def close(got, wanted):
 
 
 def entering(host, x):
-    """The tokens that enter the second block, by the host itself."""
+    """Computes the tokens that enter the second block, by the host itself."""
     return host.blocks[0](host.norm_pre(host._pos_embed(host.patch_embed(x))))
 
 
 def rows_of(x, kept):
-    """The class token and the patch rows `kept` of every image."""
+    """Picks the class token and the patch rows `kept` of every image."""
     return torch.stack([x[i, [0, *(kept[i] + 1).tolist()]] for i in range(len(x))])
 
 
@@ -63,7 +63,7 @@ def longest(x, count):
 
 
 def groups(x, count):
-    """Which rows `Pairs` joins: a list of groups an image, the row that speaks for each first."""
+    """Lists groups that `Pairs` makes in each image, the row into which a group merges first."""
     order = x[:, 1:].norm(dim=2).argsort(dim=1, descending=True).tolist()
     return [
         [[row, *each[count:][place::count]] for place, row in enumerate(each[:count])]
@@ -72,7 +72,7 @@ def groups(x, count):
 
 
 def merged(x, every):
-    """Rows averaged over the groups; the class token first."""
+    """Averages rows over the groups; the class token first."""
     return torch.stack(
         [
             torch.stack([x[i, 0], *(x[i, 1:][group].mean(dim=0) for group in each)])
@@ -112,10 +112,10 @@ def test_p1_attends_on_the_old_rows_and_feeds_the_merged_ones(host, dtype):
     before = entering(host, x)
     attended = before + block.attn(block.norm1(before))
     every = groups(attended, 9)
-    found = after_second(host, MergeShortest(), x)
-    close(found.x, fed(block, merged(attended, every)))
-    assert found.sizes().tolist() == [[len(group) for group in each] for each in every]
-    assert found.cells().tolist() == [[group[0] for group in each] for each in every]
+    tokens = after_second(host, MergeShortest(), x)
+    close(tokens.x, fed(block, merged(attended, every)))
+    assert tokens.sizes().tolist() == [[len(group) for group in each] for each in every]
+    assert tokens.cells().tolist() == [[group[0] for group in each] for each in every]
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def test_p2_can_choose_by_class_attention(host, dtype):
 
 
 @torch.no_grad()
-def test_p2_merged_rows_ask_as_one(host, dtype):
+def test_p2_merged_rows_are_one_query(host, dtype):
     x = noise_images().to(dtype)
     block, attn = host.blocks[1], host.blocks[1].attn
     before = entering(host, x)
@@ -163,7 +163,7 @@ def test_p2_merged_rows_ask_as_one(host, dtype):
 
 
 def folded(weights, each):
-    """An attention map (H, N, N) between groups: rows averaged, columns added, normalised."""
+    """Folds an attention map (H, N, N) between groups: rows averaged, columns added, normalised."""
     joined = [[0], *([row + 1 for row in group] for group in each)]
     rows = torch.stack([weights[:, group].mean(dim=1) for group in joined], dim=1)
     columns = torch.stack([rows[:, :, group].sum(dim=2) for group in joined], dim=2)
@@ -227,7 +227,7 @@ def test_a_mask_is_set_only_where_the_schedule_falls(host, dtype):
 
 
 @torch.no_grad()
-def test_the_trained_predictor_removes_what_it_was_told_to(host, dtype):
+def test_the_trained_predictor_removes_what_it_was_trained_to_remove(host, dtype):
     model = slim_unchecked(host, Predictor().to(dtype), TWICE).eval()
     assert [tokens.x.shape[1] for tokens in model.trace(noise_images().to(dtype))] == [12, 12, 8]
 
@@ -249,7 +249,7 @@ def test_masked_rows_weigh_as_little_as_removed_ones(dtype, pool):
 
 
 def own_counts(model, x):
-    """How many rows of each image live after each block, and whether images differ."""
+    """Counts the rows of each image after each block, and says whether images differ."""
     traced = model.trace(x)
     counts = torch.stack(
         [t.alive.sum(dim=1) if t.alive is not None else t.cells().ge(0).sum(dim=1) for t in traced]

@@ -33,7 +33,7 @@ def shuffled(batch, rows, seed):
 
 @st.composite
 def decisions(draw_from):
-    """Two images, some rows, how many stay, and a reduction of each kind."""
+    """Draws two images, some rows, how many stay, and a reduction of each kind."""
     rows = draw_from(st.integers(2, 12))
     keep = draw_from(st.integers(1, rows - 1))
     seed = draw_from(st.integers(0, 1000))
@@ -52,7 +52,7 @@ def decisions(draw_from):
 
 
 def kept_rows(reduction, rows):
-    """The old rows that are left as rows of their own (2, m)."""
+    """Lists the old rows that are left as rows of their own (2, m)."""
     if not isinstance(reduction, Fixed):
         return reduction.kept
     order = torch.arange(rows) if reduction.order is None else reduction.order
@@ -60,7 +60,7 @@ def kept_rows(reduction, rows):
 
 
 def groups(reduction, image, rows):
-    """The old rows of every new row, the one that speaks for it first."""
+    """Lists the old rows of every new row, the one that represents it first."""
     kept = kept_rows(reduction, rows)[image].tolist()
     made = [[row] for row in kept]
     if isinstance(reduction, Merge):
@@ -109,7 +109,7 @@ def test_two_dimensional_rows_move_like_all_others(decision):
 
 @CASES
 @given(decisions())
-def test_maps_forth_and_back_agree(decision):
+def test_maps_in_both_directions_agree(decision):
     rows, reduction = decision
     every = torch.arange(rows).expand(2, -1)
     speaking, remap = reduction.represent(every), reduction.remap(rows)
@@ -312,7 +312,7 @@ def test_training_in_bfloat16_agrees_with_the_kernel_whichever_way_it_is_compute
     kernel = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.bfloat16(), scale=0.3)
     by_map = attention_map(q, k, scale=0.3, bias=bias.bfloat16()) @ v
     assert torch.equal(got, kernel if keys > MAX_EXPLICIT_KEYS else by_map)
-    # Evaluation is the dense model's, whether or not somebody wants gradients of it.
+    # Evaluation is the dense model's, whether or not gradients of it are needed.
     assert torch.equal(attention(q, k, v, scale=0.3, bias=bias.bfloat16()), kernel)
 
 
@@ -341,7 +341,7 @@ FEW = settings(CASES, max_examples=12)
 
 @st.composite
 def parkings(draw_from):
-    """Two images of a grid, some of whose rows go on, alone or with a stand-in for the others."""
+    """Draws two images of a grid; some rows go on, alone or with a stand-in for the others."""
     grid = draw_from(st.sampled_from([(1, 2), (2, 3), (3, 4)]))
     rows = grid[0] * grid[1]
     seed = draw_from(st.integers(0, 1000))
@@ -356,7 +356,7 @@ def parkings(draw_from):
 
 @FEW
 @given(parkings())
-def test_to_park_moves_rows_as_what_is_inside_does(made):
+def test_defer_moves_rows_as_its_inner_reduction_does(made):
     tokens, park = made
     inner, outer = park.slow.apply(tokens), park.apply(tokens)
     for name in ("x", "size", "position", "origin", "memory"):
@@ -419,7 +419,7 @@ def test_the_grid_is_whole_again_before_a_stride(made, seed):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 4), (3, 5), (4, 4)])
-def test_a_stride_leaves_every_second_row_and_column(grid):
+def test_a_subsampling_block_leaves_every_second_row_and_column(grid):
     height, width = grid
     cells = torch.arange(height * width).view(grid)
     x = torch.cat([torch.tensor([-1.0, -2.0]), cells.flatten()])[None, :, None]

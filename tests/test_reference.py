@@ -71,7 +71,7 @@ def same(got, wanted):
 
 
 class Recording(EViT):
-    """EViT that remembers which rows it kept."""
+    """EViT that notes which rows it kept."""
 
     def __init__(self, *, fuse):
         super().__init__(fuse=fuse)
@@ -149,7 +149,7 @@ STAGES = Rate(0.7, (1, 2, 3))
 
 
 def dynamicvit(method):
-    """A host of 196 patches with the predictors that the numbers were made with."""
+    """Makes a host of 196 patches with the predictors that the numbers were made with."""
     golden = numbers("dynamicvit_golden")
     model = VisionTransformer(**TINY | {"img_size": 56}).double().eval()
     weights = host("").state_dict() | {"pos_embed": golden["pos_embed"].double()}
@@ -167,7 +167,7 @@ def dynamicvit(method):
 
 
 class Drawn(DynamicViT):
-    """DynamicViT to which the draws of its three blocks are given."""
+    """DynamicViT that gets the draws of its three blocks."""
 
     def __init__(self, draws):
         super().__init__()
@@ -180,7 +180,7 @@ class Drawn(DynamicViT):
 
 
 def near(got, wanted):
-    """Equal but for the official masked attention: float32, its faint weight shared evenly."""
+    """Asserts equality, except for the faint weight of masked tokens: float32, evenly shared."""
     torch.testing.assert_close(got.to(wanted.dtype), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -221,8 +221,8 @@ def test_dynamicvit_gives_the_official_numbers_at_inference():
     same(traced[-1].x, golden["eval.features"])
 
 
-def lesson_of_dynamicvit():
-    """A training pass under the draws that were given to the official code, and these draws."""
+def train_dynamicvit():
+    """Runs a training pass with the draws that the official code got; returns these draws too."""
     draws = list(numbers("dynamicvit_golden")["train.draws"].double().requires_grad_().unbind())
     for each in draws:
         each.retain_grad()
@@ -230,8 +230,8 @@ def lesson_of_dynamicvit():
     return model, forward_training(model.train(), x, tail="full"), draws
 
 
-def terms_of_dynamicvit(model, lesson):
-    """The four official terms of the loss: labels, shares, answers, tokens of the patches alone."""
+def terms_of_dynamicvit(model, run):
+    """Computes the four official terms of the loss: labels, shares, answers, and patch tokens."""
     golden = numbers("dynamicvit_golden")
     with torch.no_grad():
         host = model.host.eval()
@@ -239,44 +239,44 @@ def terms_of_dynamicvit(model, lesson):
         answers = host.forward_head(taught)
     decisions = [
         Decision(each.block, 0.7**stage, each.alive)
-        for stage, each in enumerate(lesson.decisions, start=1)
+        for stage, each in enumerate(run.decisions, start=1)
     ]
-    patches = Tokens(x=lesson.tokens.x[:, 1:], prefix=0, grid=(14, 14), alive=lesson.tokens.alive)
+    patches = Tokens(x=run.tokens.x[:, 1:], prefix=0, grid=(14, 14), alive=run.tokens.alive)
     return (
-        label_loss(lesson.output, golden["labels"], 0.0),
+        label_loss(run.output, golden["labels"], 0.0),
         DynamicViT(ratio=1).loss(decisions),
-        answer_loss(lesson.output, answers, "soft", 1.0),
+        answer_loss(run.output, answers, "soft", 1.0),
         token_loss(patches, taught[:, 1:]),
     )
 
 
 def test_dynamicvit_gives_the_official_numbers_in_training():
     golden = numbers("dynamicvit_golden")
-    model, lesson, _ = lesson_of_dynamicvit()
-    near(lesson.output, golden["train.logits"])
+    model, run, _ = train_dynamicvit()
+    near(run.output, golden["train.logits"])
     near(torch.stack(model.method.scores), golden["train.scores"])
-    near(lesson.tokens.x[:, 1:], golden["train.features"])
-    for each, alive in zip(lesson.decisions, golden["train.alive"], strict=True):
+    near(run.tokens.x[:, 1:], golden["train.features"])
+    for each, alive in zip(run.decisions, golden["train.alive"], strict=True):
         assert torch.equal(each.alive.to(torch.uint8), alive)
     wanted = golden["train.parts"] / torch.tensor([1, 3, 1, 1])  # theirs is a sum over the stages
-    near(torch.stack(terms_of_dynamicvit(model, lesson)), wanted)
+    near(torch.stack(terms_of_dynamicvit(model, run)), wanted)
 
 
 def test_dynamicvit_gives_the_official_gradients():
-    """Of what was drawn, so that the straight-through estimate sees the same; and of the host."""
+    """Gradients of the draws show that the straight-through estimate agrees; so do the host's."""
     golden = numbers("dynamicvit_golden")
-    model, lesson, draws = lesson_of_dynamicvit()
-    labels, shares, answers, tokens = terms_of_dynamicvit(model, lesson)
+    model, run, draws = train_dynamicvit()
+    labels, shares, answers, tokens = terms_of_dynamicvit(model, run)
     loss = labels + 2 * shares + 0.5 * answers + 0.5 * tokens
     near(loss[None], golden["train.loss"])
     loss.backward()
     host = model.host
-    found = {
+    gradients = {
         "draws": torch.stack([each.grad for each in draws]),
         "head": host.head.weight.grad,
         "qkv": host.blocks[0].attn.qkv.weight.grad,
     }
-    for name, got in found.items():
+    for name, got in gradients.items():
         wanted = golden[f"train.{name}.grad"].double()
         assert wanted.abs().max() > 1e-3
         assert (got - wanted).norm() < 1e-5 * wanted.norm(), name
@@ -287,7 +287,7 @@ PYRAMID = {"stage": (2, 5, 8), "block": (2, 3, 5, 6, 8, 9, 10)}
 
 
 def official(name):
-    """The weights in a file of Evo-ViT, as it calls them."""
+    """Reads the weights in a file of Evo-ViT, with its own names."""
     start = "weights."
     return {
         each.removeprefix(start): value
@@ -297,7 +297,7 @@ def official(name):
 
 
 def evo_host(name, dtype):
-    """The dense host of a file of Evo-ViT, and its images."""
+    """Makes the dense host of a file of Evo-ViT, and its images."""
     weights, shown = official(name), numbers(name)["images"].to(dtype)
     if name == "evo_levit_golden":
         shape = {"img_size": 128, "embed_dim": (16, 24, 32), "num_heads": (2, 3, 4)}
@@ -311,7 +311,7 @@ def evo_host(name, dtype):
 
 
 def as_published(got, wanted, dtype):
-    """Equal to rounding, relative to the largest value."""
+    """Asserts equality to rounding, relative to the largest value."""
     within = 1e-10 if dtype == torch.float64 else 1e-5
     assert (got.double() - wanted).abs().max() <= within * wanted.abs().max()
 
@@ -345,18 +345,18 @@ def test_evo_gives_the_official_numbers_on_levit(mode, learned, dtype):
     at = PYRAMID[mode]
     slimmed = patchslim.slim(model, "evo", keep_rate=0.5, at=at, early=0.5, learned=learned)
     if learned:
-        found = read_official_tradeoffs(official("evo_levit_golden"))
-        missing = slimmed.method.load_state_dict(found, strict=False).missing_keys
+        tradeoffs = read_official_tradeoffs(official("evo_levit_golden"))
+        missing = slimmed.method.load_state_dict(tradeoffs, strict=False).missing_keys
         assert not missing
-        assert len(found) == 11
+        assert len(tradeoffs) == 11
     wanted = numbers("evo_levit_golden")[f"logits.{mode}" + ".learned" * learned]
     with torch.no_grad():
         as_published(slimmed(shown), wanted, dtype)
 
 
 @torch.no_grad()
-def test_the_official_numbers_tell_the_ways_of_selecting_apart():
-    """Ours would not pass by chance: the modes are far from each other."""
+def test_the_official_numbers_distinguish_the_ways_of_selecting():
+    """Our numbers would not pass by chance: the modes are far from each other."""
     for name in ("evo_deit_golden", "evo_levit_golden"):
         answers = [value for key, value in numbers(name).items() if key.startswith("logits.")]
         apart = torch.cdist(*[torch.stack(answers).flatten(1)] * 2)

@@ -1,4 +1,4 @@
-"""What cannot be served exactly is refused, with a reason: foreign parts, foreign families."""
+"""Hosts that cannot be slimmed exactly are refused, with a reason: foreign parts and families."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def row_mixing(host: Any) -> None:
 
 
 def hidden_part(host: Any) -> None:
-    """A change of the forward pass that shows in no class."""
+    """Changes the forward pass in a way that shows in no class."""
     plain = host.blocks[1].forward
     host.blocks[1].forward = lambda x: plain(x) * 1.01
 

@@ -1,4 +1,4 @@
-"""What patchslim 0.6.1 left on disk still loads: models, stopped runs, a report, a recipe."""
+"""Files that patchslim 0.6.1 wrote still load: models, stopped runs, a report, a recipe."""
 
 import shutil
 from pathlib import Path
@@ -60,27 +60,27 @@ def test_a_saved_model_is_saved_again_with_the_same_recipe(tmp_path):
     old, new = (
         read_recipe(folder) for folder in (SAVED / "models" / "dynamicvit", tmp_path / "again")
     )
-    # The weights of a method have another name since, so that the file is another.
+    # The weights of a method have a new name since then, so the file is another.
     changed = {"package", "method_class", "versions", "answers", "bytes", "sha256"}
     for name in old.keys() - changed:
         assert new[name] == old[name], name
 
 
-def test_a_stopped_training_goes_on(tmp_path):
+def test_a_stopped_training_can_be_resumed(tmp_path):
     out = shutil.copytree(SAVED / "training", tmp_path / "run")
     lines = []
-    course = TrainConfig(steps=4, batch=4, lr=1e-3, checkpoint=1, validate=2, workers=0)
+    config = TrainConfig(steps=4, batch=4, lr=1e-3, checkpoint=1, validate=2, workers=0)
     done = patchslim.train(
         patchslim.load(SAVED / "models" / "dynamicvit"),
         labelled_images(),
-        course,
+        config,
         out=out,
         validation=labelled_images(),
         resume=True,
         progress=lines.append,
     )
     assert not any(line.startswith(("step 1/", "step 2/")) for line in lines)
-    assert done.step == 2  # the best, which the checkpoint holds
+    assert done.step == 2  # the best weights, which are in the checkpoint
     assert [line for line in lines if line.startswith("step 4/")]
     torch.testing.assert_close(logits_of(done.model), LOGITS["training"], **TRAINED)
     torch.testing.assert_close(
@@ -88,7 +88,7 @@ def test_a_stopped_training_goes_on(tmp_path):
     )
 
 
-def test_a_stopped_calibration_goes_on(tmp_path):
+def test_a_stopped_calibration_can_be_resumed(tmp_path):
     out = shutil.copytree(SAVED / "calibration", tmp_path / "run")
     lines = []
     done = patchslim.calibrate(

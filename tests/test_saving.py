@@ -97,7 +97,7 @@ def assert_same(one, other):
 
 
 class Scored(patchslim.Method):
-    """A method of somebody else, with a parameter and a setting."""
+    """Somebody else's method, with a parameter and a setting."""
 
     def __init__(self, *, sign: float = 1.0) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Scored(patchslim.Method):
 
 
 class LargeScored(Scored):
-    """The same with so many parameters that saving takes a while."""
+    """`Scored` with so many parameters that saving takes a while."""
 
     def __init__(self, *, sign: float = 1.0, million: int = 8) -> None:
         super().__init__(sign=sign)
@@ -320,7 +320,7 @@ def test_a_first_save_that_is_killed_leaves_nothing_to_load(tmp_path):
 
 
 def test_a_process_that_died_between_the_two_renames_loses_nothing(tmp_path):
-    """Makes by hand what is on disk then: the old folder set aside, the new one not yet there."""
+    """The files are made by hand: the old folder set aside, the new one not yet in its place."""
     slimmed = patchslim.slim(timm_vit().eval(), "tome", r=2)
     slimmed.save(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / ".saved.old")
@@ -381,7 +381,7 @@ def edit_recipe(path, **changes):
     (path / RECIPE_FILE).write_text(json.dumps(recipe))
 
 
-def test_truncated_weights_are_told_by_their_size(saved):
+def test_truncated_weights_are_noticed_by_their_size(saved):
     whole = (saved / WEIGHTS_FILE).read_bytes()
     (saved / WEIGHTS_FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadFile, match=r"truncated: [\d,]+ of [\d,]+ bytes"):
@@ -459,7 +459,7 @@ def test_a_recipe_cannot_make_a_download_happen(saved):
 
 
 def test_a_host_that_takes_the_weights_but_answers_otherwise_is_refused(saved):
-    """As if a default in the host's library had changed, which no shape of a weight shows."""
+    """It is as if a default in the host's library had changed, which no shape of a weight shows."""
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
     edit_recipe(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
     with pytest.raises(BadFile, match=r"answers otherwise.*timm \d.*model="):

@@ -48,7 +48,7 @@ def method(name, **given_settings):
 
 
 def shape(side=14, depth=12, width=192, *, prefix=1, read=1):
-    """A plain vision transformer of any size, without building one."""
+    """Makes the shape of a plain vision transformer of any size, without building one."""
     return HostShape(
         grid=(side, side),
         prefix=prefix,
@@ -73,7 +73,7 @@ def test_a_fraction_of_r_is_spread_evenly():
 
 
 def official_tome(r, inflect, patches, depth):
-    """ToMe's tilted schedule with its own limit: half of the patches at most in a block."""
+    """Computes ToMe's tilted schedule with its own limit: at most half of the patches a block."""
     first = int(r * (1 - inflect))
     step = (2 * r - 2 * first) / (depth - 1)
     left = []
@@ -137,7 +137,7 @@ def test_a_rule_survives_json_and_a_file(rule, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "not a saved schedule"),
         ("[1, 2]", "JSON object, not list"),
@@ -146,12 +146,12 @@ def test_a_rule_survives_json_and_a_file(rule, tmp_path):
         ('{"kind": "rate", "rate": 0.5, "at": 3}', "does not take"),
     ],
 )
-def test_a_file_that_is_no_schedule_is_refused(tmp_path, text, told):
+def test_a_file_that_is_no_schedule_is_refused(tmp_path, text, message):
     path = tmp_path / "schedule.json"
     path.write_text(text)
     with pytest.raises(BadFile) as caught:
         Schedule.load(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_rule_of_another_kind_names_the_nearest(tmp_path):
@@ -167,7 +167,7 @@ def test_a_rule_of_another_kind_names_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: Constant(-1), "r must be 0 or more"),
         (lambda: Constant(float("nan")), "r must be 0 or more"),
@@ -190,14 +190,14 @@ def test_a_rule_of_another_kind_names_the_nearest(tmp_path):
         (lambda: Counts((17, 9.5), 17, 1), "whole numbers"),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused_where_it_is_made(make, told):
+def test_a_rule_that_means_nothing_is_refused_where_it_is_made(make, message):
     with pytest.raises(BadSchedule) as caught:
         make()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         (Rate(0.7, (1, 3)), "blocks 0 to 2"),
         (Removed((1, 1)), "has 2 numbers, and the host has 3 blocks"),
@@ -208,16 +208,16 @@ def test_a_rule_that_means_nothing_is_refused_where_it_is_made(make, told):
         (Counts((9, 9, 9), 17, 2), "made for 17 tokens (2 of them prefix)"),
     ],
 )
-def test_a_rule_that_does_not_fit_the_host_is_refused(rule, told):
+def test_a_rule_that_does_not_fit_the_host_is_refused(rule, message):
     with pytest.raises(BadSchedule) as caught:
         patchslim.slim(tiny_host(), "random", rule)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(BadSchedule):
         patchslim.macs(tiny_host(), "random", rule)
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
+    ("budget", "message"),
     [
         ({}, "How much is to be kept?"),
         ({"r": -1}, "r must be 0 or more"),
@@ -246,10 +246,10 @@ def test_a_rule_that_does_not_fit_the_host_is_refused(rule, told):
         ({"macs": 1e12}, "more than the model itself has"),
     ],
 )
-def test_a_budget_that_means_nothing_is_refused(budget, told):
+def test_a_budget_that_means_nothing_is_refused(budget, message):
     with pytest.raises(BadSchedule) as caught:
         patchslim.slim(tiny_host(), "random", **budget)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "near"), [("keep_rat", "keep_rate"), ("mac", "macs"), ("R", "r")])
@@ -265,7 +265,7 @@ def test_a_method_that_removes_nothing_needs_no_budget():
 # ---------------------------------------------------------------------------------- the warnings
 
 
-def test_what_a_method_cannot_remove_is_said_at_the_users_line():
+def test_rows_that_a_method_cannot_remove_warn_at_the_users_line():
     with pytest.warns((ShortSchedule, DeepCut)) as caught:
         slimmed = patchslim.slim(tiny_host(), "tome", r=12)
     assert slimmed.counts() == (9, 5, 3)
@@ -275,13 +275,13 @@ def test_what_a_method_cannot_remove_is_said_at_the_users_line():
     assert {warning.filename for warning in caught} == {__file__}
 
 
-def test_nothing_is_said_where_all_is_removed():
+def test_no_warning_if_everything_asked_is_removed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert patchslim.slim(tiny_host(), "tome", r=2).counts() == (15, 13, 11)
 
 
-def test_a_deep_cut_is_said_at_the_users_line():
+def test_a_deep_cut_warns_at_the_users_line():
     with pytest.warns(DeepCut, match="of the operations are removed") as caught:
         patchslim.slim(tiny_host(), "random", keep=[5, 5, 5])
     assert [warning.filename for warning in caught] == [__file__]
@@ -296,7 +296,7 @@ def test_half_of_the_work_is_no_deep_cut():
 # -------------------------------------------------------------------------------- what users ask
 
 
-def test_known_vocabulary_becomes_a_rule():
+def test_the_words_of_papers_become_rules():
     host, random, tome = shape(), method("random"), method("tome")
     assert make_schedule(host, tome, r=13) == Constant(13)
     assert make_schedule(host, tome, r=(7, -1)) == Constant(7, -1.0)
@@ -359,7 +359,7 @@ TARGETS = (0.95, 0.8, 0.6, 0.45, 0.3)
 
 
 def family(host, method, at=None):
-    """Every schedule of the rule that is natural to the method, by its exact break points."""
+    """Lists every schedule of the rule that is natural to the method, by its exact break points."""
     patches = host.entering - host.prefix
     if method.placement is Placement.EVERY_BLOCK:
         steps = {
@@ -381,16 +381,16 @@ def family(host, method, at=None):
 
 
 def costs(host, method, at=None, *, tail):
-    """The different costs in a family, largest first, each with its mildest rule."""
-    found = {}
+    """Finds the different costs in a family, largest first, each with its mildest rule."""
+    rules = {}
     for rule in family(host, method, at):
         counts = rule.counts(host.entering, host.prefix, host.depth, method)
-        found.setdefault(slim_macs(host, method, counts, tail=tail).total, rule)
-    return dict(sorted(found.items(), reverse=True))
+        rules.setdefault(slim_macs(host, method, counts, tail=tail).total, rule)
+    return dict(sorted(rules.items(), reverse=True))
 
 
 def families(host, method, *, tail):
-    """The costs of the one family, or of those that begin earlier and earlier."""
+    """Lists the costs of the one family, or of those that begin earlier and earlier."""
     if method.placement is not Placement.LATER:
         return [costs(host, method, tail=tail)]
     begins = range(host.depth // 4, 0, -1)
@@ -400,7 +400,7 @@ def families(host, method, *, tail):
 
 
 def largest(every, most):
-    """The largest cost that fits, of the first family whose rate is not steep; else of the last."""
+    """Finds the largest cost that fits, of the first family with a rate not steep, or the last."""
     for each in every:
         fitting = [cost for cost in each if cost <= most]
         if fitting and getattr(each[fitting[0]], "rate", 1) >= MIN_BLOCK_RATE:
@@ -409,7 +409,7 @@ def largest(every, most):
 
 
 def tailed():
-    """Methods and tails whose cost falls with every token removed.
+    """Lists methods and tails whose cost falls with every token removed.
 
     On the map (P3) it does not: a decision in the last block needs the queries of all rows, which
     the exact tail otherwise spares. The budget holds there too, but need not be the largest.
@@ -590,7 +590,7 @@ def test_counts_at_a_stride_are_the_hosts_own():
             wrong.counts(36, 1, 7, topk, PYRAMID)
 
 
-def test_a_rate_names_no_block_that_strides():
+def test_a_rate_names_no_block_that_subsamples():
     with pytest.raises(BadSchedule, match=r"block 4 subsamples .* Take the block after it, 5"):
         Rate(0.5, (1, 4)).counts(36, 1, 7, method("topk"), PYRAMID)
 
@@ -604,7 +604,7 @@ def test_the_same_rate_holds_in_every_block_from_the_first_place_on():
             rule.in_every_block(2, {})
 
 
-def test_a_rate_is_of_all_patches_where_they_come_back():
+def test_a_rate_counts_all_patches_if_they_come_back():
     evo = method("evo")
     rate = Rate(0.5, (4, 8))
     assert rate.counts(197, 1, 12, evo) == (*[197] * 4, *[100] * 8)

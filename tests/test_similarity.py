@@ -1,5 +1,5 @@
-"""`similarity` and its relatives: what is refused, what is lost (nothing, of equal patches), who
-joins whom and where."""
+"""`similarity` and its relatives: what is refused, what is lost (nothing, with equal patches), and
+which patches join where."""
 
 import math
 
@@ -26,7 +26,7 @@ PATCH = 4
 
 
 def host(side=6, *, depth=3, positions=True, dtype=torch.float32, **args):
-    """A small host of side x side patches with strong weights, if asked without positions."""
+    """Makes a small host of side x side patches with strong weights, without positions if asked."""
     settings = {"embed_dim": 32, "num_heads": 4, "num_classes": 7, "patch_size": PATCH}
     made = VisionTransformer(img_size=PATCH * side, depth=depth, **settings, **args)
     randomise(made)
@@ -45,7 +45,7 @@ def noise(*shape, seed=0, dtype=torch.float32):
 
 
 def repeating(kinds, side=6, *, dtype=torch.float32):
-    """Images whose patches are of so many kinds each, strewn over the grid."""
+    """Makes images whose patches are of so many kinds each, spread over the grid."""
     every = []
     for seed, count in enumerate(kinds):
         some = noise(count, 3, PATCH, PATCH, seed=seed)
@@ -110,7 +110,7 @@ def test_settings_that_do_not_go_together_are_refused(name):
 
 
 @pytest.mark.parametrize("kind", [Similarity, Duplicates])
-def test_a_distance_that_is_no_number_is_refused(kind):
+def test_a_distance_that_is_not_a_number_is_refused(kind):
     name = "threshold" if kind is Similarity else "tolerance"
     with pytest.raises(BadSetting, match="nan"):
         kind(**{name: math.nan})
@@ -164,7 +164,7 @@ def test_the_paper_s_preset_drops_before_the_first_block():
     assert Similarity(preset="paper", threshold=0.3).adaptive
 
 
-def test_what_is_set_goes_before_the_preset():
+def test_settings_override_the_preset():
     paper = Similarity(preset="paper", on="keys", weight="received")
     assert (paper.on, paper.weight, paper.group) == ("keys", "received", "redundancy")
     again = Similarity(**method_settings(paper))
@@ -290,7 +290,7 @@ def test_equal_patches_become_one_to_the_last_digits_of_float64(method):
 
 
 def scene(seed=0, *, batch=2, grid=(4, 5), width=16, prefix=1):
-    """Random tokens whose rows stand for some patches each, and what a method may look at."""
+    """Makes random tokens whose rows stand for some patches each, and what a method may read."""
     rows = prefix + grid[0] * grid[1]
     size = noise(batch, grid[0] * grid[1], seed=seed + 1).abs().ceil()
     tokens = Tokens(x=noise(batch, rows, width, seed=seed), prefix=prefix, grid=grid, size=size)
@@ -299,13 +299,13 @@ def scene(seed=0, *, batch=2, grid=(4, 5), width=16, prefix=1):
 
 
 def distances(tokens):
-    """Mean squared differences of the rows as the next layer sees them."""
+    """Computes mean squared differences of the rows as the next layer sees them."""
     x = F.layer_norm(tokens.x[:, tokens.prefix :], (tokens.x.shape[2],))
     return (x.unsqueeze(2) - x.unsqueeze(1)).square().mean(dim=3)
 
 
 def led(cost, worth, limit):
-    """How many lead: the next unclaimed row claims all rows within the limit."""
+    """Counts the rows that lead: the next unclaimed row claims all rows within the limit."""
     leads, claimed = 0, set()
     for row in sorted(range(len(worth)), key=lambda row: -float(worth[row])):
         if row not in claimed:
@@ -315,7 +315,7 @@ def led(cost, worth, limit):
 
 
 def left(method, tokens, signals):
-    """How many rows of each image stay, where all may."""
+    """Counts the rows of each image that stay, if all may."""
     after = method.choose(tokens, signals, tokens.patches).apply(tokens)
     return [length - tokens.prefix for length in after.lengths()]
 
@@ -373,7 +373,7 @@ def test_the_floor_stays_whatever_the_threshold(floor, wanted):
 
 
 def grouped(cost, weight, keep):
-    """Heads and their groups: rows nearest to a heavier one join the nearest that stays."""
+    """Lists heads and their groups: rows nearest to a heavier one join the nearest that stays."""
     rows = range(len(weight))
     heavy = [[o for o in rows if (weight[o], -o) > (weight[r], -r)] for r in rows]
     apart = [min((cost[r][o] for o in heavy[r]), default=math.inf) for r in rows]
@@ -385,7 +385,7 @@ def grouped(cost, weight, keep):
 
 
 def survivor(name, group, cost, weight):
-    """The row of a group that speaks for it."""
+    """Finds the row that survives of a group."""
     if name == "first":
         return min(group)
     if name == "heaviest":
@@ -484,7 +484,7 @@ def test_duplicates_join_within_their_square(window):
 
 
 def survivors_of_squares(model, x, side):
-    """In how many squares each image has a patch left at the end."""
+    """Counts in how many squares each image has a patch left at the end."""
     tokens = model.trace(x)[-1]
     squares = squares_of(tokens.cells(), side, 8)
     prefix = tokens.prefix
@@ -530,7 +530,7 @@ def test_one_patch_of_each_square_stays_where_patches_go_in_steps():
 
 
 @pytest.mark.parametrize("name", ["medoid", "first", "heaviest"])
-def test_who_speaks_for_a_square_is_not_left_to_a_group(name):
+def test_squares_refuse_a_survivor_that_its_group_elects(name):
     with pytest.raises(BadSetting, match="survivor is then mean, weighted or alone"):
         Similarity(group="nearest", survivor=name, squares=3)
 
@@ -560,7 +560,7 @@ def test_the_order_of_the_images_is_the_order_of_the_answers(settings):
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements that any tensor has that an operation gives out."""
+    """Notes the most elements of any tensor that an operation returns."""
 
     elements = 0
 
@@ -594,7 +594,7 @@ LARGE = {
 
 @pytest.mark.filterwarnings("ignore::patchslim.errors.DeepCut")
 @pytest.mark.parametrize("name", LARGE)
-def test_of_many_patches_those_of_a_square_are_compared(name):
+def test_with_many_patches_only_those_of_a_window_are_compared(name):
     """33 x 33 patches, of which 16 x 16 are compared at a time: never all with all."""
     method, settings = LARGE[name]
     made, x = host(33, depth=2), noise(1, 3, 132, 132)

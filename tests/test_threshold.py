@@ -1,4 +1,4 @@
-"""Laws of thresholds: the budget is met on average, no image exceeds the cap, a report tells both.
+"""Laws of thresholds: the mean meets the budget, no image exceeds the cap, a report shows both.
 
 Hosts are tiny, and their heads are moved so that images have different answers.
 """
@@ -46,7 +46,7 @@ some_methods = pytest.mark.parametrize("name", ["similarity", "tome", "ats"])
 
 @functools.cache
 def images(seed=0):
-    """Two batches without labels, from images that are nearly flat to images of noise."""
+    """Makes two batches without labels, from images that are nearly flat to images of noise."""
     drawn = torch.randn(COUNT, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     for number, image in enumerate(drawn):
         flat = number * SIDE // COUNT
@@ -61,7 +61,7 @@ def every(data=None):
 
 @functools.cache
 def host(**changes):
-    """A tiny host whose answers to the images differ."""
+    """Makes a tiny host whose answers to the images differ."""
     made = tiny_host(depth=DEPTH, img_size=SIDE, **changes)
     with torch.no_grad():
         made.head.bias -= made(every()).mean(dim=0)
@@ -70,12 +70,12 @@ def host(**changes):
 
 @functools.cache
 def usual(name):
-    """The threshold for the method's budget, of which many laws tell something."""
+    """Calibrates the threshold for the method's budget, which many laws read."""
     return fit(name)
 
 
 def fit(name="tome", *, of=None, data=None, **asked):
-    """A threshold for the method's budget, where nothing else is asked for."""
+    """Calibrates a threshold, for the method's budget unless something else is asked for."""
     method, macs = METHODS[name]
     if "agreement" not in asked:
         asked = {"macs": macs} | asked
@@ -84,7 +84,7 @@ def fit(name="tome", *, of=None, data=None, **asked):
 
 
 def spent(model, pixels=None):
-    """What each image costs, as a share of the host's operations."""
+    """Computes what each image costs, as a share of the host's operations."""
     costs = model.macs_of(every() if pixels is None else pixels)
     return torch.tensor([each.total for each in costs]).double() / model.dense_macs().total
 
@@ -94,7 +94,7 @@ def most(model):
 
 
 def plain(record):
-    """The record as its file has it."""
+    """Returns the record as its file has it."""
     return json.loads(json.dumps(record, allow_nan=False))
 
 
@@ -125,7 +125,7 @@ def test_a_budget_is_met_on_average_and_used(name):
 
 
 @each_method
-def test_what_is_told_is_what_images_cost_in_the_model(name):
+def test_recorded_costs_are_the_costs_of_images_in_the_model(name):
     result = usual(name)
     shares, record = spent(result.model), result.record
     assert record["spent"] == pytest.approx(
@@ -212,7 +212,7 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_comes():
 
 
 @each_method
-def test_at_least_so_many_answers_stay_and_fewer_cost_no_more(name):
+def test_the_given_share_of_answers_stays_and_a_lower_share_costs_no_more(name):
     few, many = (fit(name, agreement=share) for share in (0.6, 0.85))
     for result, share in ((few, 0.6), (many, 0.85)):
         assert agreed(result.model, host()) >= share
@@ -248,11 +248,11 @@ def test_the_host_stays_as_it_was(name):
     assert model.trained is None
 
 
-def test_at_rest_the_host_is_the_models_own():
+def test_a_host_in_evaluation_mode_is_not_copied():
     assert usual("tome").model.host is host()
 
 
-def test_of_a_host_in_training_every_part_of_the_model_is_in_evaluation():
+def test_a_host_in_training_mode_gives_a_model_in_evaluation_mode():
     model = fit("tome", of=copy.deepcopy(host()).train()).model
     assert {module.training for module in model.modules()} == {False}
 
@@ -312,7 +312,7 @@ def test_images_are_taken_up_to_the_number_asked_for():
     assert fit(config=PatchSlimmingConfig(images=9)).record["images"] == 9
 
 
-def test_progress_tells_the_candidate_and_what_it_costs():
+def test_progress_shows_the_candidate_and_its_cost():
     lines = []
     fit(progress=lines.append)
     assert len(lines) > 2
@@ -368,8 +368,10 @@ def row(report, name):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_a_report_has_the_distribution_of_all_images(name, models, report):
     shares, one = spent(models[name]), row(report, name)
-    told = [float(each) for each in (shares.mean(), shares.quantile(0.5), shares.quantile(0.99))]
-    assert [one.spent.mean, one.spent.p50, one.spent.p99] == pytest.approx(told)
+    expected = [
+        float(each) for each in (shares.mean(), shares.quantile(0.5), shares.quantile(0.99))
+    ]
+    assert [one.spent.mean, one.spent.p50, one.spent.p99] == pytest.approx(expected)
     assert one.spent.most == pytest.approx(float(shares.max()))
     assert one.spent.cap == pytest.approx(most(models[name]))
     assert one.spent.p50 <= one.spent.p99 <= one.spent.most <= one.spent.cap + 1e-9
@@ -380,12 +382,12 @@ def test_a_report_has_the_distribution_of_all_images(name, models, report):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_conversion_is_of_the_images_that_were_timed(name, models, report):
     timed = float(spent(models[name], every()[:8]).mean())
-    assert timed != pytest.approx(row(report, name).spent.mean)  # or this would tell nothing
+    assert timed != pytest.approx(row(report, name).spent.mean)  # otherwise this would show nothing
     assert row(report, name).conversion == pytest.approx(row(report, name).speedup.median * timed)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_random_stands_beside_it_at_the_mean_of_its_counts(name, models):
+def test_random_is_measured_at_the_mean_of_its_counts(name, models):
     first = images()[0][0]
     report = measure({name: models[name]}, labelled(), batch=len(first), repeats=0)
     one, lots = row(report, name), row(report, f"random/{name}")
@@ -430,7 +432,7 @@ def test_a_distribution_survives_its_file(report, tmp_path):
     assert {each.spent for each in Report.from_json(data).rows} == {None}
 
 
-def test_the_table_shows_how_far_images_stray_from_the_mean(report):
+def test_the_table_shows_how_far_images_differ_from_the_mean(report):
     one = row(report, "similarity")
     shown = (
         f"{one.spent.mean:.3f} (p99 {one.spent.p99:.2f}, max {one.spent.most:.2f}, "
@@ -481,7 +483,7 @@ def test_random_costs_what_the_model_does_on_all_images(first, models):
 
 
 @pytest.mark.parametrize(("name", "threshold"), [("similarity", 0.05), ("tome", 0.9)])
-def test_a_mild_cap_takes_no_place_from_the_method(name, threshold):
+def test_a_mild_cap_leaves_the_choice_to_the_method(name, threshold):
     """At 0.85 the cap itself removes a token in some of the blocks only."""
     given = digits.untrained_host(depth=6)
     free = patchslim.slim(given, name, threshold=threshold)

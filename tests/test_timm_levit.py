@@ -59,9 +59,9 @@ every_toy = pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.__name__)
 
 
 def host(kind=Levit, **changes):
-    """A small host, of whose parts and running statistics none can be left out unnoticed.
+    """Makes a small host, of whose parts and running statistics none can be left out unnoticed.
 
-    In float64, since such weights magnify rounding.
+    It is in float64, since such weights magnify rounding.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_nothing_removed_is_the_host(kind):
 
 
 class Other(Levit):
-    """A LeViT with a forward pass of its own."""
+    """LeViT with a forward pass of its own."""
 
     def forward_features(self, x):
         return super().forward_features(x) + 1
@@ -137,9 +137,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("make", "told"), REFUSED.values(), ids=REFUSED)
-def test_what_would_be_wrong_is_refused(make, told):
-    with pytest.raises(UnsupportedModel, match=told):
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_would_be_wrong_is_refused(make, message):
+    with pytest.raises(UnsupportedModel, match=message):
         patchslim.slim(make(), "tome", r=1)
 
 
@@ -160,15 +160,15 @@ def test_counts_that_contradict_a_stride_are_refused():
     assert patchslim.slim(host(), "tome", keep=kept).counts() == tuple(kept)
     for place, count in ((2, 11), (2, 13), (4, 3)):
         wrong = [*kept[:place], count, *kept[place + 1 :]]
-        told = f"{count} tokens after block {place}, .* Say {kept[place]} there"
-        with pytest.raises(BadSchedule, match=told):
+        message = f"{count} tokens after block {place}, .* Say {kept[place]} there"
+        with pytest.raises(BadSchedule, match=message):
             patchslim.slim(host(), "tome", keep=wrong)
 
 
 @pytest.mark.parametrize("place", STRIDES)
-def test_a_stride_cannot_decide(place):
-    told = rf"block {place} subsamples .* Take the block after it, {place + 1}"
-    with pytest.raises(BadSchedule, match=told):
+def test_a_block_that_subsamples_cannot_decide(place):
+    message = rf"block {place} subsamples .* Take the block after it, {place + 1}"
+    with pytest.raises(BadSchedule, match=message):
         patchslim.slim(host(), "tome", keep_rate=0.5, at=(1, place))
 
 
@@ -202,11 +202,11 @@ def test_biases_go_by_cells():
         for image in range(2):
             asking, asked = queries.cells()[image].tolist(), keys.cells()[image].tolist()
             assert torch.equal(got[image], table[:, asking][:, :, asked])
-    assert torch.equal(merged.cells(), orders[:, :20])  # of those that speak for the others
+    assert torch.equal(merged.cells(), orders[:, :20])  # of those that stand for the others
 
 
-def test_a_bias_is_of_a_distance():
-    """Read off the host's weights by hand: rows apart, then columns apart."""
+def test_a_bias_depends_on_the_distance():
+    """It is read off the host's weights by hand: rows apart, then columns apart."""
     model, adapter, whole = host(), TimmLevit(), rows(35)
     got = adapter.bias(model, 0, whole, whole)[0]
     weights = model.stages[0].blocks[0].attn.attention_biases
@@ -257,8 +257,8 @@ def test_before_a_stride_the_grid_is_whole(kind, toy):
 
 
 @torch.no_grad()
-def test_what_is_gone_comes_back_as_its_neighbour():
-    """Before a stride a cell shows the row that it joined, or the one that is nearest to it."""
+def test_a_dropped_cell_is_restored_as_its_neighbour():
+    """Before a stride, a cell shows the row that it joined, or the one that is nearest to it."""
     for toy in (KeepLongestBefore, MergeShortestBefore):
         model = slim_unchecked(host(), toy().eval(), AFTER)
         before, after = model.trace(images(), 3)[1:]
@@ -273,8 +273,8 @@ def test_what_is_gone_comes_back_as_its_neighbour():
 
 
 @torch.no_grad()
-def test_a_stride_computes_what_the_hosts_own_does():
-    """Of the rows that there are, merged or not, in the host's own downsampling."""
+def test_a_subsampling_block_computes_what_the_hosts_own_does():
+    """The rows that are there, merged or not, give what the host's own downsampling gives."""
     for kind in (Levit, EvoLevit):
         model = slim_unchecked(host(kind), MergeShortestBefore().eval(), AFTER)
         before, after = model.trace(images(), 3)[1:]
@@ -314,8 +314,8 @@ def test_torch_counts_the_same(kind, method, budget):
     model = patchslim.slim(host(kind), method, **budget)
     cost, dense = model.macs(), model.dense_macs()
     assert cost.total < dense.total
-    told = cost.total + cost.choosing
-    assert told == pytest.approx(count_macs(model, images(1)), rel=0.005)
+    expected = cost.total + cost.choosing
+    assert expected == pytest.approx(count_macs(model, images(1)), rel=0.005)
     assert dense.total == pytest.approx(count_macs(model.host, images(1)), rel=0.005)
 
 
@@ -425,7 +425,7 @@ def test_half_precision_stays_finite():
             assert model(images(dtype=dtype)).isfinite().all()
 
 
-def test_strides_are_told():
+def test_strides_are_reported():
     model = patchslim.slim(host(), "tome", r=1)
     assert model.start_pass().facts.strides == (1, 1, 2, 1, 2, 1, 1)
     assert model.plan.shape.resets == {2: 12, 4: 4}

@@ -1,4 +1,4 @@
-"""`tome` with a threshold: pairs that exceed it merge; where none does, it is the fixed form."""
+"""`tome` with a threshold: pairs above it merge; if there are none, it works as without one."""
 
 import math
 
@@ -27,7 +27,7 @@ def draw(*shape, seed=0):
 
 
 def scene(prefix, count, *, real=None, batch=3, seed=0):
-    """Random tokens of some sizes; of each image, `real` rows are no padding."""
+    """Makes random tokens of some sizes; of each image, `real` rows are no padding."""
     x = draw(batch, prefix + count, 8, seed=seed)
     alive = None if real is None else torch.arange(count) < torch.tensor(real).unsqueeze(1)
     size = draw(batch, count, seed=seed + 1).abs().ceil()
@@ -36,7 +36,7 @@ def scene(prefix, count, *, real=None, batch=3, seed=0):
 
 
 def merged(key, prefix, threshold, keep):
-    """The groups of one image: patches alternate between A and B, the best of A join B."""
+    """Groups one image: patches alternate between A and B, the best of A join B."""
     key = F.normalize(key.mean(dim=0)[prefix:], dim=1)
     every = range(len(key))
     a = [row for row in every if (row + prefix) % 2 == 0]
@@ -98,7 +98,7 @@ def test_just_below_one_nothing_merges(name):
 @pytest.mark.parametrize("tail", ["full", "exact"])
 @pytest.mark.parametrize("name", HOSTS)
 def test_where_no_pair_exceeds_it_the_cap_is_the_fixed_form(name, tail):
-    """Row for row and in the same order, since the next deal depends on it."""
+    """They agree row for row and in the same order, since the next split depends on it."""
     made = tiny_vit(**HOSTS[name])
     shape, x = patchslim.find_adapter(made).shape(made), random_images(made, 3)
     left = tuple(shape.prefix + patches for patches in (15, 9, 6))
@@ -128,8 +128,8 @@ def test_the_cap_holds_where_pairs_hardly_exceed_the_threshold():
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_so_low_that_every_pair_exceeds_it_half_go_in_each_block(name):
-    """Equal keys: each row of A has the similarity 1 to some of B."""
+def test_a_very_low_threshold_removes_half_in_each_block(name):
+    """Keys are equal: each row of A has the similarity 1 to some of B."""
     made = tiny_vit(**HOSTS[name])
     torch.nn.init.zeros_(made.pos_embed)
     model = patchslim.slim(made, "tome", r=0, threshold=1e-6)
@@ -147,7 +147,7 @@ def test_so_low_that_every_pair_exceeds_it_half_go_in_each_block(name):
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, 1.5, math.nan])
-def test_what_is_no_cosine_is_refused(threshold):
+def test_a_threshold_that_is_no_cosine_is_refused(threshold):
     with pytest.raises(BadSetting, match=r"threshold=.*a cosine between 0 \(none\) and 1"):
         ToMe(threshold=threshold)
 

@@ -32,7 +32,7 @@ WEIGHTS = [
 
 
 def torch_names(state):
-    """The weights under the names that torchvision's own files have."""
+    """Renames weights as torchvision's own files have them."""
     places = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
     renamed = {}
     for name, value in state.items():
@@ -67,7 +67,7 @@ class TinyWeights(_api.WeightsEnum):
 
 
 def vit_tiny(*, weights: Optional[TinyWeights] = None, progress=True, **settings):  # noqa: UP045
-    """A tiny model, made as torchvision makes its own."""
+    """Makes a tiny model, as torchvision makes its own."""
     sizes = {**SMALL, "patch_size": 8, "image_size": 32, **settings}
     if weights is not None:
         sizes["image_size"] = weights.meta["min_size"][0]
@@ -82,7 +82,7 @@ vit_tiny.__module__ = "torchvision.models.vision_transformer"
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A tiny model in torchvision's registry, with two sets of weights."""
+    """Registers a tiny model in torchvision, with two sets of weights."""
     monkeypatch.setitem(_api.BUILTIN_MODELS, "vit_tiny", vit_tiny)
     monkeypatch.setattr(_api, "get_weight", lambda name: TinyWeights[name.partition(".")[2]])
     monkeypatch.setattr(torchvision.models, "get_weight", _api.get_weight)
@@ -101,9 +101,9 @@ def photos(tmp_path):
 
 def run(capsys, *arguments):
     code = main([str(each) for each in arguments])
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    return told.out
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
 
 
 # ---------------------------------------------------------------------------- beside the host
@@ -111,7 +111,7 @@ def run(capsys, *arguments):
 
 @every_variant
 def test_training_equals_the_host(variant):
-    """Same random draws, same gradients for every parameter."""
+    """The same random draws give the same gradient for every parameter."""
     host = variant.build()
     x = random_images(host)
     slimmed = patchslim.slim(host, "identity").train()
@@ -163,7 +163,7 @@ class Own(VisionTransformer):
 
 
 class Attention(nn.MultiheadAttention):
-    """Another attention."""
+    """Attention of another class."""
 
 
 def replace_attention(host):
@@ -215,16 +215,16 @@ def test_other_sizes_and_arguments_are_refused():
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_images_are_prepared_as_the_weights_say(name, recwarn):
-    """To the very pixel, for every set of weights that torchvision has of its five models."""
+    """They are equal to the pixel, for every set of weights of torchvision's five models."""
     model, _, entry = name.partition(".")
     name = f"{model.lower()}.{entry}"
     host = _catalog.build_without_weights(name)
-    found = find_preprocessing(host, TorchvisionVit())
-    assert found.stated
+    preprocessing = find_preprocessing(host, TorchvisionVit())
+    assert preprocessing.stated
     weights = torchvision.models.get_model_weights(model.lower())[entry]
     noise = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((610, 430))
-    assert torch.equal(found.transform()(picture), weights.transforms()(picture))
+    assert torch.equal(preprocessing.transform()(picture), weights.transforms()(picture))
 
 
 def test_weights_that_are_not_named_are_not_known():
@@ -236,8 +236,8 @@ def test_a_host_that_torchvision_made_may_say_its_weights():
     with torch.device("meta"):
         host = torchvision.models.vit_l_16()
     host.pretrained_weights = str(torchvision.models.ViT_L_16_Weights.IMAGENET1K_V1)
-    found = find_preprocessing(host, TorchvisionVit())
-    assert (found.stated, round(224 / found.crop_pct)) == (True, 242)
+    preprocessing = find_preprocessing(host, TorchvisionVit())
+    assert (preprocessing.stated, round(224 / preprocessing.crop_pct)) == (True, 242)
 
 
 def test_pretrained_weights_are_fetched_and_known(tiny, tmp_path):
@@ -266,8 +266,8 @@ def test_weights_of_another_name_and_settings_are_refused(tiny):
 
 
 def test_names_are_listed_and_counted(capsys):
-    told = json.loads(run(capsys, "models", "--json"))["torchvision_vit"]
-    assert told["names"] == ["vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"]
+    family = json.loads(run(capsys, "models", "--json"))["torchvision_vit"]
+    assert family["names"] == ["vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32"]
     run(capsys, "macs", "vit_b_16", "--method", "evit", "--keep-rate", 0.7)
     dense = json.loads(run(capsys, "macs", "torchvision:vit_b_16", "--json"))
     like = json.loads(run(capsys, "macs", "vit_base_patch16_224", "--json"))

@@ -1,4 +1,4 @@
-"""The training engine on a tiny host: what it changes, what it leaves, how it is resumed."""
+"""Training on a tiny host: what changes, what stays, how it is resumed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Batches = list[tuple[Tensor, Tensor | None]]
 
 
 def images(count: int = 24, *, seed: int = 0, labels: bool = True) -> Batches:
-    """Noise whose class can be seen: the mean of the first channel."""
+    """Draws noise whose class can be seen: the mean of the first channel."""
     noise = torch.Generator().manual_seed(seed)
     drawn = torch.randn(count, 3, 16, 16, generator=noise)
     kind = torch.arange(count) % 5
@@ -109,8 +109,8 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
         {"steps": 6, "batch": 8, "lr": 1e-3, "checkpoint": 1, "ema": 0.9, "mixup": 0.2}
         | {"shrink": 0.5, "wise": 0.5},
     )
-    held = images(seed=1)
-    whole = train(slimmed(method), images(), config, out=tmp_path / "whole", validation=held)
+    validation = images(seed=1)
+    whole = train(slimmed(method), images(), config, out=tmp_path / "whole", validation=validation)
     for stop in (1, 4):
         out = tmp_path / str(stop)
 
@@ -119,8 +119,10 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(slimmed(method), images(), config, out=out, validation=held, progress=cut)
-        again = train(slimmed(method), images(), config, out=out, validation=held, resume=True)
+            train(slimmed(method), images(), config, out=out, validation=validation, progress=cut)
+        again = train(
+            slimmed(method), images(), config, out=out, validation=validation, resume=True
+        )
         assert same(weights(again.model), weights(whole.model))
         assert again.step == whole.step
         one, other = read_log(tmp_path / "whole" / "log.csv"), read_log(out / "log.csv")
@@ -130,16 +132,18 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
+def test_wise_interpolates_the_host_and_not_the_methods_parameters(
     ema: float, tmp_path: Path
 ) -> None:
-    model, held = slimmed("dynamicvit"), images(seed=1)
+    model, validation = slimmed("dynamicvit"), images(seed=1)
     usual = TrainConfig.of(
         model.method.training_defaults,
         {"steps": 6, "validate": 6, "batch": 8, "lr": 1e-3, "ema": ema},
     )
     whole = train(model, images(), usual, out=tmp_path / "whole")
-    part = train(model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=held)
+    part = train(
+        model, images(), replace(usual, wise=0.25), out=tmp_path / "part", validation=validation
+    )
     given, learned, blended = (weights(each) for each in (model, whole.model, part.model))
     for name, value in blended.items():
         of_host = name.startswith("host.")
@@ -151,21 +155,28 @@ def test_wise_stops_the_host_on_its_way_and_not_what_a_method_adds(
     assert known[part.step] == pytest.approx(measured["trained"], rel=1e-3)
 
 
-def test_a_finished_run_that_was_not_validated_may_leave_at_another_share(tmp_path: Path) -> None:
-    config, held = TrainConfig(steps=2, batch=8, lr=1e-3), images(seed=1)
+def test_a_finished_run_without_validation_may_end_with_another_wise(tmp_path: Path) -> None:
+    config, validation = TrainConfig(steps=2, batch=8, lr=1e-3), images(seed=1)
     train(slimmed("tome"), images(), config, out=tmp_path / "run")
     part = replace(config, wise=0.5)
     anew = train(slimmed("tome"), images(), part, out=tmp_path / "anew")
     again = train(slimmed("tome"), images(), part, out=tmp_path / "run", resume=True)
     assert same(weights(again.model), weights(anew.model))
     assert again.model.trained["course"]["wise"] == 0.5
-    train(slimmed("tome"), images(), config, out=tmp_path / "seen", validation=held)
+    train(slimmed("tome"), images(), config, out=tmp_path / "seen", validation=validation)
     with pytest.raises(BadFile, match=r"there wise=1\.0, now 0\.5"):
-        train(slimmed("tome"), images(), part, out=tmp_path / "seen", validation=held, resume=True)
+        train(
+            slimmed("tome"),
+            images(),
+            part,
+            out=tmp_path / "seen",
+            validation=validation,
+            resume=True,
+        )
 
 
-def test_a_run_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
-    """Course and method knew fewer settings, and did without them what they do by default."""
+def test_a_run_of_an_earlier_version_can_be_resumed(tmp_path: Path) -> None:
+    """Config and method had fewer settings, and behaved as today's defaults do."""
     config = TrainConfig(steps=2, batch=8)
     train(slimmed("tome"), images(), config, out=tmp_path)
     file = tmp_path / "checkpoint.pt"
@@ -193,8 +204,8 @@ LONG = TrainConfig(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
 @needs_fork
-def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> None:
-    """A real process, killed where it happens to be, ends with the weights of one that was not."""
+def test_a_run_killed_with_sigkill_can_be_resumed(tmp_path: Path) -> None:
+    """A real process, killed at any moment, ends with the weights of one that was not."""
     out, fourth = tmp_path / "killed", tmp_path / "fourth"
 
     def tell(line: str) -> None:
@@ -217,7 +228,7 @@ def test_a_process_killed_with_sigkill_can_be_gone_on_from(tmp_path: Path) -> No
     assert same(weights(again.model), weights(whole.model))
 
 
-def test_told_to_end_it_writes_a_checkpoint(tmp_path: Path) -> None:
+def test_sigterm_writes_a_checkpoint(tmp_path: Path) -> None:
     def tell(line: str) -> None:
         if line.startswith("step 3/"):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -262,7 +273,7 @@ def test_a_methods_own_parts_learn_at_their_own_rate() -> None:
     assert {id(p) for p in own} == {id(p) for p in model.method.parameters()}
 
 
-def test_while_it_is_frozen_the_host_does_not_change(tmp_path: Path) -> None:
+def test_a_frozen_host_does_not_change(tmp_path: Path) -> None:
     config = TrainConfig(steps=4, batch=8, lr=1e-2, host_lr=0.5, freeze=0.99, warmup=0.0)
     model = slimmed("dynamicvit")
     trained = train(model, images(), config, out=tmp_path)
@@ -277,14 +288,14 @@ def test_parts_of_a_batch_add_up_and_recomputing_changes_nothing(
     ways = {"whole": {}, "recomputed": {"recompute": True}}
     if method == "tome":  # what dynamicvit draws follows the parts
         ways["parts"] = {"accumulate": 2}
-    found = {}
+    logged = {}
     for name, way in ways.items():
         config = TrainConfig(steps=1, batch=8, lr=1e-3, **way)
         train(slimmed(method), images(), config, out=tmp_path / name)
-        found[name] = read_log(tmp_path / name / "log.csv")[0]
-    for row in found.values():
+        logged[name] = read_log(tmp_path / name / "log.csv")[0]
+    for row in logged.values():
         for term in ("loss", "labels", "answers", "method", "gradient"):
-            assert row[term] == pytest.approx(found["whole"][term], rel=1e-4, abs=1e-7)
+            assert row[term] == pytest.approx(logged["whole"][term], rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -343,14 +354,12 @@ def test_final_tokens_are_compared_in_their_own_places(method: str) -> None:
     with torch.no_grad():
         dense = forward_training(model.eval(), shown, tail="full", eased=1e-9)
         assert float(token_loss(dense.tokens, target.tokens)) == pytest.approx(0, abs=1e-6)
-        lesson = forward_training(model, shown, tail="full")
-    rows_of = torch.cat(
-        [torch.zeros(len(shown), 1, dtype=torch.long), lesson.tokens.cells() + 1], 1
-    )
+        run = forward_training(model, shown, tail="full")
+    rows_of = torch.cat([torch.zeros(len(shown), 1, dtype=torch.long), run.tokens.cells() + 1], 1)
     taught = torch.stack([t[r] for t, r in zip(target.tokens, rows_of, strict=True)])
-    apart = (lesson.tokens.x - taught).square()
+    apart = (run.tokens.x - taught).square()
     wanted = apart[:, :1].mean() + apart[:, 1:].mean()
-    torch.testing.assert_close(token_loss(lesson.tokens, target.tokens), wanted)
+    torch.testing.assert_close(token_loss(run.tokens, target.tokens), wanted)
 
 
 def test_losses_are_what_their_names_say() -> None:
@@ -421,13 +430,13 @@ def test_a_hugging_face_host_learns_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_step_learns_what_an_eager_one_learns(tmp_path: Path) -> None:
-    found = {}
+    logged = {}
     for name in ("eager", "compiled"):
         config = TrainConfig(steps=2, batch=8, lr=1e-3, compile=name == "compiled", tokens=1.0)
         train(slimmed("evit"), images(), config, out=tmp_path / name)
-        found[name] = read_log(tmp_path / name / "log.csv")[-1]
+        logged[name] = read_log(tmp_path / name / "log.csv")[-1]
     for term in ("loss", "labels", "answers", "tokens", "gradient"):
-        assert found["compiled"][term] == pytest.approx(found["eager"][term], rel=1e-3)
+        assert logged["compiled"][term] == pytest.approx(logged["eager"][term], rel=1e-3)
 
 
 def test_the_callers_generators_are_left_alone(tmp_path: Path) -> None:
@@ -438,7 +447,7 @@ def test_the_callers_generators_are_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_a_gradient_that_is_no_number_names_the_step_and_the_images(tmp_path: Path) -> None:
+def test_a_gradient_that_is_nan_names_the_step_and_the_images(tmp_path: Path) -> None:
     class Steep(LearnedMethod, TopK):
         """Top-K with a loss of zero, whose slope is infinite."""
 
@@ -461,7 +470,7 @@ def test_a_file_that_is_no_checkpoint_of_a_training_is_refused(tmp_path: Path) -
         train(slimmed(), images(), TrainConfig(steps=2, batch=8), out=tmp_path, resume=True)
 
 
-def test_what_a_recipe_says_of_the_training_is_checked(tmp_path: Path) -> None:
+def test_the_training_entry_of_a_recipe_is_checked(tmp_path: Path) -> None:
     slimmed().save(tmp_path / "saved")
     file = tmp_path / "saved" / "recipe.json"
     recipe = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""`patchslim train` in two real processes, as torchrun starts them, beside one process."""
+"""`patchslim train` in two real processes, as torchrun starts them, compared with one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAIN = (
 
 
 def begun(folder: Path, *more: str, processes: int = 2) -> subprocess.Popen[str]:
-    """A training that writes into `folder`."""
+    """Starts a training that writes into `folder`."""
     launcher = TORCHRUN if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "patchslim", *TRAIN, "--out", str(folder), *more]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -35,7 +35,7 @@ def begun(folder: Path, *more: str, processes: int = 2) -> subprocess.Popen[str]
 
 
 def trained(folder: Path, *more: str, processes: int = 2) -> tuple[str, dict[str, torch.Tensor]]:
-    """What a training said, and the weights it ended with."""
+    """Returns what a training printed, and the weights it ended with."""
     with begun(folder, *more, processes=processes) as run:
         said, _ = run.communicate(timeout=300)
     assert run.returncode == 0, said

@@ -1,4 +1,4 @@
-"""What transformers' family keeps beside the public laws, which `test_family_laws.py` runs on all.
+"""What transformers' family keeps besides the public laws, which `test_family_laws.py` runs.
 
 Output classes, labels and losses, masks, image sizes, and what is refused.
 """
@@ -47,12 +47,12 @@ FREE = ["ViTModel", "DeiTForImageClassification", "Dinov2Model", "Dinov2WithRegi
 
 @functools.cache
 def built(kind: HfHost) -> Any:
-    """One host for all laws that leave it alone."""
+    """Builds one host for all laws that do not change it."""
     return kind.build()
 
 
 def base(host: Any) -> Any:
-    """The bare model inside a classifier."""
+    """Finds the bare model inside a classifier."""
     return getattr(host, host.base_model_prefix, host)
 
 

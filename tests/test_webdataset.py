@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected_pixels(tmp_path_factory):
-    """The pixels that `Images` reads from the same pictures in files."""
+    """Reads with `Images` the pixels of the same pictures in files."""
     path = tmp_path_factory.mktemp("files")
     for seed in range(len(LABELS)):
         (path / f"{seed}.png").write_bytes(encode_image(seed))
@@ -121,7 +121,7 @@ def test_what_webdataset_writes_is_read(tmp_path, expected_pixels):
         assert labels == LABELS
 
 
-def test_any_image_by_its_place_in_any_process(folder):
+def test_any_image_can_be_read_by_its_index_in_any_process(folder):
     images = pickle.loads(pickle.dumps(Shards(folder, prepared=PREPARED)))
     assert images.load_image(3).tobytes() == Image.open(io.BytesIO(encode_image(3))).tobytes()
     assert (images.name_of(3), images.label_of(3)) == ("train-000010.tar/0003.png", 1)
@@ -251,13 +251,13 @@ def test_missing_shards_are_named(folder, path, message):
 
 
 @pytest.mark.parametrize("path", ["https://host/0.tar", "pipe:cat 0.tar", "s3://b/{0..9}.tar"])
-def test_what_is_on_another_machine_is_refused(path):
+def test_an_address_on_another_machine_is_refused(path):
     assert is_shards(path)
     with pytest.raises(BadData, match=r"not on this machine, and nothing is fetched\. Copy"):
         Shards(path, prepared=PREPARED)
 
 
-def test_folders_are_told_apart(folder, tmp_path):
+def test_only_folders_and_patterns_of_shards_count_as_shards(folder, tmp_path):
     assert is_shards(folder)
     assert is_shards(folder / "train-{000008..000010}.tar")
     assert is_shards(f"{folder}/*.tar")
@@ -273,11 +273,13 @@ def test_folders_are_told_apart(folder, tmp_path):
     zipped = tmp_path / "zipped"
     zipped.mkdir()
     compress(write_tar(zipped / "0.tar", sample_files([0])))
-    found = {
+    answers = {
         path.name: is_shards(path)
         for path in (classes, mixed, damaged, zipped, tmp_path, tmp_path / "no")
     }
-    assert [name for name, told in found.items() if told] == ["zipped"]
+    assert [name for name, is_folder_of_shards in answers.items() if is_folder_of_shards] == [
+        "zipped"
+    ]
     assert not is_shards(folder / "train-000008.tar")
 
 

@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SIDE, PATCH, EACH = 6, 4, 8
 PIXELS = (SIDE * PATCH, SIDE * PATCH)
 CAPS = (0.6, 0.8)
-KEEPING, JOINING = 1e-6, 0.05  # tolerances: at the one hardly anything joins, at the other much
+KEEPING, JOINING = 1e-6, 0.05  # tolerances: with the first hardly any patches join
 GROUPS = {
     "nearest": {"group": "nearest"},
     "bipartite keys": {"group": "bipartite", "on": "keys", "measure": "cosine"},
@@ -36,7 +36,7 @@ GROUPS = {
 
 @pytest.fixture(scope="module")
 def attack():
-    """The benchmark of the worst case, as a module."""
+    """Imports the benchmark of the worst case as a module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         import worst_case
@@ -57,7 +57,7 @@ def host():
 
 @pytest.fixture(scope="module")
 def images(attack, host):
-    """A few of each kind, among them some that were moved by the attack."""
+    """Makes a few images of each kind, some of them moved by the attack."""
     dark_light = (torch.full((3, 1, 1), -2.0), torch.full((3, 1, 1), 2.0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -68,26 +68,30 @@ def images(attack, host):
     return torch.cat([*made, loud, torch.zeros(1, 3, *PIXELS)])
 
 
-def turned(name, tolerance):
-    """The method called `name` with its knob at this tolerance; None where it has none."""
-    found = patchslim.find_method(name)
-    knob = found().tuned_threshold
-    return None if knob is None else found(**{knob.setting: knob.setting_at(tolerance)})
+def with_tolerance(name, tolerance):
+    """Makes the method with its threshold at this tolerance; None if it has no threshold."""
+    method_class = patchslim.find_method(name)
+    threshold = method_class().tuned_threshold
+    return (
+        None
+        if threshold is None
+        else method_class(**{threshold.setting: threshold.setting_at(tolerance)})
+    )
 
 
 def adaptive():
-    """Every method that ships and lets images keep numbers of their own, as many ways as it can."""
-    found = {}
+    """Lists every adaptive method that ships, in as many ways as it can be set."""
+    methods = {}
     for name in patchslim.method_names():
         plain = patchslim.find_method(name)()
         if plain.adaptive:
-            found[name] = plain
+            methods[name] = plain
         for tolerance in (KEEPING, JOINING):
-            if (other := turned(name, tolerance)) is not None:
-                found[f"{name} {tolerance:g}"] = other
+            if (other := with_tolerance(name, tolerance)) is not None:
+                methods[f"{name} {tolerance:g}"] = other
     for name, settings in GROUPS.items():
-        found[f"similarity {name}"] = Similarity(threshold=0.01, **settings)
-    return found
+        methods[f"similarity {name}"] = Similarity(threshold=0.01, **settings)
+    return methods
 
 
 ADAPTIVE = adaptive()
@@ -127,7 +131,7 @@ def test_no_image_costs_more_than_the_cap(host, images, name, cap, packs):
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_runs_is_below_the_cap_too(host, images, name, packs):
-    """By torch's own counter, which knows nothing of counts of rows."""
+    """It is counted by torch's own counter, which knows nothing of counts of rows."""
     model = capped(host, ADAPTIVE[name], CAPS[1])
     model.packs = packs
     most = model.macs()
@@ -137,8 +141,8 @@ def test_what_runs_is_below_the_cap_too(host, images, name, packs):
 
 @pytest.mark.parametrize("name", ["similarity", "tome", "duplicates"])
 def test_what_keeps_everything_meets_the_cap_exactly(host, images, name):
-    """Else there would be nothing for the cap to hold."""
-    model = capped(host, turned(name, KEEPING), CAPS[0])
+    """Otherwise there would be nothing for the cap to limit."""
+    model = capped(host, with_tolerance(name, KEEPING), CAPS[0])
     with torch.no_grad():
         costs = model.macs_of(images[:EACH])
     assert {cost.total for cost in costs} == {model.macs().total}
@@ -171,7 +175,7 @@ def test_a_cap_below_what_a_method_reaches_is_refused_with_the_nearest(host, ima
     assert max(cost.total for cost in costs) <= nearest * model.dense_macs().total
 
 
-def test_a_schedule_below_what_a_method_reaches_is_told_and_holds(host, images):
+def test_a_schedule_below_what_a_method_reaches_warns_and_is_kept(host, images):
     with pytest.warns(ShortSchedule, match="ToMe cannot remove all"):
         model = patchslim.slim(host, ToMe(threshold=0.9), r=[30, 0, 0, 0])
     assert model.counts()[0] == 1 + SIDE * SIDE // 2

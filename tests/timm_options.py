@@ -1,7 +1,7 @@
 """Options of the two timm families that no registered name uses, as small variants by hand.
 
-What timm's constructors have no argument for (a gate in the attention) is put in place of the
-module that they made.
+If timm's constructors have no argument for an option (a gate in the attention), the module that
+they made is replaced.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Prepare = Callable[[Any], object]
 def make_variant(
     label: str, prepare: Prepare | None = None, dtype: torch.dtype = torch.float32, **args: Any
 ) -> Variant:
-    """A variant whose label begins with its family."""
+    """Makes a variant whose label begins with its family."""
     host = FAMILIES[label.partition(" ")[0]]
     return Variant(label, host, args, prepare=prepare, dtype=dtype)
 
 
 def replace_attention(make: Callable[..., nn.Module], **args: Any) -> Prepare:
-    """Puts another attention of timm's in every block."""
+    """Replaces the attention in every block by another of timm's."""
 
     def prepare(host: Any) -> None:
         for block in host.blocks:
@@ -219,7 +219,7 @@ GATED = (
 
 
 def is_supported(each: Variant) -> bool:
-    """Whether the installed timm has these arguments; older ones lack some."""
+    """Tells whether the installed timm has these arguments; older ones lack some."""
     gates = each not in GATED or "gated" in inspect.signature(Attention).parameters
     return gates and set(each.args) <= set(DEFAULTS[each.host])
 

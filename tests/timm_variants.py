@@ -59,7 +59,7 @@ class Variant:
     dtype: torch.dtype = torch.float32
 
     def build(self) -> Any:
-        """A small host with strongly random weights, in evaluation mode."""
+        """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             host = self.host(**shrink_arguments(self.args))
@@ -86,7 +86,7 @@ class ArgumentsRecorded(Exception):
 
 @contextlib.contextmanager
 def recording_arguments() -> Iterator[None]:
-    """Constructors of the host classes note their arguments and stop."""
+    """Lets constructors of the host classes note their arguments and stop."""
     originals = {cls: cls.__init__ for cls in HOSTS}
 
     def note(self: nn.Module, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ def recording_arguments() -> Iterator[None]:
 
 
 def candidate_names() -> list[str]:
-    """Names that are registered by a module, timm's or our own, with one of the host classes.
+    """Lists names that a module, timm's or our own, registers with one of the host classes.
 
     Our own architectures are registered first, so that the names are the same whatever a test
     file has imported before.
@@ -122,29 +122,29 @@ def candidate_names() -> list[str]:
 
 
 def record_arguments(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
-    """The host class that a registered name builds and its arguments; None for another class."""
+    """Finds the host class that a name builds, and its arguments; None for another class."""
     try:
         with torch.device("meta"):
             timm.create_model(name)
-    except ArgumentsRecorded as found:
-        host, args = found.args
+    except ArgumentsRecorded as result:
+        host, args = result.args
         return host, args
     return None
 
 
 @functools.cache
 def registered_variants() -> tuple[Variant, ...]:
-    """All variants of timm's registry, largest group first."""
+    """Lists all variants of timm's registry, largest group first."""
     groups: dict[Any, list[str]] = {}
     first: dict[Any, tuple[type[nn.Module], dict[str, Any]]] = {}
     with recording_arguments(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in candidate_names():
-            found = record_arguments(name)
-            if found is not None:
-                key = variant_key(*found)
+            result = record_arguments(name)
+            if result is not None:
+                key = variant_key(*result)
                 groups.setdefault(key, []).append(name)
-                first.setdefault(key, found)
+                first.setdefault(key, result)
     ordered = sorted(groups, key=lambda key: (-len(groups[key]), groups[key]))
     return tuple(Variant(groups[key][0], *first[key], names=tuple(groups[key])) for key in ordered)
 
@@ -152,7 +152,7 @@ def registered_variants() -> tuple[Variant, ...]:
 def variant_key(
     host: type[nn.Module], args: Mapping[str, Any]
 ) -> tuple[str, frozenset[tuple[str, str]]]:
-    """What makes a variant: the class and the arguments that are neither scale nor the default."""
+    """Makes what identifies a variant: its class, and arguments but scale and defaults."""
     defaults = DEFAULTS[host]
     parts = set()
     for name, value in args.items():
@@ -168,7 +168,7 @@ def variant_key(
 
 
 def canonical(value: Any) -> str:
-    """A layer's name without its epsilon, a stem's by its stages, anything else as it prints."""
+    """Returns a layer's name without its epsilon, a stem's stages, or anything else as text."""
     if isinstance(value, functools.partial):
         inner = {name: v for name, v in value.keywords.items() if name != "eps"}
         shown = ",".join(f"{name}={canonical(v)}" for name, v in sorted(inner.items()))
@@ -181,12 +181,12 @@ def canonical(value: Any) -> str:
 
 
 def stem_stages(stem: nn.Module) -> list[str]:
-    """The stages of a convolutional stem, by name."""
+    """Lists the stages of a convolutional stem by name."""
     return [name for name, _ in getattr(stem, "stages", stem).named_children()]
 
 
 def shrink_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments at a small scale."""
+    """Makes the arguments of the same variant at a small scale."""
     less = {**args, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     less["num_classes"] = CLASSES if args.get("num_classes", CLASSES) else 0
     if "embed_layer" in args:
@@ -205,7 +205,7 @@ def shrink_arguments(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shrink_stem(embed: functools.partial[nn.Module]) -> tuple[Any, int]:
-    """A narrow, shallow stem of the same kind, and by how much it shrinks an image."""
+    """Makes a narrow, shallow stem of the same kind; says by how much it shrinks an image."""
     stem = embed.keywords["backbone"]
     match type(stem).__name__:
         case "ResNetV2":
@@ -242,17 +242,17 @@ def shrink_stem(embed: functools.partial[nn.Module]) -> tuple[Any, int]:
                 padding=0,
                 act_layer=nn.GELU,
             )
-        case _:  # the stem of ResNetV2 alone is small already
+        case _:  # the stem of ResNetV2 is already small
             less = vision_transformer_hybrid._resnetv2(layers=())
     with torch.no_grad():
-        found = less.eval()(torch.zeros(1, 3, 64, 64))
-    out: Tensor = found[-1] if isinstance(found, list | tuple) else found
+        result = less.eval()(torch.zeros(1, 3, 64, 64))
+    out: Tensor = result[-1] if isinstance(result, list | tuple) else result
     rest = {name: value for name, value in embed.keywords.items() if name != "backbone"}
     return functools.partial(embed.func, backbone=less, **rest), 64 // out.shape[-1]
 
 
 def randomise(host: nn.Module, seed: int = 0) -> None:
-    """Weights under which no part of the model can be left out unnoticed."""
+    """Draws weights under which no part of the model can be left out unnoticed."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in [*host.named_parameters(), *host.named_buffers()]:
@@ -272,12 +272,12 @@ def randomise(host: nn.Module, seed: int = 0) -> None:
 
 
 def tiny_vit(**args: Any) -> Any:
-    """A small VisionTransformer with these arguments."""
+    """Makes a small VisionTransformer with these arguments."""
     return Variant("tiny", VisionTransformer, args).build()
 
 
 def random_images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
-    """Random images that fit the host."""
+    """Makes random images that fit the host."""
     parameter = next(host.parameters())
     size = host.patch_embed.img_size
     noise = torch.Generator().manual_seed(seed)
@@ -285,7 +285,7 @@ def random_images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
 
 
 def identity_error(host: Any, x: Tensor) -> float:
-    """By how much a host differs from itself with nothing removed."""
+    """Computes how far a host differs from itself slimmed with nothing removed."""
     import patchslim
     from patchslim.hosts._answers import relative_difference
 
@@ -296,7 +296,7 @@ def identity_error(host: Any, x: Tensor) -> float:
 
 
 def summary_line(what: str, off: list[float]) -> str:
-    """One line about how many hosts were compared and how they came out."""
+    """Says in one line how many hosts were compared and how they came out."""
     equal = sum(each == 0 for each in off)
     return f"{what}: keep-everything is bit-equal on {equal}, within {max(off):.1g} on all."
 

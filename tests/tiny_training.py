@@ -9,14 +9,14 @@ SIDE = 32
 
 
 def trainable_vit(classes=3, **more):
-    """A tiny host that timm's own factory can rebuild."""
+    """Makes a tiny host that timm's own factory can rebuild."""
     settings = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": SIDE, "patch_size": 8}
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **settings, **more).eval()
 
 
 def make_batches(labels=(0, 1, 2, 0), bad=()):
-    """One batch in memory; images at the places `bad` have NaN in them."""
+    """Makes one batch in memory; images at the places `bad` have NaN in them."""
     images = torch.randn(len(labels), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     for place in bad:
         images[place, 0, 3, 3] = torch.nan
@@ -25,7 +25,7 @@ def make_batches(labels=(0, 1, 2, 0), bad=()):
 
 
 def write_images(folder, kinds=("ant", "bee", "cat"), count=2):
-    """Class folders with a few pictures."""
+    """Writes class folders with a few pictures."""
     drawn = np.random.default_rng(0)
     for kind in kinds:
         (folder / kind).mkdir(parents=True)

@@ -15,14 +15,14 @@ from patchslim.tokens.reduction import Keep, Mask, Merge
 
 
 def slim_unchecked(host, method, schedule, tail="full"):
-    """The slim model itself, without the checks of `slim`."""
+    """Makes the slim model without the checks of `slim`."""
     return SlimModel(
         host, plan_schedule(host, patchslim.find_adapter(host), method, schedule, tail)
     )
 
 
 def row_norms(tokens):
-    """The norm of each patch row (B, n)."""
+    """Computes the norm of each patch row (B, n)."""
     return tokens.x[:, tokens.prefix :].norm(dim=2)
 
 
@@ -165,7 +165,7 @@ METHOD_VARIANTS = {
 
 
 def shipped_methods():
-    """Every method on disk: with its defaults, with each switch turned over, and its variants."""
+    """Lists every method on disk: with its defaults, with each switch turned, and its variants."""
     for name in patchslim.method_names():
         kind = patchslim.find_method(name)
         plain = kind().eval()
@@ -175,12 +175,12 @@ def shipped_methods():
                 turned = kind(**{setting: not value}).eval()
                 yield pytest.param(turned, id=f"{name}-{setting}={not value}")
         for settings in METHOD_VARIANTS.get(name, ()):
-            told = ",".join(f"{key}={value}" for key, value in settings.items())
-            yield pytest.param(kind(**settings).eval(), id=f"{name}-{told}")
+            settings_text = ",".join(f"{key}={value}" for key, value in settings.items())
+            yield pytest.param(kind(**settings).eval(), id=f"{name}-{settings_text}")
 
 
 def all_toys():
-    """All toys that remove rows in evaluation mode."""
+    """Lists all toys that remove rows in evaluation mode."""
     for kind in (
         KeepLongestBefore,
         KeepLongest,

@@ -36,7 +36,7 @@ class LevitVariant:
     args: Mapping[str, Any]
 
     def build(self) -> Any:
-        """A small host with strongly random weights, in evaluation mode."""
+        """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             host = self.host(**{**LEVIT, **self.args})
@@ -66,7 +66,7 @@ VIT_AND_EVA: tuple[Variant, ...] = (*registered_variants(), *OPTIONS)
 
 
 def variants(family: str) -> tuple[Variant, ...] | tuple[LevitVariant, ...]:
-    """Small variants of a family of this library."""
+    """Lists small variants of a family of this library."""
     if family == "timm_levit":
         return LEVIT_VARIANTS
     of_eva = {"timm_eva": True, "timm_vit": False}[family]
@@ -74,5 +74,5 @@ def variants(family: str) -> tuple[Variant, ...] | tuple[LevitVariant, ...]:
 
 
 def is_combination(variant: Variant | LevitVariant) -> bool:
-    """Whether it combines options each of which another variant has by itself."""
+    """Tells whether it combines options each of which another variant has by itself."""
     return isinstance(variant, Variant) and bool(variant.names)

@@ -1,6 +1,6 @@
 """Small variants of torchvision's vision transformer, by every argument that changes what it does.
 
-torchvision's registry builds one variant of the class in five sizes, so the others are by hand.
+torchvision's registry builds one variant of the class in five sizes. The others are listed here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Variant:
     dtype: torch.dtype = torch.float32
 
     def build(self) -> Any:
-        """A small host with strongly random weights, in evaluation mode."""
+        """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             host = VisionTransformer(**{**SMALL, **self.args})
         randomise(host)
@@ -70,12 +70,12 @@ VARIANTS = (
 
 
 def variants(family: str) -> tuple[Variant, ...]:
-    """Small variants of a family of this library."""
+    """Lists small variants of a family of this library."""
     return {"torchvision_vit": VARIANTS}[family]
 
 
 def random_images(host: Any, batch: int = 2, *, seed: int = 1) -> Tensor:
-    """Random images that fit the host."""
+    """Makes random images that fit the host."""
     noise = torch.Generator().manual_seed(seed)
     images = torch.randn(batch, 3, host.image_size, host.image_size, generator=noise)
     return images.to(next(host.parameters()).dtype)

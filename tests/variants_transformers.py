@@ -6,5 +6,5 @@ from hf_hosts import HF_HOSTS, HfHost
 
 
 def variants(family: str) -> tuple[HfHost, ...]:
-    """Small variants of a family of this library."""
+    """Lists small variants of a family of this library."""
     return {"transformers_vit": tuple(HF_HOSTS)}[family]
