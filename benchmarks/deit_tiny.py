@@ -30,22 +30,22 @@ SEEDS = 5
 
 
 def models(host: torch.nn.Module) -> dict[str, SlimModel]:
-    """Every setting of the table; random once a seed, since its draw is the same for all images."""
-    found: dict[str, SlimModel] = {}
+    """Makes the model of every setting; random once a seed, since its draw holds for all images."""
+    settings: dict[str, SlimModel] = {}
     for r in (5, 8, 10, 13, 16):
-        found[f"tome r={r}"] = patchslim.slim(host, "tome", Constant(r))
+        settings[f"tome r={r}"] = patchslim.slim(host, "tome", Constant(r))
     for rate in (0.9, 0.7, 0.5):
         rule = Rate(rate, (3, 6, 9))
-        found[f"evit {rate} fused"] = patchslim.slim(host, "evit", rule)
-        found[f"evit {rate} not fused"] = patchslim.slim(host, EViT(fuse=False), rule)
-        found[f"topk {rate}"] = patchslim.slim(host, "topk", rule)
+        settings[f"evit {rate} fused"] = patchslim.slim(host, "evit", rule)
+        settings[f"evit {rate} not fused"] = patchslim.slim(host, EViT(fuse=False), rule)
+        settings[f"topk {rate}"] = patchslim.slim(host, "topk", rule)
         for seed in range(SEEDS):
-            found[f"random {rate} seed {seed}"] = patchslim.slim(host, Random(seed=seed), rule)
+            settings[f"random {rate} seed {seed}"] = patchslim.slim(host, Random(seed=seed), rule)
     for share in (0.75, 0.65):
         for name in ("tome", "evit", "topk"):
             exact = patchslim.slim(host, name, macs=share)
-            found[f"{name} macs={share}, exact tail"] = exact
-    return found
+            settings[f"{name} macs={share}, exact tail"] = exact
+    return settings
 
 
 def main() -> None:

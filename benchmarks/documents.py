@@ -62,7 +62,7 @@ GREEN, RED, DARK, PALE = (5, 150, 105), (220, 60, 50), (30, 31, 38), (243, 244, 
 
 
 class Sheet:
-    """A picture of 224 units a side, drawn with `scale` pixels a unit."""
+    """Picture of 224 units a side, drawn with `scale` pixels a unit."""
 
     def __init__(self, scale: int, ground: Colour, seed: int) -> None:
         self.scale = scale
@@ -73,35 +73,35 @@ class Sheet:
     def box(
         self, at: tuple[float, float, float, float], fill: Colour | None, line: Colour | None = None
     ) -> None:
-        """A rectangle of left, top, right, bottom."""
+        """Draws a rectangle of left, top, right, bottom."""
         left, top, right, bottom = (round(each * self.scale) for each in at)
         self.pen.rectangle((left, top, right - 1, bottom - 1), fill, line, width=self.scale)
 
     def line(self, points: list[tuple[float, float]], colour: Colour) -> None:
-        """A line through points."""
+        """Draws a line through points."""
         whole = [(round(x * self.scale), round(y * self.scale)) for x, y in points]
         self.pen.line(whole, colour, width=self.scale)
 
     def text(
         self, at: tuple[float, float], words: str, colour: Colour = BLACK, size: int = 7
     ) -> None:
-        """Words, with their upper left corner at a point."""
+        """Writes words, with their upper left corner at a point."""
         font = ImageFont.load_default(size * self.scale)
         self.pen.text((at[0] * self.scale, at[1] * self.scale), words, colour, font)
 
     def words(self, many: int) -> str:
-        """So many words by lot."""
+        """Draws so many words at random."""
         return " ".join(self.lots.choices(WORDS, k=many))
 
     def lines(self, at: tuple[float, float], many: int, words: int, colour: Colour = BLACK) -> None:
-        """Lines of words, the last one short."""
+        """Writes lines of words, the last one short."""
         for number in range(many):
             count = words if number < many - 1 else words // 2
             self.text((at[0], at[1] + 9 * number), self.words(count), colour)
 
 
 def letter(scale: int) -> Sheet:
-    """A page of text with margins."""
+    """Draws a page of text with margins."""
     sheet = Sheet(scale, WHITE, 0)
     sheet.text((24, 20), "Patches and pages", size=12)
     sheet.lines((24, 48), 5, 7)
@@ -111,7 +111,7 @@ def letter(scale: int) -> Sheet:
 
 
 def paper(scale: int) -> Sheet:
-    """Two columns with a figure."""
+    """Draws two columns with a figure."""
     sheet = Sheet(scale, WHITE, 1)
     sheet.text((40, 10), "On the sameness of paper", size=11)
     sheet.lines((14, 34), 19, 4)
@@ -123,7 +123,7 @@ def paper(scale: int) -> Sheet:
 
 
 def table(scale: int) -> Sheet:
-    """Numbers in cells."""
+    """Draws numbers in cells."""
     sheet = Sheet(scale, WHITE, 2)
     sheet.box((12, 16, 212, 32), GREY)
     for row in range(13):
@@ -139,7 +139,7 @@ def table(scale: int) -> Sheet:
 
 
 def form(scale: int) -> Sheet:
-    """Labels and empty fields."""
+    """Draws labels and empty fields."""
     sheet = Sheet(scale, PALE, 3)
     sheet.box((16, 12, 208, 212), WHITE)
     for row, label in enumerate(("Name", "Street", "Town", "Country", "Telephone")):
@@ -153,7 +153,7 @@ def form(scale: int) -> Sheet:
 
 
 def windows(scale: int) -> Sheet:
-    """A desktop with flat windows and buttons."""
+    """Draws a desktop with flat windows and buttons."""
     sheet = Sheet(scale, (16, 94, 124), 4)
     sheet.box((0, 208, 224, 224), DARK)
     sheet.text((6, 212), "start", WHITE)
@@ -172,7 +172,7 @@ def windows(scale: int) -> Sheet:
 
 
 def editor(scale: int) -> Sheet:
-    """Code on a dark ground."""
+    """Draws code on a dark ground."""
     sheet = Sheet(scale, DARK, 5)
     sheet.box((0, 0, 40, 224), (24, 24, 30))
     sheet.box((0, 214, 224, 224), BLUE)
@@ -189,7 +189,7 @@ def editor(scale: int) -> Sheet:
 
 
 def chart(scale: int) -> Sheet:
-    """Bars, and a line over them."""
+    """Draws bars, and a line over them."""
     sheet = Sheet(scale, WHITE, 6)
     sheet.text((60, 8), "tokens a page", size=10)
     sheet.line([(28, 24), (28, 196), (212, 196)], BLACK)
@@ -203,7 +203,7 @@ def chart(scale: int) -> Sheet:
 
 
 def scan(scale: int) -> Sheet:
-    """A page on a scanner's black lid; the sensor errs by a level or two."""
+    """Draws a page on a scanner's black lid; the sensor errs by a level or two."""
     sheet = Sheet(scale, (12, 12, 12), 7)
     sheet.box((18, 10, 206, 214), (246, 244, 238))
     sheet.lines((36, 30), 9, 6)
@@ -212,7 +212,7 @@ def scan(scale: int) -> Sheet:
 
 
 def picture(scale: int) -> Sheet:
-    """Something like a photograph between black bars."""
+    """Draws something like a photograph between black bars."""
     sheet = Sheet(scale, (0, 0, 0), 8)
     side = 224 * scale
     across = np.linspace(0, 1, side)[None, :, None]
@@ -227,7 +227,7 @@ def picture(scale: int) -> Sheet:
 
 
 def slide(scale: int) -> Sheet:
-    """A title and three points on a coloured ground."""
+    """Draws a title and three points on a coloured ground."""
     sheet = Sheet(scale, (238, 242, 255), 9)
     sheet.box((0, 0, 224, 40), (49, 46, 129))
     sheet.text((12, 10), "Fewer patches", WHITE, size=16)
@@ -253,7 +253,7 @@ PAGES: tuple[Callable[[int], Sheet], ...] = (
 
 
 def _noisy(sheet: Sheet, levels: float) -> Sheet:
-    """The sheet, with an error of so many levels (standard deviation) in every pixel."""
+    """Adds an error of so many levels (standard deviation) to every pixel."""
     pixels = np.asarray(sheet.image, dtype=np.float64)
     noise = np.random.default_rng(7).normal(0, levels, pixels.shape)
     noisy = (pixels + noise).round().clip(0, 255).astype(np.uint8)
@@ -262,12 +262,12 @@ def _noisy(sheet: Sheet, levels: float) -> Sheet:
 
 
 def drawn(size: int) -> dict[str, Image.Image]:
-    """The ten images by name, `size` pixels a side."""
+    """Draws the ten images by name, `size` pixels a side."""
     return {page.__name__: page(size // 224).image for page in PAGES}
 
 
 def prepared(pictures: dict[str, Image.Image], host: nn.Module) -> Tensor:
-    """The pixels as the host sees them, at the size at which they were drawn."""
+    """Normalises the pixels as the host needs them, at the size at which they were drawn."""
     recipe = find_preprocessing(host, patchslim.find_adapter(host))
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (recipe.mean, recipe.std))
     pixels = [torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures.values()]
@@ -275,7 +275,7 @@ def prepared(pictures: dict[str, Image.Image], host: nn.Module) -> Tensor:
 
 
 def loaded(data: Path, size: int) -> nn.Module:
-    """DeiT-Ti with its weights; its positions resampled to this size as timm does."""
+    """Loads DeiT-Ti with its weights; resamples its positions to this size as timm does."""
     host: nn.Module = timm.create_model("deit_tiny_patch16_224", img_size=size).eval()
     file = data / "deit_tiny_patch16_224.safetensors"
     timm.models.load_checkpoint(host, str(file), filter_fn=checkpoint_filter_fn)
@@ -283,7 +283,7 @@ def loaded(data: Path, size: int) -> nn.Module:
 
 
 def without_positions(host: nn.Module) -> nn.Module:
-    """The same weights, but all positions are zero."""
+    """Copies the host with all positions zero."""
     bare = copy.deepcopy(host)
     with torch.no_grad():
         bare.get_parameter("pos_embed").zero_()
@@ -291,12 +291,12 @@ def without_positions(host: nn.Module) -> nn.Module:
 
 
 def one_by_one(model: nn.Module, images: Tensor) -> list[Any]:
-    """The answers to the images, each alone."""
+    """Computes the answers to the images, each alone."""
     return [model(image) for image in images.split(1)]
 
 
 def answers(model: SlimModel, images: Tensor) -> dict[str, Any]:
-    """How far the answers are from those of the host."""
+    """Measures how far the answers are from those of the host."""
     dense, got = model.host(images), model(images)
     return {
         "largest_difference": float((dense - got).abs().max()),
@@ -307,7 +307,7 @@ def answers(model: SlimModel, images: Tensor) -> dict[str, Any]:
 
 
 def costs(model: SlimModel, images: Tensor) -> dict[str, Any]:
-    """Patches left of each image, and operations as a share of the host's."""
+    """Counts patches left of each image, and operations as a share of the host's."""
     spent = model.macs_of(images)
     left = [cost.rows[-1] - model.plan.shape.prefix for cost in spent]
     dense = model.dense_macs().total
@@ -320,7 +320,7 @@ def costs(model: SlimModel, images: Tensor) -> dict[str, Any]:
 
 
 def speeds(models: dict[str, SlimModel], images: Tensor, repeats: int) -> dict[str, Any]:
-    """Speed-up over the dense host of each model: images alone, and all in one batch."""
+    """Measures the speed-up of each model over the dense host: images alone, and in one batch."""
     dense = next(iter(models.values())).host
     calls: dict[str, nn.Module] = {"dense": dense, **models}
     alone = {name: partial(one_by_one, model) for name, model in calls.items()}
@@ -343,7 +343,7 @@ def _said(line: str) -> None:
 
 @torch.inference_mode()
 def rows_of(host: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """One row for each setting, and for `tome` at the cost of some of them."""
+    """Makes one row for each setting, and for `tome` at the cost of some of them."""
     models = {name: patchslim.slim(host, method) for name, method in SETTINGS.items()}
     spent = {name: costs(model, images) for name, model in models.items()}
     for name in BESIDE:

@@ -21,7 +21,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from train_deit_tiny import dense, held_images, said
+from train_deit_tiny import dense, load_test_images, print_now
 
 import patchslim
 from patchslim.architectures.evo_levit import SIZES
@@ -38,7 +38,7 @@ BATCHES = (1, 8)
 
 
 def stock(host: nn.Module) -> dict[str, SlimModel]:
-    """Everything at the one budget."""
+    """Makes all models at the one budget."""
     blocks = range(4, 12)
     official = Evo(representative=False)
     models = {
@@ -57,7 +57,7 @@ def stock(host: nn.Module) -> dict[str, SlimModel]:
 
 
 def timed(name: str, repeats: int) -> list[dict[str, Any]]:
-    """A report for each batch size."""
+    """Makes a report for each batch size."""
     torch.manual_seed(0)
     pyramid = name in SIZES
     pooling = {} if pyramid else {"global_pool": "avg"}
@@ -94,18 +94,20 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", DeepCut)
     warnings.simplefilter("ignore", UserWarning)
-    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.only != "stock":
         hosts = ("deit_small_patch16_224", "evo_levit_256")
-        found["speed"] = {name: timed(name, options.repeats) for name in hosts}
+        results["speed"] = {name: timed(name, options.repeats) for name in hosts}
     if options.only != "speed":
         data = options.shared / "data"
         host = dense(data)
-        images = held_images(host, data)
-        report = measure(stock(host), images, batch=1, repeats=0, baseline=False, progress=said)
+        images = load_test_images(host, data)
+        report = measure(
+            stock(host), images, batch=1, repeats=0, baseline=False, progress=print_now
+        )
         print(report.table())
-        found["stock"] = report.to_json()
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        results["stock"] = report.to_json()
+    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

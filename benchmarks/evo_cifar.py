@@ -7,7 +7,7 @@
 Two small flat models, of 64 patches and of 256 smaller ones, and a small LeViT-like one, all with a
 class token and a head that reads the mean of the patches. Selection is per block for two thirds of
 the steps and per stage then; an auxiliary head reads the class token while training, in the twin as
-well. A run that was stopped goes on where it was: give the same command. Then accuracy is measured
+well. The same command resumes a run that was stopped. Then accuracy is measured
 on the 10,000 test images, and inference at two batches and steps of training are timed, dense and
 slow-fast interleaved in one run. Adds each host to benchmarks/results/evo_cifar.json.
 """
@@ -28,7 +28,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from train_deit_tiny import said
+from train_deit_tiny import print_now
 
 import patchslim
 from patchslim.data.images import Images
@@ -54,13 +54,13 @@ PREPARED = Preprocessing(
     std=(0.2470, 0.2435, 0.2616),
     crop_pct=1.0,
 )
-# Batches of inference, the first that of training, and the images on which answers are compared.
+# Batches of inference, the first also that of training, and the images whose answers are compared.
 BATCHES = ((128, 10_000), (32, 500))
 WARMUP = 2
 
 
 def flat(patch_size: int, embed_dim: int, num_heads: int) -> nn.Module:
-    """A plain vision transformer that pools its patches, with a class token besides."""
+    """Makes a plain vision transformer that pools its patches, and has a class token besides."""
     host: nn.Module = timm.models.VisionTransformer(
         img_size=32,
         patch_size=patch_size,
@@ -74,7 +74,7 @@ def flat(patch_size: int, embed_dim: int, num_heads: int) -> nn.Module:
 
 
 def levit() -> nn.Module:
-    """A LeViT-like pyramid of 256, 64 and 16 patches, with a class token."""
+    """Makes a LeViT-like pyramid of 256, 64 and 16 patches, with a class token."""
     from patchslim.architectures.evo_levit import EvoLevit
 
     stem = nn.Sequential(
@@ -110,7 +110,7 @@ METHOD: dict[str, dict[str, Any]] = {
 
 
 def slimmed(kind: str, seed: int, *, evo: bool) -> SlimModel:
-    """A fresh host, the same for both twins."""
+    """Slims a new host, the same for both twins."""
     torch.manual_seed(seed)
     host = HOSTS[kind]()
     if not evo:
@@ -118,8 +118,8 @@ def slimmed(kind: str, seed: int, *, evo: bool) -> SlimModel:
     return patchslim.slim(host, "evo", **METHOD[kind])
 
 
-def course_for(seed: int, epochs: float, *, evo: bool) -> TrainConfig:
-    """The recipe of both twins; selection per block means nothing to the dense one."""
+def make_config(seed: int, epochs: float, *, evo: bool) -> TrainConfig:
+    """Makes the recipe of both twins; selection per block means nothing to the dense one."""
     return TrainConfig(
         epochs=epochs,
         batch=128,
@@ -135,39 +135,41 @@ def course_for(seed: int, epochs: float, *, evo: bool) -> TrainConfig:
 
 
 def learned(kind: str, seed: int, options: argparse.Namespace) -> dict[str, SlimModel]:
-    """Both twins, trained."""
+    """Trains both twins."""
     data = options.shared / "data"
     models = {}
     for name in ("dense", "evo"):
         plain = slimmed(kind, seed, evo=name == "evo")
         images = Images.for_host(plain, data / "cifar10-train.zip", prepared=PREPARED)
-        course = course_for(seed, options.epochs, evo=name == "evo")
+        config = make_config(seed, options.epochs, evo=name == "evo")
         out = options.runs / f"{kind}-{name}-{seed}"
-        if (out / REPORT_FILE).exists():  # it came to its end
+        if (out / REPORT_FILE).exists():  # the run has ended
             models[name] = done = load(out / MODEL_FOLDER, model=plain.host)
-            same = (done.trained or {}).get("course") == course.to_json()
+            same = (done.trained or {}).get("course") == config.to_json()
             if not same or done.schedule != plain.schedule:
                 raise SystemExit(f"{out} was trained otherwise; name another folder by --runs.")
             continue
         print(out.name, flush=True)
-        models[name] = train(plain, images, course, out=out, resume=True, progress=said).model
+        models[name] = train(plain, images, config, out=out, resume=True, progress=print_now).model
     return models
 
 
 def steps(kind: str, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of a step of training in both phases, and what an epoch takes."""
+    """Times a training step in both phases, and computes what an epoch takes."""
     batches: list[Batch] = [(torch.randn(128, 3, 32, 32), torch.arange(128) % 10)]
     cases = {"dense": (False, 0.0), "evo, per block": (True, 1.0), "evo, per stage": (True, 0.0)}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with TemporaryDirectory() as folder, Processes.connect() as crew:
+    with TemporaryDirectory() as folder, Processes.connect() as processes:
         runs = {}
         for name, (evo, layered) in cases.items():
-            course = TrainConfig(
+            config = TrainConfig(
                 steps=1000, batch=128, distil="none", auxiliary=0.5, layered=layered, workers=0
             )
-            feed = TrainingLoader(batches, course)
-            runs[name] = Trainer(slimmed(kind, 0, evo=evo), None, feed, course, crew, Path(folder))
-        micro = next(iter(feed.steps()))
+            loader = TrainingLoader(batches, config)
+            runs[name] = Trainer(
+                slimmed(kind, 0, evo=evo), None, loader, config, processes, Path(folder)
+            )
+        micro = next(iter(loader.steps()))
         names = list(runs)
         for number in range(-WARMUP, repeats):
             turn = number % len(names)
@@ -206,7 +208,7 @@ def main() -> None:
     for remark in (DeepCut, Untrained):
         warnings.simplefilter("ignore", remark)
     test = options.shared / "data" / "cifar10-test.zip"
-    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for kind in options.hosts.split(","):
         reports = []
         for seed in range(options.seeds):
@@ -222,7 +224,7 @@ def main() -> None:
                     dense=host,
                     batch=batch,
                     repeats=options.repeats,
-                    progress=said,
+                    progress=print_now,
                 )
                 for batch, count in BATCHES
             ]
@@ -231,14 +233,14 @@ def main() -> None:
         if options.train_only:
             continue
         provenance = Provenance.now(HOSTS[kind](), batch=128, image_size=(32, 32), images=0, seed=0)
-        found[kind] = {
-            "course": course_for(0, options.epochs, evo=True).to_json(),
+        results[kind] = {
+            "course": make_config(0, options.epochs, evo=True).to_json(),
             "reports": reports,
             "training": steps(kind, options.repeats),
             "birth": asdict(provenance),
         }
-    if found:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if results:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

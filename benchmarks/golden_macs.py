@@ -79,7 +79,7 @@ DIFFRATE = {
 
 @cache
 def host(name: str) -> nn.Module:
-    """The timm model, without weights; `name@384` is the 224-pixel model built for 384."""
+    """Builds the timm model without weights; `name@384` is the 224-pixel model built for 384."""
     architecture, _, size = name.partition("@")
     options = {"num_classes": 1000}
     if size:
@@ -91,29 +91,29 @@ def host(name: str) -> nn.Module:
 
 @cache
 def deit(name: str) -> HostShape:
-    """The shape of a DeiT."""
+    """Makes the shape of a DeiT."""
     model = host(DEIT[name])
     return patchslim.find_adapter(model).shape(model)
 
 
 def giga(macs: int) -> float:
-    """Billions, to three decimals."""
+    """Rounds to billions with three decimals."""
     return round(macs / 1e9, 3)
 
 
 def total(shape: HostShape, flows: Sequence[Flow]) -> float:
-    """Billions of multiply-adds of a host through which `flows` pass."""
+    """Counts billions of multiply-adds of a host through which `flows` pass."""
     return giga(host_macs(shape, flows).total)
 
 
 def dense() -> dict[str, object]:
-    """The untouched hosts, by the package."""
+    """Counts the untouched hosts, by the package."""
     names = (*DEIT.values(), *OTHERS)
     return {name: giga(patchslim.macs(host(name)).total) for name in names}
 
 
 def evit(*, fuse: bool) -> dict[str, object]:
-    """EViT, by the package; the token lists go with the fused variant only."""
+    """Counts EViT, by the package; the token lists belong to the fused variant only."""
     costs = {
         name: {
             rate: patchslim.macs(host(full), EViT(fuse=fuse), keep_rate=float(rate), at=PLACES)
@@ -129,7 +129,7 @@ def evit(*, fuse: bool) -> dict[str, object]:
 
 
 def tome() -> dict[str, object]:
-    """ToMe with a constant r, by the package."""
+    """Counts ToMe with a constant r, by the package."""
     return {
         name: {str(r): giga(patchslim.macs(host(full), "tome", r=r).total) for r in every}
         for name, (full, every) in TOME.items()
@@ -137,7 +137,7 @@ def tome() -> dict[str, object]:
 
 
 def dynamicvit() -> dict[str, object]:
-    """DynamicViT with its predictors, by the package: what choosing costs is counted in."""
+    """Counts DynamicViT with its predictors, by the package, choosing included."""
     costs = {
         name: {
             rate: patchslim.macs(host(full), "dynamicvit", keep_rate=float(rate), at=PLACES)
@@ -156,7 +156,7 @@ def dynamicvit() -> dict[str, object]:
 
 
 def evo() -> dict[str, object]:
-    """Evo-ViT: dense up to block 4, then half of all patches (placeholders never leave)."""
+    """Counts Evo-ViT: dense up to block 4, then half of all patches (placeholders stay)."""
 
     def flows(shape: HostShape) -> list[Flow]:
         slow = shape.prefix + (shape.entering - shape.prefix) // 2
@@ -166,7 +166,7 @@ def evo() -> dict[str, object]:
 
 
 def mctf() -> dict[str, object]:
-    """MCTF: from block 1 on, the map is made on the old rows, values and the rest on the merged."""
+    """Counts MCTF: from block 1 on, the map is of the old rows, all else of merged ones."""
 
     def flows(shape: HostShape, r: int, floor: int = 10) -> list[Flow]:
         rows = shape.entering
@@ -184,12 +184,12 @@ def mctf() -> dict[str, object]:
 
 
 def before_feed(entering: int, left: Sequence[int]) -> list[Flow]:
-    """P1: attention on the rows that enter a block, feed-forward on those that are left."""
+    """Makes flows at P1: attention on the rows that enter, feed-forward on those that are left."""
     return [Flow.uniform(rows, feed=after) for rows, after in pairwise((entering, *left))]
 
 
 def pitome() -> dict[str, object]:
-    """PiToMe: merge the whole part of T - T * ratio of the T patches in every block."""
+    """Counts PiToMe: merges the whole part of T - T * ratio of the T patches in every block."""
 
     def flows(shape: HostShape, ratio: float) -> list[Flow]:
         patches, left = shape.entering - shape.prefix, []
@@ -206,7 +206,7 @@ def pitome() -> dict[str, object]:
 
 
 def slimming() -> dict[str, object]:
-    """Patch Slimming, by the package: the last block gives out the class token alone."""
+    """Counts Patch Slimming, by the package: the last block outputs the class token alone."""
     rule = Counts((*SLIMMING[:-1], SLIMMING[-2]), entering=197, prefix=1)
     costs = {
         name: patchslim.macs(host(full), PatchSlimming(), rule, tail="exact")
@@ -217,7 +217,7 @@ def slimming() -> dict[str, object]:
 
 
 def diffrate() -> dict[str, object]:
-    """DiffRate (P1) with two published schedules."""
+    """Counts DiffRate (P1) with two published schedules."""
     table: dict[str, object] = {}
     for key, (name, prune, merge) in DIFFRATE.items():
         left = list(map(min, prune, merge))
@@ -227,12 +227,12 @@ def diffrate() -> dict[str, object]:
 
 
 def convolution(side: int, kernel: int, entering: int, leaving: int) -> int:
-    """A square convolution that gives a grid of `side` by `side`."""
+    """Counts a square convolution that outputs a grid of `side` by `side`."""
     return side * side * kernel * kernel * entering * leaving
 
 
 def lvvit() -> dict[str, object]:
-    """DynamicViT on LV-ViT-S without predictors; a head for the class token alone."""
+    """Counts DynamicViT on LV-ViT-S without predictors; a head for the class token alone."""
     stem = convolution(112, 7, 3, 64) + 2 * convolution(112, 3, 64, 64)
     shape = HostShape(
         grid=(14, 14),
@@ -269,7 +269,7 @@ LEVITS = {
 
 
 def levit_block(width: int, out: int, inner: int, key: int, values: int) -> BlockShape:
-    """A block with values `values` times as wide as keys, from `width` to `out` channels."""
+    """Makes a block with values `values` times as wide as keys, from `width` to `out` channels."""
     return BlockShape(
         width=width,
         q=width * inner,
@@ -285,17 +285,17 @@ def levit_block(width: int, out: int, inner: int, key: int, values: int) -> Bloc
 
 
 def levit(keep: float) -> dict[str, object]:
-    """LeViT at 224 pixels in millions; `keep` below 1 is Evo-LeViT, stage by stage.
+    """Counts LeViT at 224 pixels in millions; `keep` below 1 is Evo-LeViT, stage by stage.
 
     Evo-LeViT runs the first two blocks on patches and class token, the later ones on the class
     token, the whole part of patches * keep, and one representative. Between stages the restored
-    grid is subsampled: all rows are keys and values, those of the smaller grid ask.
+    grid is subsampled: all rows are keys and values, those of the smaller grid are queries.
     """
     return {name: round(_levit_macs(shape, keep) / 1e6) for name, shape in LEVITS.items()}
 
 
 def _levit_macs(shape: Levit, keep: float) -> int:
-    """Multiply-adds of one LeViT with its two heads."""
+    """Counts the multiply-adds of one LeViT with its two heads."""
     blocks: list[BlockShape] = []
     flows: list[Flow] = []
     side, prefix = 14, int(keep < 1)
@@ -321,7 +321,7 @@ def _levit_macs(shape: Levit, keep: float) -> int:
 
 
 def rebuilt() -> dict[str, object]:
-    """Every number of the facts, under the same keys."""
+    """Computes every number of the facts, under the same keys."""
     return {
         "dense": dense(),
         "evit_fuse_blocks_3_6_9": evit(fuse=True),
@@ -340,7 +340,7 @@ def rebuilt() -> dict[str, object]:
 
 
 def numbers(node: object, path: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a tree of dictionaries and lists, with their paths; texts are skipped."""
+    """Lists all numbers of a tree of dictionaries and lists, with their paths; skips texts."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from numbers(value, f"{path}/{key}")
@@ -352,7 +352,7 @@ def numbers(node: object, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def compare(facts: object) -> tuple[int, list[str]]:
-    """How many numbers were compared, and a line for each that is not the same on both sides."""
+    """Counts the numbers compared, and writes a line for each that differs."""
     stored, computed = dict(numbers(facts)), dict(numbers(rebuilt()))
     lines: list[str] = []
     for path in sorted({*stored, *computed}):
@@ -365,7 +365,7 @@ def compare(facts: object) -> tuple[int, list[str]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compares a file of facts, by default the one beside the tests; 1 where a number differs."""
+    """Compares a file of facts, by default the tests' own; returns 1 if a number differs."""
     path = Path(arguments[0]) if arguments else FACTS
     count, lines = compare(json.loads(path.read_text(encoding="utf-8")))
     print(f"compared {count} values, {len(lines)} differ")

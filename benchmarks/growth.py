@@ -38,17 +38,17 @@ SHARE = 0.65
 
 
 class Watched(SlimModel):
-    """A SlimModel that times its own decisions and moves, and keeps one to measure its memory."""
+    """SlimModel that times its own decisions and moves, and keeps one to measure its memory."""
 
     spent: float
     largest: tuple[BlockStep, Tokens, Signals] | None
 
     def start_pass(self) -> ForwardPass:
-        """A forward pass that writes down what its decisions cost."""
+        """Makes a forward pass that notes what its decisions cost."""
         return WatchedPass(**vars(super().start_pass()), watched=self)
 
     def own_memory(self) -> int:
-        """Peak bytes of the first decision and move, which are over the most tokens."""
+        """Measures peak bytes of the first decision and move, which are over the most tokens."""
         if self.largest is None:
             return 0
         step, tokens, signals = self.largest
@@ -62,7 +62,7 @@ class Watched(SlimModel):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedPass(ForwardPass):
-    """A forward pass of a watched model."""
+    """Forward pass of a watched model."""
 
     watched: Watched
 
@@ -83,7 +83,7 @@ class WatchedPass(ForwardPass):
 
 
 def watch(model: SlimModel) -> Watched:
-    """The same model, watched."""
+    """Makes the same model, watched."""
     watched = Watched(
         model.host,
         model.plan,
@@ -93,7 +93,7 @@ def watch(model: SlimModel) -> Watched:
 
 
 def grow(size: int, repeats: int) -> tuple[list[dict[str, Any]], Provenance]:
-    """One row a method for a host of this image size."""
+    """Makes one row a method for a host of this image size."""
     host = timm.create_model("deit_small_patch16_224", img_size=size, num_classes=1000).eval()
     images = torch.randn(1, 3, size, size)
     rows = []
@@ -138,10 +138,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     provenances = []
     for size in map(int, options.sizes.split(",")):
-        found, provenance = grow(size, repeats=15 if size < 500 else 3)
-        rows += found
+        measured, provenance = grow(size, repeats=15 if size < 500 else 3)
+        rows += measured
         provenances.append(asdict(provenance))
-        for row in found:
+        for row in measured:
             print(json.dumps(row), flush=True)
     options.out.parent.mkdir(exist_ok=True)
     result = {"share": SHARE, "rows": rows, "births": provenances}

@@ -5,7 +5,7 @@
 DeiT-Ti with its ImageNet weights, positions resampled, and one picture, enlarged. Own time is that
 of deciding and of moving rows, by the processor's clock around both within the forward pass, on one
 thread, added up over the blocks; the dense passes it is compared with are interleaved. (The
-difference to a model that keeps as many for free drowns in what the rest of the pass varies by.)
+difference to a model that keeps as many for free is less than the noise of the rest.)
 The aim is a peak of memory not above the dense model's, and own time of at most a tenth of its.
 Writes benchmarks/results/large_images.json.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from train_deit_tiny import dense, held_images, said
+from train_deit_tiny import dense, load_test_images, print_now
 
 import patchslim
 from patchslim.errors import BadSetting
@@ -47,7 +47,7 @@ from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "large_images.json"
 SIZE = 1024
-SHARE = 0.65  # of the operations: what fixed counts cost, and the most that others may
+SHARE = 0.65  # of the operations: what fixed counts cost, and adaptive methods at most
 PICTURE = 7  # of the sample: a picture with both plain and busy parts
 
 METHODS: dict[str, Method] = {
@@ -88,36 +88,36 @@ METHODS: dict[str, Method] = {
 
 
 class Clocked(SlimModel):
-    """A SlimModel that adds up in `spent` the seconds of its decisions and moves."""
+    """SlimModel that adds up in `spent` the seconds of its decisions and moves."""
 
     spent: float = 0.0
 
     def start_pass(self) -> ForwardPass:
-        """A forward pass that adds up the seconds of its decisions."""
+        """Makes a forward pass that adds up the seconds of its decisions."""
         return ClockedPass(**vars(super().start_pass()), clocked=self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClockedPass(ForwardPass):
-    """A forward pass of a model with a clock."""
+    """Forward pass of a model with a clock."""
 
     clocked: Clocked
 
     def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
         begun = time.process_time()
         reduction = super()._choose(step, tokens, signals)
-        reduction.apply(tokens)  # once more than needed, to be on the clock too
+        reduction.apply(tokens)  # called once more than needed, so that it is timed too
         self.clocked.spent += time.process_time() - begun
         return reduction
 
 
 def clocked(model: SlimModel) -> Clocked:
-    """The same model with a clock."""
+    """Makes the same model with a clock."""
     return Clocked(model.host, model.plan).eval()
 
 
 def large_host(data: Path) -> nn.Module:
-    """DeiT-Ti for images of SIZE pixels, its positions resampled."""
+    """Loads DeiT-Ti for images of SIZE pixels, its positions resampled."""
     host: Any = dense(data)
     host.set_input_size(img_size=SIZE)
     grown: nn.Module = host.requires_grad_(False)
@@ -125,16 +125,16 @@ def large_host(data: Path) -> nn.Module:
 
 
 def picture(data: Path) -> Tensor:
-    """One picture of the sample, enlarged (1, 3, SIZE, SIZE)."""
-    batch, _ = next(iter(held_images(dense(data), data)))
+    """Loads one picture of the sample, enlarged (1, 3, SIZE, SIZE)."""
+    batch, _ = next(iter(load_test_images(dense(data), data)))
     some = batch[PICTURE : PICTURE + 1]
     return nn.functional.interpolate(some, (SIZE, SIZE), mode="bicubic", align_corners=False)
 
 
 def slimmed(host: nn.Module, names: list[str]) -> dict[str, SlimModel]:
-    """Each of the methods at SHARE of the operations; of adaptive ones, that is the most.
+    """Slims by each of the methods to SHARE of the operations; for adaptive ones, that is the most.
 
-    Without the check that `slim` makes of the host, which is two dense forward passes for each.
+    The check that `slim` makes of the host is skipped: it takes two dense forward passes for each.
     """
     adapter = patchslim.find_adapter(host)
     shape = adapter.shape(host)
@@ -148,7 +148,7 @@ def slimmed(host: nn.Module, names: list[str]) -> dict[str, SlimModel]:
 def seconds(
     host: nn.Module, models: dict[str, SlimModel], image: Tensor, rounds: int
 ) -> tuple[list[float], dict[str, list[float]], dict[str, list[float]]]:
-    """Processor seconds of the dense model, of each whole model, and of its own work; by round."""
+    """Measures processor seconds of dense model, whole models and their own work, by round."""
     untouched: list[float] = []
     whole: dict[str, list[float]] = {name: [] for name in models}
     own: dict[str, list[float]] = {name: [] for name in models}
@@ -158,13 +158,13 @@ def seconds(
             clock = clocked(model)
             whole[name].append(_timed(clock, image))
             own[name].append(clock.spent)
-        said(f"round {number + 1} of {rounds}: dense {untouched[-1]:.2f} s")
+        print_now(f"round {number + 1} of {rounds}: dense {untouched[-1]:.2f} s")
     return untouched, whole, own
 
 
-def _told(model: SlimModel, image: Tensor, told: list[Cost]) -> None:
-    """One forward pass, which tells what the image costs."""
-    told += model.macs_of(image)
+def _append_costs(model: SlimModel, image: Tensor, costs: list[Cost]) -> None:
+    """Runs one forward pass, and appends what the image costs."""
+    costs += model.macs_of(image)
 
 
 def _timed(model: nn.Module, image: Tensor) -> float:
@@ -176,19 +176,19 @@ def _timed(model: nn.Module, image: Tensor) -> float:
 def measured(
     host: nn.Module, models: dict[str, SlimModel], image: Tensor, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a model; of those that are not meant for this size, what they say."""
+    """Makes one row a model; for those not meant for this size, writes their error."""
     dense_memory = peak_memory(partial(host, image))
     rows: list[dict[str, Any]] = []
     running: dict[str, SlimModel] = {}
     for name, model in models.items():
-        told: list[Cost] = []
+        costs: list[Cost] = []
         try:
-            memory = peak_memory(partial(_told, model, image, told))
+            memory = peak_memory(partial(_append_costs, model, image, costs))
         except BadSetting as error:
             rows.append({"method": name, "refused": str(error)})
         else:
             running[name] = model
-            most, (cost,) = model.dense_macs().total, told
+            most, (cost,) = model.dense_macs().total, costs
             rows.append(
                 {
                     "method": name,
@@ -199,7 +199,7 @@ def measured(
                     "dense_memory": dense_memory,
                 }
             )
-        said(json.dumps(rows[-1]))
+        print_now(json.dumps(rows[-1]))
     untouched, whole, own = seconds(host, running, image, rounds)
     unit = statistics.median(untouched)
     for row in rows:

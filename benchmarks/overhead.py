@@ -37,7 +37,7 @@ with torch.inference_mode():
 
 
 class Worker:
-    """A process with a dense and a slimmed model, of the sources of one checkout."""
+    """Process with a dense and a slimmed model, of the sources of one checkout."""
 
     def __init__(self, source: Path, model: str, method: str, budget: str) -> None:
         self.process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Worker:
         )
 
     def time_batch(self, batch: int) -> tuple[float, float]:
-        """The fastest of six dense and of six slimmed passes over one batch, in seconds."""
+        """Finds the fastest of six dense and of six slimmed passes over one batch, in seconds."""
         if self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("the worker has no pipes")
         self.process.stdin.write(f"{batch}\n")

@@ -5,8 +5,8 @@
 Positions are chosen, blocks tuned and models fine-tuned on the 20,000 images of Tiny-ImageNet in
 `--shared`, enlarged and as mosaics, without labels; all is measured on 500 other images, in one run
 with the dense model, `random` at each method's counts, and ToMe, EViT, Top-K, DynamicViT untrained
-and fine-tuned on the same images for as many steps. What was stopped goes on where it was: give the
-same command. Adds the budget to benchmarks/results/patch_slimming.json.
+and fine-tuned on the same images for as many steps. The same command resumes what was stopped.
+Adds the budget to benchmarks/results/patch_slimming.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from train_deit_tiny import course_for, dense, held_images, said, slimmed, whole_images
+from train_deit_tiny import (
+    dense,
+    load_test_images,
+    load_training_images,
+    make_config,
+    print_now,
+    slimmed,
+)
 
 from patchslim.calibration.calibrate import calibrate
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
@@ -50,7 +57,7 @@ def main() -> None:
     for remark in (DeepCut, Untrained, UserWarning):
         warnings.simplefilter("ignore", remark)
     host = dense(options.shared / "data")
-    images = whole_images(host, options.shared / "data")
+    images = load_training_images(host, options.shared / "data")
     runs = options.runs / f"{options.budget:g}"
     models: dict[str, SlimModel] = {}
     for method in filter(None, options.others.split(",")):
@@ -69,12 +76,12 @@ def main() -> None:
             PatchSlimmingConfig(mode="free", images=IMAGES),
         ),
     ):
-        said(name)
+        print_now(name)
         first = records.get("patch_slimming free")
         goal: dict[str, Any] = {"macs": options.budget}
         if first is not None:  # the same counts for all of them
             goal = {"schedule": Schedule.from_json(first["schedule"])}
-        found = calibrate(
+        result = calibrate(
             host,
             images,
             method,
@@ -82,15 +89,15 @@ def main() -> None:
             config=search,
             out=runs / "calibrated" / name.replace(" ", "-"),
             resume=True,
-            progress=said,
+            progress=print_now,
         )
-        models[name], records[name] = found.model, found.record
+        models[name], records[name] = result.model, result.record
     for name in options.tuned.split(",") if options.epochs else ():
         out = runs / f"{name.replace(' ', '-')}-trained"
         models[f"{name} trained"] = tuned(models[name], host, images, options.epochs, out)
-    held = held_images(host, options.shared / "data")
-    report = measure(models, held, dense=host, batch=1, repeats=0)
-    said(report.table())
+    test_images = load_test_images(host, options.shared / "data")
+    report = measure(models, test_images, dense=host, batch=1, repeats=0)
+    print_now(report.table())
     whole = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     whole[f"{options.budget:g}"] = {
         "report": report.to_json(),
@@ -102,10 +109,10 @@ def main() -> None:
 
 
 def tuned(plain: SlimModel, host: nn.Module, images: Images, epochs: float, out: Path) -> SlimModel:
-    """The model, fine-tuned to answer as the dense one does."""
-    said(f"fine-tuning {out.name}")
-    course = course_for(plain, epochs=epochs, batch=32, lr=5e-5, tokens=1.0)
-    done = train(plain, images, course, out=out, teacher=host, resume=True, progress=said)
+    """Fine-tunes the model to answer as the dense one does."""
+    print_now(f"fine-tuning {out.name}")
+    config = make_config(plain, epochs=epochs, batch=32, lr=5e-5, tokens=1.0)
+    done = train(plain, images, config, out=out, teacher=host, resume=True, progress=print_now)
     return done.model
 
 

@@ -24,9 +24,9 @@ COLOURS = 128
 
 
 def draw_methods(scene: int) -> Image.Image:
-    """One line of panels a method: the scene, and what is left of it after three blocks."""
-    found = digits.scenes("test", scene + 1)
-    pixels, images = found.images[scene], digits.normalise(found.images[scene:])
+    """Draws one line of panels a method: the scene, and what is left of it after three blocks."""
+    scenes = digits.scenes("test", scene + 1)
+    pixels, images = scenes.images[scene], digits.normalise(scenes.images[scene:])
     lines = []
     for method in METHODS:
         slimmed = patchslim.slim(digits.host(), method, macs=BUDGET)

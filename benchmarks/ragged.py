@@ -1,4 +1,4 @@
-"""What numbers of each image pay: packed, padded and masked, and fixed at the same cost.
+"""What different numbers for each image gain: packed, padded, and fixed at the same cost.
 
     python benchmarks/ragged.py --shared ../shared --repeats 9
 
@@ -24,7 +24,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from train_deit_tiny import dense, held_images, said
+from train_deit_tiny import dense, load_test_images, print_now
 
 import patchslim
 from patchslim.calibration.calibrate import calibrate
@@ -69,28 +69,28 @@ def main() -> None:
     tiny = dense(options.shared / "data")
     torch.manual_seed(0)
     hosts = {"DeiT-Ti": tiny, "DeiT-S": timm.create_model("deit_small_patch16_224").eval()}
-    images = torch.cat([batch for batch, _ in held_images(tiny, options.shared / "data")])
+    images = torch.cat([batch for batch, _ in load_test_images(tiny, options.shared / "data")])
     rows: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
     for title, host in hosts.items():
         models = adaptive(host, images[::8])
         if host is tiny:
-            answers = answered(models, tiny, held_images(tiny, options.shared / "data"))
+            answers = answered(models, tiny, load_test_images(tiny, options.shared / "data"))
         for batch in BATCHES:
-            said(f"{title}, batch {batch}")
+            print_now(f"{title}, batch {batch}")
             some = images[:: len(images) // batch][:batch].contiguous()
             rows += timed(title, host, models, some, options.repeats)
     provenance = Provenance.now(
         tiny, batch=max(BATCHES), image_size=(224, 224), images=len(images), seed=0
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    found = {
+    results = {
         "birth": asdict(provenance),
         "repeats": options.repeats,
         "rows": rows,
         "answers": answers,
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
     for row in rows:
         print(
             f"{row['host']:8} {row['batch']:3} {row['name']:20} {row['share']:.3f} of operations, "
@@ -99,23 +99,23 @@ def main() -> None:
 
 
 def adaptive(host: nn.Module, images: Tensor) -> dict[str, SlimModel]:
-    """The adaptive methods at the budget on average, as near as they come to it."""
+    """Slims by the adaptive methods to the budget on average, as near as they come to it."""
     made: dict[str, SlimModel] = {}
     for name, (method, schedule) in METHODS.items():
         goal: dict[str, Any] = {"macs": BUDGET, "schedule": schedule}
         search = PatchSlimmingConfig(images=len(images))
         try:
             made[name] = calibrate(
-                host, [(images, None)], method, **goal, config=search, progress=said
+                host, [(images, None)], method, **goal, config=search, progress=print_now
             ).model
         except ImpossibleBudget as error:
-            said(f"{name} is missing: {error}")
+            print_now(f"{name} is missing: {error}")
     return made
 
 
 def answered(models: dict[str, SlimModel], host: nn.Module, images: Images) -> list[dict[str, Any]]:
-    """What the thresholds cost and change on all images."""
-    report = measure(models, images, dense=host, batch=1, repeats=0, progress=said)
+    """Measures what the thresholds cost and change on all images."""
+    report = measure(models, images, dense=host, batch=1, repeats=0, progress=print_now)
     print(report.table())
     return [
         {"name": row.name, "share": row.spent.mean, "kl": row.kl.value}
@@ -127,7 +127,7 @@ def answered(models: dict[str, SlimModel], host: nn.Module, images: Images) -> l
 def timed(
     title: str, host: nn.Module, models: dict[str, SlimModel], images: Tensor, repeats: int
 ) -> list[dict[str, Any]]:
-    """One row for each form of each method, interleaved with the dense model."""
+    """Makes one row for each form of each method, interleaved with the dense model."""
     calls: dict[str, nn.Module] = {"dense": host}
     shares = {"dense": 1.0}
     for name, model in models.items():
@@ -144,7 +144,7 @@ def timed(
             forms[f"{name}, fixed"] = patchslim.slim(host, name, macs=share)
         calls |= forms
         shares |= dict.fromkeys(forms, share)
-    seconds = latency(calls, images, repeats, WARMUP, progress=said)
+    seconds = latency(calls, images, repeats, WARMUP, progress=print_now)
     rows = []
     for name, each in seconds.items():
         speedup = Quartiles.of([one / two for one, two in zip(seconds["dense"], each, strict=True)])

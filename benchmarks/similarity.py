@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from train_deit_tiny import dense, held_images, said, whole_images
+from train_deit_tiny import dense, load_test_images, load_training_images, print_now
 
 import patchslim
 from patchslim.calibration.calibrate import calibrate
@@ -88,26 +88,26 @@ def main() -> None:
         warnings.simplefilter("ignore", remark)
     data = options.shared / "data"
     host = dense(data)
-    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for budget in map(float, options.budgets.split(",")):
-        if f"{budget:g}" in found:
+        if f"{budget:g}" in results:
             continue
         if options.deep:
             models = deep(host, budget)
         else:
-            models = fixed(host, budget) | adaptive(host, whole_images(host, data), budget)
-        images = held_images(host, data)
+            models = fixed(host, budget) | adaptive(host, load_training_images(host, data), budget)
+        images = load_test_images(host, data)
         if options.limit is not None:
             images = dataclasses.replace(images, limit=options.limit)
-        report = measure(models, images, batch=1, repeats=0, baseline=False, progress=said)
-        found[f"{budget:g}"] = report.to_json()
+        report = measure(models, images, batch=1, repeats=0, baseline=False, progress=print_now)
+        results[f"{budget:g}"] = report.to_json()
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
         print(report.table())
 
 
 def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
-    """All methods that keep the same number of patches in every image."""
+    """Slims by all methods that keep the same number of patches in every image."""
     made = {name: patchslim.slim(host, name, macs=budget) for name in ("tome", "evit", "topk")}
     for name, settings in FIXED.items():
         made[name] = patchslim.slim(host, Similarity(**settings), macs=budget)
@@ -121,7 +121,7 @@ def fixed(host: nn.Module, budget: float) -> dict[str, SlimModel]:
 
 
 def deep(host: nn.Module, budget: float) -> dict[str, SlimModel]:
-    """The default where it begins earlier, and what it would be if it did not."""
+    """Slims by the default method, beginning earlier, and as it would be otherwise."""
     made = {
         name: patchslim.slim(host, name, macs=budget)
         for name in ("tome", "evit", "topk", "similarity")
@@ -138,17 +138,17 @@ def deep(host: nn.Module, budget: float) -> dict[str, SlimModel]:
 
 
 def adaptive(host: nn.Module, images: Images, budget: float) -> dict[str, SlimModel]:
-    """All methods by which images keep different numbers, at the budget on average."""
+    """Slims by all methods that let images keep different numbers, to the budget on average."""
     made: dict[str, SlimModel] = {}
     for name, method in THRESHOLDS.items():
-        said(name)
+        print_now(name)
         try:
             search = PatchSlimmingConfig(images=IMAGES)
             made[name] = calibrate(
-                host, images, method, macs=budget, config=search, progress=said
+                host, images, method, macs=budget, config=search, progress=print_now
             ).model
         except (ImpossibleBudget, BadSetting) as error:
-            said(f"{name} is missing: {error}")
+            print_now(f"{name} is missing: {error}")
     return made
 
 

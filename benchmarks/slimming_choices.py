@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from train_deit_tiny import dense, held_images, said, whole_images
+from train_deit_tiny import dense, load_test_images, load_training_images, print_now
 
 from patchslim.calibration.calibrate import calibrate
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
@@ -37,7 +37,7 @@ from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "slimming_choices.json"
 IMAGES = 128
-WORST = 0.1  # the share of images whose KL is told apart
+WORST = 0.1  # the share of images whose KL is reported apart
 FREE = {"mode": "free", "images": IMAGES}
 FAST = {"mode": "fast", "images": IMAGES}
 DEFAULT = "default: cover 4, relative error, slack 8"
@@ -66,7 +66,7 @@ class Leaving(PatchSlimming):
         self.by = by
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The same rows stay; the others join the nearest of them."""
+        """Keeps the same rows; the others join the nearest of them."""
         batch, rows = tokens.x.shape[0], torch.arange(tokens.patches)
         order = rows if tokens.position is not None else self.get_buffer("cells")
         kept, gone = order[:keep].expand(batch, -1), order[keep:].expand(batch, -1)
@@ -93,8 +93,8 @@ def main() -> None:
     for remark in (DeepCut, Untrained, UserWarning):
         warnings.simplefilter("ignore", remark)
     host = dense(options.shared / "data")
-    images = whole_images(host, options.shared / "data")
-    batches = [batch for batch, _ in held_images(host, options.shared / "data")]
+    images = load_training_images(host, options.shared / "data")
+    batches = [batch for batch, _ in load_test_images(host, options.shared / "data")]
     with torch.inference_mode():
         wanted = [host(batch) for batch in batches]
     trial = Trial(batches, wanted)
@@ -103,17 +103,17 @@ def main() -> None:
         goal: dict[str, Any] = {"macs": options.budget}
         if name in SAME:
             goal = {"schedule": schedule}
-        found = calibrate(
-            host, images, method, config=PatchSlimmingConfig(**settings), **goal, progress=said
+        result = calibrate(
+            host, images, method, config=PatchSlimmingConfig(**settings), **goal, progress=print_now
         )
-        layers = {each["block"]: each for each in found.record["layers"]}
+        layers = {each["block"]: each for each in result.record["layers"]}
         errors = {block: each["error"] / each["scale"] for block, each in layers.items()}
-        trial.add(name, found.model, {"errors": errors, "gates": found.record["gates"]})
+        trial.add(name, result.model, {"errors": errors, "gates": result.record["gates"]})
         if name == DEFAULT:
-            schedule = found.model.schedule
+            schedule = result.model.schedule
             for by in ("grid", "key"):
-                leaving = Leaving(order=found.record["order"], by=by)
-                adapter = found.model.plan.adapter
+                leaving = Leaving(order=result.record["order"], by=by)
+                adapter = result.model.plan.adapter
                 model = SlimModel(
                     host, plan_schedule(host, adapter, leaving, schedule, "exact")
                 ).eval()
@@ -135,7 +135,7 @@ class Trial:
 
     @torch.inference_mode()
     def add(self, name: str, model: SlimModel, more: dict[str, Any]) -> None:
-        """One row."""
+        """Measures a model and adds its row."""
         got = [model(batch) for batch in self.batches]
         pairs = list(zip(self.wanted, got, strict=True))
         kl = torch.cat([kl_divergence(a, b) for a, b in pairs])
@@ -153,10 +153,10 @@ class Trial:
         }
         self.apart[name] = kl
         self.rows.append(row)
-        said(json.dumps({key: row[key] for key in ("name", "kl", "agreement", "worst_share")}))
+        print_now(json.dumps({key: row[key] for key in ("name", "kl", "agreement", "worst_share")}))
 
     def worst(self) -> dict[str, float]:
-        """KL on the images that the static form has most trouble with, and on the others."""
+        """Measures KL on the images that the static form has most trouble with, and on others."""
         static, dynamic = self.apart[DEFAULT], self.apart["dynamic (default)"]
         order = static.argsort(descending=True)
         worst, others = order.split([int(WORST * len(order)), len(order) - int(WORST * len(order))])

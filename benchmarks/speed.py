@@ -29,14 +29,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def uncalibrated(host: nn.Module, method: str, macs: float) -> SlimModel:
-    """A model whose gates choose by lot, which takes them as long."""
+    """Slims by a method whose gates choose at random, which takes as long."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Untrained)
         return patchslim.slim(host, method, macs=macs)
 
 
 def at_once(host: nn.Module, order: str, macs: float) -> SlimModel:
-    """All removed in the first block, by constants: the most that fewer rows can give here."""
+    """Removes all in the first block, by constants: the most that fewer rows can gain here."""
     shape = patchslim.find_adapter(host).shape(host)
     rows = shape.entering
     while True:

@@ -31,7 +31,7 @@ ANSWERS = [
 
 
 def time_answer(source: Path, arguments: str) -> tuple[float, float]:
-    """Seconds on the clock and seconds of processor time until the command has answered."""
+    """Measures seconds on the clock and of processor time until the command has answered."""
     command = [sys.executable, "-m", "patchslim", *shlex.split(arguments)]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     used, begun = os.times(), time.perf_counter()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 HERE = Path(__file__).resolve().parents[1]
-REPEATS = 5  # of --help, whose median is told
+REPEATS = 5  # of --help, whose median is reported
 Graph: TypeAlias = Mapping[str, set[str]]
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -90,7 +90,7 @@ PARTICIPLES = set(
 
 
 def find_modules(source: Path) -> dict[str, Path]:
-    """The files of the package by dotted name; a folder's `__init__` has the folder's name."""
+    """Maps the files of the package by dotted name; a folder's `__init__` has the folder's name."""
     modules = {}
     for file in sorted(source.rglob("*.py")):
         parts = file.relative_to(source).with_suffix("").parts
@@ -100,30 +100,30 @@ def find_modules(source: Path) -> dict[str, Path]:
 
 @cache
 def parse(file: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Parses the syntax tree of a file."""
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def imports(file: Path, modules: Mapping[str, Path]) -> set[str]:
-    """Modules of the package that a file imports: at its top, in functions, for types alone."""
+    """Lists modules of the package that a file imports: at its top, in functions, for types."""
     names: list[str] = []
     for node in ast.walk(parse(file)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    found = set()
+    imported = set()
     for name in names:
         if name.startswith("patchslim."):
             name = name.removeprefix("patchslim.")
             while name and name not in modules:
                 name = name.rpartition(".")[0]
-            found.add(name or "__init__")
-    return found
+            imported.add(name or "__init__")
+    return imported
 
 
 def find_circles(graph: Graph) -> list[set[str]]:
-    """Groups of nodes that reach each other, the single ones too."""
+    """Finds groups of nodes that reach each other, single nodes too."""
 
     def reach(start: str) -> set[str]:
         seen: set[str] = set()
@@ -143,7 +143,7 @@ def find_circles(graph: Graph) -> list[set[str]]:
 
 
 def count_floors(graph: Graph) -> int:
-    """The longest chain of rooms that import one another; a room in a circle counts, too."""
+    """Counts the longest chain of rooms that import one another; a room in a circle counts, too."""
     groups = find_circles(graph)
     place = {node: number for number, group in enumerate(groups) for node in group}
     below = {
@@ -159,7 +159,7 @@ def count_floors(graph: Graph) -> int:
 
 
 def import_figures(source: Path) -> dict[str, str]:
-    """Loose files at the root, floors of rooms, circles of files.
+    """Counts loose files at the root, floors of rooms, circles of files.
 
     A room is a folder or a loose file at the root. The face of the package, `__init__` and
     `__main__`, is no floor.
@@ -183,19 +183,19 @@ def import_figures(source: Path) -> dict[str, str]:
 
 
 def is_participle(name: str) -> bool:
-    """Whether a name is one word and that a participle; `need` and the like are none."""
+    """Tells whether a name is one word and that a participle; `need` and the like are none."""
     return name in PARTICIPLES or bool(re.fullmatch(r"[a-z]{2,}[^e\W]ed", name))
 
 
 def median_and_longest(functions: Iterable[Function]) -> str:
-    """Lines from `def` to the last, signature and docstring included."""
+    """Counts lines from `def` to the last, signature and docstring included."""
     lengths = {each: (each.end_lineno or each.lineno) - each.lineno + 1 for each in functions}
     longest = max(lengths, key=lengths.__getitem__)
     return f"{statistics.median(lengths.values()):g}, {lengths[longest]} ({longest.name})"
 
 
 def name_figures(source: Path) -> dict[str, str]:
-    """Public definitions, names of functions, docstrings, lengths of functions."""
+    """Counts public definitions, names of functions, docstrings, lengths of functions."""
     modules = find_modules(source)
     functions: list[Function] = []
     documented: list[str] = []
@@ -224,7 +224,7 @@ def name_figures(source: Path) -> dict[str, str]:
 
 
 def run_inside(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python with the package of a checkout, run in the checkout."""
+    """Runs Python with the package of a checkout, in the checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -237,7 +237,7 @@ def run_inside(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def traced_figures(checkout: Path) -> dict[str, str]:
-    """What a forward pass and `macs=0.6` cross, and the members of the classes users meet.
+    """Counts what a forward pass and `macs=0.6` cross, and the members of the classes users meet.
 
     Members are public attributes that a class and its bases in the package have; abstract ones
     must be given.
@@ -263,7 +263,7 @@ def traced_figures(checkout: Path) -> dict[str, str]:
 
 
 def time_help(checkout: Path) -> str:
-    """The median of seconds that `python -m patchslim --help` takes."""
+    """Measures the median of seconds that `python -m patchslim --help` takes."""
     seconds = []
     for _ in range(REPEATS):
         begun = time.perf_counter()
@@ -275,7 +275,7 @@ def time_help(checkout: Path) -> str:
 
 
 def count_tests(checkout: Path) -> dict[str, str]:
-    """Tests that pytest collects, and those of them in files of laws (a law on one subject)."""
+    """Counts tests that pytest collects, and those in files of laws (a law on one subject)."""
     options = ("-o", "addopts=", "-p", "no:cacheprovider", "--collect-only", "-q", "-q", "-m")
     figures = {}
     for kind, marked in (("default", "not slow and not gpu"), ("slow", "slow")):
@@ -291,13 +291,13 @@ def count_tests(checkout: Path) -> dict[str, str]:
 
 
 def time_tests(checkout: Path) -> str:
-    """The line that the default tests close with, on two processes."""
+    """Reads the line with which the default tests end, on two processes."""
     done = run_inside(checkout, "-m", "pytest", "-n", "2", "--dist", "worksteal")
     return done.stdout.strip().rpartition("\n")[2]
 
 
 def measure_checkout(checkout: Path, *, run_tests: bool) -> dict[str, str]:
-    """All figures of one checkout, as text by label."""
+    """Measures all figures of one checkout, as text by label."""
     source = checkout / "src" / "patchslim"
     if not source.is_dir():
         raise SystemExit(f"{checkout} is no checkout: there is no src/patchslim in it.")
@@ -313,7 +313,7 @@ def measure_checkout(checkout: Path, *, run_tests: bool) -> dict[str, str]:
 
 
 def name_checkout(checkout: Path) -> str:
-    """The commit of a checkout, else its folder's name."""
+    """Names the commit of a checkout, else its folder."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or checkout.name

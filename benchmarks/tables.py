@@ -36,7 +36,7 @@ MARK = re.compile(r"<!-- table:([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def accuracy_table(rows: list[Row]) -> str:
-    """KL, agreement and accuracy beside the operations, random averaged over its seeds."""
+    """Writes KL, agreement and accuracy beside the operations, random averaged over its seeds."""
     lines = [
         "| setting | tokens left | GMACs | KL to dense (nats) | agreement % | top-1 % |",
         "|---|--:|--:|--:|--:|--:|",
@@ -53,7 +53,7 @@ def accuracy_table(rows: list[Row]) -> str:
 
 
 def averaged(rows: tuple[Row, ...]) -> list[str]:
-    """Lines for `random`, one a rate: mean over seeds, with the range of the seeds."""
+    """Writes lines for `random`, one a rate: mean over seeds, with the range of the seeds."""
     lines = []
     names = sorted(
         {row.name.split(" seed")[0] for row in rows if " seed" in row.name}, reverse=True
@@ -73,7 +73,7 @@ def averaged(rows: tuple[Row, ...]) -> list[str]:
 
 
 def deit_tiny(keep: Callable[[Row], bool]) -> str:
-    """The rows of the DeiT-Ti table that `keep` selects, random last, with their provenance."""
+    """Writes the rows of the DeiT-Ti table that `keep` selects, random last, with provenance."""
     report = Report.load(RESULTS / "deit_tiny.json")
     rows = [row for row in report.rows if " seed" not in row.name and keep(row)]
     lines = [accuracy_table(rows), *averaged(report.rows)]
@@ -81,7 +81,7 @@ def deit_tiny(keep: Callable[[Row], bool]) -> str:
 
 
 def provenance_line(report: Report) -> str:
-    """Where, when and how a report was measured, in one line."""
+    """Says where, when and how a report was measured, in one line."""
     origin = report.provenance
     versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     return (
@@ -91,7 +91,7 @@ def provenance_line(report: Report) -> str:
 
 
 def speed() -> str:
-    """Measured speed-up beside the ratio of operations."""
+    """Writes measured speed-up beside the ratio of operations."""
     reports = [Report.from_json(data) for data in _read("speed_cpu.json")]
     lines = [
         "| DeiT-S, eager | batch | MACs | fewer | measured speed-up [quartiles] | conversion |",
@@ -121,7 +121,7 @@ LONGER = (
 
 
 def trained(*names: str) -> str:
-    """Each method untrained and trained, beside random at the same place and counts."""
+    """Writes each method untrained and trained, beside random at the same place and counts."""
     lines = [
         "| DeiT-Ti, 0.65 MACs | images | KL (nats) | of untrained | agree % | top-1 % | Δ 95 % |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -133,19 +133,19 @@ def trained(*names: str) -> str:
         by_name = {row.name: row for row in report.rows}
         for row in report.rows:
             line = _trained_row(row, by_name, data["courses"])
-            if line not in lines:  # untrained models stand in every report
+            if line not in lines:  # untrained models are in every report
                 lines.append(line)
     return "\n".join([*lines, "", "<br>\n".join(facts)])
 
 
-def _trained_row(row: Row, by_name: dict[str, Row], courses: dict[str, Any]) -> str:
-    """One line, with the course that a trained model has had."""
+def _trained_row(row: Row, by_name: dict[str, Row], runs: dict[str, Any]) -> str:
+    """Writes one line, with the run that trained the model."""
     method = row.name.removesuffix(" trained")
-    course = courses.get(method) if row.name != method else None
+    run = runs.get(method) if row.name != method else None
     seen, ratio, before = "-", "-", by_name.get(method)
-    if course:
-        seen = f"{course['steps'] * course['course']['batch']:,}"
-        share = course["course"].get("wise", 1.0)
+    if run:
+        seen = f"{run['steps'] * run['course']['batch']:,}"
+        share = run["course"].get("wise", 1.0)
         seen += "" if share == 1 else f", wise={share:g}"
         if before and before.kl and row.kl:
             ratio = f"{row.kl.value / before.kl.value:.2f}"
@@ -157,7 +157,7 @@ def _trained_row(row: Row, by_name: dict[str, Row], courses: dict[str, Any]) -> 
 
 
 def slimming() -> str:
-    """Every method at every budget: KL, and the change of top-1 with its 95 % interval."""
+    """Writes every method at every budget: KL, and the change of top-1 with its 95 % interval."""
     data = dict(sorted(_read("patch_slimming.json").items(), reverse=True))
     reports = {budget: Report.from_json(each["report"]) for budget, each in data.items()}
     trained = {budget: round(each["epochs"] * each["images"]) for budget, each in data.items()}
@@ -176,21 +176,21 @@ def slimming() -> str:
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a row is a method, or random at the counts of the static or the untrained ones."""
+    """Tells whether a row is a method, or random at the counts of the static or untrained ones."""
     return name != "dense" and (
         not name.startswith("random/") or name == "random/patch_slimming free"
     )
 
 
 def _outcome(row: Row | None) -> str:
-    """KL in nats, and top-1 less the dense model's."""
+    """Writes KL in nats, and top-1 less the dense model's."""
     if row is None or row.kl is None:
         return "-"
     return f"{row.kl.value:.3f} ({_interval(row.change)})"
 
 
 def choices() -> str:
-    """What the settings of Patch Slimming are worth without training."""
+    """Writes what the settings of Patch Slimming are worth without training."""
     data = _read("slimming_choices.json")
     lines = [
         "| calibration at 0.55 MACs, untrained | KL (nats) | agree % | KL in the worst tenth |",
@@ -211,7 +211,7 @@ def choices() -> str:
 
 
 def train_speed() -> str:
-    """Seconds of a training step beside the dense model's."""
+    """Writes seconds of a training step beside the dense model's."""
     data = _read("train_speed_cpu.json")
     origin = data["birth"]
     lines = [
@@ -235,7 +235,7 @@ def train_speed() -> str:
 
 
 def documents() -> str:
-    """What joining the same patches saves on pages and screens, and what it does to the answer."""
+    """Writes what merging equal patches saves on pages and screens, and how the answer changes."""
     data = _read("documents.json")
     lines = [
         "| px | setting | patches left | MACs | speed-up (batch) | logits | KL | top-1 | bare |",
@@ -264,7 +264,7 @@ def documents() -> str:
 
 
 def similarity(wanted: Callable[[str], bool], name: str = "similarity.json") -> str:
-    """KL from dense and agreement with it at each budget; thresholds with what they cost there."""
+    """Writes KL from dense and agreement with it at each budget; thresholds with their cost."""
     budgets = {name: Report.from_json(each) for name, each in _read(name).items()}
     first = next(iter(budgets.values()))
     names = [row.name for row in first.rows if wanted(row.name) and "seed" not in row.name]
@@ -282,7 +282,7 @@ def similarity(wanted: Callable[[str], bool], name: str = "similarity.json") -> 
 
 
 def front() -> str:
-    """The one table of README: how many answers of the dense model stay, at three budgets."""
+    """Writes README's one table: how many answers of the dense model stay, at three budgets."""
     reports = {share: Report.from_json(_read("similarity.json")[share]) for share in FRONT_BUDGETS}
     budgets = " | ".join(f"{100 * float(share):.0f} % of the operations" for share in reports)
     lines = [f"| same answers, % | {budgets} |", "|---|" + "--:|" * len(reports)]
@@ -293,7 +293,7 @@ def front() -> str:
 
 
 def families() -> str:
-    """The families of models that are served, from the first sentence of each one's page."""
+    """Lists the families of models that are served, from the first sentence of each one's page."""
     lines = ["| family | models |", "|---|---|"]
     for page in sorted((ROOT / "docs" / "families").glob("*.md")):
         title, paragraph = page.read_text(encoding="utf-8").split("\n\n")[:2]
@@ -304,35 +304,35 @@ def families() -> str:
 
 
 def front_speed() -> str:
-    """A sentence on what a budget of 0.6 gained in time, of every method that was timed there."""
-    told = []
+    """Says in a sentence what a budget of 0.6 gained in time, for every method timed there."""
+    parts = []
     for report in (Report.from_json(data) for data in _read("speed_cpu.json")):
         wanted = [row for row in report.rows if row.name in FRONT_SPEED]
         faster = ", ".join(
             f"{row.speedup.median:.2f} (`{row.method}`)" for row in wanted if row.speedup
         )
-        told.append(f"at batch {report.provenance.batch} {faster}")
-    return f"Measured speed-ups of DeiT-S at 60 % of its operations: {'; '.join(told)}."
+        parts.append(f"at batch {report.provenance.batch} {faster}")
+    return f"Measured speed-ups of DeiT-S at 60 % of its operations: {'; '.join(parts)}."
 
 
 def _agreement(report: Report, name: str) -> str:
-    """The share of answers that stay, averaged where there are several seeds."""
+    """Computes the share of answers that stay, averaged if there are several seeds."""
     rows = [row for row in report.rows if row.name == name or row.name.startswith(f"{name}, seed")]
     return f"{100 * statistics.mean(row.agreement.value for row in rows if row.agreement):.1f}"
 
 
 def _at(report: Report, name: str) -> str:
-    """One model at one budget; where images keep numbers of their own, what they cost."""
-    found = [row for row in report.rows if row.name == name]
-    if not found or found[0].kl is None or found[0].agreement is None:
+    """Writes one model at one budget; if images keep different numbers, what they cost."""
+    rows = [row for row in report.rows if row.name == name]
+    if not rows or rows[0].kl is None or rows[0].agreement is None:
         return "-"
-    row, kl = found[0], found[0].kl
+    row, kl = rows[0], rows[0].kl
     cost = "" if row.spent is None else f" at {row.spent.mean:.3f} (max {row.spent.most:.2f})"
     return f"{kl.value:.2g} / {_percent(row.agreement)}{cost}"
 
 
 def _of_seeds(report: Report) -> str:
-    """The mean of all seeds of `random`."""
+    """Averages all seeds of `random`."""
     lots = [row for row in report.rows if row.method == "random" and row.kl and row.agreement]
     kl = statistics.mean(row.kl.value for row in lots if row.kl)
     agreement = statistics.mean(row.agreement.value for row in lots if row.agreement)
@@ -340,7 +340,7 @@ def _of_seeds(report: Report) -> str:
 
 
 def per_image_speed() -> str:
-    """What numbers of each image pay: packed, padded, and fixed at the same cost."""
+    """Writes what different numbers for each image gain: packed, padded, and fixed at that cost."""
     data = _read("ragged_cpu.json")
     lines = [
         "| host | batch | form | MACs, mean | measured speed-up [quartiles] | conversion |",
@@ -353,16 +353,16 @@ def per_image_speed() -> str:
             f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}] | "
             f"{row['conversion']:.2f} |"
         )
-    told = "; ".join(
+    answers = "; ".join(
         f"{row['name']} {row['kl']:.2g} at {row['share']:.3f}" for row in data["answers"]
     )
-    lines += ["", f"KL (nats) of these thresholds on DeiT-Ti, all 500 images: {told}."]
+    lines += ["", f"KL (nats) of these thresholds on DeiT-Ti, all 500 images: {answers}."]
     facts = f"{data['repeats']} rounds interleaved, {_origin_line(data['birth'])}"
     return "\n".join([*lines, "", f"<sub>{facts}</sub>"])
 
 
 def worst_case() -> str:
-    """What each kind of images costs under a cap, on average and at most."""
+    """Writes what each kind of images costs under a cap, on average and at most."""
     data = _read("worst_case.json")
     rows = data["rows"]
     caps = {row["method"]: row["cap"] for row in rows}
@@ -382,7 +382,7 @@ def worst_case() -> str:
 
 
 def large_images() -> str:
-    """Memory and own time of each method at 1024 pixels, beside the dense model's."""
+    """Writes memory and own time of each method at 1024 pixels, beside the dense model's."""
     data = _read("large_images.json")
     lines = [
         "| DeiT-Ti, 4,097 tokens | tokens left | MACs | peak memory | own time | all |",
@@ -402,7 +402,7 @@ def large_images() -> str:
 
 
 def evo_scratch() -> str:
-    """Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
+    """Writes Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     whole = _read("evo_cifar.json")
     first = next(iter(whole.values()))["reports"][0]
     batches = " | ".join(
@@ -432,7 +432,7 @@ def evo_scratch() -> str:
 
 
 def evo_training() -> str:
-    """Seconds of a step of training, dense and slow-fast interleaved."""
+    """Writes seconds of a step of training, dense and slow-fast interleaved."""
     lines = [
         "| a step of 128 images | seconds | seconds an epoch of 50,000 | faster [quartiles] |",
         "|---|--:|--:|--:|",
@@ -450,7 +450,7 @@ def evo_training() -> str:
 
 
 def evo_stock() -> str:
-    """Evo-ViT's selection on weights that were not trained for it."""
+    """Writes Evo-ViT's selection on weights that were not trained for it."""
     report = Report.from_json(_read("evo.json")["stock"])
     rows = [row for row in report.rows if " seed" not in row.name]
     lines = [accuracy_table(rows), *averaged(report.rows)]
@@ -458,7 +458,7 @@ def evo_stock() -> str:
 
 
 def evo_speed() -> str:
-    """How much of what Evo-ViT saves becomes time."""
+    """Writes how much of what Evo-ViT saves becomes time."""
     lines = [
         "| eager | batch | MACs | measured speed-up [quartiles] | conversion |",
         "|---|--:|--:|--:|--:|",
@@ -479,12 +479,12 @@ def evo_speed() -> str:
 
 
 def _aim(share: float, most: float) -> str:
-    """A share in percent, bold where it is above what it should be at most."""
+    """Writes a share in percent, bold if it is above the aim."""
     return f"{share:.1%}" if share <= most else f"**{share:.1%}**"
 
 
 def _origin_line(origin: dict[str, Any]) -> str:
-    """The provenance in a result on disk (its key there is "birth"), in one line."""
+    """Writes the provenance in a result on disk (its key there is "birth"), in one line."""
     return (
         f"{origin['images']} image{'' if origin['images'] == 1 else 's'}, {origin['processor']}, "
         f"{origin['dtype']}, torch {origin['versions']['torch']}, "
@@ -498,14 +498,14 @@ def _percent(share: Estimate | None) -> str:
 
 
 def _interval(change: Estimate | None) -> str:
-    """A difference in points, and within how much of it the truth lies in 95 of 100 cases."""
+    """Writes a difference in points, with its 95 % interval."""
     if change is None or change.error is None:
         return "-"
     return f"{100 * change.value:+.1f} ±{196 * change.error:.1f}"
 
 
 def growth() -> str:
-    """A method's own work as a share of the dense forward pass, by image size."""
+    """Writes a method's own work as a share of the dense forward pass, by image size."""
     data = _read("growth.json")
     lines = [
         "| image | tokens | method | own time | own memory | whole model's memory | speed-up |",
@@ -526,7 +526,7 @@ def _read(name: str) -> Any:
 
 
 def tables() -> dict[str, Callable[[], str]]:
-    """Every table by its name."""
+    """Makes every table, by its name."""
     methods = {
         f"method-{name}": lambda name=name: deit_tiny(lambda row: row.method in ("dense", name))
         for name in ("tome", "evit", "topk", "random")
@@ -563,7 +563,7 @@ def tables() -> dict[str, Callable[[], str]]:
 
 
 def filled(text: str) -> str:
-    """The text with every known table made anew."""
+    """Replaces every known table in the text."""
     known = tables()
 
     def table(match: re.Match[str]) -> str:
@@ -574,7 +574,7 @@ def filled(text: str) -> str:
 
 
 def growth_figure(rows: list[dict[str, Any]]) -> str:
-    """A line a method: its own time as a share of the dense forward pass, against tokens (SVG)."""
+    """Draws a line a method: its own time as a share of the dense forward pass (SVG)."""
     sizes = sorted({row["tokens"] for row in rows})
     top = max(row["own_time_share"] for row in rows) * 1.15
     colours = {"tome": "#2563eb", "evit": "#d97706", "topk": "#059669", "random": "#6b7280"}

@@ -3,8 +3,8 @@
     python benchmarks/train_deit_tiny.py --shared ../shared --runs runs/deit-tiny
 
 Trains each method on the 20,000 images of Tiny-ImageNet in `--shared`, upsampled to 224 pixels,
-and measures it on 500 other images beside its untrained self and the dense model. A run that was
-stopped goes on where it was: give the same command. Writes benchmarks/results/trained.json. The
+and measures it on 500 other images beside its untrained self and the dense model. The same command
+resumes a run that was stopped. Writes benchmarks/results/trained.json. The
 500 images are probably training images of the model: read differences from dense, not accuracy.
 """
 
@@ -32,7 +32,7 @@ from patchslim.training.config import TrainConfig
 from patchslim.training.train import train
 
 RESULT = Path(__file__).parent / "results" / "trained.json"
-OWN_LR = 1e-3  # of layers that a method adds, as its authors have it
+OWN_LR = 1e-3  # of layers that a method adds, as its authors set it
 METHODS = "evit,tome,topk,dynamicvit"
 
 
@@ -40,7 +40,7 @@ class Mosaics(Images):
     """Small pictures: three in ten alone, the others as mosaics of 2x2 or 3x3 that are sharper."""
 
     def load_image(self, place: int) -> Image.Image:
-        """The picture of a place, or a mosaic that begins with it."""
+        """Loads the picture at an index, or a mosaic that begins with it."""
         side = (2, 3, 2, 3, 2, 3, 2, 1, 1, 1)[place % 10]
         first: Image.Image = super().load_image(place)
         if side == 1:
@@ -48,7 +48,7 @@ class Mosaics(Images):
         width, height = first.size
         whole = Image.new("RGB", (width * side, height * side))
         for number in range(side * side):
-            # A prime apart, so that the pictures are of different classes.
+            # A prime step, so that the pictures are of different classes.
             each = super().load_image((place + number * 7919) % self.count)
             at = (number % side * width, number // side * height)
             whole.paste(each.resize((width, height)), at)
@@ -56,7 +56,7 @@ class Mosaics(Images):
 
 
 def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
-    """The host slimmed to the budget, in which what a method's own layers cost is counted."""
+    """Slims the host to the budget, which includes the cost of a method's own layers."""
     model = patchslim.slim(host, method, macs=budget)
     if is_trainable(model.method):
         own = model.macs().choosing / model.dense_macs().total
@@ -64,10 +64,10 @@ def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     return model
 
 
-def course_for(
+def make_config(
     plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float, wise: float = 1.0
 ) -> TrainConfig:
-    """The dense model as the teacher, no labels, and one rate for every method's host."""
+    """Makes a config: the dense model as teacher, no labels, one rate for every method's host."""
     own = plain.method.training_defaults
     given = {
         "epochs": epochs,
@@ -81,28 +81,28 @@ def course_for(
         "precision": "bfloat16",
     }
     if "host_lr" in own:
-        # The host learns at the same rate as everywhere, and the method's own layers at theirs.
+        # The host learns at the same rate in every method, and the method's own layers at theirs.
         given |= {"lr": OWN_LR, "host_lr": lr / OWN_LR}
     return TrainConfig.of(own, given)
 
 
-def whole_images(host: nn.Module, data: Path) -> Images:
-    """Tiny-ImageNet's pictures, whole, and mosaics of them."""
+def load_training_images(host: nn.Module, data: Path) -> Images:
+    """Opens Tiny-ImageNet's pictures, whole, and mosaics of them."""
     small = data / "tiny-imagenet-train-20k.zip"
     prepared = replace(Images.for_host(host, small).prepared, crop_pct=1.0)
     mosaics: Images = Mosaics.for_host(host, small, prepared=prepared)
     return mosaics
 
 
-def held_images(host: nn.Module, data: Path) -> Images:
-    """The 500 images that nothing is trained on."""
+def load_test_images(host: nn.Module, data: Path) -> Images:
+    """Opens the 500 images that nothing is trained on."""
     return Images.for_host(
         host, data / "imagenet-sample-500.zip", classes=data / "imagenet-classes.txt", batch=50
     )
 
 
 def dense(data: Path) -> nn.Module:
-    """DeiT-Ti with its ImageNet weights."""
+    """Loads DeiT-Ti with its ImageNet weights."""
     host: nn.Module = timm.create_model("deit_tiny_patch16_224").eval()
     timm.models.load_checkpoint(host, str(data / "deit_tiny_patch16_224.safetensors"))
     return host
@@ -129,13 +129,13 @@ def main() -> None:
     host = dense(data)
     images = Images.for_host(host, data / "tiny-imagenet-train-20k.zip")
     if options.whole:
-        images = whole_images(host, data)
-    held = held_images(host, data)
+        images = load_training_images(host, data)
+    test_images = load_test_images(host, data)
     models: dict[str, SlimModel] = {}
     courses = {}
     for method in options.methods.split(","):
         plain = slimmed(host, method, options.budget)
-        course = course_for(
+        config = make_config(
             plain,
             epochs=options.epochs,
             batch=options.batch,
@@ -145,18 +145,18 @@ def main() -> None:
         )
         out = options.runs / method
         print(method, flush=True)
-        trained = train(plain, images, course, out=out, resume=True, progress=said)
+        trained = train(plain, images, config, out=out, resume=True, progress=print_now)
         if not is_trainable(plain.method):
             models[method] = plain
         models[f"{method} trained"] = trained.model
         rates = [row["images_per_second"] for row in read_log(out / "log.csv")]
         courses[method] = {
-            "course": course.to_json(),
+            "course": config.to_json(),
             "images": images.count,
             "steps": trained.step,
             "images_per_second": statistics.median(rate for rate in rates if rate),
         }
-    report = measure(models, held, dense=host, batch=1, repeats=0)
+    report = measure(models, test_images, dense=host, batch=1, repeats=0)
     print(report.table())
     options.out.write_text(
         json.dumps({"report": report.to_json(), "courses": courses}, indent=1) + "\n",
@@ -164,7 +164,7 @@ def main() -> None:
     )
 
 
-def said(line: str) -> None:
+def print_now(line: str) -> None:
     """Prints a line at once."""
     print(line, flush=True)
 

@@ -9,7 +9,7 @@ Then every block becomes two blocks that each add half as much, and the last sta
 network at its final depth on all patches.  Two linear layers that only training uses tell the
 tokens what to know: every patch token inside the digit's box names the digit, says where in
 the box it lies and redraws the 8x8 digit (outside, it says "nothing"), and the class token
-redraws the digit.  A run that is started again in the same folder goes on where it stopped.
+redraws the digit.  A run that is started again in the same folder is resumed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one depth and one number of patches."""
+    """Stretch of training with one depth and one number of patches."""
 
     depth: int
     patches: int
@@ -55,13 +55,13 @@ class Stage:
 
     @property
     def step_cost(self) -> int:
-        """Return the relative cost of one step."""
+        """Relative cost of one step."""
         return self.depth * (self.patches + 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images, the patches to look at, and all that the loss compares with."""
+    """Normalised images, the patches that are read, and all that the loss compares with."""
 
     images: torch.Tensor
     places: torch.Tensor
@@ -73,7 +73,7 @@ class Batch:
 
 @dataclass
 class Progress:
-    """How far training has come."""
+    """Steps and cost of the training so far."""
 
     stage: int = 0
     step: int = 0
@@ -83,10 +83,10 @@ class Progress:
 
 
 class Learner(nn.Module):
-    """The vision transformer with the two linear layers that only training uses."""
+    """Vision transformer with the two linear layers that only training uses."""
 
     def __init__(self, depth: int) -> None:
-        """Return a learner of the given depth with random weights."""
+        """Makes a learner of the given depth with random weights."""
         super().__init__()
         self.network = digits.untrained_host(depth)
         self.patch_reader = nn.Linear(self.network.embed_dim, NOTHING + 1 + 2 + INK)
@@ -98,7 +98,7 @@ class Learner(nn.Module):
             table[0, 1:] = sine_positions(self.network.embed_dim)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the digit's scores, its redrawn ink, and what every patch token says."""
+        """Returns the digit's scores, its redrawn ink, and what every patch token says."""
         network = self.network
         tokens = final_tokens(network, batch.images, batch.places)
         read, patches = tokens[:, 0], tokens[:, 1:]
@@ -108,7 +108,7 @@ class Learner(nn.Module):
 def final_tokens(
     network: VisionTransformer, images: torch.Tensor, places: torch.Tensor
 ) -> torch.Tensor:
-    """Return the last normalised tokens when only the patches at ``places`` are looked at."""
+    """Returns the last normalised tokens if only the patches at ``places`` are read."""
     chosen = places[:, :, None].expand(-1, -1, network.embed_dim)
     tokens = network.patch_embed.proj(images).flatten(2).transpose(1, 2)
     tokens = (tokens + network.pos_embed[:, 1:]).gather(1, chosen)
@@ -118,18 +118,18 @@ def final_tokens(
 
 
 def sine_positions(width: int) -> torch.Tensor:
-    """Return a (patches, width) table of sines of the patches' rows and columns."""
+    """Returns a (patches, width) table of sines of the patches' rows and columns."""
     rates = 1.0 / 100.0 ** (torch.arange(width // 4) / (width // 4))
     angles = torch.arange(GRID)[:, None] * rates
     waves = torch.cat((angles.sin(), angles.cos()), dim=1)
     rows = waves[:, None].expand(GRID, GRID, -1)
     columns = waves[None, :].expand(GRID, GRID, -1)
-    # Small beside the patches' content, or the first steps see little but places.
+    # Small beside the patches' content, or the first steps would read little but positions.
     return 0.3 * torch.cat((rows, columns), dim=2).reshape(GRID * GRID, width)
 
 
 def deepened(learner: Learner) -> Learner:
-    """Return a learner of twice the depth that computes nearly the same function."""
+    """Makes a learner of twice the depth that computes nearly the same function."""
     grown = copy.deepcopy(learner)
     blocks: list[nn.Module] = []
     for block in grown.network.blocks:
@@ -143,7 +143,7 @@ def deepened(learner: Learner) -> Learner:
 
 
 def make_digits() -> None:
-    """Return nothing; write the compact copy of the digits scikit-learn ships."""
+    """Writes the compact copy of the digits that scikit-learn ships."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -155,19 +155,19 @@ def make_digits() -> None:
 
 
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
-    """Return nothing; let ``write`` fill a file that replaces the target once complete."""
+    """Lets ``write`` fill a file that replaces the target once complete."""
     partial = target.with_suffix(".partial")
     write(partial)
     partial.replace(target)
 
 
 def _drawn(start: int, seed: int) -> digits.Scenes:
-    """Return one chunk of training scenes."""
+    """Draws one chunk of training scenes."""
     return digits.scenes_at("train", range(start, start + CHUNK), seed)
 
 
 def drawn_pool(work: Path, count: int, seed: int) -> digits.Scenes:
-    """Return the training scenes, drawn once and kept in the work folder."""
+    """Returns the training scenes, drawn once and kept in the work folder."""
     target = work / f"pool-{seed}-{count}.npz"
     if not target.exists():
         begun = time.monotonic()
@@ -190,12 +190,12 @@ def drawn_pool(work: Path, count: int, seed: int) -> digits.Scenes:
 
 
 def recoloured(images: digits.Bytes, rng: np.random.Generator) -> digits.Bytes:
-    """Return images with shuffled colour channels."""
+    """Shuffles the colour channels of images."""
     return np.stack([image[:, :, rng.permutation(3)] for image in images])
 
 
 def draw_batch(pool: digits.Scenes, stage: Stage, size: int, rng: np.random.Generator) -> Batch:
-    """Return a batch of scenes, each seen through some or all of its patches."""
+    """Draws a batch of scenes, each with some or all of its patches."""
     chosen = rng.integers(0, len(pool), size)
     labels, boxes = pool.labels[chosen], pool.boxes[chosen]
     centres = (np.arange(GRID * GRID)[:, None] // (1, GRID) % GRID + 0.5) * digits.PATCH
@@ -206,7 +206,7 @@ def draw_batch(pool: digits.Scenes, stage: Stage, size: int, rng: np.random.Gene
     away = np.abs(centres - middle).max(axis=2) + rng.uniform(0.0, 8.0, inside.shape)
     away[inside] -= digits.SIDE
     order = away.argsort(axis=1)
-    # Past the nearest patches any order is as good: the rest of the places are random.
+    # After the nearest patches any order is as good: the others are random.
     order[:, NEAR:] = rng.permuted(order[:, NEAR:], axis=1)
     places = np.sort(order[:, : stage.patches], axis=1)
     names = np.where(inside, labels[:, None], NOTHING)
@@ -222,7 +222,7 @@ def draw_batch(pool: digits.Scenes, stage: Stage, size: int, rng: np.random.Gene
 
 
 def learning_rate(peak: float, stages: list[Stage], progress: Progress) -> float:
-    """Return the rate: a cosine over the whole cost, warmed up at the start of each stage."""
+    """Returns the rate: a cosine over the whole cost, warmed up at the start of each stage."""
     total = sum(stage.steps * stage.step_cost for stage in stages)
     done = sum(stage.steps * stage.step_cost for stage in stages[: progress.stage])
     done += progress.step * stages[progress.stage].step_cost
@@ -231,33 +231,33 @@ def learning_rate(peak: float, stages: list[Stage], progress: Progress) -> float
 
 
 def fresh_optimiser(learner: Learner) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices only."""
+    """Makes AdamW that decays matrices only."""
     matrices = [p for p in learner.parameters() if p.ndim in (2, 4)]
     others = [p for p in learner.parameters() if p.ndim not in (2, 4)]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
-def accuracy(network: VisionTransformer, held: digits.Scenes, drop: int = 0) -> float:
-    """Return the share of scenes read right, with ``drop`` random patch tokens removed."""
+def accuracy(network: VisionTransformer, unseen: digits.Scenes, drop: int = 0) -> float:
+    """Returns the share of scenes read right, with ``drop`` random patch tokens removed."""
     generator = torch.Generator().manual_seed(0)
     network.eval()
     right = 0
     with torch.inference_mode():
-        for start in range(0, len(held), 100):
-            images = digits.normalise(held.images[start : start + 100])
+        for start in range(0, len(unseen), 100):
+            images = digits.normalise(unseen.images[start : start + 100])
             order = torch.rand(len(images), GRID * GRID, generator=generator).argsort(dim=1)
             kept = order[:, drop:].sort(dim=1).values
             scores = network.forward_head(final_tokens(network, images, kept))
-            right += int((scores.argmax(1).numpy() == held.labels[start : start + 100]).sum())
+            right += int((scores.argmax(1).numpy() == unseen.labels[start : start + 100]).sum())
     network.train()
-    return right / len(held)
+    return right / len(unseen)
 
 
 def save_checkpoint(
     target: Path, learner: Learner, optimiser: torch.optim.AdamW, progress: Progress
 ) -> None:
-    """Return nothing; store all that a later run needs to go on."""
+    """Stores all that a later run needs to continue."""
     state = {
         "learner": learner.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -267,7 +267,7 @@ def save_checkpoint(
 
 
 def resumed(target: Path, stages: list[Stage]) -> tuple[Learner, torch.optim.AdamW, Progress]:
-    """Return the state of an earlier run, or of one that has not begun."""
+    """Reads the state of an earlier run, or of one that has not begun."""
     if not target.exists():
         learner = Learner(stages[0].depth)
         return learner, fresh_optimiser(learner), Progress()
@@ -284,7 +284,7 @@ def resumed(target: Path, stages: list[Stage]) -> tuple[Learner, torch.optim.Ada
 def learn(
     learner: Learner, optimiser: torch.optim.AdamW, batch: Batch, auxiliary_weight: float
 ) -> tuple[float, float]:
-    """Return the loss and the training accuracy of one step."""
+    """Returns the loss and the training accuracy of one step."""
     scores, redrawn, said = learner(batch)
     loss = functional.cross_entropy(scores, batch.labels, label_smoothing=0.05)
     naming = functional.cross_entropy(said[:, :, : NOTHING + 1].transpose(1, 2), batch.names)
@@ -303,11 +303,11 @@ def learn(
 
 
 def train(options: argparse.Namespace, stages: list[Stage]) -> tuple[Learner, Progress, float]:
-    """Return the trained learner, what it took, and its last training loss."""
+    """Returns the trained learner, what it took, and its last training loss."""
     checkpoint: Path = options.work / "checkpoint.pt"
     torch.manual_seed(options.seed)
     pool = drawn_pool(options.work, options.pool, options.seed)
-    held = digits.scenes("test", 500, seed=1)
+    unseen = digits.scenes("test", 500, seed=1)
     learner, optimiser, progress = resumed(checkpoint, stages)
     place = {"stage": progress.stage, "step": progress.step}
     progress.runs.append({"command": full_command(options), "from": place})
@@ -338,7 +338,7 @@ def train(options: argparse.Namespace, stages: list[Stage]) -> tuple[Learner, Pr
                 )
             if progress.step % 300 == 0 or progress.step == stage.steps:
                 save_checkpoint(checkpoint, learner, optimiser, progress)
-                print(f"  500 test scenes: {accuracy(learner.network, held):.4f}", flush=True)
+                print(f"  500 test scenes: {accuracy(learner.network, unseen):.4f}", flush=True)
         if progress.stage + 1 == len(stages):
             break
         progress.stage, progress.step = progress.stage + 1, 0
@@ -351,14 +351,14 @@ def train(options: argparse.Namespace, stages: list[Stage]) -> tuple[Learner, Pr
 def write_results(
     options: argparse.Namespace, stages: list[Stage], learner: Learner, took: Progress, loss: float
 ) -> None:
-    """Return nothing; store the weights and the record of how they came to be."""
+    """Stores the weights and the record of how they were made."""
     state = learner.network.state_dict()
     stored = save({name: tensor.to(torch.float16) for name, tensor in state.items()})
     weights = options.out / "digits_vit.safetensors"
     write_atomically(weights, lambda partial: partial.write_bytes(stored))
     network = digits.untrained_host()
     network.load_state_dict({name: tensor.half().float() for name, tensor in state.items()})
-    held = digits.scenes("test", options.test_scenes, seed=0)
+    unseen = digits.scenes("test", options.test_scenes, seed=0)
     record: dict[str, Any] = {
         "command": full_command(options),
         "runs": took.runs,
@@ -393,10 +393,10 @@ def write_results(
             "device": "CPU, float32",
         },
         "test": {
-            "scenes": len(held),
+            "scenes": len(unseen),
             "seed": 0,
-            "accuracy": accuracy(network, held),
-            "accuracy_random_half_of_patch_tokens": accuracy(network, held, GRID * GRID // 2),
+            "accuracy": accuracy(network, unseen),
+            "accuracy_random_half_of_patch_tokens": accuracy(network, unseen, GRID * GRID // 2),
         },
         "weights": {
             "file": weights.name,
@@ -411,7 +411,7 @@ def write_results(
 
 
 def full_command(options: argparse.Namespace) -> str:
-    """Return the command line that names every option the weights depend on."""
+    """Returns the command line that names every option the weights depend on."""
     words = ["python", "benchmarks/train_digits.py", "--work", "FOLDER"]
     for name in ("seed", "pool", "batch", "lr", "auxiliary_weight", "threads"):
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -419,7 +419,7 @@ def full_command(options: argparse.Namespace) -> str:
 
 
 def parsed() -> argparse.Namespace:
-    """Return the options of the command line."""
+    """Parses the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--make-digits", action="store_true", help="remake digits.npz and stop")
     parser.add_argument("--work", type=Path, help="folder for scenes and checkpoints")
@@ -438,7 +438,7 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Return nothing; do what the command line asks."""
+    """Does what the command line asks."""
     options = parsed()
     if options.make_digits:
         make_digits()

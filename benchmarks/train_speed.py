@@ -57,15 +57,15 @@ def main() -> None:
             for name in ("tome", "evit", "topk", "dynamicvit")
         },
     }
-    course = TrainConfig(
+    config = TrainConfig(
         steps=1000, batch=options.batch, distil="none", precision=options.precision, ema=0.0
     )
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    with TemporaryDirectory() as folder, Processes.connect() as crew:
-        feed = TrainingLoader(batches, course)
-        micro = next(iter(feed.steps()))
+    with TemporaryDirectory() as folder, Processes.connect() as processes:
+        loader = TrainingLoader(batches, config)
+        micro = next(iter(loader.steps()))
         runs = {
-            name: Trainer(model, None, feed, course, crew, Path(folder))
+            name: Trainer(model, None, loader, config, processes, Path(folder))
             for name, model in models.items()
         }
         names = list(runs)
@@ -92,14 +92,14 @@ def main() -> None:
         )
         print(f"{name:<12} {share:.3f} of the MACs, {speedup.median:.2f}x as fast")
     provenance = Provenance.now(host, batch=options.batch, image_size=(224, 224), images=0, seed=0)
-    out = RESULTS / f"train_speed_{crew.device.type}.json"
+    out = RESULTS / f"train_speed_{processes.device.type}.json"
     data = {"model": options.model, "precision": options.precision, "repeats": options.repeats}
     data |= {"rows": rows, "birth": asdict(provenance)}
     out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def _timed(run: Trainer, number: int, micro: list[MicroBatch]) -> float:
-    """Seconds of one step."""
+    """Times one step."""
     begun = time.perf_counter()
     run.step(number, micro)
     return time.perf_counter() - begun

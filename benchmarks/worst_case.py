@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train_deit_tiny import dense, held_images, said
+from train_deit_tiny import dense, load_test_images, print_now
 
 import patchslim
 from patchslim.data.images import Images
@@ -40,7 +40,7 @@ from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "worst_case.json"
 CAP = 0.8
-REAL = 100  # pictures beside which the others stand
+REAL = 100  # pictures that the others are compared with
 BATCH = 25
 STEP = 0.1  # by how much the attack first moves each value of the host's images
 FAINT = 1e-9
@@ -54,7 +54,7 @@ Range = tuple[Tensor, Tensor]
 class Listener(Method):
     """Keeps every patch, and notes in `heard` how unlike each other the patches of a block are."""
 
-    adaptive = True  # decides in every block that it is given, though it removes nothing
+    adaptive = True  # decides in every block that it gets, though it removes nothing
     needs_class_token = True
 
     def __init__(self) -> None:
@@ -62,16 +62,16 @@ class Listener(Method):
         self.heard: Goals = []
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:  # noqa: ARG002
-        """All `keep` patches."""
+        """Keeps all `keep` patches."""
         self.heard.append(unlikeness(tokens, signals))
         return Keep(tokens.rows())
 
 
 def unlikeness(tokens: Tokens, signals: Signals) -> Tensor:
-    """What an image must raise to keep its patches, whatever method decides (B,).
+    """Computes what an image must raise to keep its patches, whatever method decides (B,).
 
-    The sum of three: the logarithm of what joining each patch to another costs at least; that of
-    how far its key is from the nearest other; the entropy of what is sampled by.
+    It is the sum of three: the logarithm of the least cost of joining each patch to another; that
+    of how far its key is from the nearest other; the entropy of the sampling scores.
     """
     x = tokens.x[:, tokens.prefix :]
     attention = signals.class_attention()
@@ -89,9 +89,9 @@ def unlikeness(tokens: Tokens, signals: Signals) -> Tensor:
 
 
 def _apart(x: Tensor) -> Tensor:
-    """The squared distance of each row of x (B, n, C) from each other one (B, n, n).
+    """Computes the squared distance of each row of x (B, n, C) from each other one (B, n, n).
 
-    From itself it is FAR, not infinite, and there is no root in it: slopes have to be numbers.
+    A row's distance from itself is FAR, not infinite, and there is no root: gradients stay finite.
     """
     square = x.square().sum(dim=2)
     distance = square.unsqueeze(2) + square.unsqueeze(1) - 2 * x @ x.transpose(1, 2)
@@ -100,7 +100,7 @@ def _apart(x: Tensor) -> Tensor:
 
 
 def attacked(host: nn.Module, images: Tensor, blocks: Sequence[int], steps: int) -> Tensor:
-    """The images after `steps` steps of gradient ascent on what `blocks` hear.
+    """Takes `steps` steps of gradient ascent on the images, on what `blocks` hear.
 
     Each step moves every pixel up or down by the same, and less from step to step. Values stay
     between the least and the greatest that the images have.
@@ -121,13 +121,13 @@ def attacked(host: nn.Module, images: Tensor, blocks: Sequence[int], steps: int)
 
 
 def uniform(count: int, size: tuple[int, int], dark_light: Range) -> Tensor:
-    """Every value by lot between black and white."""
+    """Draws every value at random between black and white."""
     dark, light = dark_light
     return dark + (light - dark) * torch.rand(count, len(dark), *size)
 
 
 def gaussian(count: int, size: tuple[int, int], dark_light: Range) -> Tensor:
-    """Noise of ten scales, from faint to far beyond white, in blobs from one pixel to a half."""
+    """Draws noise of ten scales, from faint to far beyond white, in blobs of many sizes."""
     channels = len(dark_light[0])
     made = []
     for number in range(count):
@@ -139,7 +139,7 @@ def gaussian(count: int, size: tuple[int, int], dark_light: Range) -> Tensor:
 
 
 def plain(count: int, size: tuple[int, int], dark_light: Range) -> Tensor:
-    """In turn flat areas, gradients in all directions, and checkerboards of all sizes."""
+    """Draws in turn flat areas, gradients in all directions, and checkerboards of all sizes."""
     dark, light = dark_light
     down = torch.linspace(0, 1, size[0]).view(-1, 1)
     right = torch.linspace(0, 1, size[1])
@@ -159,13 +159,13 @@ def plain(count: int, size: tuple[int, int], dark_light: Range) -> Tensor:
 
 
 def shares(model: SlimModel, images: Tensor) -> list[float]:
-    """What each image costs, as a share of the dense model's operations."""
+    """Computes what each image costs, as a share of the dense model's operations."""
     most = model.dense_macs((images.shape[2], images.shape[3])).total
     return [cost.total / most for batch in images.split(BATCH) for cost in model.macs_of(batch)]
 
 
-def told(spent: Sequence[float], cap: float) -> dict[str, float]:
-    """Mean and maximum, and the share of images that are as good as at the cap."""
+def summarize_costs(spent: Sequence[float], cap: float) -> dict[str, float]:
+    """Computes mean and maximum, and the share of images that cost nearly the cap."""
     there = sum(share >= cap - AT_CAP for share in spent)
     return {
         "images": len(spent),
@@ -176,7 +176,7 @@ def told(spent: Sequence[float], cap: float) -> dict[str, float]:
 
 
 def models(host: nn.Module, cap: float | None) -> dict[str, SlimModel]:
-    """Each method, at a threshold with which pictures cost about two thirds; ATS has none."""
+    """Slims by each method, at a threshold with which pictures cost about two thirds (not ATS)."""
     methods: dict[str, Method] = {
         "similarity threshold=0.0004": Similarity(threshold=0.0004),
         "tome threshold=0.9": ToMe(threshold=0.9),
@@ -190,17 +190,17 @@ def models(host: nn.Module, cap: float | None) -> dict[str, SlimModel]:
 
 
 def first(images: Images, count: int) -> Tensor:
-    """The first `count` images."""
-    found: list[Tensor] = []
+    """Takes the first `count` images."""
+    taken: list[Tensor] = []
     for batch, _ in images:
-        found += batch
-        if len(found) >= count:
+        taken += batch
+        if len(taken) >= count:
             break
-    return torch.stack(found[:count])
+    return torch.stack(taken[:count])
 
 
 def kinds(host: nn.Module, images: Images, count: int, steps: int) -> Iterator[tuple[str, Tensor]]:
-    """The pictures, and `count` images of each kind by its name."""
+    """Makes the pictures, and `count` images of each kind by its name."""
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (images.mean, images.std))
     dark_light = (-mean / std, (1 - mean) / std)
     size = images.image_size
@@ -211,11 +211,11 @@ def kinds(host: nn.Module, images: Images, count: int, steps: int) -> Iterator[t
     yield "flat, gradients, checkerboards", plain(count, size, dark_light)
     begun = torch.cat([pictures[: count // 2], uniform(count - count // 2, size, dark_light)])
     depth = len(patchslim.find_adapter(host).blocks(host))
-    heard = range(depth // 4, depth // 2)  # where the first decisions fall
+    heard = range(depth // 4, depth // 2)  # where the first decisions are made
     done = []
     for batch in begun.split(BATCH):
         done.append(attacked(host, batch, heard, steps))
-        said(f"attacked {sum(map(len, done))} of {count}")
+        print_now(f"attacked {sum(map(len, done))} of {count}")
     moved = torch.cat(done)
     yield "attack on pictures", moved[: count // 2]
     yield "attack on noise", moved[count // 2 :]
@@ -232,17 +232,19 @@ def main() -> None:
     warnings.simplefilter("ignore", DeepCut)
     torch.manual_seed(0)
     host = dense(options.shared / "data").requires_grad_(False)
-    images = held_images(host, options.shared / "data")
+    images = load_test_images(host, options.shared / "data")
     capped, free = models(host, CAP), models(host, None)
     rows: list[dict[str, Any]] = []
     for kind, shown in kinds(host, images, options.images, options.steps):
         for name, model in capped.items():
             cap = model.macs().total / model.dense_macs().total
             with torch.inference_mode():
-                row = {"method": name, "cap": cap, "kind": kind} | told(shares(model, shown), cap)
+                row = {"method": name, "cap": cap, "kind": kind} | summarize_costs(
+                    shares(model, shown), cap
+                )
                 row["max_without_cap"] = max(shares(free[name], shown[:BATCH]))
             rows.append(row)
-            said(json.dumps(row))
+            print_now(json.dumps(row))
     provenance = Provenance.now(
         host,
         batch=BATCH,

@@ -29,9 +29,9 @@ def batches(split, count):
 
 images, validation = batches("train", min(2000, 8 * steps)), batches("test", min(600, 8 * steps))
 slimmed = patchslim.slim(digits.host(), "tome", macs=0.4)
-course = patchslim.TrainConfig(steps=steps, batch=32, lr=1e-4, mixup=0.8, labels=0, validate=steps)
+config = patchslim.TrainConfig(steps=steps, batch=32, lr=1e-4, mixup=0.8, labels=0, validate=steps)
 with tempfile.TemporaryDirectory() as folder:
-    trained = patchslim.train(slimmed, images, course, out=folder, validation=validation)
+    trained = patchslim.train(slimmed, images, config, out=folder, validation=validation)
 
 for row in trained.report.rows:
     print(f"{row.name:17} accuracy {row.accuracy.show(percent=True)} %, KL {row.kl.show()}")

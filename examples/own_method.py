@@ -17,7 +17,7 @@ class EvenRows(Method):
     """Keeps patches of even grid rows first, in raster order."""
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
-        """The `keep` patches that come first."""
+        """Keeps the `keep` patches that come first."""
         cells, width = tokens.cells(), tokens.grid[1]
         odd = (cells // width) % 2
         wanted_least = odd * tokens.grid[0] * width + cells

@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"{file.name:18} {file.stat().st_size:>10,} bytes")
     recipe = json.loads((path / "recipe.json").read_text())
     print({name: recipe[name] for name in ("method", "settings", "schedule", "tail")})
-    # From timm 1.0.31 on the recipe can tell how the host was built, and `model` may be left out.
+    # From timm 1.0.31 on the recipe says how the host was built, and `model` may be left out.
     fresh = timm.create_model("deit_tiny_patch16_224", depth=4)
     again = patchslim.load(path, model=fresh)
 

@@ -23,7 +23,7 @@ config = ViTConfig(
 model = ViTForImageClassification(config).eval()
 slimmed = patchslim.slim(model, "evit", keep_rate=0.7)
 
-# The pipeline logs that SlimModel is not on its list of classes, and works all the same.
+# The pipeline logs that SlimModel is not on its list of classes, but it works.
 logging.set_verbosity(logging.CRITICAL)
 processor = ViTImageProcessor(size={"height": 96, "width": 96})
 classify = pipeline("image-classification", model=slimmed, image_processor=processor)

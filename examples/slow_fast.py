@@ -1,7 +1,7 @@
 """Evo-ViT from its first step, and LeViT: patches that wait come back, so the grid survives.
 
 A small vision transformer learns to read the digit in a scene, with half of its patches on the slow
-path. They are chosen anew in every block at first, and once a stage later. The head reads the mean
+path. They are chosen again in every block at first, and once a stage later. The head reads the mean
 of all patches; a second head, on the class token, is used in training only.
 
     python examples/slow_fast.py 2      a number of steps; 400 by default
@@ -28,10 +28,10 @@ slimmed = patchslim.slim(host, "evo", keep_rate=0.5)
 print("tokens after each block:", *slimmed.counts())
 
 recipe = {"steps": steps, "batch": 32, "lr": 1e-3, "distil": "none", "auxiliary": 0.5}
-course = patchslim.TrainConfig.of(slimmed.method.training_defaults, recipe)
+config = patchslim.TrainConfig.of(slimmed.method.training_defaults, recipe)
 with tempfile.TemporaryDirectory() as folder:
     batches = list(zip(images.split(50), labels.split(50), strict=True))
-    trained = patchslim.train(slimmed, batches, course, out=folder, progress=print)
+    trained = patchslim.train(slimmed, batches, config, out=folder, progress=print)
 maps = trained.model.forward_intermediates(images[:1], intermediates_only=True)
 print("the whole grid after every block:", {tuple(each.shape[2:]) for each in maps})
 
