@@ -18,7 +18,7 @@ _was_interrupted = threading.Event()
 
 @contextlib.contextmanager
 def remember_interrupts() -> Iterator[None]:
-    """Within the block Ctrl-C does what it did before, and is remembered."""
+    """Lets Ctrl-C do within the block what it did before, and remembers it."""
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not callable(before) or not in_main_thread:  # it is ignored, or somebody else handles it

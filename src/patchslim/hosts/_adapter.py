@@ -126,7 +126,7 @@ class Adapter(ABC):
         """
 
     def serves(self, host: nn.Module) -> bool:
-        """Whether this is the adapter for hosts of this class: one of `host_classes`."""
+        """Tells whether this is the adapter for hosts of this class: one of `host_classes`."""
         names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(host).__mro__}
         return not names.isdisjoint(self.host_classes)
 

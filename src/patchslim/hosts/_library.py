@@ -190,7 +190,7 @@ class Library(ABC):
         """
 
     def _undefined(self, method: str) -> PatchslimError:
-        """The error for a call of what only libraries that say so can do."""
+        """Makes the error for a method that only libraries with the promise define."""
         promise = next(name for name, needed in PROMISES.items() if method in needed)
         return PatchslimError(
             f"{self.name} does not define {method}(): ask only a library with {promise} = True."

@@ -28,7 +28,7 @@ def adapter_names() -> list[str]:
 
 @functools.cache
 def load_adapter(name: str) -> Adapter:
-    """The adapter in the file `name`, after checking the version of its library.
+    """Loads the adapter in the file `name`, after checking the version of its library.
 
     There is one for all hosts, since it holds nothing of any.
     """
@@ -40,7 +40,7 @@ def load_adapter(name: str) -> Adapter:
 
 
 def find_adapter(host: nn.Module) -> Adapter:
-    """The adapter that serves `host`, after making sure that it can serve it exactly."""
+    """Finds the adapter that serves `host`, after making sure that it can serve it exactly."""
     owners = {name: _family_owner(name) for name in adapter_names()}
     families = [each for owner in _host_owners(host) for each in owners if owners[each] == owner]
     for name in families:
@@ -76,18 +76,18 @@ def find_libraries() -> list[Library]:
 
 
 def find_host_library(host: nn.Module) -> Library | None:
-    """The library that a host comes from, or None where it is none of ours."""
+    """Finds the library that a host comes from; None if it is none of ours."""
     owners = _host_owners(host)
     return load_library(owners[0]) if owners else None
 
 
 def find_family_library(family: str) -> Library:
-    """The library of a family, by the family's name: `timm` for `timm_vit`."""
+    """Finds the library of a family, by the family's name: `timm` for `timm_vit`."""
     return load_library(_family_owner(family))
 
 
 def _family_owner(family: str) -> str:
-    """The name of a family's library."""
+    """Finds the name of a family's library."""
     fitting = [name for name in library_names() if family.startswith(f"{name}_")]
     if not fitting:
         raise UnsupportedModel(
@@ -99,7 +99,7 @@ def _family_owner(family: str) -> str:
 
 
 def _host_owners(host: nn.Module) -> list[str]:
-    """The names of the libraries of the host's class and of those that it derives from, in order.
+    """Lists the libraries, by name, of the host's class and of those it derives from, in order.
 
     Nothing is loaded to know them: a library's file is named as the module that is imported.
     """

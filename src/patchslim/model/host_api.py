@@ -19,10 +19,10 @@ class TracedModel(Protocol):
 
     @property
     def host(self) -> nn.Module:
-        """The model that was given, unchanged."""
+        """Model that was given, unchanged."""
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
-        """The tokens after each of the first `blocks` blocks, with the map from cells to rows."""
+        """Returns the tokens after each of the first `blocks` blocks, with the map to the grid."""
 
 
 def forward_intermediates(  # noqa: PLR0913 (timm's own arguments)

@@ -104,7 +104,7 @@ def macs(
     adapter: Adapter | None = None,
     **asked: Any,
 ) -> Cost:
-    """Multiply-adds of one image, from shapes alone: no forward pass, weights on any device.
+    """Counts the multiply-adds of one image, from shapes alone: no forward pass, any device.
 
     Takes what `slim` takes; without a method, those of the untouched model.
     """
@@ -122,7 +122,7 @@ def plan_schedule(
     *,
     image_size: tuple[int, int] | None = None,
 ) -> Plan:
-    """The plan with these parts, for images of one size: by default the host's own."""
+    """Makes the plan with these parts, for images of one size: by default the host's own."""
     facts, shape = adapter.describe(host), adapter.shape(host, image_size)
     return _lay_out(adapter, facts, shape, method, schedule, tail)
 
@@ -135,7 +135,7 @@ def _lay_out(
     schedule: Schedule,
     tail: Tail,
 ) -> Plan:
-    """The plan for a host of this shape."""
+    """Makes the plan for a host of this shape."""
     check_facts(adapter, facts, shape)
     counts = scheduled_counts(schedule, shape, method)
     steps = make_steps(shape.entering, counts, facts, method, schedule, tail)

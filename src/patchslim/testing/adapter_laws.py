@@ -93,7 +93,7 @@ class AdapterTrial:
         return self.answer(self.host, self.images())
 
     def last_tokens(self) -> Tokens:
-        """The tokens after the last block, with nothing removed."""
+        """Computes the tokens after the last block, with nothing removed."""
         with torch.no_grad():
             return self.model("identity", Constant(0)).trace(self.images())[-1]
 
@@ -202,12 +202,12 @@ def macs_are_what_it_spends(family: AdapterTrial) -> None:
     images = family.images(1)
     expected = dense_macs(family.adapter.shape(family.host)).total
     counted = count_macs(family.host, images)
-    require(told == counted, f"told {told}, counted {counted} in the host")
+    require(expected == counted, f"shape() gives {expected}, counted {counted} in the host")
     tails: tuple[Tail, ...] = ("full", "exact")
     for tail in tails:
         half = family.half_model(tail=tail)
-        told, counted = half.macs().total, count_macs(half, images)
-        require(told == counted, f"told {told}, counted {counted}, tail={tail!r}")
+        expected, counted = half.macs().total, count_macs(half, images)
+        require(expected == counted, f"macs() gives {expected}, counted {counted}, tail={tail!r}")
 
 
 def the_host_stays_as_found(family: AdapterTrial) -> None:
