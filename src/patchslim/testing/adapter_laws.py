@@ -78,18 +78,18 @@ class AdapterTrial:
         )
 
     def half_model(self, *, tail: Tail = "full") -> SlimModel:
-        """The host with a random half of the patches dropped after the first block."""
+        """Returns the host slimmed by a random half of the patches after the first block."""
         return self._half_models[tail]
 
     @functools.cached_property
     def _half_models(self) -> Mapping[Tail, SlimModel]:
-        """Made once, because several laws run them and none changes them."""
+        """Both half models, made once: several laws run them and none changes them."""
         tails: tuple[Tail, ...] = ("full", "exact")
         return {tail: self.model("random", Rate(0.5, (0,)), tail=tail) for tail in tails}
 
     @functools.cached_property
     def dense_answer(self) -> Tensor:
-        """What the host answers to `images()`."""
+        """The host's answer to `images()`."""
         return self.answer(self.host, self.images())
 
     def last_tokens(self) -> Tokens:
