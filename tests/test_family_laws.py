@@ -38,7 +38,7 @@ SUBJECTS = [
 ]
 LONGEST = (
     "macs_are_what_it_spends",
-    "the_host_stays_as_found",
+    "the_host_stays_unchanged",
     "two_threads_get_the_answers_of_one",
 )
 

@@ -275,7 +275,7 @@ class Amnesiac(TimmVit):
 
 FAMILIES = [
     (Approximate, "keeping_everything_equals_the_host", "class"),
-    (Miscounts, "rows_are_as_told", "class"),
+    (Miscounts, "the_shape_says_which_rows_enter", "class"),
     (Swaps, "parts_are_columns_of_the_whole", "class"),
     (Absolute, "rows_may_stand_in_any_order", "class"),
     (Pickier, "a_reduced_answer_has_the_shape_of_the_hosts", "class"),
@@ -286,7 +286,7 @@ FAMILIES = [
     (CountsPadding, "the_head_counts_patches_and_not_rows", "query"),
     (Cheap, "macs_are_what_it_spends", "class"),
     (OneShort, "macs_are_what_it_spends", "class"),
-    (Untidy, "the_host_stays_as_found", "class"),
+    (Untidy, "the_host_stays_unchanged", "class"),
     (Amnesiac, "a_recipe_rebuilds_the_architecture", "class"),
 ]
 

@@ -156,7 +156,7 @@ def a_reduced_answer_has_the_shape_of_the_hosts(family: AdapterTrial) -> None:
     require(bool(got.isfinite().all()), "not finite")
 
 
-def rows_are_as_told(family: AdapterTrial) -> None:
+def the_shape_says_which_rows_enter(family: AdapterTrial) -> None:
     """`shape()` says how many rows enter, how many are prefix, and the grid of the others."""
     shape = family.adapter.shape(family.host)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def macs_are_what_it_spends(family: AdapterTrial) -> None:
         require(expected == counted, f"macs() gives {expected}, counted {counted}, tail={tail!r}")
 
 
-def the_host_stays_as_found(family: AdapterTrial) -> None:
+def the_host_stays_unchanged(family: AdapterTrial) -> None:
     """Slimming and running change no weight, mode, class, attribute or hook of the host."""
     host = copy.deepcopy(family.host)
     host.train()
@@ -256,14 +256,14 @@ def a_recipe_rebuilds_the_architecture(family: AdapterTrial) -> None:
 
 FAMILY_LAWS: tuple[Law[AdapterTrial], ...] = (
     keeping_everything_equals_the_host,
-    rows_are_as_told,
+    the_shape_says_which_rows_enter,
     parts_are_columns_of_the_whole,
     rows_may_stand_in_any_order,
     a_reduced_answer_has_the_shape_of_the_hosts,
     the_exact_tail_gives_the_same_answer,
     the_head_counts_patches_and_not_rows,
     macs_are_what_it_spends,
-    the_host_stays_as_found,
+    the_host_stays_unchanged,
     two_threads_get_the_answers_of_one,
     a_recipe_rebuilds_the_architecture,
 )
