@@ -13,11 +13,18 @@ from torch import nn
 
 import patchslim
 from child_process import fork_child, kill_when, needs_fork
-from patchslim.errors import BadFile, BadSchedule, UnknownName, UnsupportedModel
+from patchslim.errors import (
+    BadFile,
+    BadSchedule,
+    PatchslimError,
+    UnknownName,
+    UnsupportedModel,
+)
 from patchslim.files import replace_folder
 from patchslim.methods._method import method_settings
 from patchslim.model.load import load
 from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
+from patchslim.saving.seal import seal_recipe
 from patchslim.tokens.reduction import Keep
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}
@@ -186,14 +193,22 @@ def test_a_timm_tag_keeps_its_mean_and_std(tmp_path):
     assert recipe["images"]["mean"] == [0.1, 0.2, 0.3]
 
 
-def test_tied_weights_are_stored_once_and_stay_tied_by_value(tmp_path):
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     host = timm_vit().eval()
     host.blocks[1].mlp.fc1.weight = host.blocks[0].mlp.fc1.weight
     host.blocks[2].norm1.weight.data = host.blocks[1].norm1.weight.data[:]
     slimmed = patchslim.slim(host, "tome", r=2)
     slimmed.save(tmp_path / "saved")
-    assert_same(slimmed, load(tmp_path / "saved"))
-    assert len(json.loads((tmp_path / "saved" / RECIPE_FILE).read_text())["shared"]) == 2
+    loaded = load(tmp_path / "saved")
+    assert_same(slimmed, loaded)
+    recipe = json.loads((tmp_path / "saved" / RECIPE_FILE).read_text())
+    assert (len(recipe["shared"]), len(recipe["tied"])) == (2, 1)
+    assert len([*loaded.parameters()]) == len([*slimmed.parameters()])
+    blocks = loaded.host.blocks
+    assert blocks[1].mlp.fc1.weight is blocks[0].mlp.fc1.weight
+    with torch.no_grad():
+        blocks[1].norm1.weight.add_(1)  # another parameter in the same memory
+    assert torch.equal(blocks[2].norm1.weight, blocks[1].norm1.weight)
 
 
 def test_overlapping_tensors_are_separated(tmp_path):
@@ -375,10 +390,15 @@ def saved(pristine, tmp_path) -> Path:
 
 
 def edit_recipe(path, **changes):
+    """Changes entries by hand, as an editor does."""
     recipe = json.loads((path / RECIPE_FILE).read_text())
-    for name, value in changes.items():
-        recipe[name] = value
-    (path / RECIPE_FILE).write_text(json.dumps(recipe))
+    (path / RECIPE_FILE).write_text(json.dumps({**recipe, **changes}, indent=1))
+
+
+def forge_recipe(path, **changes):
+    """Writes another recipe, with the checksums that an author would have given it."""
+    recipe = json.loads((path / RECIPE_FILE).read_text())
+    (path / RECIPE_FILE).write_text(json.dumps(seal_recipe({**recipe, **changes})))
 
 
 def test_truncated_weights_are_noticed_by_their_size(saved):
@@ -406,14 +426,93 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
 
     (saved / WEIGHTS_FILE).write_bytes(pickle.dumps(Bomb()))
     data = (saved / WEIGHTS_FILE).read_bytes()
-    edit_recipe(saved, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    forge_recipe(saved, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(BadFile, match="not a safetensors file"):
         load(saved)
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"method": "topk"}, "method"),
+        ({"settings": {"metric": "x"}}, "settings"),
+        ({"schedule": {"kind": "constant", "r": 3, "inflect": 0.0}}, "schedule"),
+        ({"library": None, "dtype": "float64"}, "dtype, library"),
+        ({"images": {}}, "images"),
+        ({"note": "mine"}, "note"),
+        ({"checksums": {}}, "answers, buffers"),
+        ({"checksums": 1}, "checksums"),
+    ],
+)
+def test_a_recipe_edited_by_hand_is_refused_and_the_entry_named(saved, changes, named):
+    edit_recipe(saved, **changes)
+    with pytest.raises(BadFile, match=rf"was edited.*{named}.*slim the host again"):
+        load(saved)
+
+
+def test_a_recipe_that_is_laid_out_in_another_way_is_the_same(saved):
+    edit_recipe(saved)
+    load(saved)
+
+
+def test_checksums_cannot_be_taken_out_except_from_recipes_that_had_none(saved):
+    recipe = json.loads((saved / RECIPE_FILE).read_text())
+    del recipe["checksums"]
+    (saved / RECIPE_FILE).write_text(json.dumps({**recipe, "package": "9.0.0"}))
+    with pytest.raises(BadFile, match=r"checksums were taken out"):
+        load(saved)
+    (saved / RECIPE_FILE).write_text(json.dumps({**recipe, "package": "0.6.1"}))
+    load(saved)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        {"std": [0, 0, 0]},
+        {"std": [1, 1, -1]},
+        {"mean": [0.5, 0.5]},
+        {"crop_pct": -1},
+        {"crop_pct": 1.5},
+        {"crop_pct": 1e-9},
+        {"interpolation": "cubist"},
+        {"crop_mode": "cut"},
+        {"image_size": [32, 32, 32]},
+        {"image_size": [64, 64]},
+    ],
+)
+def test_image_settings_without_sense_are_refused(saved, images):
+    before = json.loads((saved / RECIPE_FILE).read_text())["images"]
+    forge_recipe(saved, images={**before, **images})
+    with pytest.raises(BadFile, match=r"Images cannot be prepared|prepares images of"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"checkpoint_path": "weights.pth"},
+        {"pretrained_cfg_overlay": {"file": "weights.pth"}},
+        {"pretrained": True},
+        {"device": "cuda"},
+        {"depth": -1},
+        {"depth": 2**40},
+        {"embed_dim": 2**20},
+        {"depth": 100_000},
+        {"norm_layer": {"_target_": "os.system"}},
+    ],
+)
+def test_a_host_is_built_with_arguments_of_its_architecture_alone(saved, argument):
+    host = json.loads((saved / RECIPE_FILE).read_text())["host"]
+    forge_recipe(saved, host={**host, "args": {**host["args"], **argument}})
+    with pytest.raises(
+        PatchslimError, match=r"Unknown setting|is not a setting|too large for its weights"
+    ):
+        load(saved)
+
+
 def test_a_future_format_names_the_version_that_reads_it(saved):
-    edit_recipe(saved, patchslim=2, package="9.1.0")
+    forge_recipe(saved, patchslim=2, package="9.1.0")
     with pytest.raises(
         BadFile, match=r"format 2, written by patchslim 9\.1\.0.*'patchslim>=9\.1\.0'"
     ):
@@ -445,15 +544,15 @@ def test_a_future_format_names_the_version_that_reads_it(saved):
         ({"versions": None}, BadFile, "versions"),
     ],
 )  # fmt: skip
-def test_an_edited_recipe_gives_one_clear_error(saved, changes, error, message):
-    edit_recipe(saved, **changes)
+def test_another_recipe_gives_one_clear_error(saved, changes, error, message):
+    forge_recipe(saved, **changes)
     with pytest.raises(error, match=message):
         load(saved)
 
 
 def test_a_recipe_cannot_make_a_download_happen(saved):
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
-    edit_recipe(saved, host={**host, "architecture": "hf-hub:somebody/something"})
+    forge_recipe(saved, host={**host, "architecture": "hf-hub:somebody/something"})
     with pytest.raises((BadFile, UnknownName), match="hf-hub:somebody"):
         load(saved)
 
@@ -461,7 +560,7 @@ def test_a_recipe_cannot_make_a_download_happen(saved):
 def test_a_host_that_takes_the_weights_but_answers_otherwise_is_refused(saved):
     """It is as if a default in the host's library had changed, which no shape of a weight shows."""
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
-    edit_recipe(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
+    forge_recipe(saved, host={**host, "args": {**host["args"], "act_layer": "relu"}})
     with pytest.raises(BadFile, match=r"answers otherwise.*timm \d.*model="):
         load(saved)
 
@@ -487,6 +586,6 @@ def test_foreign_and_missing_folders(saved, tmp_path):
 def test_a_host_whose_rebuilt_form_answers_otherwise_is_refused(saved):
     """The recipe is edited: the host still takes the weights, but computes something else."""
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
-    edit_recipe(saved, host={**host, "args": {**host["args"], "patch_drop_rate": 0.5}})
+    forge_recipe(saved, host={**host, "args": {**host["args"], "patch_drop_rate": 0.5}})
     with pytest.raises(UnsupportedModel, match="patch_drop_rate"):
         load(saved)

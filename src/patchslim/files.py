@@ -1,4 +1,4 @@
-"""Replaces a file, or a folder of files, as a whole or not at all.
+"""Replaces a file, or a folder of files, as a whole or not at all; reads JSON that may be hostile.
 
 The new content is written to a hidden sibling of the target, which is then renamed to the target.
 A process that dies on the way leaves at most `.NAME.new` and, for a folder, `.NAME.old`. The next
@@ -8,12 +8,17 @@ writer clears them away, and until then readers find the old content.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from patchslim.errors import BadFile
+
+JSON_BYTES = 16 << 20  # more than any file of ours, or any configuration of a model, has
+JSON_DEPTH = 50  # lists and objects within each other
 
 
 @contextlib.contextmanager
@@ -124,3 +129,81 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Writes `text` to `path`; if that is interrupted, the old file is still whole."""
     with replace_file(Path(path)) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that anybody may have written.
+
+    Raises:
+        BadFile: it cannot be read, is too large, or is not plain JSON (see `parse_json`).
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for, and a device has no end
+            raise BadFile(f"{path} is not a file. Give the path of a JSON file.")
+        with path.open("rb") as file:
+            data = file.read(JSON_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path} cannot be read: {error}.") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, source: object) -> Any:
+    """Parses JSON strictly: what it returns can be written again, and says only one thing.
+
+    Args:
+        data: the text, in UTF-8.
+        source: where it stands, for the error message.
+
+    Raises:
+        BadFile: it is too large or too deep, has a name twice or a number that is not finite, or is
+            not JSON.
+    """
+    if len(data) > JSON_BYTES:
+        raise BadFile(f"{source} has more than {JSON_BYTES >> 20} MB. No file of this kind has.")
+    try:
+        parsed = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_names,
+            parse_float=_finite_float,
+            parse_constant=_finite_float,
+        )
+        _check_plain(parsed)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{source} is not readable as JSON: {error}") from error
+    return parsed
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, no name of which is there twice: readers would differ in which one counts."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:100]!r} is there twice")
+    return made
+
+
+def _finite_float(text: str) -> float:
+    """A number; NaN and infinity, which JSON does not have and Python reads, are refused."""
+    number = float(text)
+    if number - number != 0:
+        raise ValueError(f"{text[:100]} is not a finite number")
+    return number
+
+
+def _check_plain(parsed: Any) -> None:
+    """Refuses what is nested too deep to be worked with, and text that cannot be written."""
+    level = [parsed]
+    for _ in range(JSON_DEPTH):
+        for value in level:
+            if isinstance(value, str):
+                value.encode("utf-8")  # half a character (a lone surrogate) is a ValueError
+        level = [
+            part
+            for value in level
+            if isinstance(value, (dict, list))
+            for part in ((*value, *value.values()) if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {JSON_DEPTH} levels")

@@ -72,7 +72,7 @@ class Outcome:
 def list_kinds() -> list[str]:
     """Names of the modules here that have attacks, found on disk."""
     names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return [name for name in names if name not in ("attack", "__main__")]
+    return [name for name in names if name != "attack" and not name.startswith("_")]
 
 
 def list_attacks(kind: str, every: int = 1) -> list[Attack]:

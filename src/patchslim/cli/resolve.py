@@ -21,9 +21,9 @@ from patchslim.hosts._catalog import (
     find_host,
     has_random_weights,
     load_weights,
-    read_weights,
 )
 from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.hosts._weights import read_weights
 from patchslim.methods._method import Method
 from patchslim.methods._registry import find_method
 from patchslim.model.load import load

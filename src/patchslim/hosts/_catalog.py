@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
-from patchslim.hosts._library import Library, first_line
+from patchslim.hosts._building import check_arguments
+from patchslim.hosts._library import Library
 from patchslim.hosts._registry import (
     adapter_names,
     find_family_library,
@@ -25,6 +25,7 @@ from patchslim.hosts._registry import (
     load_adapter,
     load_library,
 )
+from patchslim.hosts._weights import check_finite, check_fit, read_weights
 
 EXAMPLE = "digits"
 
@@ -65,6 +66,7 @@ def find_host(
     state = None if weights is None else read_weights(weights)
     implied = {} if state is None else library.settings_from_weights(state)
     given = {**implied, **_image_size_setting(library, name, image_size), **given}
+    check_arguments(name, given, library.setting_names(own_name))
     host = library.build(own_name, pretrained=pretrained, settings=given)
     if state is not None:
         load_weights(host, state, weights)
@@ -159,53 +161,17 @@ def family_facts(containing: str = "") -> dict[str, dict[str, Any]]:
     return facts
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors in a safetensors file, or in a torch file, reading nothing but data."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise BadFile(f"There is no file {path}. Give the weights as a .safetensors or .pth file.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise BadFile(
-            f"{path} holds something else than plain weights, and code in a file is never run. "
-            "Save the model's state_dict() alone."
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise BadFile(
-            f"{path} is truncated or not a file of weights: {first_line(error)}."
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise BadFile(f"{path} is not a state_dict: it does not map names to tensors.")
-    return loaded
-
-
 def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
-    """Loads the weights of the file `path`; raises if any is missing, too many, or misshapen."""
+    """Loads the weights that were in the file `path`, every one of them, rounded to the host's type.
+
+    Raises:
+        BadFile: they are of another model, of another kind of numbers, or not finite.
+    """
     library = find_host_library(host)
     state = dict(state) if library is None else library.rename_weights(dict(state))
-    own = host.state_dict()
-    for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
-        if names:
-            first = min(names)
-            raise BadFile(
-                f"{path} does not fit {type(host).__name__}: it {verb} {first}"
-                + (f" and {len(names) - 1} more." if len(names) > 1 else ".")
-                + " Is it of this very model?"
-            )
-    unlike = sorted(name for name, t in own.items() if t.shape != state[name].shape)
-    if unlike:
-        name = unlike[0]
-        raise BadFile(
-            f"{path} does not fit: {name} has shape {tuple(state[name].shape)} there and "
-            f"{tuple(own[name].shape)} in the model. Is it of this very model and image size?"
-        )
+    own: dict[str, Tensor] = host.state_dict(keep_vars=True)
+    check_fit(path, own, state, type(host).__name__)
+    check_finite(path, own, state, keep=False)
     host.load_state_dict(state)
 
 

@@ -151,6 +151,13 @@ class Library(ABC):
         """
         raise self._undefined("build")
 
+    def setting_names(self, name: str) -> frozenset[str] | None:
+        """The arguments of the architecture that `build` takes for this name; None where unknown.
+
+        None of them may name a file, an address or a function, or fetch anything.
+        """
+        return None
+
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Reads the settings that a file of weights implies, such as its number of classes."""
         return {}

@@ -6,6 +6,7 @@ the room `data`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +15,15 @@ from torch import Tensor, nn
 
 from patchslim.errors import BadFile
 from patchslim.hosts._adapter import Adapter
+from patchslim.hosts._library import first_line
 from patchslim.hosts._registry import find_host_library
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+MOST_SIDE = 8192  # pixels of a side, also before the crop
+SMALLEST_STD, LARGEST_VALUE = 1e-6, 1e6  # of mean and std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,7 @@ class Preprocessing:
         image_size: height and width that the host sees.
         mean, std: one number a channel, for pixels between 0 and 1.
         crop_pct: the share of the resized image that the crop keeps.
-        interpolation: bicubic, bilinear, nearest or lanczos.
+        interpolation: bicubic, bilinear, nearest, lanczos, box or hamming.
         crop_mode: "center" resizes the shorter side, "squash" both, "border" the longer one.
         stated: whether the host's library says this; if not, ImageNet's values are assumed.
     """
@@ -40,6 +46,34 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_mode: str = "center"
     stated: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses settings by which no image can be prepared."""
+        problem = self._find_nonsense()
+        if problem is not None:
+            raise BadFile(
+                f"Images cannot be prepared with {problem}. Take the settings that the model was "
+                "trained with."
+            )
+
+    def _find_nonsense(self) -> str | None:
+        """The first setting that makes no sense and what is needed, or None."""
+        size, share = self.image_size, self.crop_pct
+        if not _are_whole(size, MOST_SIDE) or len(size) != 2:
+            return f"image_size={size!r:.100}: height and width are from 1 to {MOST_SIDE} pixels"
+        if not _are_numbers(self.mean) or not _are_numbers(self.std, SMALLEST_STD):
+            return f"mean={self.mean!r:.100}, std={self.std!r:.100}: finite numbers, std above 0"
+        if len(self.mean) != len(self.std):
+            return f"{len(self.mean)} numbers as mean and {len(self.std)} as std: one a channel"
+        if not _are_numbers((share,), max(size) / MOST_SIDE / 4) or share > 1:
+            return f"crop_pct={share!r:.100}: it is the share that the crop keeps, at most 1"
+        if self.interpolation not in INTERPOLATIONS:
+            return f"interpolation={self.interpolation!r:.100}: one of {', '.join(INTERPOLATIONS)}"
+        if self.crop_mode not in CROP_MODES:
+            return f"crop_mode={self.crop_mode!r:.100}: one of {', '.join(CROP_MODES)}"
+        if not isinstance(self.stated, bool):
+            return f"stated={self.stated!r:.100}: true or false"
+        return None
 
     @property
     def is_grey(self) -> bool:
@@ -68,24 +102,55 @@ class Preprocessing:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
         """Reads what `to_json` wrote."""
+        if not isinstance(data, Mapping):
+            raise BadFile(f"This is not how images are prepared: {data!r:.100}.")
         fields: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in data.items()
         }
         try:
             return cls(**fields)
         except TypeError as error:
-            raise BadFile(f"This is not how images are prepared: {dict(data)}.") from error
+            raise BadFile(f"This is not how images are prepared: {dict(data)!r:.300}.") from error
 
 
 def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
     """Finds how images of `host` are prepared, if its library keeps that with the weights."""
     channels, height, width = adapter.describe(host).image_shape
     library = find_host_library(host)
-    said = {} if library is None else library.read_preprocessing(host, (height, width))
-    stated = bool(said)
-    said |= {name: tuple(said[name]) for name in ("mean", "std") if name in said}
-    if channels == 1:
-        for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            values = said.get(name, usual)
-            said[name] = (sum(values) / len(values),)
-    return Preprocessing(image_size=(height, width), stated=stated, **said)
+    try:
+        said = {} if library is None else library.read_preprocessing(host, (height, width))
+        stated = bool(said)
+        said |= {name: tuple(said[name]) for name in ("mean", "std") if name in said}
+        if channels == 1:
+            for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+                values = said.get(name, usual)
+                said[name] = (sum(values) / len(values),)
+        return Preprocessing(image_size=(height, width), stated=stated, **said)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise BadFile(
+            f"How the images of this model are prepared makes no sense: {first_line(error)}. Mend "
+            "what stands beside its weights (preprocessor_config.json, pretrained_cfg)."
+        ) from error
+
+
+def _are_whole(values: object, most: int) -> bool:
+    """Whether these are whole numbers from 1 to `most`."""
+    return isinstance(values, tuple) and all(
+        isinstance(each, int) and not isinstance(each, bool) and 1 <= each <= most
+        for each in values
+    )
+
+
+def _are_numbers(values: object, least: float = -LARGEST_VALUE) -> bool:
+    """Whether these are one or more finite numbers of a usual size, from `least` on."""
+    return (
+        isinstance(values, tuple)
+        and len(values) > 0
+        and all(
+            isinstance(each, int | float)
+            and not isinstance(each, bool)
+            and math.isfinite(each)
+            and least <= each <= LARGEST_VALUE
+            for each in values
+        )
+    )

@@ -14,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchslim.errors import UnknownName
+from patchslim.errors import BadFile, UnknownName
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
+from patchslim.hosts._building import check_arguments
 from patchslim.hosts._macs import convolution_macs, linear_macs
+from patchslim.hosts._registry import load_library
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
+# Entries of `pretrained_cfg` by which timm would load a file, perhaps a pickle.
+WEIGHT_SOURCES = ("file", "state_dict")
 QKV_COLUMNS: dict[Part, slice] = {
     "qkv": slice(0, 3),
     "qk": slice(0, 2),
@@ -142,15 +146,19 @@ class TimmHost(Adapter, ABC):
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Calls `timm.create_model`, without weights, for a registered name: nothing is fetched."""
-        import timm
-
-        if not timm.is_model(recipe["architecture"]):
-            known = timm.list_models()
-            raise UnknownName.of("timm architecture", str(recipe["architecture"]), known)
+        library = load_library("timm")
+        timm, name = library.import_library(), str(recipe["architecture"])
+        if not timm.is_model(name):
+            raise UnknownName.of("timm architecture", name[:200], timm.list_models())
         args = {**recipe["args"], "num_classes": recipe["num_classes"]}
-        host: Any = timm.create_model(recipe["architecture"], pretrained=False, **args)
+        args.pop("pretrained_strict", None)  # how weights were loaded once; there are none to load
+        check_arguments(name, args, library.setting_names(name))
+        host: Any = timm.create_model(name, pretrained=False, **args)
         said = recipe["pretrained_cfg"].items()
         cfg = {name: tuple(value) if isinstance(value, list) else value for name, value in said}
+        named = sorted(key for key in WEIGHT_SOURCES if cfg.get(key))
+        if named:
+            raise BadFile(f"pretrained_cfg names weights of its own ({', '.join(named)}).")
         host.pretrained_cfg = host.default_cfg = cfg
         built: nn.Module = host
         return built

@@ -15,12 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
+from patchslim.hosts._building import check_arguments
 from patchslim.hosts._libraries.torchvision import WEIGHTS_ATTRIBUTE
 from patchslim.hosts._macs import convolution_macs, linear_macs
+from patchslim.hosts._registry import load_library
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
 MODULE = "torchvision.models.vision_transformer"
+# What a recipe says of the class besides its norm, its stem and the name of its weights.
+RECIPE_ARGUMENTS = frozenset(
+    """image_size patch_size num_layers num_heads hidden_dim mlp_dim dropout attention_dropout
+    num_classes representation_size""".split()
+)
 PLACES = {"q": 0, "k": 1, "v": 2}  # among the three in the rows of `in_proj_weight`
 # What a recipe can name in a convolutional stem.
 STEM_NORMS = {"BatchNorm2d": nn.BatchNorm2d}
@@ -161,7 +168,10 @@ class TorchvisionVit(Adapter):
 
         arguments = dict(recipe)
         weights, stem = arguments.pop("weights"), arguments.pop("stem")
-        norm = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
+        norm = partial(nn.LayerNorm, eps=float(arguments.pop("norm_eps")))
+        check_arguments("torchvision's VisionTransformer", arguments, RECIPE_ARGUMENTS)
+        for layer in stem:
+            check_arguments("a convolutional stem", layer, None)
         layers = [
             ConvStemConfig(
                 out_channels=layer["out_channels"],
@@ -176,7 +186,8 @@ class TorchvisionVit(Adapter):
             **arguments, norm_layer=norm, conv_stem_configs=layers or None
         )
         if weights is not None:
-            setattr(host, WEIGHTS_ATTRIBUTE, weights)
+            load_library("torchvision").import_library().models.get_weight(str(weights))
+            setattr(host, WEIGHTS_ATTRIBUTE, str(weights))
         return host
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
+from patchslim.hosts._libraries.transformers import check_config
 from patchslim.hosts._macs import linear_macs
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
@@ -57,6 +58,11 @@ class TransformersVit(Adapter):
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
                     f"dense shape. Set model.config.{name} = False."
                 )
+        if not getattr(host.config, "return_dict", True):
+            return (
+                "its configuration asks for tuples, and answers are found by name. Set "
+                "model.config.return_dict = True."
+            )
         return None
 
     def describe(self, host: Any) -> HostFacts:
@@ -201,6 +207,7 @@ class TransformersVit(Adapter):
         host_class: Any = getattr(transformers, recipe["class"])
         parts = {"pooler": "add_pooling_layer", "mask_token": "use_mask_token"}
         given = {argument: bool(recipe[part]) for part, argument in parts.items() if part in recipe}
+        check_config(recipe["config"], "the recipe of the host")
         config = host_class.config_class.from_dict(dict(recipe["config"]))
         host: nn.Module = host_class(config, **given)
         return host

@@ -7,6 +7,7 @@ gave when it was saved.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadFile, PatchslimError, UnknownName
-from patchslim.hosts._adapter import Adapter
+from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._answers import noise_logits, relative_difference
+from patchslim.hosts._building import MOST_PIXELS, limit_building
+from patchslim.hosts._library import first_line
+from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.hosts._registry import adapter_names, find_adapter, load_adapter
+from patchslim.hosts._weights import FLOATS, check_finite, check_fit
 from patchslim.methods._method import Method, method_settings
 from patchslim.methods._registry import find_method
 from patchslim.model.check import check_identity
@@ -36,6 +41,10 @@ from patchslim.schedules.schedule import Schedule
 
 # How far a host's answers may differ between machines and versions of kernels.
 LOGIT_TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
+FLOAT_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+# A host has tables beside its weights, such as rotary positions: as many times their elements, and
+# so many more, are built before a recipe is refused.
+TABLES, SLACK = 4, 1 << 24
 
 
 def load(
@@ -63,14 +72,17 @@ def load(
     with wrap_recipe_errors(path, recipe):
         state = read_saved_weights(path, recipe)
         method = _saved_method(recipe, method)
-        adapter, host = _build_host(recipe, model, adapter)
+        adapter, host = _build_host(recipe, state, model, adapter)
+        check_images(recipe, adapter.describe(host))
         schedule = Schedule.from_json(recipe["schedule"])
         slimmed = SlimModel(host, plan_schedule(host, adapter, method, schedule, recipe["tail"]))
         slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]
-        _load_weights(slimmed, state, recipe["buffers"])
+        _load_weights(slimmed, path / WEIGHTS_FILE, state, recipe)
         check_identity(slimmed)
-        check_noise_logits(recipe, noise_logits(adapter, host))
-    return slimmed.eval()
+        check_noise_logits(recipe, noise_logits(adapter, host), slimmed)
+        slimmed.eval()
+        check_runs(slimmed)
+    return slimmed
 
 
 @contextlib.contextmanager
@@ -80,26 +92,66 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
         yield
     except PatchslimError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
+    except Exception as error:  # a library may raise anything at a recipe from somewhere
         raise BadFile(
-            f"{path / RECIPE_FILE} cannot be followed: {error}. It was edited, or needs the "
-            "versions "
-            f"that it was written with: {versions}."
+            f"{path / RECIPE_FILE} cannot be followed: {first_line(error)[:500]}. It was edited, or "
+            f"needs the versions that it was written with: {_list_versions(recipe)}."
         ) from error
 
 
-def check_noise_logits(recipe: Recipe, logits: list[float]) -> None:
-    """Refuses a host that took the weights but is another one, which no weight's shape shows."""
-    saved = torch.tensor(recipe["answers"], dtype=torch.float64)
-    off = relative_difference(torch.tensor(logits, dtype=torch.float64), saved)
-    if not off <= LOGIT_TOLERANCE.get(recipe["dtype"], 0.1):
-        versions = ", ".join(f"{name} {version}" for name, version in recipe["versions"].items())
+def check_images(recipe: Recipe, facts: HostFacts) -> None:
+    """Refuses image settings that make no sense, or are for another image size than the host's."""
+    _, height, width = facts.image_shape
+    if not 0 < height * width <= MOST_PIXELS:
+        raise BadFile(
+            f"The recipe describes a host for {height}x{width} pixels. At most {MOST_PIXELS:,} are "
+            "loaded."
+        )
+    prepared = Preprocessing.from_json(recipe["images"])
+    if prepared.image_size != (height, width):
+        raise BadFile(
+            f"The recipe prepares images of {prepared.image_size}, and its host sees "
+            f"{(height, width)}. It was edited: copy it again, or save the model again."
+        )
+
+
+def check_runs(slimmed: SlimModel) -> None:
+    """Runs the loaded model once: settings of a method may fit by their types and still not work."""
+    shape = slimmed.plan.adapter.describe(slimmed.host).image_shape
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randn((1, *shape), generator=noise)
+    with torch.no_grad():
+        output = slimmed(images.to(next(slimmed.host.parameters()).dtype))
+    if not bool(slimmed.plan.adapter.logits(output).isfinite().all()):
+        raise BadFile(
+            "The model answers noise with NaN or infinity. It was damaged before it was saved, or "
+            "its recipe was edited: take an older one."
+        )
+
+
+def check_noise_logits(recipe: Recipe, found: list[float], slimmed: SlimModel) -> None:
+    """Refuses a host that took the weights and is another one: no shape of a weight tells that."""
+    dtype = str(next(slimmed.host.parameters()).dtype).removeprefix("torch.")
+    answers = recipe["answers"]
+    plain = all(isinstance(each, int | float) and abs(each) < sys.maxsize for each in answers)
+    if not plain or len(answers) != len(found) or recipe["dtype"] != dtype:
+        raise BadFile(
+            f"The recipe's answers are not those of this host, which gives {len(found)} numbers in "
+            f"{dtype}. It was edited: copy it again, or save the model again."
+        )
+    saved = torch.tensor(answers, dtype=torch.float64)
+    off = relative_difference(torch.tensor(found, dtype=torch.float64), saved)
+    if not off <= LOGIT_TOLERANCE.get(dtype, 0.1):
         raise BadFile(
             f"The host takes the saved weights and answers otherwise, by {off:.2g}. Its recipe was "
-            f"edited, or its library has changed since: {versions}. Install these, or build the "
-            "host as it was and pass it: load(path, model=...)."
+            f"edited, or its library has changed since: {_list_versions(recipe)}. Install these, or "
+            "build the host as it was and pass it: load(path, model=...)."
         )
+
+
+def _list_versions(recipe: Recipe) -> str:
+    """The versions that a recipe was written with."""
+    return ", ".join(f"{name} {version}"[:100] for name, version in recipe["versions"].items())
 
 
 def _saved_method(recipe: Recipe, method: Method | None) -> Method:
@@ -121,9 +173,12 @@ def _saved_method(recipe: Recipe, method: Method | None) -> Method:
 
 
 def _build_host(
-    recipe: Recipe, model: nn.Module | None, adapter: Adapter | None
+    recipe: Recipe, state: Mapping[str, Tensor], model: nn.Module | None, adapter: Adapter | None
 ) -> tuple[Adapter, nn.Module]:
-    """Finds the family and a host of the saved architecture: the given one, or a new one."""
+    """Finds the family and a host of the saved architecture: the given one, or a new one.
+
+    It is built without memory first, so that a recipe cannot ask for more than it has weights for.
+    """
     family = recipe["library"]
     if adapter is None:
         if family is None:
@@ -137,33 +192,44 @@ def _build_host(
                 "The recipe does not tell how the host was built (it was not made by its "
                 "library's own factory). Build one and pass it: load(path, model=...)."
             )
+        if family is not None:
+            saved = sum(t.numel() for t in state.values())
+            with torch.device("meta"), limit_building(saved * TABLES + SLACK):
+                adapter.rebuild(recipe["host"])
         model = adapter.rebuild(recipe["host"])
     if family is not None and type(find_adapter(model)) is not type(adapter):
         raise BadFile(f"Saved was a model of {adapter.family}; model= is a {type(model).__name__}.")
     return adapter, model
 
 
-def _load_weights(slimmed: SlimModel, state: dict[str, Tensor], buffers: Mapping[str, str]) -> None:
+def _load_weights(slimmed: SlimModel, file: Path, state: dict[str, Tensor], recipe: Recipe) -> None:
     """Loads the saved weights, each with the type that it was saved with."""
     own: dict[str, Tensor] = slimmed.state_dict(keep_vars=True)
-    for verb, names in (("lacks", own.keys() - state.keys()), ("has", state.keys() - own.keys())):
-        if names:
-            raise BadFile(
-                f"The weights do not fit the model: {WEIGHTS_FILE} {verb} {_list_names(names)}."
-            )
-    unlike = {name for name, t in own.items() if t.shape != state[name].shape}
-    if unlike:
-        raise BadFile(f"The weights do not fit the model: other shapes for {_list_names(unlike)}.")
+    check_fit(file, own, state, "the model")
+    check_finite(file, own, state, keep=True)
+    buffers = recipe["buffers"]
+    unknown = sorted({str(each)[:100] for each in buffers.values() if each not in FLOAT_NAMES})
+    if unknown:
+        raise BadFile(f"The recipe has buffers of type {', '.join(unknown)}. It was edited.")
     for name, t in own.items():
         t.data = t.data.to(state[name].dtype)
     for name, buffer in slimmed.host.named_buffers():
         if name in buffers:
-            buffer.data = buffer.data.to(getattr(torch, buffers[name]))
+            buffer.data = buffer.data.to(FLOAT_NAMES[buffers[name]])
     slimmed.load_state_dict(state, strict=True)
+    _tie_weights(slimmed, own, recipe)
 
 
-def _list_names(names: set[str]) -> str:
-    """Lists the first names of a set, and says how many more there are."""
-    first = sorted(names)[:3]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(name.removeprefix("host.") for name in first) + more
+def _tie_weights(slimmed: SlimModel, own: Mapping[str, Tensor], recipe: Recipe) -> None:
+    """Makes weights one again that were one when they were saved, and shares their memory again."""
+    for name, first in recipe["shared"].items():
+        if type(own[name]) is not type(own[first]) or name == first:
+            raise BadFile(
+                f"The recipe ties {name} and {first}, which are not alike. It was edited."
+            )
+        if name not in recipe["tied"]:
+            own[name].data = own[first].data
+            continue
+        owner, _, last = name.rpartition(".")
+        module = slimmed.get_submodule(owner)
+        setattr(module, last, own[first])

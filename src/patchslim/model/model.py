@@ -133,7 +133,7 @@ class SlimModel(nn.Module):
     def save(self, path: str | Path) -> None:
         """Writes weights and recipe to the folder `path`: all of it, or nothing."""
         recipe = make_recipe(self.host, self.plan, self.trained, self.calibrated)
-        write_folder(path, self.state_dict(), recipe)
+        write_folder(path, self.state_dict(keep_vars=True), recipe)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Does the same as `save`, by Hugging Face's name."""

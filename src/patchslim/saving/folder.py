@@ -15,8 +15,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
-from patchslim.files import find_complete, replace_folder
+from patchslim.files import find_complete, read_json, replace_folder
+from patchslim.hosts._weights import read_safetensors
 from patchslim.saving.old_names import rename_old_weights
+from patchslim.saving.seal import check_seal, seal_recipe
 from patchslim.versions import installed_version
 
 FORMAT_VERSION = 1
@@ -40,6 +42,7 @@ ENTRY_TYPES: dict[str, tuple[type, ...]] = {
     "buffers": (dict,),
     "answers": (list,),
     "shared": (dict,),
+    "tied": (list,),
     "versions": (dict,),
     "bytes": (int,),
     "sha256": (str,),
@@ -52,13 +55,19 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
     """Writes weights and recipe to the folder `path`: both, or nothing.
 
     If an older model is saved there, it stays readable until the new one is complete.
+
+    Args:
+        path: the folder.
+        state: tensors by name. Those that are the same object are tied, and are so when loaded.
+        recipe: all other entries of the recipe.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path).expanduser().resolve()
     tensors, shared = _drop_shared_tensors(state)
-    recipe = {**recipe, "shared": shared}
+    tied = [name for name, first in shared.items() if state[name] is state[first]]
+    recipe = {**recipe, "shared": shared, "tied": tied}
     try:
         with replace_folder(path, {WEIGHTS_FILE, RECIPE_FILE}) as fresh:
             save_file(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -66,7 +75,8 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
                 "bytes": (fresh / WEIGHTS_FILE).stat().st_size,
                 "sha256": file_sha256(fresh / WEIGHTS_FILE),
             }
-            (fresh / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+            text = json.dumps(seal_recipe(recipe), indent=2, allow_nan=False) + "\n"
+            (fresh / RECIPE_FILE).write_text(text, encoding="utf-8")
             # safetensors makes files that only their owner can read.
             (fresh / WEIGHTS_FILE).chmod((fresh / RECIPE_FILE).stat().st_mode)
     except (OSError, SafetensorError) as error:
@@ -85,10 +95,7 @@ def read_recipe(path: str | Path) -> Recipe:
         )
     if not (path / RECIPE_FILE).is_file():
         raise BadFile(f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.")
-    try:
-        recipe = json.loads((path / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path / RECIPE_FILE} is not readable as JSON: {error}") from error
+    recipe = read_json(path / RECIPE_FILE)
     version = recipe.get("patchslim") if isinstance(recipe, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise BadFile(f"{path / RECIPE_FILE} is not a patchslim recipe: it has no format version.")
@@ -98,7 +105,9 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{installed_version('patchslim')}, reads formats up to {FORMAT_VERSION}: "
             f"pip install -U 'patchslim>={recipe.get('package')}'"
         )
-    recipe = {"trained": None, "calibrated": None, **recipe}  # not in older files
+    check_seal(path / RECIPE_FILE, recipe)
+    # Older files lack these. In them, whatever is shared is taken to be tied.
+    recipe = {"trained": None, "calibrated": None, "tied": [*recipe.get("shared", ())], **recipe}
     wrong = [
         name for name, kinds in ENTRY_TYPES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]
@@ -112,9 +121,6 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
     """Reads the tensors, once size and checksum say that they belong to the recipe."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     file = path / WEIGHTS_FILE
     if not file.is_file():
         raise BadFile(
@@ -126,28 +132,36 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
             f"{file} is truncated: {size:,} of {recipe['bytes']:,} bytes. Copy it again, or save "
             "the model again."
         )
+    if size > recipe["bytes"]:
+        raise BadFile(
+            f"{file} is longer than it was: {size:,} bytes and not {recipe['bytes']:,}. Copy it "
+            "again, or save the model again."
+        )
     if file_sha256(file) != recipe["sha256"]:
         raise BadFile(
             f"{file} is not the file that {RECIPE_FILE} was written with (its SHA-256 differs). "
             "Copy the folder again, or save the model again."
         )
-    try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise BadFile(f"{file} is not a safetensors file: {error}") from error
+    state = read_safetensors(file)
     state |= {name: state[first] for name, first in recipe["shared"].items()}
     renamed: dict[str, Tensor] = rename_old_weights(state)
     return renamed
 
 
 def is_saved(path: str | Path) -> bool:
-    """Tells whether `path` is a folder that `save` wrote."""
-    return (saved_folder(path) / RECIPE_FILE).is_file()
+    """Whether `path` is a folder that `save` wrote."""
+    try:
+        return (saved_folder(path) / RECIPE_FILE).is_file()
+    except BadFile:  # it cannot be a path at all
+        return False
 
 
 def saved_folder(path: str | Path) -> Path:
     """Returns the folder to read; if a save was cut short, the one that holds the older model."""
-    return find_complete(Path(path).expanduser().resolve())
+    try:
+        return find_complete(Path(path).expanduser().resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadFile(f"{str(path)[:200]!r} cannot be the path of a folder: {error}.") from error
 
 
 def file_sha256(path: Path) -> str:

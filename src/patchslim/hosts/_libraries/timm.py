@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import PatchslimError, UnknownName
+from patchslim.hosts._building import class_arguments
 from patchslim.hosts._library import Library, build_error, has_served_class
 
 if TYPE_CHECKING:
@@ -61,12 +62,20 @@ class Timm(Library):
         timm = self.import_library()
         try:
             host: nn.Module = timm.create_model(name, pretrained=pretrained, **(settings or {}))
-        except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
+        except Exception as error:  # a library may raise anything at the settings of a user
             if "tag" in str(error):
                 tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
                 raise UnknownName.of("pretrained tag", name, tags) from error
             raise _build_error(timm, name, error, pretrained=pretrained) from error
         return host
+
+    def setting_names(self, name: str) -> frozenset[str]:
+        """The arguments of the models in the module that registers the name."""
+        module = sys.modules[
+            self.import_library().model_entrypoint(name.partition(".")[0]).__module__
+        ]
+        every = [found for found in vars(module).values() if isinstance(found, type)]
+        return class_arguments(cls for cls in every if hasattr(cls, "forward_features"))
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Counts the classes: the rows of the classifier."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import PatchslimError, UnknownName
+from patchslim.hosts._building import class_arguments
 from patchslim.hosts._library import Library, build_error, crop_share, has_served_class
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Torchvision(Library):
             host: nn.Module = builder(
                 weights=entry if pretrained else None, progress=False, **given
             )
-        except (RuntimeError, TypeError, ValueError, AssertionError, OSError) as error:
+        except Exception as error:  # a library may raise anything at the settings of a user
             host_class = vars(models.vision_transformer)["VisionTransformer"]
             failure = build_error(self.name, name, error, host_class)
             if isinstance(error, OSError):
@@ -88,6 +90,14 @@ class Torchvision(Library):
         if entry is not None:
             setattr(host, WEIGHTS_ATTRIBUTE, str(entry))
         return host
+
+    def setting_names(self, name: str) -> frozenset[str]:
+        """The arguments of the models in the module that registers the name."""
+        module = sys.modules[
+            self._import_models().get_model_builder(name.partition(".")[0]).__module__
+        ]
+        every = [found for found in vars(module).values() if isinstance(found, type)]
+        return class_arguments(cls for cls in every if cls.__module__ == module.__name__)
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Counts classes by the classifier's rows; also the width of a layer before it."""

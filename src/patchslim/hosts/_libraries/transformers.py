@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import BadFile
+from patchslim.files import read_json
+from patchslim.hosts._building import LARGEST, limit_building
 from patchslim.hosts._library import Library, crop_share, first_line
 
 if TYPE_CHECKING:
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 PREPROCESSING_FILE = "preprocessor_config.json"
+# Entries of a configuration by which transformers would fetch and run kernels, or read weights in
+# a form that is not theirs.
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+PLAIN_KERNELS = (None, "eager", "sdpa")
+NOT_SERVED = ("quantization_config", "use_kernels", "kernel_config", "device_map")
+SLACK = 1 << 24  # numbers that are not in a file: tables, and weights that are missing
 # What the numbers of `resample` mean, which are Pillow's.
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
@@ -40,20 +48,25 @@ class Transformers(Library):
         self.check_version()
         from transformers import AutoConfig, AutoModelForImageClassification
 
+        check_config(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+        # Loading registers a weight twice. A folder with less than its model needs is refused.
+        most = 4 * _weight_bytes(folder) + SLACK if weights else sys.maxsize
         try:
-            if not weights:
-                config = AutoConfig.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
-                empty: nn.Module = AutoModelForImageClassification.from_config(
-                    config, trust_remote_code=False
-                )
-                return empty
-            with _without_progress_bars():
+            with _without_progress_bars(), limit_building(most):
+                if not weights:
+                    config = AutoConfig.from_pretrained(
+                        folder, local_files_only=True, trust_remote_code=False
+                    )
+                    empty: nn.Module = AutoModelForImageClassification.from_config(
+                        config, trust_remote_code=False
+                    )
+                    return empty
                 host, loading = AutoModelForImageClassification.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, trust_remote_code=False
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except BadFile:
+            raise
+        except Exception as error:  # a library may raise anything at a folder from somewhere
             raise BadFile(
                 f"{folder} is not a whole image classifier: {first_line(error)}"
             ) from error
@@ -71,7 +84,9 @@ class Transformers(Library):
         file = Path(host.config.name_or_path or "") / PREPROCESSING_FILE
         if not file.is_file():
             return {}
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
+        if not isinstance(config, dict):
+            raise BadFile(f"{file} holds a {type(config).__name__}, not settings of images.")
         size = config.get("size") or {}
         resized = _side_length(size)
         crops = config.get("do_center_crop", "crop_size" in config) and resized
@@ -85,6 +100,42 @@ class Transformers(Library):
             if config.get(theirs):
                 settings[ours] = config[theirs]
         return settings
+
+
+def check_config(config: Any, source: str) -> None:
+    """Refuses a configuration that needs code from elsewhere, or is out of all proportion.
+
+    Args:
+        config: what `config.json` or a recipe holds.
+        source: where it stands, for the message.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if not isinstance(config, dict):
+        raise BadFile(f"{source} holds a {type(config).__name__}, not the settings of a model.")
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
+        raise BadFile(
+            f"{source}: transformers has no model_type {str(kind)[:100]!r}. Python that a folder "
+            "brings along (auto_map) is never run."
+        )
+    if any(config.get(name) not in PLAIN_KERNELS for name in KERNELS):
+        raise BadFile(f"{source} asks for kernels that would be fetched and run. Remove the entry.")
+    asked = [name for name in NOT_SERVED if config.get(name)]
+    if asked:
+        raise BadFile(
+            f"{source} has {', '.join(asked)}: weights that are quantised, or for kernels of their "
+            "own. Give the model in float32, float16 or bfloat16."
+        )
+    for name, value in config.items():
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise BadFile(f"{source}: {str(name)[:100]}={value:.3g} is out of all proportion.")
+
+
+def _weight_bytes(folder: Path) -> int:
+    """The bytes of all files of weights in a folder."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @contextlib.contextmanager
