@@ -6,6 +6,7 @@ type. Thresholds are in `threshold.py`, the positions of Patch Slimming in `patc
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,7 @@ from patchslim.methods._registry import make_method, method_names
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
 from patchslim.runs.layout import FIGURE_FILE, MODEL_FOLDER, RECORD_FILE, resolve_run_folder
+from patchslim.runs.ownership import own_folder
 from patchslim.runs.progress import Progress, ignore_progress
 from patchslim.schedules.schedule import Schedule
 
@@ -95,7 +97,10 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
         raise _refuse_method(method, goal)
     folder = None if out is None else resolve_run_folder(out, kind="calibration", resume=resume)
     was_training = any(module.training for module in host.modules())
-    with eval_mode(host):
+    with eval_mode(host), contextlib.ExitStack() as owned:
+        if folder is not None:
+            owned.enter_context(own_folder(folder))
+            resolve_run_folder(folder, kind="calibration", resume=resume)  # none was begun just now
         task = CalibrationTask(
             host=host,
             adapter=adapter or find_adapter(host),
@@ -108,9 +113,9 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
             progress=progress or ignore_progress,
         )
         result = calibrator(made, task)
-    check_identity(result.model)
-    if folder is not None:
-        write_result(folder, result)
+        check_identity(result.model)
+        if folder is not None:
+            write_result(folder, result)
     return result
 
 

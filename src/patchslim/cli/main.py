@@ -7,6 +7,7 @@ arguments are known to be good.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from patchslim.cli.interruption import remember_interrupts, restore_interrupts
 from patchslim.cli.options import EXIT_USAGE_ERROR
+from patchslim.cli.outputs import own_outputs
 from patchslim.cli.parser import make_parser
 from patchslim.cli.result import CommandResult
 from patchslim.cli.terminal import Terminal
@@ -68,11 +70,13 @@ def _run_command(args: argparse.Namespace, terminal: Terminal) -> CommandResult 
         from patchslim.cli.completion import completion
 
         return completion(args, make_parser())
-    from patchslim.cli import commands  # imports torch
+    # Of processes that train together the first owns what is written.
+    with own_outputs(args) if _is_main_process(args) else contextlib.nullcontext():
+        from patchslim.cli import commands  # imports torch
 
-    run: Callable[[argparse.Namespace, Terminal], CommandResult | None]
-    run = getattr(commands, args.command)
-    return run(args, terminal)
+        run: Callable[[argparse.Namespace, Terminal], CommandResult | None]
+        run = getattr(commands, args.command)
+        return run(args, terminal)
 
 
 def _is_main_process(args: argparse.Namespace) -> bool:

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from patchslim.data.source import Source, class_count
-from patchslim.errors import BadData, BadSetting, UnsupportedModel, WrongInput
+from patchslim.errors import BadData, BadFile, BadSetting, UnsupportedModel, WrongInput
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
 from patchslim.model.model import SlimModel
 from patchslim.report.report import Report
 from patchslim.runs.layout import MODEL_FOLDER, REPORT_FILE, resolve_run_folder
+from patchslim.runs.ownership import own_folder
 from patchslim.runs.progress import Progress, ignore_progress
 from patchslim.training.augment import temporary_seed
 from patchslim.training.config import TrainConfig
@@ -90,7 +91,8 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     validation = None if validation is None else _check_reusable(validation)
     folder = resolve_run_folder(out, kind="run", resume=resume)
     check_layers(slimmed, config)
-    with Processes.connect() as processes:
+    with Processes.connect() as processes, own_for_all(processes, folder):
+        resolve_run_folder(out, kind="run", resume=resume)  # nobody can begin one there any more
         loader = TrainingLoader(images, config, rank=processes.rank, world=processes.world)
         processes.check_same_settings(
             {**config.to_json(), "resume": resume, "images": loader.count}
@@ -115,6 +117,26 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
             report = _write_report(slimmed, model, validation, folder, progress)
         processes.barrier()
     return TrainingResult(model, best.step, report, tuple(loader.unreadable))
+
+
+@contextlib.contextmanager
+def own_for_all(processes: Processes, folder: Path) -> Iterator[None]:
+    """Within the block, the first process owns the folder; where it is refused, all processes are.
+
+    Raises:
+        BadFile: somebody else writes into the folder.
+    """
+    with contextlib.ExitStack() as owned:
+        refusal = None
+        if processes.is_first:
+            try:
+                owned.enter_context(own_folder(folder))
+            except BadFile as error:
+                refusal = str(error)
+        refusal = processes.broadcast(refusal)
+        if refusal is not None:
+            raise BadFile(refusal)
+        yield
 
 
 def check_labels(slimmed: SlimModel, images: Source | Sequence[Batch], config: TrainConfig) -> None:
