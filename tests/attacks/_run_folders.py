@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -115,9 +116,14 @@ def seal(data: bytes) -> bytes:
 
 def forged_states(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """States of a run with one entry that is missing or is something else."""
+    known: set[str] = set()
     for path in list_paths(state):
-        if len(path) > 4 or any("blocks" in str(key) for key in path):
+        # Of weights and layers that are alike, the first stands for all.
+        kind = "tensor" if isinstance(get_value(state, path), torch.Tensor) else str(path[-1])
+        pattern = re.sub(r"\d+", "0", f"{'.'.join(map(str, path[:-1]))} {kind}")
+        if pattern in known or len(path) > 6:
             continue
+        known.add(pattern)
         now = get_value(state, path)
         for name, value in (("nothing", None), ("text", "x"), ("number", -7), ("gone", DELETED)):
             if now is not value:
@@ -136,7 +142,10 @@ def go_on(kind: str, file: str, data: bytes, folder: Path) -> None:
 def go_on_forged(kind: str, state: dict[str, Any], folder: Path) -> None:
     path = models.copied(models.REFERENCE / kind, folder)
     checkpoint.write(path / CHECKPOINT, state)
-    resume(kind, path)
+    model = train(path) if kind == "training" else calibrate(path)
+    with torch.inference_mode():
+        if not model(draw_images(4)).isfinite().all():
+            raise SilentlyWrong("a forged run was gone on with, and answers with no numbers")
 
 
 def go_on_pipe(kind: str, folder: Path) -> None:

@@ -49,6 +49,10 @@ def list_all() -> Iterator[tuple[str, Callable[[Path], object]]]:
     yield from run_attacks()
 
 
+# The entries of timm's configuration that anything reads.
+READ_IN_CFG = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
+
+
 # --- recipes of saved models
 
 
@@ -56,16 +60,17 @@ def edited_recipes() -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Every entry of a recipe changed by hand, of a model with checksums and of one without."""
     chosen: list[tuple[Path, tuple[str, ...]]] = [
         (models.saved("tome"), ()),
-        (models.saved("evit"), ("method", "settings", "schedule", "tail")),
-        (models.saved("similarity"), ("settings", "schedule")),
-        (models.saved("hf"), ("host", "images")),
+        (models.saved("evit"), ("method", "schedule", "tail")),
+        (models.saved("similarity"), ("settings",)),
     ]
     for path, under in chosen:
         recipe = models.read_json(path / RECIPE_FILE)
-        for name, _, changed in list_mutations(recipe, *under):
+        for name, place, changed in list_mutations(recipe, *under):
+            if "pretrained_cfg" in place and place[-1] not in READ_IN_CFG:
+                continue
             yield f"edited {path.name}: {name}", partial(load_edited, path, changed)
         yield f"edited {path.name}: nothing", partial(load_edited, path, recipe)
-    for kind, *under in (["tome", "host", "images", "answers"], ["similarity", "settings"]):
+    for kind, *under in (["tome", "images", "answers", "schedule"], ["similarity", "settings"]):
         path = models.old(kind)
         recipe = models.read_json(path / RECIPE_FILE)
         for name, place, changed in list_mutations(recipe, *under):
@@ -104,7 +109,9 @@ def forged_recipes() -> Iterator[tuple[str, Callable[[Path], object]]]:
     for kind in ("tome", "hf"):
         path = models.saved(kind)
         recipe = models.read_json(path / RECIPE_FILE)
-        for name, _, changed in list_mutations(recipe, *FORGED_ENTRIES):
+        for name, place, changed in list_mutations(recipe, *FORGED_ENTRIES):
+            if len(place) > 2 and place[1] == "pretrained_cfg" and place[2] not in READ_IN_CFG:
+                continue
             yield f"forged {kind}: {name}", partial(load_forged, path, changed)
     recipe = models.read_json(models.saved("tome") / RECIPE_FILE)
     shared = {"host.head.bias": "host.blocks.0.norm1.bias", "host.nothing": "host.head.bias"}
@@ -506,10 +513,17 @@ def open_hf_pickle(folder: Path) -> None:
 # --- reports and schedules
 
 
+# Of fields of a report that are alike, one stands for all.
+KINDS_OF_FIELDS = (
+    "rows ", "rows.3 ", "rows.3.name", "rows.3.tokens", "rows.3.macs", "rows.3.spent", "rows.3.ece",
+    "rows.3.parameters", "rows.3.accuracy", "rows.3.latency", "birth", "title", "format", "prepared",
+)  # fmt: skip
+
+
 def reports() -> Iterator[tuple[str, Callable[[Path], object]]]:
     report = models.read_json(models.report_file())
     for name, _, changed in list_mutations(report):
-        if name.startswith(("rows.3", "rows.0.tokens", "birth", "title", "prepared", "format")):
+        if name.startswith(KINDS_OF_FIELDS):
             data = json.dumps(changed).encode()
             yield f"report: {name}", partial(open_text, data, models.open_report)
 

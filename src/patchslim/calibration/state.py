@@ -5,8 +5,9 @@ It knows neither blocks nor patches, only plain values and tensors by name.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from patchslim.model.model import SlimModel
 from patchslim.runs import checkpoint
 from patchslim.runs.fingerprint import check_same_run
 from patchslim.runs.layout import CHECKPOINT_FILE
+from patchslim.runs.state_checks import refuse_misfits
 
 
 class CalibrationState:
@@ -46,8 +48,15 @@ class CalibrationState:
                 raise BadFile(
                     f"{self.file} is not a checkpoint of `calibrate`. Give another folder."
                 )
-            check_same_run(self.file, saved["calibration"], fingerprint)
-            self.known = saved["known"]
+            with refuse_misfits(self.file):
+                check_same_run(self.file, saved["calibration"], fingerprint)
+                self.known = dict(saved["known"])
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[dict[str, Any]]:
+        """Within the block, known values that are not what the code expects raise a BadFile."""
+        with refuse_misfits(self.file or Path(CHECKPOINT_FILE)):
+            yield self.known
 
     def save(self, **values: Any) -> None:
         """Adds values by name, and writes the checkpoint."""

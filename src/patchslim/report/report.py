@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from patchslim.errors import BadFile
-from patchslim.files import write_atomically
+from patchslim.files import read_json, write_atomically
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.report.csv import csv_text
+from patchslim.report.field_types import check_field_types
 from patchslim.report.provenance import Provenance
 from patchslim.report.row import Quartiles, Row
 
@@ -163,8 +164,13 @@ class Report:
             origin["load"] = tuple(origin["load"])
             rows = tuple(map(Row.from_json, data["rows"]))
             prepared = Preprocessing.from_json(data["prepared"]) if data.get("prepared") else None
-            return Report(rows, Provenance(**origin), str(data["title"]), prepared)
-        except (KeyError, TypeError, ValueError) as error:
+            report = Report(rows, Provenance(**origin), str(data["title"]), prepared)
+            for part in (*rows, report.provenance):
+                check_field_types(part)
+            if not all(row.tokens for row in rows):
+                raise ValueError("a row without tokens")
+            return report
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadFile(f"This is not a whole report: {error!r}. Measure again.") from error
 
     def save(self, path: str | Path) -> None:
@@ -183,8 +189,8 @@ class Report:
     def load(path: str | Path) -> Report:
         """Reads a report that `save` wrote."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            data = read_json(Path(path))
+        except BadFile as error:
             raise BadFile(f"{path} is not a saved report: {error}") from error
         if not isinstance(data, dict):
             raise BadFile(f"{path} is not a saved report: it holds a {type(data).__name__}.")

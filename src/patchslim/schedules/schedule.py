@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
+from patchslim.files import read_json
 from patchslim.methods._method import remembers
 
 if TYPE_CHECKING:
@@ -165,12 +166,14 @@ class Schedule(ABC):
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
         kind = fields.pop("kind", None)
-        if kind not in kinds:
-            raise UnknownName.of("kind of schedule", str(kind), kinds)
+        if not isinstance(kind, str) or kind not in kinds:
+            raise UnknownName.of("kind of schedule", str(kind)[:100], kinds)
         try:
             return kinds[kind](**fields)
-        except TypeError as error:
-            raise BadFile(f"A schedule of kind {kind!r} does not take {sorted(fields)}.") from error
+        except (TypeError, ArithmeticError) as error:
+            raise BadFile(
+                f"A schedule of kind {kind!r} does not take {sorted(fields)}: {error}."
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the schedule as JSON."""
@@ -180,8 +183,8 @@ class Schedule(ABC):
     def load(path: str | Path) -> Schedule:
         """Reads the schedule that `save` wrote."""
         try:
-            return Schedule.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            return Schedule.from_json(read_json(Path(path)))
+        except BadFile as error:
             raise BadFile(f"{path} is not a saved schedule: {error}") from error
 
 

@@ -30,8 +30,10 @@ from patchslim.runs.fingerprint import check_same_run
 from patchslim.runs.layout import CHECKPOINT_FILE
 from patchslim.runs.log import Log
 from patchslim.runs.progress import Progress, StepTimer
+from patchslim.runs.state_checks import refuse_misfits
 from patchslim.saving.old_names import rename_old_weights
 from patchslim.training.augment import make_mixup
+from patchslim.training.checkpoint_state import check_training_state
 from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes, shard_tensors
 from patchslim.training.divergence import DivergenceCheck
@@ -348,13 +350,23 @@ class Trainer:
         state = rename_old_weights(checkpoint.read(file))
         if "run" not in state:
             raise BadFile(f"{file} is not a checkpoint of `train`. Give another folder.")
-        saved = fill_defaults(state["run"], self.slimmed.method)
-        if state["best"] is None:  # without a validation `wise` counts only at the end of a run
-            saved["course"]["wise"] = self.config.wise
-        check_same_run(file, saved, self.fingerprint)
+        like = {str(number): p for number, p in enumerate(self._trainable_parameters())}
+        with refuse_misfits(file):
+            saved = fill_defaults(state["run"], self.slimmed.method)
+            if state["best"] is None:  # without a validation `wise` counts only at the end of a run
+                saved["course"]["wise"] = self.config.wise
+            check_same_run(file, saved, self.fingerprint)
+            check_training_state(
+                state,
+                module=self.loss_module,
+                optimizer=self.optimizer,
+                average=like if self.ema_weights else {},
+                scaler=self.scaler.state_dict(),
+                student=self.student,
+                total_steps=self.total_steps,
+            )
         self.processes.restore(self.module, self.optimizer, state["full"])
         if self.ema_weights:
-            like = {str(number): p for number, p in enumerate(self._trainable_parameters())}
             self.ema_weights = list(shard_tensors(state["average"], like).values())
         self.scaler.load_state_dict(state["scaler"])
         self.divergence.recent_losses.extend(state["recent"])

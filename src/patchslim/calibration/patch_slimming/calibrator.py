@@ -15,7 +15,7 @@ from patchslim.calibration.bisection import Bisection
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.calibration.patch_slimming.gates import fit_gate
 from patchslim.calibration.patch_slimming.layer_search import LayerSearch
-from patchslim.calibration.patch_slimming.result import PatchSlimmingResult
+from patchslim.calibration.patch_slimming.result import PatchSlimmingResult, check_counts
 from patchslim.calibration.state import CalibrationState
 from patchslim.errors import ImpossibleBudget, UnsupportedModel, WrongInput
 from patchslim.methods._method import Method
@@ -24,6 +24,7 @@ from patchslim.methods.patch_slimming_dynamic import PatchSlimmingDynamic
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.runs.progress import Progress, StepTimer
+from patchslim.runs.state_checks import check_alike
 from patchslim.schedules.budget import macs_target
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import Counts, Schedule, Tail
@@ -83,10 +84,12 @@ class PatchSlimmingCalibrator:
         Raises:
             ImpossibleBudget: the budget is out of reach.
         """
-        known = self.state.known
-        if "counts" in known:
-            counts = {int(block): kept for block, kept in known["counts"].items()}
-            return float(known["tolerance"]), counts
+        with self.state.reading() as known:
+            if "counts" in known:
+                counts = {int(block): kept for block, kept in known["counts"].items()}
+                check_counts(counts, range(self._last_block() + 1), self.layer_search.patches)
+                check_alike("tolerance", known["tolerance"], 0.0)
+                return float(known["tolerance"]), counts
         dense = dense_macs(self.shape).total
         target = macs_target(macs, dense)
         self._check_possible(macs, target)
@@ -99,7 +102,11 @@ class PatchSlimmingCalibrator:
         )
         probe = _take_images(self.images, self.config.probe)
         probe_search = LayerSearch(self.dense, self.dense.host, probe, probe_config, self.outputs)
-        bisection = Bisection(target, dense, known.get("tried", []))
+        with self.state.reading() as known:
+            bisection = Bisection(target, dense, known.get("tried", []))
+            for attempt in bisection.attempts:
+                check_alike("tried", [attempt.tolerance, attempt.cost], [0.0])
+                check_counts(attempt.kept, range(self._last_block() + 1), self.layer_search.patches)
         while not bisection.is_settled():
             tolerance = bisection.next()
             result = probe_search.begin()
@@ -128,13 +135,16 @@ class PatchSlimmingCalibrator:
             tolerance: the largest error of the next block's features.
             counts: the patch rows that each block has to output, if that is known already.
         """
-        known, layer_search = self.state.known, self.layer_search
-        if "found" in known:
-            result = PatchSlimmingResult.from_json(known["found"])
-        else:
-            result = layer_search.begin()
-        if "student" in known:
-            self.student.load_state_dict(known["student"])
+        layer_search = self.layer_search
+        with self.state.reading() as known:
+            if "found" in known:
+                result = PatchSlimmingResult.from_json(known["found"])
+                result.check(self._last_block(), layer_search.patches)
+            else:
+                result = layer_search.begin()
+            if "student" in known:
+                check_alike("student", known["student"], self.student.state_dict())
+                self.student.load_state_dict(known["student"])
         blocks = layer_search.blocks(result)
         timer = StepTimer(len(blocks), 0, 1)
         for block in blocks:
@@ -175,6 +185,10 @@ class PatchSlimmingCalibrator:
             weights, r_squared[str(block)] = fit_gate(self.layer_search, result, block)
             method.gates[str(block)].get_parameter("worth.weight").data.copy_(weights)
         return r_squared
+
+    def _last_block(self) -> int:
+        """The block at which a search begins: the last one, or the one before its exact tail."""
+        return self.shape.depth - (1 if self.outputs else 2)
 
     def _check_possible(self, macs: float, target: float) -> None:
         """Refuses a budget below that of one patch a block."""
