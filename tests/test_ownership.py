@@ -1,4 +1,4 @@
-"""One owner of what is written: a second process is refused at once, and a dead one does not hold."""
+"""One owner of what is written: a second one is refused at once, and a dead one does not hold."""
 
 import json
 import os
@@ -182,12 +182,12 @@ def slimmed():
 IMAGES = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
 
 
-def train_in(out, resume=False, progress=None):
+def train_in(out, *, resume=False, progress=None):
     config = TrainConfig(steps=4, batch=4, checkpoint=1, workers=0)
     patchslim.train(slimmed(), IMAGES, config, out=out, resume=resume, progress=progress)
 
 
-def calibrate_in(out, resume=False, progress=None):
+def calibrate_in(out, *, resume=False, progress=None):
     config = patchslim.PatchSlimmingConfig(mode="free", images=4, probe=2, batch=4)
     patchslim.calibrate(
         slimmed().host, IMAGES, "patch_slimming", tolerance=0.5, config=config,

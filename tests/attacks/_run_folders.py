@@ -125,9 +125,10 @@ def forged_states(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             continue
         known.add(pattern)
         now = get_value(state, path)
-        for name, value in (("nothing", None), ("text", "x"), ("number", -7), ("gone", DELETED)):
-            if now is not value:
-                yield f"{'.'.join(map(str, path))} {name}", replaced(state, path, value)
+        changes = (("nothing", None), ("text", "x"), ("number", -7), ("gone", DELETED))
+        name, value = changes[len(known) % 4]  # each place gets one of them
+        if now is not value:
+            yield f"{'.'.join(map(str, path))} {name}", replaced(state, path, value)
         if isinstance(now, torch.Tensor) and now.is_floating_point() and now.numel():
             nan = torch.full_like(now, torch.nan)
             yield f"{'.'.join(map(str, path))} NaN", replaced(state, path, nan)

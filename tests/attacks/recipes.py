@@ -17,12 +17,11 @@ import torch
 
 import patchslim
 from attacks import _saved_models as models
-from attacks.attack import Attack, SilentlyWrong
 from attacks._mutations import list_mutations
 from attacks._run_folders import run_attacks
+from attacks.attack import Attack, SilentlyWrong
 from patchslim.hosts._catalog import build_without_weights, find_host
 from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
-from patchslim.hosts._registry import find_adapter
 from patchslim.saving.folder import RECIPE_FILE, read_recipe
 from patchslim.saving.seal import seal_recipe
 from patchslim.schedules.schedule import Schedule
@@ -65,7 +64,7 @@ def edited_recipes() -> Iterator[tuple[str, Callable[[Path], object]]]:
     ]
     for path, under in chosen:
         recipe = models.read_json(path / RECIPE_FILE)
-        for name, place, changed in list_mutations(recipe, *under):
+        for name, place, changed in list_mutations(recipe, *under, every=5):
             if "pretrained_cfg" in place and place[-1] not in READ_IN_CFG:
                 continue
             yield f"edited {path.name}: {name}", partial(load_edited, path, changed)
@@ -73,7 +72,7 @@ def edited_recipes() -> Iterator[tuple[str, Callable[[Path], object]]]:
     for kind, *under in (["tome", "images", "answers", "schedule"], ["similarity", "settings"]):
         path = models.old(kind)
         recipe = models.read_json(path / RECIPE_FILE)
-        for name, place, changed in list_mutations(recipe, *under):
+        for name, place, changed in list_mutations(recipe, *under, every=4):
             load = load_forged if place[0] in DECIDING else load_edited
             yield f"0.6.1 {kind}: {name}", partial(load, path, changed)
 
@@ -109,7 +108,7 @@ def forged_recipes() -> Iterator[tuple[str, Callable[[Path], object]]]:
     for kind in ("tome", "hf"):
         path = models.saved(kind)
         recipe = models.read_json(path / RECIPE_FILE)
-        for name, place, changed in list_mutations(recipe, *FORGED_ENTRIES):
+        for name, place, changed in list_mutations(recipe, *FORGED_ENTRIES, every=5):
             if len(place) > 2 and place[1] == "pretrained_cfg" and place[2] not in READ_IN_CFG:
                 continue
             yield f"forged {kind}: {name}", partial(load_forged, path, changed)
@@ -166,7 +165,8 @@ def spoiled_bytes(text: str) -> dict[str, bytes]:
         "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         "deep inside": f'{text[:middle]}"x": {"[" * 900}{"]" * 900}, {text[middle:]}'.encode(),
         "deeper inside": f'{text[:middle]}"x": {"[" * 9000}{"]" * 9000}, {text[middle:]}'.encode(),
-        "a number of 100,000 digits": f'{text[:middle]}"x": {"9" * 100_000},{text[middle:]}'.encode(),
+        "a number of 100,000 digits": (text[:middle] + f'"x": {"9" * 100_000},').encode()
+        + text[middle:].encode(),
         "infinity": f'{text[:middle]}"x": 1e999, {text[middle:]}'.encode(),
         "Infinity": f'{text[:middle]}"x": Infinity, {text[middle:]}'.encode(),
         "not a number": f'{text[:middle]}"x": NaN, {text[middle:]}'.encode(),
@@ -288,7 +288,7 @@ def building_arguments() -> Iterator[tuple[str, Callable[[Path], object]]]:
     values: dict[str, list[Any]] = {
         "checkpoint_path": ["weights.pth", "weights.npz", "/dev/zero", "https://nowhere.invalid/x"],
         "pretrained_cfg": [{"file": "weights.pth"}, {"url": "https://nowhere.invalid/x"}, "augreg"],
-        "pretrained_cfg_overlay": [{"file": "weights.pth", "custom_load": True}, {"hf_hub_id": "a/b"}],
+        "pretrained_cfg_overlay": [{"file": "w.pth", "custom_load": True}, {"hf_hub_id": "a"}],
         "pretrained": [True, 1],
         "cache_dir": ["cache"],
         "pretrained_filter_fn": ["os.system"],
@@ -394,7 +394,7 @@ def hf_configurations() -> Iterator[tuple[str, Callable[[Path], object]]]:
     path = models.hf_folder()
     for file in ("config.json", "preprocessor_config.json"):
         data = models.read_json(path / file)
-        for name, _, changed in list_mutations(data):
+        for name, _, changed in list_mutations(data, every=5):
             yield f"{file}: {name}", partial(open_hf_file, file, json.dumps(changed).encode())
     for key, value in {
         "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
@@ -455,7 +455,7 @@ AUTO_MAP = {
 
 def hf_code() -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Folders that bring Python along, with all that may come from stdin."""
-    for stdin in ("closed", "y", "yes", "nothing"):
+    for stdin in ("closed", "y"):
         for model_type in ("unheard_of", "vit", None, "", "../vit", 7):
             for counts in (False, True):
                 what = "counted" if counts else "opened"
@@ -471,7 +471,11 @@ def hf_code() -> Iterator[tuple[str, Callable[[Path], object]]]:
 
 
 def open_hf_code(
-    model_type: Any, stdin: str, counts: bool, mapped: dict[str, str] | None, folder: Path
+    model_type: Any,
+    stdin: str,
+    counts: bool,  # noqa: FBT001 (partial gives it)
+    mapped: dict[str, str] | None,
+    folder: Path,
 ) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     path = models.copied(models.hf_folder(), folder)
@@ -516,13 +520,14 @@ def open_hf_pickle(folder: Path) -> None:
 # Of fields of a report that are alike, one stands for all.
 KINDS_OF_FIELDS = (
     "rows ", "rows.3 ", "rows.3.name", "rows.3.tokens", "rows.3.macs", "rows.3.spent", "rows.3.ece",
-    "rows.3.parameters", "rows.3.accuracy", "rows.3.latency", "birth", "title", "format", "prepared",
+    "rows.3.parameters", "rows.3.accuracy", "rows.3.latency", "birth", "title", "format",
+    "prepared",
 )  # fmt: skip
 
 
 def reports() -> Iterator[tuple[str, Callable[[Path], object]]]:
     report = models.read_json(models.report_file())
-    for name, _, changed in list_mutations(report):
+    for name, _, changed in list_mutations(report, every=5):
         if name.startswith(KINDS_OF_FIELDS):
             data = json.dumps(changed).encode()
             yield f"report: {name}", partial(open_text, data, models.open_report)
@@ -536,7 +541,7 @@ def schedules() -> Iterator[tuple[str, Callable[[Path], object]]]:
         {"kind": "counts", "kept": [14, 10], "entering": 17, "prefix": 1},
     ]
     for schedule in every:
-        for name, _, changed in list_mutations(schedule):
+        for name, _, changed in list_mutations(schedule, every=2):
             data = json.dumps(changed).encode()
             yield f"schedule {schedule['kind']}: {name}", partial(open_text, data, slim_by_schedule)
 

@@ -137,7 +137,9 @@ def spoiled_headers(data: bytes) -> dict[str, bytes]:
         "another name": join({("x" if n == one else n): header[n] for n in names}, body),
         "a name of 10 MB": join({**header, "x" * 10_000_000: header[one]}, body),
         "metadata that is a list": join({**header, "__metadata__": [1]}, body),
-        "an entry more": join({**header, "x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, body),
+        "an entry more": join(
+            {**header, "x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, body
+        ),
         "a tensor that is a list": join({**header, one: [1]}, body),
     }  # fmt: skip
 

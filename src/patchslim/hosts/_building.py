@@ -1,7 +1,8 @@
 """What a host may be built with: plain arguments of its architecture, and no endless amount of it.
 
 A recipe, a configuration or a command line says how a host is built. None of them may name a file,
-an address or a function, and none may ask for more weights than there are. torch is imported where modules are built.
+an address or a function, and none may ask for more weights than there are. torch is imported only
+where modules are built.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ LONGEST = 1000  # characters of a text, and entries of a list
 DEEPEST = 3  # lists within each other
 MOST_TENSORS = 20_000  # a transformer of a thousand blocks
 MOST_PIXELS = 1 << 24  # of an image, 4096 x 4096
+SIZES = frozenset(
+    """img_size image_size patch_size in_chans embed_dim hidden_dim mlp_dim depth num_layers
+    num_heads""".split()
+)  # of these none is 0
 # Where weights are kept, what is fetched, what is run, and on which machine: all said otherwise.
 NEVER = frozenset(
     """pretrained pretrained_cfg pretrained_cfg_overlay pretrained_strict pretrained_filter_fn
@@ -58,11 +63,18 @@ def check_arguments(model: str, given: Mapping[str, Any], known: Collection[str]
         if name in NEVER or (known is not None and name not in known):
             cure = "Weights are given by --weights FILE or --pretrained." if name in NEVER else ""
             raise UnknownName.of(f"setting of {model}", str(name)[:100], known or (), cure)
-        if not _is_plain(value):
+        if not _is_plain(value) or (name in SIZES and not _is_size(value)):
             raise PatchslimError(
                 f"{model}: {name}={str(value)[:100]} is not a setting. Give a number from 0 to "
-                f"{LARGEST:,}, True, False, None, a word, or a tuple of these."
+                f"{LARGEST:,} (of a size, from 1), True, False, None, a word, or a tuple of these."
             )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a size, or a list of sizes; None leaves it to the library."""
+    if isinstance(value, list | tuple):
+        return len(value) > 0 and all(map(_is_size, value))
+    return value is None or (type(value) is int and value > 0)
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:

@@ -162,7 +162,7 @@ def family_facts(containing: str = "") -> dict[str, dict[str, Any]]:
 
 
 def load_weights(host: nn.Module, state: Mapping[str, Tensor], path: Path | None) -> None:
-    """Loads the weights that were in the file `path`, every one of them, rounded to the host's type.
+    """Loads all weights of the file `path`, rounded to the types of the host.
 
     Raises:
         BadFile: they are of another model, of another kind of numbers, or not finite.

@@ -58,21 +58,21 @@ class Preprocessing:
 
     def _find_nonsense(self) -> str | None:
         """The first setting that makes no sense and what is needed, or None."""
-        size, share = self.image_size, self.crop_pct
+        size, share, mean, std = self.image_size, self.crop_pct, self.mean, self.std
         if not _are_whole(size, MOST_SIDE) or len(size) != 2:
             return f"image_size={size!r:.100}: height and width are from 1 to {MOST_SIDE} pixels"
-        if not _are_numbers(self.mean) or not _are_numbers(self.std, SMALLEST_STD):
-            return f"mean={self.mean!r:.100}, std={self.std!r:.100}: finite numbers, std above 0"
-        if len(self.mean) != len(self.std):
-            return f"{len(self.mean)} numbers as mean and {len(self.std)} as std: one a channel"
-        if not _are_numbers((share,), max(size) / MOST_SIDE / 4) or share > 1:
+        if not (_are_numbers(mean) and _are_numbers(std, SMALLEST_STD) and len(mean) == len(std)):
+            return f"mean={mean!r:.100}, std={std!r:.100}: one for each channel, std above 0"
+        if not _are_numbers((share,), max(size) / MOST_SIDE) or share > 1:
             return f"crop_pct={share!r:.100}: it is the share that the crop keeps, at most 1"
-        if self.interpolation not in INTERPOLATIONS:
-            return f"interpolation={self.interpolation!r:.100}: one of {', '.join(INTERPOLATIONS)}"
-        if self.crop_mode not in CROP_MODES:
-            return f"crop_mode={self.crop_mode!r:.100}: one of {', '.join(CROP_MODES)}"
-        if not isinstance(self.stated, bool):
-            return f"stated={self.stated!r:.100}: true or false"
+        choices = {
+            "interpolation": INTERPOLATIONS,
+            "crop_mode": CROP_MODES,
+            "stated": (True, False),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                return f"{name}={getattr(self, name)!r:.100}: one of {', '.join(map(str, known))}"
         return None
 
     @property

@@ -69,7 +69,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_torch_file(path: Path) -> Any:
     """Reads what torch.save wrote, if it is tensors, numbers and text in plain containers."""
     try:
-        _check_not_compressed(path)
+        check_not_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise BadFile(f"{path} holds something else than plain weights, and {CODE}") from error
@@ -131,12 +131,12 @@ def check_finite(
         values = state[name] if keep else state[name].to(t.dtype)
         if isinstance(t, nn.Parameter) and not bool(values.isfinite().all()):
             raise BadFile(
-                f"{path}: {name} holds NaN or infinity{'' if keep else f' as {_name(t.dtype)}'}, so "
-                "the model could give no answer. Take weights from before that happened."
+                f"{path}: {name} holds NaN or infinity{'' if keep else f' as {_name(t.dtype)}'}. "
+                "The model could give no answer. Take weights from before that happened."
             )
 
 
-def _check_not_compressed(path: Path) -> None:
+def check_not_compressed(path: Path) -> None:
     """Refuses an archive whose members take more memory than the file: torch writes none."""
     if not zipfile.is_zipfile(path):
         return

@@ -94,8 +94,8 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
         raise
     except Exception as error:  # a library may raise anything at a recipe from somewhere
         raise BadFile(
-            f"{path / RECIPE_FILE} cannot be followed: {first_line(error)[:500]}. It was edited, or "
-            f"needs the versions that it was written with: {_list_versions(recipe)}."
+            f"{path / RECIPE_FILE} cannot be followed: {first_line(error)[:500]}. It was edited, "
+            f"or needs the versions that it was written with: {_list_versions(recipe)}."
         ) from error
 
 
@@ -116,7 +116,7 @@ def check_images(recipe: Recipe, facts: HostFacts) -> None:
 
 
 def check_runs(slimmed: SlimModel) -> None:
-    """Runs the loaded model once: settings of a method may fit by their types and still not work."""
+    """Runs the loaded model once: settings of a method may be of the right types and not work."""
     shape = slimmed.plan.adapter.describe(slimmed.host).image_shape
     noise = torch.Generator().manual_seed(0)
     images = torch.randn((1, *shape), generator=noise)
@@ -144,8 +144,8 @@ def check_noise_logits(recipe: Recipe, found: list[float], slimmed: SlimModel) -
     if not off <= LOGIT_TOLERANCE.get(dtype, 0.1):
         raise BadFile(
             f"The host takes the saved weights and answers otherwise, by {off:.2g}. Its recipe was "
-            f"edited, or its library has changed since: {_list_versions(recipe)}. Install these, or "
-            "build the host as it was and pass it: load(path, model=...)."
+            f"edited, or its library has changed since: {_list_versions(recipe)}. Install these, "
+            "or build the host as it was and pass it: load(path, model=...)."
         )
 
 

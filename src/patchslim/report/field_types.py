@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
+
 
 def check_field_types(value: Any) -> None:
     """Refuses a dataclass with a field of another type than it was declared with.
@@ -28,29 +30,18 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in args)
-    if origin is tuple:
-        if len(args) == 2 and args[1] is ...:
-            return isinstance(value, tuple) and all(_fits(each, args[0]) for each in value)
-        alike = isinstance(value, tuple) and len(value) == len(args)
-        return alike and all(map(_fits, value, args))
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            _fits(key, args[0]) and _fits(each, args[1]) for key, each in value.items()
-        )
-    if dataclasses.is_dataclass(kind):
-        if type(value) is kind:
-            check_field_types(value)
-            return True
+    if not isinstance(value, NUMBERS.get(kind, origin or kind)):
         return False
-    if kind is float:
-        return _is_number(value) and math.isfinite(value)
-    if kind is int:
-        return _is_number(value) and isinstance(value, int)
-    return isinstance(value, kind)
+    if origin is tuple:
+        kinds = args[:1] * len(value) if args[-1] is ... else args
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if origin is Mapping:
+        return all(_fits(key, args[0]) and _fits(each, args[1]) for key, each in value.items())
+    if dataclasses.is_dataclass(kind):
+        check_field_types(value)
+    return kind not in NUMBERS or _is_number(value)
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that can be written as one."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float(2**63)
-    )
+    """Whether a number is one, and finite, and of a size that anything counts to."""
+    return not isinstance(value, bool) and math.isfinite(value) and abs(value) < float(2**63)

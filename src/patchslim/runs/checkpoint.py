@@ -21,6 +21,7 @@ from torch import Tensor
 
 from patchslim.errors import BadFile
 from patchslim.files import replace_file
+from patchslim.hosts._weights import check_not_compressed
 
 FORMAT = 1
 SEAL = re.compile(rb"\npatchslim checkpoint (\d{4}) ([0-9a-f]{64})\n")
@@ -58,6 +59,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         _check_seal(path)
+        check_not_compressed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BadFile(
@@ -111,6 +113,8 @@ def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
 
 def _check_seal(path: Path) -> None:
     """Refuses a file that differs in any bit from what `write` wrote."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BadFile(f"{path} is not a file, so it is no checkpoint. {CURE}")
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size == 0:

@@ -41,6 +41,8 @@ class Log:
         writer = _event_writer() if tensorboard else None
         with _report_errors(self._path):
             folder.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not self._path.is_file():  # a pipe would be waited for
+                raise BadFile(f"{self._path} is not a file. Delete it, or give another folder.")
             _truncate(self._path, ("step", *columns), after)
             # Unbuffered: when `write` returns, the row is in the file, or an error was raised.
             self._file = self._path.open("ab", buffering=0)

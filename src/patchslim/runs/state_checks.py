@@ -47,9 +47,7 @@ def check_alike(name: str, value: Any, like: Any) -> None:
     if isinstance(like, Tensor):
         _check_tensor(name, value, like)
     elif isinstance(like, Mapping):
-        if not isinstance(value, Mapping) or value.keys() != like.keys():
-            names = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise TypeError(f"{name} has {names!s:.100}, and not {sorted(map(str, like))!s:.100}")
+        _check_names(name, value, like)
         for key in like:
             check_alike(f"{name}.{key}", value[key], like[key])
     elif isinstance(like, list | tuple):
@@ -62,6 +60,13 @@ def check_alike(name: str, value: Any, like: Any) -> None:
             raise TypeError(f"{name} is {value!r:.100}, not true, false or nothing")
     elif not _is_finite(value):
         raise TypeError(f"{name} is {value!r:.100}, not a number")
+
+
+def _check_names(name: str, value: Any, like: Mapping[Any, Any]) -> None:
+    """Refuses what has not the same names."""
+    if not isinstance(value, Mapping) or value.keys() != like.keys():
+        names = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise TypeError(f"{name} has {names!s:.100}, and not {sorted(map(str, like))!s:.100}")
 
 
 def _check_tensor(name: str, value: Any, like: Tensor) -> None:

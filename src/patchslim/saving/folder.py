@@ -107,7 +107,9 @@ def read_recipe(path: str | Path) -> Recipe:
         )
     check_seal(path / RECIPE_FILE, recipe)
     # Older files lack these. In them, whatever is shared is taken to be tied.
-    recipe = {"trained": None, "calibrated": None, "tied": [*recipe.get("shared", ())], **recipe}
+    shared = recipe.get("shared")
+    tied = [*shared] if isinstance(shared, dict) else []
+    recipe = {"trained": None, "calibrated": None, "tied": tied, **recipe}
     wrong = [
         name for name, kinds in ENTRY_TYPES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]

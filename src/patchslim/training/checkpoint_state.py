@@ -10,6 +10,10 @@ from torch.optim import Optimizer
 
 from patchslim.runs.state_checks import check_alike
 
+# Entries of a group in which versions of torch differ; torch adds what is missing.
+OPTIONAL = frozenset(
+    """amsgrad maximize foreign capturable differentiable fused decoupled_weight_decay""".split()
+)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
 
@@ -56,7 +60,9 @@ def _check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
     if len(saved["param_groups"]) != len(groups):
         raise TypeError(f"the optimiser has {len(groups)} groups of weights, and not as many there")
     for before, now in zip(saved["param_groups"], groups, strict=True):
-        # Versions of torch differ in what a group has beside these.
+        missing = now.keys() - before.keys() - OPTIONAL
+        if missing:
+            raise TypeError(f"the optimiser has no {', '.join(sorted(missing))} there")
         for name in before.keys() & now.keys():
             check_alike(f"optimizer.{name}", before[name], now[name])
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
