@@ -40,6 +40,7 @@ from patchslim.hosts._registry import library_names, load_library
 from patchslim.measurement.measure import measure
 from patchslim.model.load import load
 from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
+from patchslim.saving.seal import seal_recipe
 from patchslim.schedules.schedule import Counts
 from patchslim.versions import check_version, installed_version
 
@@ -63,7 +64,7 @@ def hf_vit():
 def edited(saved, to, **changes):
     path = Path(shutil.copytree(saved, to))
     recipe = json.loads((path / RECIPE_FILE).read_text()) | changes
-    (path / RECIPE_FILE).write_text(json.dumps(recipe))
+    (path / RECIPE_FILE).write_text(json.dumps(seal_recipe(recipe)))
     return path
 
 

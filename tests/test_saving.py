@@ -506,7 +506,7 @@ def test_a_host_is_built_with_arguments_of_its_architecture_alone(saved, argumen
     host = json.loads((saved / RECIPE_FILE).read_text())["host"]
     forge_recipe(saved, host={**host, "args": {**host["args"], **argument}})
     with pytest.raises(
-        PatchslimError, match=r"Unknown setting|is not a setting|too large for its weights"
+        PatchslimError, match=r"takes no setting|is not a setting|too large for its weights"
     ):
         load(saved)
 

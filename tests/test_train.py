@@ -33,6 +33,8 @@ from patchslim.model.model import SlimModel
 from patchslim.model.training_pass import forward_training
 from patchslim.runs.checkpoint import read, write
 from patchslim.runs.log import read_log
+from patchslim.runs.ownership import LOCK_FILE
+from patchslim.saving.seal import seal_recipe
 from patchslim.testing.trial import tiny_host
 from patchslim.training.config import TrainConfig
 from patchslim.training.losses import (
@@ -214,9 +216,8 @@ def test_a_run_killed_with_sigkill_can_be_resumed(tmp_path: Path) -> None:
 
     kill_when(lambda: train(slimmed(), images(), LONG, out=out, progress=tell), fourth.exists)
     left = {path.name for path in out.iterdir()}
-    assert (
-        {"checkpoint.pt", "log.csv"} <= left <= {"checkpoint.pt", "log.csv", ".checkpoint.pt.new"}
-    )
+    written = {"checkpoint.pt", "log.csv", LOCK_FILE}  # a killed owner leaves its lock file
+    assert written <= left <= {*written, ".checkpoint.pt.new"}
     assert 3 <= read(out / "checkpoint.pt")["step"] < 20
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -474,9 +475,10 @@ def test_the_training_entry_of_a_recipe_is_checked(tmp_path: Path) -> None:
     slimmed().save(tmp_path / "saved")
     file = tmp_path / "saved" / "recipe.json"
     recipe = json.loads(file.read_text())
-    file.write_text(json.dumps({**recipe, "trained": "yes"}))
+    file.write_text(json.dumps(seal_recipe({**recipe, "trained": "yes"})))
     with pytest.raises(BadFile, match="look at: trained"):
         patchslim.load(tmp_path / "saved", model=tiny_host())
-    del recipe["trained"]
-    file.write_text(json.dumps(recipe))  # as 0.1.0 wrote it
+    for name in ("trained", "tied", "checksums"):
+        del recipe[name]
+    file.write_text(json.dumps({**recipe, "package": "0.1.0"}))  # as 0.1.0 wrote it
     assert patchslim.load(tmp_path / "saved", model=tiny_host()).trained is None

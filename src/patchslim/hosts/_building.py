@@ -36,14 +36,18 @@ NEVER = frozenset(
 
 
 def class_arguments(classes: Iterable[type]) -> frozenset[str]:
-    """The names of the arguments that make these classes, their base classes' own included."""
+    """The names of the arguments that make these classes, of those that are classifiers.
+
+    The arguments of their base classes are among them.
+    """
     names: set[str] = set()
     for cls in classes:
+        own: set[str] = set()
         for base in cls.__mro__:
-            if "__init__" not in vars(base) or base.__module__.startswith(("torch.", "builtins")):
-                continue
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            names |= {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+            if "__init__" in vars(base) and not base.__module__.startswith(("torch.", "builtins")):
+                parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+                own |= {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+        names |= own if "num_classes" in own else set()
     return frozenset(names - NEVER - {"self", "args"})
 
 
@@ -60,9 +64,13 @@ def check_arguments(model: str, given: Mapping[str, Any], known: Collection[str]
         PatchslimError: a value is no number, text, or tuple of such, or out of all proportion.
     """
     for name, value in given.items():
-        if name in NEVER or (known is not None and name not in known):
-            cure = "Weights are given by --weights FILE or --pretrained." if name in NEVER else ""
-            raise UnknownName.of(f"setting of {model}", str(name)[:100], known or (), cure)
+        if name in NEVER:
+            raise UnknownName(
+                f"{model} takes no setting {name!r} here: settings are those of its architecture. "
+                "Weights are given by --weights FILE or --pretrained."
+            )
+        if known is not None and name not in known:
+            raise UnknownName.of(f"setting of {model}", str(name)[:100], known)
         if not _is_plain(value) or (name in SIZES and not _is_size(value)):
             raise PatchslimError(
                 f"{model}: {name}={str(value)[:100]} is not a setting. Give a number from 0 to "

@@ -62,7 +62,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         parse_json(header.rstrip(), f"The header of {path}")
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, BadFile, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise BadFile(f"{path} is not a safetensors file: {first_line(error)}.") from error
+        raise BadFile(
+            f"{path} is truncated or not a safetensors file: {first_line(error)}."
+        ) from error
     return tensors
 
 
@@ -103,8 +105,8 @@ def check_fit(
         name = min(unlike)
         raise BadFile(
             f"{path} does not fit {model}: other shapes for {_list_names(unlike)}; {name} has "
-            f"{tuple(state[name].shape)} there and {tuple(own[name].shape)} in the model. Is it of "
-            "this very model and image size?"
+            f"shape {tuple(state[name].shape)} there and {tuple(own[name].shape)} in the model. Is "
+            "it of this very model and image size?"
         )
     for name, t in own.items():
         given = state[name].dtype
