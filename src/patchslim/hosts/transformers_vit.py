@@ -58,11 +58,6 @@ class TransformersVit(Adapter):
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
                     f"dense shape. Set model.config.{name} = False."
                 )
-        if not getattr(host.config, "return_dict", True):
-            return (
-                "its configuration asks for tuples, and answers are found by name. Set "
-                "model.config.return_dict = True."
-            )
         return None
 
     def describe(self, host: Any) -> HostFacts:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.hosts._answers import TOLERANCE, eval_mode, relative_difference
+from patchslim.hosts._library import first_line
 from patchslim.methods._registry import find_method
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
@@ -28,7 +32,7 @@ def check_identity(slimmed: SlimModel) -> None:
         identity = find_method("identity")()
         plan = plan_schedule(host, adapter, identity, Constant(0), slimmed.plan.tail)
         same = SlimModel(host, plan)
-        wanted = adapter.logits(host(images)).double()
+        wanted = adapter.logits(_ask_host(host, images)).double()
         got = adapter.logits(same(images)).double()
     off = relative_difference(got, wanted)
     if not off <= TOLERANCE.get(parameter.dtype, 1e-2):
@@ -37,3 +41,19 @@ def check_identity(slimmed: SlimModel) -> None:
             f"{off:.2g} ({parameter.dtype}). It has a part that the adapter for {adapter.family} "
             "does not know; results would be wrong, so it is refused. Please report the model."
         )
+
+
+def _ask_host(host: nn.Module, images: Tensor) -> Any:
+    """Returns what the host answers. A host that cannot answer itself is refused.
+
+    Its settings may make no sense, or ask for outputs that its own library does not give.
+    """
+    try:
+        return host(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"The model itself fails on noise of shape {tuple(images.shape)}: "
+            f"{type(error).__name__}: {first_line(error)[:300]}. Mend it before it is slimmed."
+        ) from error
