@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
@@ -53,8 +54,10 @@ def hf_host() -> nn.Module:
 
 @functools.cache
 def workshop() -> Path:
-    """One folder for everything that is made once."""
-    return Path(tempfile.mkdtemp(prefix="attacked"))
+    """One folder for everything that is made once; it is gone when the suite ends."""
+    path = Path(tempfile.mkdtemp(prefix="attacked"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)  # forked attacks end without it
+    return path
 
 
 @functools.cache
