@@ -1,14 +1,14 @@
 """One hostile input, and what patchslim made of it.
 
-An attack runs in a forked process of its own with a limit on time and on memory, so that a hang, a
-crash or a bomb is a verdict and not the end of the suite.
+Attacks run in forked processes with limits on time and memory, so that a hang, a crash or a bomb
+is a verdict and not the end of the suite.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
-import pickle
 import pkgutil
 import resource
 import select
@@ -26,6 +26,7 @@ from pathlib import Path
 from patchslim.errors import PatchslimError
 
 SECONDS = 30  # more than any of them needs on two busy cores
+TOGETHER = 25  # attacks in one process: a fork of all that is loaded costs more than most of them
 MEMORY = 3 << 30  # beyond what its process has when it begins
 
 
@@ -85,13 +86,26 @@ def list_attacks(kind: str, every: int = 1) -> list[Attack]:
 
 
 def try_attacks(attacks: list[Attack], seconds: float = SECONDS) -> Iterator[Outcome]:
-    """Tries one after the other."""
-    for attack in attacks:
-        yield try_attack(attack, seconds)
+    """Tries one after the other, a number of them in each process, and says what became of each.
+
+    A process that hangs or dies is the verdict on the attack that it was at, and another one goes
+    on behind that.
+    """
+    done = 0
+    while done < len(attacks):
+        for outcome in try_in_one_process(attacks[done : done + TOGETHER], seconds):
+            done += 1
+            yield outcome
 
 
 def try_attack(attack: Attack, seconds: float = SECONDS) -> Outcome:
     """Runs an attack in a process of its own and says what became of it."""
+    (outcome,) = try_attacks([attack], seconds)
+    return outcome
+
+
+def try_in_one_process(attacks: list[Attack], seconds: float) -> Iterator[Outcome]:
+    """Runs attacks in one process until one hangs or ends it."""
     folder = Path(tempfile.mkdtemp(prefix="attack"))
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -99,25 +113,32 @@ def try_attack(attack: Attack, seconds: float = SECONDS) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        run_in_child(attack, folder, writer)
+        run_in_child(attacks, folder, writer)
     os.close(writer)
+    status = None
     try:
-        sent = read_until(reader, time.monotonic() + seconds)
+        for attack in attacks:
+            sent = read_line(reader, time.monotonic() + seconds)
+            if sent is None:
+                yield Outcome(attack.name, Verdict.HUNG, f"no answer after {seconds:g} s")
+                return
+            if not sent:
+                _, status = os.waitpid(child, 0)
+                died = f"the process died with status {status}"
+                yield Outcome(attack.name, Verdict.FOREIGN, died)
+                return
+            verdict, detail = json.loads(sent)
+            yield Outcome(attack.name, Verdict(verdict), detail)
     finally:
         os.close(reader)
         kill_group(child)
-        _, status = os.waitpid(child, 0)
+        if status is None:
+            os.waitpid(child, 0)
         shutil.rmtree(folder, ignore_errors=True)
-    if sent is None:
-        return Outcome(attack.name, Verdict.HUNG, f"no answer after {seconds:g} s")
-    if not sent:
-        return Outcome(attack.name, Verdict.FOREIGN, f"the process died with status {status}")
-    verdict, detail = pickle.loads(sent)
-    return Outcome(attack.name, Verdict(verdict), detail)
 
 
-def run_in_child(attack: Attack, folder: Path, writer: int) -> None:
-    """The child's whole life: it runs the attack, sends the verdict, and ends."""
+def run_in_child(attacks: list[Attack], folder: Path, writer: int) -> None:
+    """The child's whole life: it runs the attacks, sends a verdict on each, and ends."""
     os.setpgid(0, 0)
     with Path("/proc/self/statm").open() as statm:
         size = int(statm.read().split()[0]) * resource.getpagesize()
@@ -125,9 +146,16 @@ def run_in_child(attack: Attack, folder: Path, writer: int) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
-    os.chdir(folder)
-    verdict, detail = judge(attack, folder)
-    os.write(writer, pickle.dumps((verdict.value, detail[-4000:])))
+    environment = dict(os.environ)
+    for number, attack in enumerate(attacks):
+        own = folder / str(number)
+        own.mkdir()
+        os.chdir(own)
+        verdict, detail = judge(attack, own)
+        os.write(writer, json.dumps([verdict.value, detail[-4000:]]).encode() + b"\n")
+        os.environ.clear()
+        os.environ.update(environment)
+        shutil.rmtree(own, ignore_errors=True)
     os._exit(0)
 
 
@@ -146,17 +174,18 @@ def judge(attack: Attack, folder: Path) -> tuple[Verdict, str]:
     return Verdict.ANSWERED, ""
 
 
-def read_until(reader: int, deadline: float) -> bytes | None:
-    """All that the child sends before it ends; None where it has not ended in time."""
+def read_line(reader: int, deadline: float) -> bytes | None:
+    """What the child says next, to the end of the line; empty where it has ended, None if late."""
     sent = b""
-    while True:
+    while not sent.endswith(b"\n"):
         ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return None
-        part = os.read(reader, 65536)
+        part = os.read(reader, 1)
         if not part:
-            return sent
+            return b""
         sent += part
+    return sent
 
 
 def kill_group(child: int) -> None:
