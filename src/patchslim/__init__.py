@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.calibration.task import CalibrationResult as CalibrationResult
     from patchslim.data.hf_dataset import Dataset as Dataset
     from patchslim.data.images import Images as Images
+    from patchslim.data.limits import Limits as Limits
     from patchslim.data.webdataset import Shards as Shards
     from patchslim.errors import PatchslimError as PatchslimError
     from patchslim.hosts._adapter import Adapter as Adapter
@@ -48,6 +49,7 @@ _MODULES = {
     "Cost": "patchslim.tokens.shapes",
     "Dataset": "patchslim.data.hf_dataset",
     "Images": "patchslim.data.images",
+    "Limits": "patchslim.data.limits",
     "Method": "patchslim.methods._method",
     "PatchSlimmingConfig": "patchslim.calibration.patch_slimming.config",
     "PatchslimError": "patchslim.errors",

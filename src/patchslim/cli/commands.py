@@ -251,11 +251,13 @@ def models(args: Namespace, _terminal: Terminal) -> CommandResult:
 def show(args: Namespace, terminal: Terminal) -> CommandResult:
     """Draws the patches that survive in one image, at several depths."""
     from patchslim.data.images import Images
+    from patchslim.data.limits import Limits
     from patchslim.report.patch_maps import trace_patches
     from patchslim.report.patch_pictures import draw_patches
 
     slimmed, prepared = open_model(args, terminal)
-    images = Images.for_host(slimmed, args.image, prepared=prepared, limit=1)
+    limits = Limits.parse(args.limits)
+    images = Images.for_host(slimmed, args.image, prepared=prepared, limit=1, limits=limits)
     batch, _ = next(iter(images))
     survivals = trace_patches(slimmed, batch)[0]
     args.out.parent.mkdir(parents=True, exist_ok=True)

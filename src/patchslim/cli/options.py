@@ -113,6 +113,18 @@ def add_classes(group: Any) -> None:
     )
 
 
+def add_limits(group: Any) -> None:
+    """Adds `--limits`: how large images and archives may be."""
+    group.add_argument(
+        "--limits",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="how much is read at most: file_bytes, pixels, members, ratio or shards (see the page "
+        "on security); may be repeated",
+    )
+
+
 def add_weights(command: Parser) -> None:
     """Adds the options for a model that is built by name: how, and with which weights."""
     group = command.add_argument_group("weights of a model that is built by name")

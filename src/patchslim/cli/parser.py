@@ -15,6 +15,7 @@ from patchslim.cli.options import (
     ShowVersion,
     add_classes,
     add_command,
+    add_limits,
     add_method,
     add_method_settings,
     add_search_options,
@@ -111,6 +112,7 @@ def _add_calibrate(commands: Any) -> None:
     add("--data", metavar="PATH", help=f"{DATA_HELP} (the default for MODEL digits); no labels")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where to write everything")
     add("--resume", action="store_true", help="continue the calibration in --out")
+    add_limits(command)
     add_weights(command)
     group = command.add_argument_group("method and goal (give one goal)")
     add = group.add_argument
@@ -151,6 +153,7 @@ def _add_train(commands: Any) -> None:
     add("--validation", metavar="PATH", help="other images, to choose the best weights and report")
     add_classes(group)
     add("--limit", type=positive_int, metavar="N", help="how many images of each, evenly spread")
+    add_limits(group)
     add_weights(command)
     add_method(command)
     group = command.add_argument_group("teacher")
@@ -173,6 +176,7 @@ def _add_measure(commands: Any) -> None:
     add("--data", metavar="PATH", help=f"{DATA_HELP}; without it only costs are measured")
     add_classes(command)
     add("--limit", type=positive_int, metavar="N", help="how many images, evenly spread")
+    add_limits(command)
     add(
         "--dense",
         metavar="WEIGHTS",
@@ -231,6 +235,7 @@ def _add_show(commands: Any) -> None:
     add = command.add_argument
     add("model", metavar="MODEL")
     add("image", type=Path, metavar="IMAGE")
+    add_limits(command)
     add(
         "--out",
         type=Path,

@@ -155,7 +155,9 @@ def open_calibration_images(
         )
     if path == EXAMPLE:
         return _example_batches("train", search.images, search.batch)
-    options = Namespace(command=args.command, classes=None, limit=None, batch=search.batch)
+    options = Namespace(
+        command=args.command, classes=None, limit=None, batch=search.batch, limits=args.limits
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so labels are left out")
         return open_images(path, "train", options, host, None)
@@ -167,16 +169,29 @@ def open_images(
     """Opens the images at `path`, prepared for the model, or scenes of the embedded example."""
     from patchslim.data.hf_dataset import Dataset, is_dataset
     from patchslim.data.images import Images
+    from patchslim.data.limits import Limits
     from patchslim.data.webdataset import Shards, is_shards
 
     # `--batch` of train is the batch of a training step, and may be missing.
     batch: int = VALIDATION_BATCH if args.command == "train" else args.batch
+    limits = Limits.parse(args.limits)
     if path == EXAMPLE:
+        if args.classes is not None:
+            raise PatchslimError(
+                "--classes names class folders, and `digits` has none: its labels are the digits. "
+                "Leave --classes out, or give a folder as --data."
+            )
         return _example_batches(split, args.limit or SCENE_COUNTS[split], batch)
     kind = Dataset if is_dataset(path) else Shards if is_shards(path) else None
     if kind is None:
         return Images.for_host(
-            host, path, prepared=prepared, classes=args.classes, limit=args.limit, batch=batch
+            host,
+            path,
+            prepared=prepared,
+            classes=args.classes,
+            limit=args.limit,
+            batch=batch,
+            limits=limits,
         )
     if args.classes is not None:
         what = "a Hugging Face dataset" if kind is Dataset else "WebDataset shards"
@@ -184,7 +199,9 @@ def open_images(
             f"--classes names class folders, and {path} is {what}, with labels of its own; leave "
             "--classes out."
         )
-    return kind.for_host(host, path, prepared=prepared, limit=args.limit, batch=batch)
+    return kind.for_host(
+        host, path, prepared=prepared, limit=args.limit, batch=batch, limits=limits
+    )
 
 
 def _example_batches(split: Split, count: int, batch: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""Reads files out of folders and of zip and tar archives, one at a time.
+"""Reads files out of zip and tar archives, one at a time, and never writes one to the disk.
 
 `open_files` opens whatever holds the files. Any number of processes may read at once.
 """
@@ -6,73 +6,35 @@
 from __future__ import annotations
 
 import os
-import tarfile
+import stat
 import zipfile
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, Generic, Protocol, TypeVar
 
-# All errors that Pillow and the archive readers raise for a damaged file.
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
-    tarfile.TarError, zlib.error, KeyError, IndexError)  # fmt: skip
+from patchslim.data.files import Files, Folder, SingleFile, check_regular
+from patchslim.data.limits import Limits
+from patchslim.data.tars import Member, TarStream, is_compressed, list_members, read_slice
 
-
-# The first bytes of files that gzip, bzip2, xz and zstd write.
-COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
-TAR_BLOCK = 512  # bytes of a header in a tar
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# Others need memory that no header tells, and images hardly shrink anyway.
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+MADE_BY_DOS = 0
 
 
-class Files(Protocol):
-    """Files in a folder or in an archive."""
-
-    def names(self) -> list[str]:
-        """Lists the names of all files, with the folders they are in."""
-
-    def read(self, name: str) -> bytes:
-        """Reads one file."""
-
-
-def open_files(path: Path) -> Files:
+def open_files(path: Path, limits: Limits) -> Files:
     """Opens a folder or an archive; treats any other file as the only one."""
     name = path.name.lower()
     if path.is_dir():
-        return Folder(path)
+        return Folder(path, limits)
+    check_regular(path)
     if name.endswith(ZIP_SUFFIXES):
-        return Zip(path)
+        return Zip(path, limits)
     if name.endswith(TAR_SUFFIXES):
-        return CompressedTar(path) if is_compressed(path) else Tar(path)
-    return SingleFile(path)
-
-
-class Folder:
-    """Files below a folder, at any depth."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def names(self) -> list[str]:
-        """Lists the paths of all files, relative to the folder."""
-        files = (file for file in self._path.rglob("*") if file.is_file())
-        return [file.relative_to(self._path).as_posix() for file in files]
-
-    def read(self, name: str) -> bytes:
-        """Reads one file."""
-        return (self._path / name).read_bytes()
-
-
-class SingleFile(Folder):
-    """One file by itself."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.parent)
-        self._name = path.name
-
-    def names(self) -> list[str]:
-        """Lists the one name."""
-        return [self._name]
+        return CompressedTar(path, limits) if is_compressed(path) else Tar(path, limits)
+    return SingleFile(path, limits)
 
 
 class Closeable(Protocol):
@@ -88,8 +50,8 @@ Archive = TypeVar("Archive", bound=Closeable)
 class ProcessLocal(Generic[Archive]):
     """An archive that every process opens for itself, when it first reads from it.
 
-    A file that is open during a fork has one position for both processes, and each would move it
-    for the other. So a fork or a pickled copy opens the archive again.
+    A file that is open during a fork has one position for both processes: each would move the
+    other's. So a fork or a pickled copy opens the archive again.
     """
 
     def __init__(self, path: Path, open_archive: Callable[[Path], Archive]) -> None:
@@ -116,107 +78,151 @@ class ProcessLocal(Generic[Archive]):
         return {**self.__dict__, "_opened": None}
 
 
+class Index:
+    """The members of an archive by their names, each of which stands for one file.
+
+    Of several members with one name the last is read, as whoever unpacks the archive gets it.
+    """
+
+    def __init__(self, path: Path, members: Iterable[Member], limits: Limits) -> None:
+        self._limits = limits
+        self.members: dict[str, Member] = {}
+        copies: Counter[str] = Counter()
+        links = []
+        for member in members:
+            name = PurePosixPath(member.name).as_posix()
+            copies[name] += 1
+            self.members[name] = member
+            links += [name] if member.is_link else []
+        self.notices: list[str] = []
+        several = [name for name, count in copies.items() if count > 1]
+        if several:
+            self.notices.append(
+                f"{path} has {len(several)} names that stand for several files each, such as "
+                f"{min(several)}: of each the last file is read"
+            )
+        if links:
+            self.notices.append(
+                f"{path} has {len(links)} links, such as {min(links)}, which are not followed"
+            )
+
+    def find(self, name: str) -> Member:
+        """Returns a member that can be read; raises a ValueError for any other."""
+        member = self.members[name]
+        if member.problem:
+            raise ValueError(member.problem)
+        self._limits.check_file(member.size)
+        return member
+
+
 class Zip:
     """Files in a zip."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
         self._archive = ProcessLocal(path, zipfile.ZipFile)
+        infos = self._archive().infolist()
+        limits.check_members(len(infos), path)
+        unpacked = sum(info.file_size for info in infos)
+        limits.check_unpacked(unpacked, path.stat().st_size, path)
+        places = enumerate(infos)
+        members = [_zip_member(info, place) for place, info in places if not info.is_dir()]
+        self._index = Index(path, members, limits)
+        self.notices = self._index.notices
 
     def names(self) -> list[str]:
         """Lists all files, without the folders."""
-        return [name for name in self._archive().namelist() if not name.endswith("/")]
+        return list(self._index.members)
 
     def read(self, name: str) -> bytes:
         """Reads one file."""
-        return self._archive().read(name)
+        member = self._index.find(name)
+        archive = self._archive()
+        with archive.open(archive.infolist()[member.offset]) as file:
+            # With its size it unpacks no more than that, whatever follows in the archive.
+            data = file.read(member.size)
+        if len(data) < member.size:
+            raise EOFError("the archive holds only a part of it")
+        return data
+
+
+def _zip_member(info: zipfile.ZipInfo, place: int) -> Member:
+    """Makes a member of a zip; its offset is its place in the list of all."""
+    name = info.filename
+    if info.create_system == MADE_BY_DOS:
+        name = name.replace("\\", "/")
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    is_link = kind == stat.S_IFLNK
+    problem = escape_problem(name)
+    if info.compress_type not in ZIP_METHODS:
+        problem = f"it is packed by method {info.compress_type}; stored and deflated files are read"
+    elif kind not in (0, stat.S_IFREG):
+        problem = "it is a link" if is_link else "it is no regular file"
+    return Member(name, place, info.file_size, problem, is_link)
 
 
 class Tar:
     """Files in an uncompressed tar."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
         self._path = path
-        self._members = {member.name: member for member in list_members(path)}
+        self._index = _index_tar(path, limits)
+        self.notices = self._index.notices
 
     def names(self) -> list[str]:
         """Lists all files."""
-        return list(self._members)
+        return list(self._index.members)
 
     def read(self, name: str) -> bytes:
         """Reads one file."""
-        _, offset, size = self._members[name]
-        return read_slice(self._path, offset, size)
-
-
-class OpenTar:
-    """An open tar with an index of its files by name."""
-
-    def __init__(self, path: Path) -> None:
-        self._tar = tarfile.open(path)  # noqa: SIM115 (closed below, or by its owner)
-        try:
-            self.members = {info.name: info for info in self._tar.getmembers() if info.isfile()}
-        except READ_ERRORS:
-            self._tar.close()
-            raise
-
-    def read(self, name: str) -> bytes:
-        """Reads one file."""
-        file = self._tar.extractfile(self.members[name])
-        return b"" if file is None else file.read()
-
-    def close(self) -> None:
-        """Closes the tar."""
-        self._tar.close()
+        member = self._index.find(name)
+        return read_slice(self._path, member.offset, member.size)
 
 
 class CompressedTar:
     """Files in a compressed tar; to read one, all that come before it are unpacked."""
 
-    def __init__(self, path: Path) -> None:
-        self._archive = ProcessLocal(path, OpenTar)
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._index = _index_tar(path, limits)
+        self.notices = self._index.notices
+        self._stream = ProcessLocal(path, _Opener(limits))
 
     def names(self) -> list[str]:
         """Lists all files."""
-        return list(self._archive().members)
+        return list(self._index.members)
 
     def read(self, name: str) -> bytes:
         """Reads one file."""
-        return self._archive().read(name)
+        member = self._index.find(name)
+        return self._stream().read_at(member.offset, member.size)
 
 
-class Member(NamedTuple):
-    """Name of a file in an uncompressed tar, and where its bytes are."""
+class _Opener:
+    """Opens a compressed tar within limits; unlike a lambda it can be pickled."""
 
-    name: str
-    offset: int
-    size: int
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
 
-
-def list_members(tar: Path) -> list[Member]:
-    """Lists the files in an uncompressed tar; raises one of READ_ERRORS if it is damaged."""
-    with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        members = [
-            Member(info.name, info.offset_data, info.size) for info in archive if info.isfile()
-        ]
-        # tarfile stops without an error at a header that it cannot read, as if the archive ended
-        # there. A real end is a block of zeros.
-        file.seek(archive.offset)
-        if file.read(TAR_BLOCK).strip(b"\0"):
-            raise tarfile.ReadError(f"bad header at byte {archive.offset}")
-    return members
+    def __call__(self, path: Path) -> TarStream:
+        """Opens it."""
+        return TarStream(path, self._limits)
 
 
-def read_slice(file: Path, offset: int, size: int) -> bytes:
-    """Reads `size` bytes from `offset`. Each call opens the file, so processes share nothing."""
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        data = stream.read(size)
-    if len(data) < size:
-        raise EOFError(f"{file.name} ends before it")
-    return data
+def _index_tar(path: Path, limits: Limits) -> Index:
+    """Reads all headers of a tar."""
+    members = []
+    listed, ending = list_members(path, limits)
+    for member in listed:
+        problem = member.problem or escape_problem(member.name)
+        members.append(member._replace(problem=problem))
+    index = Index(path, members, limits)
+    index.notices += ending
+    return index
 
 
-def is_compressed(file: Path) -> bool:
-    """Tells whether a file was written by gzip, bzip2, xz or zstd, by its first bytes."""
-    with file.open("rb") as stream:
-        return stream.read(max(map(len, COMPRESSED_MAGIC))).startswith(COMPRESSED_MAGIC)
+def escape_problem(name: str) -> str:
+    """Says that a name leads out of the archive, where its class folder would mean nothing."""
+    path = PurePosixPath(name)
+    drive = len(name) > 1 and name[1] == ":" and name[0].isalpha()
+    if path.is_absolute() or ".." in path.parts or drive:
+        return "its name leads out of the archive"
+    return ""

@@ -6,6 +6,7 @@ It fetches nothing, and all it knows of the model is its `Preprocessing`.
 
 from __future__ import annotations
 
+import stat
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,15 @@ from typing import Any
 
 from torch import nn
 
-from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
+from patchslim.data.files import describe_kind, read_regular, resolve_path, shorten
+from patchslim.data.limits import USUAL_LIMITS, Limits
+from patchslim.data.source import (
+    MOST_LABEL,
+    Source,
+    class_count,
+    pick_evenly,
+    resolve_preprocessing,
+)
 from patchslim.errors import BadData, MissingExtra, WrongInput
 from patchslim.hosts._preprocessing import Preprocessing
 
@@ -30,6 +39,7 @@ class Dataset(Source):
         split: the split to read, if `source` has several.
         limit: how many rows to read, spread evenly.
         batch: how many images a batch has.
+        limits: how large an image may be.
         dataset: the rows that are read, with the encoded image of each.
         unreadable: the rows that could not be read in the latest pass, and were left out.
     """
@@ -41,6 +51,7 @@ class Dataset(Source):
     split: str | None = None
     limit: int | None = None
     batch: int = 32
+    limits: Limits = USUAL_LIMITS
     dataset: Any = field(init=False)
     unreadable: list[str] = field(init=False, default_factory=list)
 
@@ -68,6 +79,7 @@ class Dataset(Source):
         split: str | None = None,
         limit: int | None = None,
         batch: int = 32,
+        limits: Limits = USUAL_LIMITS,
     ) -> Dataset:
         """Opens a dataset for `host` (or a SlimModel), with the host's own preprocessing.
 
@@ -93,6 +105,7 @@ class Dataset(Source):
             label=label,
             limit=limit,
             batch=batch,
+            limits=limits,
         )
 
     @property
@@ -115,7 +128,7 @@ class Dataset(Source):
 
     def read_file(self, index: int) -> bytes:
         """Reads the encoded image of a row; raises one of READ_ERRORS if it cannot."""
-        return _image_bytes(self.dataset[index][self.image])
+        return _image_bytes(self.dataset[index][self.image], self.limits)
 
     def location(self) -> str:
         """Names the column of images."""
@@ -124,7 +137,7 @@ class Dataset(Source):
 
 def is_dataset(path: str | Path) -> bool:
     """Tells whether `save_to_disk` wrote this folder, without importing the datasets library."""
-    folder = Path(path).expanduser()
+    folder = resolve_path(path)
     has_split = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
     return has_split or (folder / "dataset_dict.json").is_file()
 
@@ -133,7 +146,7 @@ def open_dataset(source: Any, split: str | None) -> Any:
     """Opens one split as a `datasets.Dataset` of plain Python rows."""
     library = _import_datasets()
     if isinstance(source, str | Path):
-        source = _load_from_disk(Path(source).expanduser())
+        source = _load_from_disk(resolve_path(source))
     if isinstance(source, library.DatasetDict):
         splits = list(source)
         if split is None and len(splits) == 1:
@@ -174,15 +187,27 @@ def _load_from_disk(folder: Path) -> Any:
             "dataset_info.json, nor dataset_dict.json. Save one with save_to_disk; nothing is "
             "fetched."
         )
+    _check_saved(folder)
     shows_bars = library.are_progress_bars_disabled() is False
     library.disable_progress_bars()
     try:
         return library.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{folder} is a damaged or truncated dataset: {error}") from error
+    except Exception as error:
+        raise BadData(f"{folder} is a damaged or truncated dataset: {shorten(error)}") from error
     finally:
         if shows_bars:
             library.enable_progress_bars()
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuses a saved dataset with anything in it that would wait for ever once it is opened."""
+    for file in (*folder.iterdir(), *folder.glob("*/*")):
+        try:
+            mode = file.stat().st_mode
+        except OSError as error:
+            raise BadData(f"{file} in this dataset cannot be read: {error.strerror}.") from error
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise BadData(f"{file} in this dataset is {describe_kind(mode)}, not a file.")
 
 
 def _disable_decoding(rows: Any, column: str) -> Any:
@@ -199,7 +224,7 @@ def _disable_decoding(rows: Any, column: str) -> Any:
     return rows
 
 
-def _image_bytes(cell: Any) -> bytes:
+def _image_bytes(cell: Any, limits: Limits) -> bytes:
     """Reads an encoded image from the row itself, or from the local file that the row names."""
     if isinstance(cell, bytes):
         return cell
@@ -207,7 +232,7 @@ def _image_bytes(cell: Any) -> bytes:
     if entry.get("bytes") is not None:
         return bytes(entry["bytes"])
     if entry.get("path"):
-        return Path(entry["path"]).read_bytes()
+        return read_regular(Path(entry["path"]), limits)
     raise ValueError("there is no image in it")
 
 
@@ -220,6 +245,8 @@ def _read_labels(rows: Any, column: str) -> list[int]:
             f"every row. Make it one: dataset.class_encode_column({column!r}), or leave labels out "
             "(label=None)."
         )
+    if max(labels) > MOST_LABEL:
+        raise BadData(f"Column {column!r} holds {max(labels)}, which is no number of a class.")
     return [] if max(labels) < 0 else [int(label) for label in labels]
 
 

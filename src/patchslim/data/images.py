@@ -13,7 +13,9 @@ from pathlib import Path, PurePosixPath
 
 from torch import nn
 
-from patchslim.data.archives import READ_ERRORS, CompressedTar, Files, open_files
+from patchslim.data.archives import CompressedTar, open_files
+from patchslim.data.files import READ_ERRORS, Files, read_regular, resolve_path, shorten
+from patchslim.data.limits import USUAL_LIMITS, Limits
 from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
 from patchslim.errors import BadData
 from patchslim.hosts._preprocessing import Preprocessing
@@ -35,6 +37,7 @@ class Images(Source):
         classes: a file with the name of one class folder on each line, in the order of the labels.
         limit: how many images to read, spread evenly over the sorted names.
         batch: how many images a batch has.
+        limits: how large an image, the folder and an archive may be.
         names: the images that are read.
         folders: the class folders in sorted order; empty if there are none.
         unreadable: the images that could not be read in the latest pass, and were left out.
@@ -51,13 +54,14 @@ class Images(Source):
     classes: str | Path | None = None
     limit: int | None = None
     batch: int = 32
+    limits: Limits = USUAL_LIMITS
     prepared: Preprocessing = field(init=False, repr=False, compare=False)
     names: list[str] = field(init=False)
     folders: list[str] = field(init=False)
     unreadable: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.path = Path(self.path).expanduser()
+        self.path = resolve_path(self.path)
         self.prepared = Preprocessing(
             image_size=self.image_size,
             mean=self.mean,
@@ -67,12 +71,14 @@ class Images(Source):
             crop_mode=self.crop_mode,
             stated=self.stated,
         )
-        self._files, names = _find_images(self.path)
+        self._files, names = _find_images(self.path, self.limits)
+        for notice in self._files.notices:
+            warnings.warn(f"{notice}.", stacklevel=3)
         self.has_random_access = not isinstance(self._files, CompressedTar)
         self._depth = _class_depth(names)
         has_folders = self._depth is not None
         self.folders = sorted({self._class_folder(n) for n in names}) if has_folders else []
-        self._labels = _read_labels(self.path, self.folders, self.classes)
+        self._labels = _read_labels(self.path, self.folders, self.classes, self.limits)
         self.names = [names[index] for index in pick_evenly(len(names), self.limit)]
 
     @classmethod
@@ -85,6 +91,7 @@ class Images(Source):
         classes: str | Path | None = None,
         limit: int | None = None,
         batch: int = 32,
+        limits: Limits = USUAL_LIMITS,
     ) -> Images:
         """Opens images for `host` (or a SlimModel), with the host's own preprocessing.
 
@@ -92,7 +99,9 @@ class Images(Source):
         host has classes, labels are left out with a warning, unless `classes` orders the folders.
         """
         settings = resolve_preprocessing(host, prepared).to_json()
-        images = cls(Path(path), **settings, classes=classes, limit=limit, batch=batch)
+        images = cls(
+            Path(path), **settings, classes=classes, limit=limit, batch=batch, limits=limits
+        )
         images._check_labels(class_count(host))
         return images
 
@@ -158,17 +167,17 @@ class Images(Source):
         )
 
 
-def _find_images(path: Path) -> tuple[Files, list[str]]:
+def _find_images(path: Path, limits: Limits) -> tuple[Files, list[str]]:
     """Opens the files, and returns them with the sorted names of the images among them."""
     if not path.exists():
         raise BadData(
             f"There is no {path}. Give a folder of images, a .zip or .tar of one, or an image."
         )
     try:
-        files = open_files(path)
+        files = open_files(path, limits)
         names = files.names()
     except READ_ERRORS as error:
-        raise BadData(f"{path} is a damaged or truncated archive: {error}") from error
+        raise BadData(f"{path} is a damaged or truncated archive: {shorten(error)}") from error
     images = sorted(name for name in names if _is_image(name))
     if not images:
         others = f"{len(names)} other files" if names else "nothing"
@@ -182,7 +191,7 @@ def _find_images(path: Path) -> tuple[Files, list[str]]:
 def _is_image(name: str) -> bool:
     """Tells whether a name is an image's, not hidden and not metadata that macOS adds to a zip."""
     parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
     return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
@@ -201,19 +210,29 @@ def _class_depth(names: list[str]) -> int | None:
     return depth
 
 
-def _read_labels(path: Path, folders: list[str], classes: str | Path | None) -> dict[str, int]:
+def _read_labels(
+    path: Path, folders: list[str], classes: str | Path | None, limits: Limits
+) -> dict[str, int]:
     """Returns the label of each class folder: its number in sorted order or in `classes`."""
     if classes is None:
         return {folder: label for label, folder in enumerate(folders)}
     if not folders:
         raise BadData(f"{classes} names class folders, and {path} has none.")
     try:
-        lines = Path(classes).expanduser().read_text(encoding="utf-8").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        # utf-8-sig: some editors put a mark in front of the first name.
+        text = read_regular(resolve_path(classes), limits).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise BadData(
-            f"{classes} is not a list of class folders, one name a line: {error}"
+            f"{classes} is not a list of class folders, one name a line: {shorten(error)}"
         ) from error
-    labels = {line.strip(): label for label, line in enumerate(lines)}
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    labels = {line: label for label, line in enumerate(lines)}
+    several = [folder for folder in folders if lines.count(folder) > 1]
+    if several:
+        raise BadData(
+            f"{classes} names {several[0]!r} more than once, so its label is not known. Name each "
+            "class folder once."
+        )
     unknown = [folder for folder in folders if folder not in labels]
     if unknown:
         near = difflib.get_close_matches(unknown[0], labels, n=3, cutoff=0.5)

@@ -7,7 +7,6 @@ trained or measured on them.
 
 from __future__ import annotations
 
-import io
 import itertools
 import warnings
 from abc import ABC, abstractmethod
@@ -17,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.data.archives import READ_ERRORS
+from patchslim.data.decoding import Decoded, decode_image
+from patchslim.data.files import READ_ERRORS
+from patchslim.data.limits import USUAL_LIMITS, Limits
 from patchslim.errors import BadData
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
 from patchslim.hosts._registry import find_adapter
 from patchslim.model.model import SlimModel
+
+MOST_LABEL = 2**31 - 1  # beyond any number of classes
 
 Batch = tuple[Tensor, Tensor | None]
 Batches = Iterator[Batch]
@@ -36,13 +39,18 @@ class Source(ABC):
     Attributes:
         prepared: how every image is resized, cropped and normalised for evaluation.
         batch: how many images a batch has.
+        limits: how large an image may be.
         unreadable: the images that could not be read in the latest pass, and were left out.
+        remarks: images in the latest pass of which something is not followed or not read, such as
+            an EXIF orientation, by what it is.
         has_random_access: whether an image can be read without reading those before it.
     """
 
     prepared: Preprocessing
     batch: int
+    limits: Limits = USUAL_LIMITS
     unreadable: list[str]
+    remarks: dict[str, list[str]]
     has_random_access: bool = True
 
     @property
@@ -73,7 +81,16 @@ class Source(ABC):
 
     def load_image(self, index: int) -> Any:
         """Decodes an image, grey or RGB like the host; raises one of READ_ERRORS if it cannot."""
-        return decode_image(self.read_file(index), grey=self.prepared.is_grey)
+        return self._decode(index).picture
+
+    def _decode(self, index: int) -> Decoded:
+        """Decodes an image within the limits, before and after resizing."""
+        return decode_image(
+            self.read_file(index),
+            grey=self.prepared.is_grey,
+            limits=self.limits,
+            resized_size=self.prepared.resized_size,
+        )
 
     def __len__(self) -> int:
         """Counts the batches, provided that every image can be read."""
@@ -85,9 +102,10 @@ class Source(ABC):
 
     def sample_batches(self, count: int) -> Batches:
         """Yields batches of at most `count` images, spread evenly; unreadable ones are left out."""
-        self.unreadable = []
+        self.unreadable, self.remarks = [], {}
         indices = pick_evenly(self.count, count)
         yield from stack_batches(self._load_images(indices), self.batch)
+        self._tell_remarks()
         if len(self.unreadable) == len(indices):
             raise BadData(
                 f"None of the {len(indices)} images in {self.location()} can be read; the first is "
@@ -99,11 +117,21 @@ class Source(ABC):
         transform = self.prepared.transform()
         for index in indices:
             try:
-                picture = self.load_image(index)
+                decoded = self._decode(index)
             except READ_ERRORS as error:
                 self.unreadable.append(describe_unreadable(self.name_of(index), error))
                 continue
-            yield transform(picture), self.label_of(index)
+            for remark in decoded.remarks:
+                self.remarks.setdefault(remark, []).append(self.name_of(index))
+            yield transform(decoded.picture), self.label_of(index)
+
+    def _tell_remarks(self) -> None:
+        """Warns of each remark once, however many passes there are."""
+        told: set[str] = self.__dict__.setdefault("_told", set())
+        for remark, names in self.remarks.items():
+            if remark not in told:
+                warnings.warn(f"{len(names)} images {remark}, such as {names[0]}.", stacklevel=1)
+        told.update(self.remarks)
 
 
 def describe_unreadable(name: str, error: BaseException) -> str:
@@ -158,19 +186,3 @@ def pick_evenly(count: int, limit: int | None) -> list[int]:
     if limit < 1:
         raise BadData(f"limit={limit}: give the number of images to take, 1 or more.")
     return [index * count // limit for index in range(limit)]
-
-
-def decode_image(data: bytes, *, grey: bool) -> Any:
-    """Decodes an image file to a Pillow image, grey or RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
-            # Pillow warns of odd metadata and palettes; the image can be read all the same.
-            warnings.simplefilter("ignore", UserWarning)
-            return picture.convert("L" if grey else "RGB")
-    except UnidentifiedImageError as error:
-        # Pillow's message holds the address of an object in memory, which differs each time.
-        raise ValueError("this is no image that Pillow knows") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error

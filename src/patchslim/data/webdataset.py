@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,38 +18,47 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from patchslim.data.archives import (
-    READ_ERRORS,
-    TAR_SUFFIXES,
+from patchslim.data.files import READ_ERRORS, resolve_path, shorten
+from patchslim.data.limits import USUAL_LIMITS, Limits
+from patchslim.data.shard_patterns import REMOTE_PATTERN, SHARD_SUFFIXES, find_shards
+from patchslim.data.source import (
+    MOST_LABEL,
+    Source,
+    class_count,
+    pick_evenly,
+    resolve_preprocessing,
+)
+from patchslim.data.tars import (
     Member,
     is_compressed,
+    iterate_members,
     list_members,
     read_slice,
 )
-from patchslim.data.source import Source, class_count, pick_evenly, resolve_preprocessing
-from patchslim.errors import BadData
+from patchslim.errors import BadData, PatchslimError
 from patchslim.hosts._preprocessing import Preprocessing
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json")
-SHARD_SUFFIXES = (*TAR_SUFFIXES, ".tar.zst")
 # Key and extension, as WebDataset has them: the key ends at the first dot of the file's name.
 NAME_PATTERN = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
-REMOTE_PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
-RANGE_PATTERN = re.compile(r"\{(\d+)\.\.(\d+)\}")
-NO_IMAGE = -1  # the offset of an image that is missing beside its label
+LABEL_PATTERN = re.compile(rb"\s*[0-9]{1,10}\s*")
+MOST_LABEL_BYTES = 1 << 20  # of a file that holds a label
+NO_IMAGE = -1  # the offset of an image that is missing beside its label, or cannot be read
+MISSING = "there is no image beside the label"
 
 
 class ShardSample(NamedTuple):
     """A sample: where its image is in the shard, and its label.
 
-    If the image is missing, its offset is NO_IMAGE.
+    If the image is missing or cannot be read, its offset is NO_IMAGE, and `problem` says why.
     """
 
     name: str
     offset: int
     size: int
     label: int | None
+    problem: str = ""
 
 
 @dataclass(kw_only=True)
@@ -66,6 +73,7 @@ class Shards(Source):
         prepared: how every image is resized, cropped and normalised.
         limit: how many samples to read, spread evenly over the shards.
         batch: how many images a batch has.
+        limits: how large an image may be, and how many shards and files in one there may be.
         names: the samples that are read, each with its shard.
         unreadable: the samples that could not be read in the latest pass, and were left out.
     """
@@ -74,15 +82,18 @@ class Shards(Source):
     prepared: Preprocessing
     limit: int | None = None
     batch: int = 32
+    limits: Limits = USUAL_LIMITS
     names: list[str] = field(init=False)
     unreadable: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._shards = _find_shards(str(self.path))
+        self._shards = find_shards(str(self.path), self.limits)
         samples: list[ShardSample] = []
         locations: list[tuple[int, int, int]] = []
         for number, shard in enumerate(self._shards):
-            in_shard = _read_samples(shard)
+            in_shard, notices = _read_samples(shard, self.limits)
+            for notice in notices:
+                warnings.warn(f"{notice}.", stacklevel=3)
             samples += in_shard
             locations += [(number, sample.offset, sample.size) for sample in in_shard]
         if not samples:
@@ -93,6 +104,11 @@ class Shards(Source):
             )
         chosen = pick_evenly(len(samples), self.limit)
         self.names = [samples[index].name for index in chosen]
+        self._problems = {
+            place: samples[index].problem
+            for place, index in enumerate(chosen)
+            if samples[index].problem
+        }
         # An array takes less memory than tuples. There may be millions, in every worker.
         self._locations = np.array([locations[index] for index in chosen], np.int64)
         labels = _collect_labels(samples, self.path)
@@ -107,6 +123,7 @@ class Shards(Source):
         prepared: Preprocessing | None = None,
         limit: int | None = None,
         batch: int = 32,
+        limits: Limits = USUAL_LIMITS,
     ) -> Shards:
         """Opens shards for `host` (or a SlimModel), with the host's own preprocessing.
 
@@ -114,7 +131,7 @@ class Shards(Source):
         labels are left out with a warning.
         """
         settings = resolve_preprocessing(host, prepared)
-        shards = cls(path, prepared=settings, limit=limit, batch=batch)
+        shards = cls(path, prepared=settings, limit=limit, batch=batch, limits=limits)
         classes = class_count(host)
         highest = int(shards._labels.max()) if shards.has_labels else -1
         if classes is not None and highest >= classes:
@@ -153,7 +170,8 @@ class Shards(Source):
         """Reads the encoded file of an image; raises one of READ_ERRORS if it cannot."""
         shard, offset, size = self._locations[index].tolist()
         if offset == NO_IMAGE:
-            raise ValueError("there is no image beside the label")
+            raise ValueError(self._problems[index])
+        self.limits.check_file(size)
         return read_slice(self._shards[shard], offset, size)
 
     def location(self) -> str:
@@ -169,7 +187,7 @@ def is_shards(path: str | Path) -> bool:
     """
     if REMOTE_PATTERN.match(str(path)):
         return True
-    folder = Path(path).expanduser()
+    folder = resolve_path(path)
     if not folder.exists():
         return any(mark in str(path) for mark in "*?{") and ".t" in str(path)
     if not folder.is_dir():
@@ -187,81 +205,40 @@ def is_shards(path: str | Path) -> bool:
 def _starts_with_label(shard: Path) -> bool:
     """Tells whether the first sample of a tar has an image and a label."""
     first_key, extensions = None, set()
+    if not shard.is_file():
+        return False
     try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                match = NAME_PATTERN.fullmatch(member.name)
-                if not member.isfile() or match is None:
-                    continue
-                key, extension = match.groups()
-                first_key = first_key or key
-                if key != first_key:
-                    break
-                extensions.add(extension.lower())
-    except READ_ERRORS:
+        for member in iterate_members(shard, USUAL_LIMITS):
+            match = NAME_PATTERN.fullmatch(member.name)
+            if match is None:
+                continue
+            key, extension = match.groups()
+            first_key = first_key or key
+            if key != first_key:
+                break
+            extensions.add(extension.lower())
+    except (*READ_ERRORS, PatchslimError):
         return False
     return bool(extensions & set(IMAGE_EXTENSIONS) and extensions & set(LABEL_EXTENSIONS))
 
 
-def _find_shards(path: str) -> list[Path]:
-    """Finds the shards in a folder or of a pattern, in order."""
-    if REMOTE_PATTERN.match(path):
-        raise BadData(
-            f"{path} is not on this machine, and nothing is fetched. Copy the shards to a folder "
-            "and give that, or a pattern such as folder/train-{000000..000009}.tar."
-        )
-    target = Path(path).expanduser()
-    if target.is_dir():
-        files = [file for file in sorted(target.iterdir()) if not file.name.startswith(".")]
-        shards = [file for file in files if file.name.lower().endswith(SHARD_SUFFIXES)]
-    elif target.exists():
-        shards = [target]
-    else:
-        patterns = map(Path, _expand_ranges(str(target)))
-        shards = [file for pattern in patterns for file in _expand_stars(pattern)]
-    if not shards:
-        raise BadData(f"No shards at {path}: give a folder of .tar files or a pattern of them.")
-    for shard in shards:
-        if not shard.is_file():
-            raise BadData(f"There is no shard {shard}, which {path} names.")
-    return shards
-
-
-def _expand_ranges(pattern: str) -> Iterator[str]:
-    """Yields the pattern with every number of its {000..123} ranges, zeros in front included."""
-    match = RANGE_PATTERN.search(pattern)
-    if match is None:
-        yield pattern
-        return
-    first, last = match.groups()
-    for number in range(int(first), int(last) + 1):
-        digits = str(number).zfill(len(first))
-        yield from _expand_ranges(pattern[: match.start()] + digits + pattern[match.end() :])
-
-
-def _expand_stars(pattern: Path) -> list[Path]:
-    """Lists the files that match a pattern, sorted; a name without wildcards is returned as is."""
-    if not any(mark in str(pattern) for mark in "*?["):
-        return [pattern]
-    root = Path(pattern.anchor)
-    return sorted(root.glob(str(pattern.relative_to(root))))
-
-
-def _read_samples(shard: Path) -> list[ShardSample]:
-    """Reads the headers of one shard and lists its samples, in their order."""
+def _read_samples(shard: Path, limits: Limits) -> tuple[list[ShardSample], list[str]]:
+    """Reads the headers of one shard and lists its samples in their order, and notices."""
     if is_compressed(shard):
         raise BadData(
             f"{shard} is compressed, so no image in it can be read without those before. Unpack "
             "it once (gunzip, unzstd, ...) and give the .tar; images hardly shrink anyway."
         )
     try:
-        groups = _group_by_key(shard, list_members(shard))
+        members, notices = list_members(shard, limits)
+        groups = _group_by_key(shard, members)
         samples = [_make_sample(shard, key, group) for key, group in groups.items()]
     except READ_ERRORS as error:
         raise BadData(
-            f"{shard} is a damaged or truncated shard: {error}. Copy it again or leave it out."
+            f"{shard} is a damaged or truncated shard: {shorten(error)}. Copy it again or leave it "
+            "out."
         ) from error
-    return [sample for sample in samples if sample is not None]
+    return [sample for sample in samples if sample is not None], notices
 
 
 def _group_by_key(shard: Path, files: list[Member]) -> dict[str, dict[str, Member]]:
@@ -288,9 +265,13 @@ def _make_sample(shard: Path, key: str, group: dict[str, Member]) -> ShardSample
     label = _read_label(shard, group)
     for extension in IMAGE_EXTENSIONS:
         if extension in group:
-            name, offset, size = group[extension]
-            return ShardSample(f"{shard.name}/{name}", offset, size, label)
-    return None if label is None else ShardSample(f"{shard.name}/{key}", NO_IMAGE, 0, label)
+            member = group[extension]
+            offset = NO_IMAGE if member.problem else member.offset
+            name = f"{shard.name}/{member.name}"
+            return ShardSample(name, offset, member.size, label, member.problem)
+    if label is None:
+        return None
+    return ShardSample(f"{shard.name}/{key}", NO_IMAGE, 0, label, MISSING)
 
 
 def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
@@ -298,18 +279,25 @@ def _read_label(shard: Path, group: dict[str, Member]) -> int | None:
     for extension in LABEL_EXTENSIONS:
         if extension not in group:
             continue
-        name, offset, size = group[extension]
-        text = read_slice(shard, offset, size)
+        member = group[extension]
+        name = member.name
+        if member.problem or member.size > MOST_LABEL_BYTES:
+            raise BadData(
+                f"{name} in {shard} holds no label: "
+                f"{member.problem or f'it has {member.size:,} bytes'}."
+            )
+        text = read_slice(shard, member.offset, member.size)
         try:
             if extension == "cls":
-                label = int(text)
+                # int() itself takes more for a number, such as 1_0 for 10.
+                label = int(text) if LABEL_PATTERN.fullmatch(text) else None
             elif "label" in (entries := json.loads(text)):
                 label = entries["label"]
             else:
                 continue
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise _label_error(shard, name, text) from error
-        if type(label) is not int or label < 0:
+        if type(label) is not int or not 0 <= label <= MOST_LABEL:
             raise _label_error(shard, name, text)
         return label
     return None

@@ -80,6 +80,15 @@ class Preprocessing:
         """Whether the host sees one channel."""
         return len(self.mean) == 1
 
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """How wide and high `transform` makes an image of this size before it crops it."""
+        high, wide = (math.floor(side / self.crop_pct) for side in self.image_size)
+        if self.crop_mode == "squash":
+            return wide, high
+        across, down = width / wide, height / high
+        ratio = max(across, down) if self.crop_mode == "border" else min(across, down)
+        return round(width / ratio), round(height / ratio)
+
     def transform(self) -> Callable[[Any], Tensor]:
         """Builds a function from a decoded picture to the pixels (C, H, W) that the host sees."""
         from timm.data import create_transform

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from patchslim.data.archives import READ_ERRORS
+from patchslim.data.files import READ_ERRORS
 from patchslim.data.source import Batch, Source, describe_unreadable
 from patchslim.errors import BadData, BadSetting, TrainingStopped, WrongInput
 from patchslim.training.augment import Augment, augmentation, check_even, temporary_seed
