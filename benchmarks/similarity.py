@@ -35,7 +35,7 @@ from patchslim.methods.random import Random
 from patchslim.methods.similarity import Similarity
 from patchslim.methods.tome import ToMe
 from patchslim.model.model import SlimModel
-from patchslim.schedules.schedule import later_blocks
+from patchslim.schedules.blocks import later_blocks
 
 RESULT = Path(__file__).parent / "results" / "similarity.json"
 DEEP = RESULT.with_name("similarity_deep.json")

@@ -180,8 +180,8 @@ PYTHON = {
     "passes without tuning": (
         lambda d, out: PatchSlimmingConfig(mode="free", epochs=2), BadSetting, "'free' | epochs=0"),
     "learning rate that blows up": (
-        lambda d, out: fit(d, out, search=tuned(lr=1e30)),
-        Diverged, "Tuning block 1 | lr=1e+30"),
+        lambda d, out: fit(d, out, search=tuned(lr=1e6)),
+        Diverged, "Tuning block 1 | lr=1e+06"),
     "a head that reads all patches": (
         lambda d, out: fit(d, out, host=averaging(), data=small()),
         BadSchedule, "reads all patches | outputs=0.5 | --outputs 0.5"),

@@ -38,7 +38,7 @@ ROOMS = """
 MOST_LOOSE = 6  # files at the root of the package
 
 # What a method or a family may import: these rooms, and the private files of its own room.
-KNOWN_TO_METHODS = {"errors", "tokens"}
+KNOWN_TO_METHODS = {"errors", "settings", "tokens"}
 KNOWN_TO_HOSTS = {"architectures", "errors", "tokens", "versions"}
 
 HEAVY = """

@@ -23,6 +23,7 @@ from patchslim.errors import (
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods import Place, Placement
 from patchslim.methods._method import remembers
+from patchslim.schedules.blocks import later_blocks, stage_blocks, unit_blocks
 from patchslim.schedules.budget import MIN_BLOCK_RATE, make_schedule, schedule_for_macs
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
@@ -31,10 +32,7 @@ from patchslim.schedules.schedule import (
     Rate,
     Removed,
     Schedule,
-    later_blocks,
     round_half_up,
-    stage_blocks,
-    unit_blocks,
 )
 from patchslim.testing.trial import noise_images, tiny_host
 from patchslim.tokens.shapes import BlockShape, HostShape, dense_macs
@@ -142,8 +140,8 @@ def test_a_rule_survives_json_and_a_file(rule, tmp_path):
         ("{", "not a saved schedule"),
         ("[1, 2]", "JSON object, not list"),
         ('{"kind": "constant", "s": 3}', "does not take ['s']"),
-        ('{"kind": "constant", "r": "many"}', "does not take"),
-        ('{"kind": "rate", "rate": 0.5, "at": 3}', "does not take"),
+        ('{"kind": "constant", "r": "many"}', "r takes a number"),
+        ('{"kind": "rate", "rate": 0.5, "at": 3}', "give a list or a tuple"),
     ],
 )
 def test_a_file_that_is_no_schedule_is_refused(tmp_path, text, message):

@@ -400,10 +400,10 @@ def test_a_distilled_host_answers_its_teacher_by_its_own_token(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"lr": -1.0}, BadSetting, "lr is above 0"),
-        ({"batch": 0}, BadSetting, "1 or more"),
+        ({"lr": -1.0}, BadSetting, "lr must be above 0"),
+        ({"batch": 0}, BadSetting, "at least 1"),
         ({"lr": float("nan")}, BadSetting, "lr"),
-        ({"batch": 2.5}, BadSetting, "takes a int"),
+        ({"batch": 2.5}, BadSetting, "takes a whole number"),
         ({"distil": "softly"}, UnknownName, "Did you mean 'soft'"),
         ({"ema": 1.0}, BadSetting, "below 1"),
         ({"learning_rate": 1e-3}, UnknownName, "setting of training"),

@@ -4,7 +4,7 @@ PatchslimError
 ├── UnsupportedModel      a host that cannot be slimmed without changing its answers
 │   └── NeedsClassToken   a method that reads the class token, on a host without one
 ├── UnknownName           no such method, model or option; the message has the nearest names
-├── BadSetting            a method's setting of the wrong type
+├── BadSetting            a setting or an argument of the wrong type, or out of its range
 ├── BadSchedule           a schedule that cannot be run on this host
 │   └── ImpossibleBudget  a budget outside what the method can reach
 ├── WrongInput            images of the wrong shape, type or size, or with NaN in them
@@ -22,9 +22,36 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_WORD = 300  # characters of a name that somebody gave
+LONGEST_MESSAGE = 2000
+
+
+def shorten(text: str, most: int) -> str:
+    """The text, with its middle left out where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    side = most // 2
+    return f"{text[:side]}[{len(text) - 2 * side} characters left out]{text[-side:]}"
+
+
+def shorten_message(text: str) -> str:
+    """A message that can be read: what is given in it may be of any length."""
+    if len(text) > LONGEST_WORD:
+        words = (shorten(word, LONGEST_WORD) for word in text.split(" "))
+        text = shorten(" ".join(words), LONGEST_MESSAGE)
+    return text
+
 
 class PatchslimError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose.
+
+    A message repeats what was given, so its long words are shortened in the middle.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(
+            *(shorten_message(each) if isinstance(each, str) else each for each in args)
+        )
 
 
 class UnsupportedModel(PatchslimError):
@@ -41,7 +68,7 @@ class UnknownName(PatchslimError):
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str], cure: str = "") -> UnknownName:
         """Makes the error for `name`, with the nearest of `known` first."""
-        names = sorted(known)
+        names, name = sorted(known), shorten(name, LONGEST_WORD)
         nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
         listed = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
@@ -49,7 +76,7 @@ class UnknownName(PatchslimError):
 
 
 class BadSetting(PatchslimError):
-    """A method's setting has the wrong type."""
+    """A setting or an argument has the wrong type, or is out of its range."""
 
 
 class BadSchedule(PatchslimError):
@@ -102,6 +129,10 @@ class ShortSchedule(UserWarning):
 
 class Untrained(UserWarning):
     """A method that has to be trained is used untrained."""
+
+
+class BypassedHook(UserWarning):
+    """The host has hooks on modules that the slimmed model does not call."""
 
 
 class DeepCut(UserWarning):

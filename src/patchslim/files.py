@@ -1,4 +1,4 @@
-"""Replaces a file, or a folder of files, as a whole or not at all; reads JSON that may be hostile.
+"""The door for files: paths, JSON, and replacing a file or a folder as a whole or not at all.
 
 The new content is written to a hidden sibling of the target, which is then renamed to the target.
 A process that dies on the way leaves at most `.NAME.new` and, for a folder, `.NAME.old`. The next
@@ -8,14 +8,17 @@ writer clears them away, and until then readers find the old content.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from patchslim.errors import BadFile
+from patchslim.settings import show_value
 
 JSON_BYTES = 16 << 20  # more than any file of ours, or any configuration of a model, has
 JSON_DEPTH = 50  # lists and objects within each other
@@ -24,6 +27,8 @@ JSON_DEPTH = 50  # lists and objects within each other
 @contextlib.contextmanager
 def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
     """Gives an empty folder for the files `holds`; it becomes `path` if nothing fails."""
+    if not path.name:
+        raise BadFile(f"{path} is the root of a disk. Give the path of a new folder.")
     fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_folder(path.parent):
@@ -58,8 +63,57 @@ def replace_file(path: Path) -> Iterator[Path]:
         _sync_to_disk(path.parent)
 
 
+def resolve_path(path: str | Path) -> Path:
+    """The absolute path that somebody named, `~` expanded; one error for what can be no path."""
+    if not isinstance(path, str | Path):
+        raise BadFile(f"{show_value(path)} is a {type(path).__name__}; a path is a text or a Path.")
+    if not str(path):
+        raise BadFile("The path is empty. Give the path of a file or a folder.")
+    try:
+        whole = Path(path).expanduser().absolute()
+        os.lstat(whole)
+    except (ValueError, RuntimeError) as error:  # NUL, half a character, the home of nobody
+        raise BadFile(f"{show_value(str(path))} is no path: {error}. Give another one.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise BadFile(f"{show_value(str(path))} is too long for a path.") from error
+    return whole
+
+
+def check_writable(path: str | Path, *, folder: bool) -> Path:
+    """The absolute path of a file or folder to write, after really trying to write there.
+
+    Called before anything takes long. It leaves nothing behind, and makes no folder.
+    """
+    whole = resolve_path(path)
+    if folder and whole.exists() and not whole.is_dir():
+        raise BadFile(f"{show_value(str(path))} is a file, and a folder is needed. Name another.")
+    if not folder and (whole.is_dir() or not whole.name):
+        raise BadFile(
+            f"{show_value(str(path))} is a folder, and a file is to be written. Name one."
+        )
+    if not folder and whole.exists() and not whole.is_file():
+        raise BadFile(
+            f"{show_value(str(path))} is a device, and a file is to be written. Name one."
+        )
+    place = whole if folder and whole.is_dir() else whole.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".patchslim") as trial:
+            (Path(trial) / "trial").write_text("x", encoding="utf-8")
+    except OSError as error:
+        raise BadFile(
+            f"{show_value(str(path))} cannot be written: {error.strerror} ({place}). Give another "
+            "place, or make this one writable."
+        ) from error
+    return whole
+
+
 def find_complete(path: Path) -> Path:
     """Returns where to read `path`: there, or beside it if replacing it was interrupted."""
+    if not path.name:
+        return path  # the root of a disk, which nobody replaces
     old = _hidden_sibling(path, "old")
     return old if old.exists() and not path.exists() else path
 
@@ -127,16 +181,30 @@ def _sync_to_disk(path: Path) -> None:
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Writes `text` to `path`; if that is interrupted, the old file is still whole."""
-    with replace_file(Path(path)) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+    write_bytes_atomically(path, text.encode())
 
 
-def read_json(path: Path) -> Any:
+def write_bytes_atomically(path: str | Path, content: bytes) -> None:
+    """Writes `content` to `path`, whole or not at all: on a full disk the old file is whole."""
+    whole = check_writable(path, folder=False)
+    try:
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(whole) as fresh:
+            fresh.write_bytes(content)
+    except OSError as error:
+        raise BadFile(
+            f"Could not write {whole}: {error.strerror or error}. What was there before is as it "
+            "was. Make room, or give another place."
+        ) from error
+
+
+def read_json(path: str | Path) -> Any:
     """Reads a JSON file that anybody may have written.
 
     Raises:
         BadFile: it cannot be read, is too large, or is not plain JSON (see `parse_json`).
     """
+    path = resolve_path(path)
     try:
         if not path.is_file():  # a pipe would be waited for, and a device has no end
             raise BadFile(f"{path} is not a file. Give the path of a JSON file.")

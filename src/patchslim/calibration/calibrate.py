@@ -22,19 +22,20 @@ from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.calibration.task import CalibrationResult, CalibrationTask
 from patchslim.data.source import Source
 from patchslim.errors import BadFile, BadSetting, UnknownName, UnsupportedModel
-from patchslim.files import replace_file
+from patchslim.files import write_atomically
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._answers import eval_mode
 from patchslim.hosts._registry import find_adapter
-from patchslim.measurement.score import Batch
+from patchslim.measurement.score import Batch, check_batches
 from patchslim.methods import LearnedMethod, Method
 from patchslim.methods._registry import make_method, method_names
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
 from patchslim.runs.layout import FIGURE_FILE, MODEL_FOLDER, RECORD_FILE, resolve_run_folder
 from patchslim.runs.ownership import own_folder
-from patchslim.runs.progress import Progress, ignore_progress
+from patchslim.runs.progress import Progress, check_progress
 from patchslim.schedules.schedule import Schedule
+from patchslim.settings import check_type, show_value
 
 
 def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is made of)
@@ -84,10 +85,15 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
     """
     if isinstance(host, SlimModel):
         raise UnsupportedModel("This model is slimmed already; calibrate its .host instead.")
+    check_type("host", host, nn.Module, "Give the dense torch.nn.Module.", UnsupportedModel)
+    check_batches("images", images)
+    check_type("resume", resume, bool, "Give True or False.")
+    if adapter is not None:
+        check_type("adapter", adapter, Adapter, "Give an Adapter, or leave it out.")
     config = PatchSlimmingConfig() if config is None else config
     if not isinstance(config, PatchSlimmingConfig):
         raise BadSetting(
-            f"config={config!r}: give a patchslim.PatchSlimmingConfig, such as "
+            f"config={show_value(config)}: give a patchslim.PatchSlimmingConfig, such as "
             "PatchSlimmingConfig(mode='free')."
         )
     made = make_method(method, {})
@@ -110,7 +116,7 @@ def calibrate(  # noqa: PLR0913 (one word for each thing that a calibration is m
             out=folder,
             resume=resume,
             was_training=was_training,
-            progress=progress or ignore_progress,
+            progress=check_progress(progress),
         )
         result = calibrator(made, task)
         check_identity(result.model)
@@ -138,8 +144,8 @@ def _refuse_method(method: str | Method, goal: Goal) -> UnknownName:
     names = [name for name in method_names() if find_calibrator(make_method(name, {})) is not None]
     if not isinstance(method, str):
         return UnknownName(
-            f"{method!r} has nothing to calibrate. Methods that have: {', '.join(names)}; each by "
-            "name, or as a Method with settings of your own."
+            f"{show_value(method)} has nothing to calibrate. Methods that have: "
+            f"{', '.join(names)}; each by name, or as a Method with settings of your own."
         )
     goal.check_same_counts(method)
     return UnknownName.of("method to calibrate", method, names, "Others need no calibration.")
@@ -148,10 +154,9 @@ def _refuse_method(method: str | Method, goal: Goal) -> UnknownName:
 def _write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     try:
-        with replace_file(path) as fresh:
-            fresh.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
+        write_atomically(path, text + "\n")
+    except BadFile as error:
         raise BadFile(
-            f"Could not write {path}: {error}. The model beside it is whole, and a checkpoint if "
-            "there is one: make room, and give the command again (resume=True, --resume)."
+            f"{error} The model beside it is whole, and a checkpoint if there is one: give the "
+            "command again (resume=True, --resume)."
         ) from error

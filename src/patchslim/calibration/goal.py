@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from numbers import Real
 
 from patchslim.errors import BadSchedule
 from patchslim.schedules.schedule import Schedule
+from patchslim.settings import FINITE, Range, check_type, check_value
+
+POSITIVE = Range(0, 1e30, above=True)
+SHARE_OF_COST = "Give a share such as 0.6, or a number of multiply-adds."
+# Whether a budget can be met is said where the host's own cost is known.
+NEEDED: dict[str, tuple[Range, str]] = {
+    "macs": (FINITE, SHARE_OF_COST),
+    "cap": (FINITE, SHARE_OF_COST),
+    "tolerance": (POSITIVE, "Give the largest error, such as 0.02."),
+    "agreement": (
+        Range(0, 1, above=True, below=True),
+        "Give the share of answers that stay, such as 0.95.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +51,12 @@ class Goal:
             if value is None:
                 continue
             if each.name == "schedule":
-                if not isinstance(value, Schedule):
-                    raise BadSchedule(
-                        f"schedule={value!r}: give a Schedule, such as Schedule.load(path)."
-                    )
-            elif isinstance(value, bool) or not isinstance(value, Real):
-                raise BadSchedule(f"{each.name}={value!r}: give a number, such as 0.6.")
+                cure = "Give a Schedule, such as Schedule.load(path)."
+                check_type("schedule", value, Schedule, cure, BadSchedule)
+            else:
+                within, cure = NEEDED[each.name]
+                plain = check_value(each.name, value, float, within, BadSchedule, cure)
+                object.__setattr__(self, each.name, plain)  # frozen, but still being made
 
     def check_same_counts(self, name: str) -> None:
         """Refuses `agreement` and `cap` for a method that keeps the same number in all images.

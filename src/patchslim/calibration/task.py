@@ -17,6 +17,7 @@ from patchslim.data.source import Source
 from patchslim.errors import BadData
 from patchslim.hosts._adapter import Adapter
 from patchslim.measurement.score import Batch, check_batch
+from patchslim.model.images import check_images
 from patchslim.model.model import SlimModel
 from patchslim.runs.progress import Progress
 
@@ -88,6 +89,7 @@ class CalibrationTask:
         batches: list[Tensor] = []
         for number, batch in enumerate(given):
             images = check_batch(batch, number)[0][: limit - sum(map(len, batches))]
+            check_images(images, self.adapter.describe(self.host))
             batches.extend(images.to(parameter.device, parameter.dtype).split(self.config.batch))
             if sum(map(len, batches)) == limit:
                 break

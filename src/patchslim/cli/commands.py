@@ -31,6 +31,7 @@ from patchslim.cli.resolve import (
     train_config_from_args,
 )
 from patchslim.cli.result import CommandResult
+from patchslim.cli.terminal import show_name
 from patchslim.cli.text import (
     calibration_lines,
     facts_text,
@@ -39,6 +40,7 @@ from patchslim.cli.text import (
     training_text,
 )
 from patchslim.errors import DeepCut, UnknownName, Untrained
+from patchslim.files import check_writable
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
 from patchslim.methods._registry import find_method, method_names
 from patchslim.model.plan import make_plan
@@ -54,18 +56,21 @@ def demo(args: Namespace, terminal: Terminal) -> CommandResult:
     """Slims the embedded example with every method at several budgets."""
     from patchslim.cli.demo import demo as run
 
+    check_writable(args.out, folder=True)
     report = run(args.out, scenes=args.scenes, progress=terminal.progress)
-    return CommandResult(f"{report.table()}\n\nWritten to {args.out}", report.to_json())
+    return CommandResult(f"{report.table()}\n\nWritten to {show_name(args.out)}", report.to_json())
 
 
 def slim(args: Namespace, terminal: Terminal) -> CommandResult:
     """Slims a model, describes it, and saves it if `--out` is given."""
+    if args.out is not None:
+        check_writable(args.out, folder=True)
     slimmed = slimmed_model(args, terminal)
     facts = model_facts(args, slimmed.plan)
     lines = [facts_text(facts)]
     if args.out is not None:
         slimmed.save(args.out)
-        lines.append(f"saved to       {args.out}")
+        lines.append(f"saved to       {show_name(args.out)}")
     out = None if args.out is None else str(args.out)
     schedule = slimmed.schedule.to_json()
     return CommandResult("\n".join(lines), {**facts, "schedule": schedule, "out": out})
@@ -76,6 +81,7 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.calibration.calibrate import calibrate as run
     from patchslim.runs.layout import FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 
+    check_writable(args.out, folder=True)
     search = search_from_args(args)
     schedule = None if args.schedule is None else Schedule.load(args.schedule)
     host = dense_model(args)
@@ -111,9 +117,9 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
     lines = [
         facts_text({**facts, "settings": {}}),  # the positions of all patches would fill the screen
         *calibration_lines(record),
-        *(f"{name:15}{path}" for name, path in written.items()),
-        f"measure it     {measure_it}",
-        f"train it       {train_it}",
+        *(f"{name:15}{show_name(path)}" for name, path in written.items()),
+        f"measure it     {show_name(measure_it)}",
+        f"train it       {show_name(train_it)}",
     ]
     more = {
         "record": record,
@@ -130,6 +136,7 @@ def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
     from patchslim.runs.layout import MODEL_FOLDER
     from patchslim.training.train import train as run
 
+    check_writable(args.out, folder=True)
     with warnings.catch_warnings():
         # Both warn that the model needs training, which is what happens now.
         warnings.simplefilter("ignore", DeepCut)
@@ -161,8 +168,8 @@ def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
     lines = [
         trained.report.table(),
         "",
-        f"model          {model}   (weights after step {trained.step})",
-        f"measure it     {measure_it}",
+        f"model          {show_name(model)}   (weights after step {trained.step})",
+        f"measure it     {show_name(measure_it)}",
     ]
     facts = {
         "model": str(model),
@@ -179,6 +186,9 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     """Measures a slimmed model beside its dense host and beside the method `random`."""
     from patchslim.measurement.measure import measure as run
 
+    for written in (args.out, args.csv):
+        if written is not None:
+            check_writable(written, folder=False)
     slimmed, prepared = open_model(args, terminal)
     dense = dense_from_args(args, slimmed, terminal)
     images = open_measurement_images(args, slimmed, prepared, terminal)
@@ -195,10 +205,10 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     text = report.table()
     if args.out is not None:
         report.save(args.out)
-        text += f"\n\nSaved to {args.out}"
+        text += f"\n\nSaved to {show_name(args.out)}"
     if args.csv is not None:
         report.save_csv(args.csv)
-        text += f"\n\nSaved as CSV to {args.csv}"
+        text += f"\n\nSaved as CSV to {show_name(args.csv)}"
     return CommandResult(text, {**report.to_json(), "unreadable": unreadable})
 
 
@@ -253,15 +263,17 @@ def show(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.data.images import Images
     from patchslim.data.limits import Limits
     from patchslim.report.patch_maps import trace_patches
-    from patchslim.report.patch_pictures import draw_patches
+    from patchslim.report.patch_pictures import draw_patches, find_picture_format, save_picture
 
+    find_picture_format(args.out)
+    check_writable(args.out, folder=False)
     slimmed, prepared = open_model(args, terminal)
     limits = Limits.parse(args.limits)
     images = Images.for_host(slimmed, args.image, prepared=prepared, limit=1, limits=limits)
     batch, _ = next(iter(images))
     survivals = trace_patches(slimmed, batch)[0]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_patches(_to_pixels(batch[0], images.mean, images.std), survivals).save(args.out)
+    picture = draw_patches(_to_pixels(batch[0], images.mean, images.std), survivals)
+    save_picture(picture, args.out)
     lines = [
         f"after block {each.block}: {each.slow} patches slow, {each.waiting} wait"
         if each.waiting
@@ -273,7 +285,7 @@ def show(args: Namespace, terminal: Terminal) -> CommandResult:
         "waiting": {each.block: each.waiting for each in survivals},
         "out": str(args.out),
     }
-    return CommandResult("\n".join([*lines, f"picture: {args.out}"]), facts)
+    return CommandResult("\n".join([*lines, f"picture: {show_name(args.out)}"]), facts)
 
 
 def _warn_unreadable(unreadable: Sequence[str], outcome: str, terminal: Terminal) -> None:

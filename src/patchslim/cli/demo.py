@@ -18,7 +18,7 @@ from patchslim.calibration.calibrate import calibrate, must_be_calibrated
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import BadSchedule, DeepCut, NeedsClassToken, Untrained
 from patchslim.example import digits
-from patchslim.files import write_atomically
+from patchslim.files import check_writable, write_atomically
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
 from patchslim.methods._method import Placement
@@ -62,6 +62,7 @@ def write_demo_report(
 ) -> Report:
     """Slims `host` by every method that fits it, at `budgets`, and writes a report on all."""
     say = progress or ignore_progress
+    out = check_writable(out, folder=True)
     models, skipped = slim_all(host, budgets, say)
     report = measure(models, make_batches(scenes), repeats=repeats, progress=say)
     report = replace(report, title=TITLE)

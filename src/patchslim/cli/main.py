@@ -61,7 +61,7 @@ def _answer(argv: Sequence[str] | None, terminal: Terminal) -> None:
         result = _run_command(args, terminal)
     terminal.clear()
     if result is not None:
-        print(json.dumps(result.data, indent=2) if args.json else result.text, flush=True)
+        terminal.answer(json.dumps(result.data, indent=2) if args.json else result.text)
 
 
 def _run_command(args: argparse.Namespace, terminal: Terminal) -> CommandResult | None:

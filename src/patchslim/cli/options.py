@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
-from patchslim.settings import group_settings
+from patchslim.cli.terminal import show_line, write_text
+from patchslim.errors import LONGEST_WORD, shorten
+from patchslim.settings import Range, group_settings
 from patchslim.training.config import RECIPES, TrainConfig
 
 EXIT_USAGE_ERROR = 2  # as in argparse
+COUNT = Range(1, 1e9)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -35,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with the message and where to find help."""
-        sys.stderr.write(f"error: {message}\nhelp: {self.prog} --help\n")
+        write_text(sys.stderr, f"{show_line(f'error: {message}')}\nhelp: {self.prog} --help\n")
         sys.exit(EXIT_USAGE_ERROR)
 
     def parse_command(self, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,7 +77,7 @@ class Parser(argparse.ArgumentParser):
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     """Asks whether the nearest known name was meant; nothing if none is near."""
-    near = difflib.get_close_matches(name, [*known], n=1)
+    near = difflib.get_close_matches(shorten(name, LONGEST_WORD), [*known], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -107,7 +110,7 @@ def add_classes(group: Any) -> None:
     """Adds `--classes`: the names of classes, for images in class folders."""
     group.add_argument(
         "--classes",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="names of the class folders in the order of the labels, one per line",
     )
@@ -129,7 +132,7 @@ def add_weights(command: Parser) -> None:
     """Adds the options for a model that is built by name: how, and with which weights."""
     group = command.add_argument_group("weights of a model that is built by name")
     add = group.add_argument
-    add("--weights", type=Path, metavar="FILE", help="a .safetensors or torch file")
+    add("--weights", type=path, metavar="FILE", help="a .safetensors or torch file")
     add("--pretrained", action="store_true", help="let its library download them")
     add(
         "--model-kwargs",
@@ -162,7 +165,7 @@ def add_method(command: Parser) -> None:
     )
     add("--keep-rate", type=float, metavar="X", help="share of patches kept at each block of --at")
     add("--at", type=_parse_ints, metavar="3,6,9", help="blocks, counted from 0")
-    add("--schedule", type=Path, metavar="FILE", help="a saved schedule, instead of a budget")
+    add("--schedule", type=path, metavar="FILE", help="a saved schedule, instead of a budget")
     add(
         "--tail",
         choices=("exact", "full"),
@@ -227,19 +230,44 @@ def _add_settings(command: Parser, config: type[TrainConfig] | type[PatchSlimmin
             )
 
 
-def positive_int(text: str) -> int:
-    """Reads a whole number of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+def whole_number(within: Range = COUNT) -> Callable[[str], int]:
+    """A reader of whole numbers in a range, for the `type` of an argument."""
+
+    def read(text: str) -> int:
+        value = _parse_digits(text)
+        if value is None or value not in within:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of {within.low:g} or more, up to {within.high:.0f}"
+            )
+        return value
+
+    return read
+
+
+def word(text: str) -> str:
+    """Reads a name or a path, which may be anything but empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a name or a path")
+    return text
+
+
+def path(text: str) -> Path:
+    """Reads the path of a file or a folder."""
+    return Path(word(text))
+
+
+def _parse_digits(text: str) -> int | None:
+    """Reads a whole number of a size that some machine could count to; None for anything else."""
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
 
 
 def _parse_ints(text: str) -> tuple[int, ...]:
     """Reads whole numbers separated by commas."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 3,6,9") from None
+    numbers = [_parse_digits(part.strip()) for part in text.split(",")]
+    if None in numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 3,6,9")
+    return tuple(number for number in numbers if number is not None)
 
 
 def _parse_keep(text: str) -> float | list[int]:
@@ -257,7 +285,10 @@ def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
 
 def _parse_number(text: str) -> float:
     """Reads a number, as an int if it is whole."""
+    whole = _parse_digits(text)
+    if whole is not None:
+        return whole
     try:
-        return int(text) if text.isdecimal() else float(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

@@ -21,8 +21,11 @@ from patchslim.cli.options import (
     add_search_options,
     add_training_options,
     add_weights,
-    positive_int,
+    path,
+    whole_number,
+    word,
 )
+from patchslim.settings import BATCH, Range
 
 MODEL_HELP = """\
 MODEL is one of
@@ -72,12 +75,18 @@ def _add_demo(commands: Any) -> None:
     add = command.add_argument
     add(
         "--out",
-        type=Path,
+        type=path,
         default=Path("runs/demo"),
         metavar="FOLDER",
         help="where to write report.html and report.json (runs/demo)",
     )
-    add("--scenes", type=positive_int, default=100, metavar="N", help="images to test on (100)")
+    add(
+        "--scenes",
+        type=whole_number(Range(1, 1e5)),
+        default=100,
+        metavar="N",
+        help="images to test on (100)",
+    )
 
 
 def _add_slim(commands: Any) -> None:
@@ -89,9 +98,9 @@ def _add_slim(commands: Any) -> None:
         "           --macs 0.6 --out runs/deit-0.6",
         MODEL_HELP,
     )
-    command.add_argument("model", metavar="MODEL")
+    command.add_argument("model", type=word, metavar="MODEL")
     command.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to save the slimmed model"
+        "--out", type=path, metavar="FOLDER", help="where to save the slimmed model"
     )
     add_weights(command)
     add_method(command)
@@ -108,9 +117,14 @@ def _add_calibrate(commands: Any) -> None:
     )
     command.usage = SHORT_USAGE
     add = command.add_argument
-    add("model", metavar="MODEL")
-    add("--data", metavar="PATH", help=f"{DATA_HELP} (the default for MODEL digits); no labels")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write everything")
+    add("model", type=word, metavar="MODEL")
+    add(
+        "--data",
+        type=word,
+        metavar="PATH",
+        help=f"{DATA_HELP} (the default for MODEL digits); no labels",
+    )
+    add("--out", type=path, required=True, metavar="FOLDER", help="where to write everything")
     add("--resume", action="store_true", help="continue the calibration in --out")
     add_limits(command)
     add_weights(command)
@@ -128,7 +142,7 @@ def _add_calibrate(commands: Any) -> None:
     add("--tolerance", type=float, metavar="X", help="the largest --error, instead of a budget")
     add("--agreement", type=float, metavar="X", help="share of unchanged answers (thresholds)")
     add("--cap", type=float, metavar="X", help="operations of the costliest image (thresholds)")
-    add("--schedule", type=Path, metavar="FILE", help="a saved schedule: the counts, or the cap")
+    add("--schedule", type=path, metavar="FILE", help="a saved schedule: the counts, or the cap")
     add_search_options(command)
 
 
@@ -143,23 +157,33 @@ def _add_train(commands: Any) -> None:
     )
     command.usage = SHORT_USAGE
     add = command.add_argument
-    add("model", metavar="MODEL")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write everything")
+    add("model", type=word, metavar="MODEL")
+    add("--out", type=path, required=True, metavar="FOLDER", help="where to write everything")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--tensorboard", action="store_true", help="also write TensorBoard files, beside log.csv")
     group = command.add_argument_group("images")
     add = group.add_argument
-    add("--data", metavar="PATH", help=f"{DATA_HELP} (the default for MODEL digits)")
-    add("--validation", metavar="PATH", help="other images, to choose the best weights and report")
+    add("--data", type=word, metavar="PATH", help=f"{DATA_HELP} (the default for MODEL digits)")
+    add(
+        "--validation",
+        type=word,
+        metavar="PATH",
+        help="other images, to choose the best weights and report",
+    )
     add_classes(group)
-    add("--limit", type=positive_int, metavar="N", help="how many images of each, evenly spread")
+    add("--limit", type=whole_number(), metavar="N", help="how many images of each, evenly spread")
     add_limits(group)
     add_weights(command)
     add_method(command)
     group = command.add_argument_group("teacher")
     add = group.add_argument
-    add("--teacher", metavar="MODEL", help="the model to learn from; by default the untouched one")
-    add("--teacher-weights", type=Path, metavar="FILE", help="weights of a teacher built by name")
+    add(
+        "--teacher",
+        type=word,
+        metavar="MODEL",
+        help="the model to learn from; by default the untouched one",
+    )
+    add("--teacher-weights", type=path, metavar="FILE", help="weights of a teacher built by name")
     add_training_options(command)
 
 
@@ -172,20 +196,29 @@ def _add_measure(commands: Any) -> None:
         MODEL_HELP + SAVED_HELP,
     )
     add = command.add_argument
-    add("model", metavar="MODEL")
-    add("--data", metavar="PATH", help=f"{DATA_HELP}; without it only costs are measured")
+    add("model", type=word, metavar="MODEL")
+    add(
+        "--data", type=word, metavar="PATH", help=f"{DATA_HELP}; without it only costs are measured"
+    )
     add_classes(command)
-    add("--limit", type=positive_int, metavar="N", help="how many images, evenly spread")
+    add("--limit", type=whole_number(), metavar="N", help="how many images, evenly spread")
     add_limits(command)
     add(
         "--dense",
+        type=word,
         metavar="WEIGHTS",
         help="the model before training, to compare with: a file of weights, `digits`, or a folder",
     )
-    add("--batch", type=positive_int, default=8, metavar="N", help="images per batch (8)")
-    add("--repeats", type=int, default=20, metavar="N", help="rounds of timing (20); 0 for none")
-    add("--out", type=Path, metavar="FILE", help="where to save the report as JSON")
-    add("--csv", type=Path, metavar="FILE", help="where to save it as CSV, with timm's columns")
+    add("--batch", type=whole_number(BATCH), default=8, metavar="N", help="images per batch (8)")
+    add(
+        "--repeats",
+        type=whole_number(Range(0, 1e6)),
+        default=20,
+        metavar="N",
+        help="rounds of timing (20); 0 for none",
+    )
+    add("--out", type=path, metavar="FILE", help="where to save the report as JSON")
+    add("--csv", type=path, metavar="FILE", help="where to save it as CSV, with timm's columns")
     add_weights(command)
     add_method(command)
 
@@ -198,9 +231,12 @@ def _add_macs(commands: Any) -> None:
         "patchslim macs deit_small_patch16_224 --method evit --keep-rate 0.7 --at 3,6,9 --json",
         MODEL_HELP,
     )
-    command.add_argument("model", metavar="MODEL")
+    command.add_argument("model", type=word, metavar="MODEL")
     command.add_argument(
-        "--image-size", type=positive_int, metavar="N", help="side of the images (models by name)"
+        "--image-size",
+        type=whole_number(Range(1, 2**14)),
+        metavar="N",
+        help="side of the images (models by name)",
     )
     add_method(command)
 
@@ -233,12 +269,12 @@ def _add_show(commands: Any) -> None:
         MODEL_HELP + SAVED_HELP,
     )
     add = command.add_argument
-    add("model", metavar="MODEL")
-    add("image", type=Path, metavar="IMAGE")
+    add("model", type=word, metavar="MODEL")
+    add("image", type=path, metavar="IMAGE")
     add_limits(command)
     add(
         "--out",
-        type=Path,
+        type=path,
         default=Path("patches.png"),
         metavar="FILE.png",
         help="where to save the picture (patches.png)",

@@ -11,11 +11,11 @@ import inspect
 import warnings
 from argparse import Namespace
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import PatchslimError, UnknownName, UnsupportedModel
+from patchslim.files import resolve_path
 from patchslim.hosts._catalog import (
     EXAMPLE,
     find_host,
@@ -271,7 +271,7 @@ def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> 
                 "compare with the model as it was before."
             )
         return None
-    file = Path(args.dense).expanduser()
+    file = resolve_path(args.dense)
     if file.is_file():
         host = copy.deepcopy(slimmed.host)
         load_weights(host, read_weights(file), file)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from patchslim import files
 from patchslim.data.limits import Limits
-from patchslim.errors import BadData
+from patchslim.errors import BadData, BadFile
 
 # All errors that Pillow and the archive readers raise for a damaged file.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile,
@@ -184,13 +185,15 @@ def read_regular(path: Path, limits: Limits) -> bytes:
 
 
 def resolve_path(path: str | Path) -> Path:
-    """Returns the path with `~` replaced; refuses what no path can be."""
+    """Returns the absolute path of data that somebody named, `~` expanded.
+
+    Raises:
+        BadData: it can be no path.
+    """
     try:
-        found = Path(path).expanduser()
-        found.exists()  # a zero byte or a name that is too long
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadData(f"{shorten(path)} is no path: {shorten(error)}.") from error
-    return found
+        return files.resolve_path(path)
+    except BadFile as error:
+        raise BadData(str(error)) from error
 
 
 def shorten(text: object, most: int = 200) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
+from patchslim.files import resolve_path
 from patchslim.hosts._building import check_arguments
 from patchslim.hosts._library import Library
 from patchslim.hosts._registry import (
@@ -75,7 +76,7 @@ def find_host(
 
 def has_own_weights(name: str) -> bool:
     """Tells whether a model comes with weights of its own: the embedded example, or a folder."""
-    return name == EXAMPLE or Path(name).expanduser().is_dir()
+    return name == EXAMPLE or resolve_path(name).is_dir()
 
 
 def has_random_weights(name: str, *, pretrained: bool, weights: Path | None) -> bool:
@@ -182,7 +183,7 @@ def _open_local(name: str, *, weights: bool = True) -> nn.Module:
 
         trained: nn.Module = example()
         return trained
-    folder = Path(name).expanduser()
+    folder = resolve_path(name)
     opening = [library for library in find_libraries() if library.opens_folders]
     for library in opening:
         if library.is_folder(folder):

@@ -26,12 +26,14 @@ from patchslim.measurement.sample import (
     move_to_host,
     open_batches,
 )
-from patchslim.measurement.score import Batch, Forward, score
+from patchslim.measurement.score import Batch, Forward, check_batches, score
 from patchslim.model.model import SlimModel
 from patchslim.report.provenance import Provenance
 from patchslim.report.report import Report
-from patchslim.runs.progress import Progress
+from patchslim.runs.progress import Progress, check_progress
+from patchslim.settings import BATCH, SEED, Range, check_type, check_value
 
+ROUNDS = Range(0, 1e6)  # of timing
 WARMUP = 2  # rounds before timing begins: the first calls allocate memory and select kernels
 
 
@@ -61,9 +63,13 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
         baseline: whether to run `random` at the token counts of each model, too.
         progress: is called with one line of text at a time.
     """
-    if batch < 1 or repeats < 0:
-        raise WrongInput(f"batch={batch}, repeats={repeats}: at least 1 image and 0 rounds.")
-    show = progress or (lambda _: None)
+    batch = check_value("batch", batch, int, BATCH, WrongInput)
+    repeats = check_value("repeats", repeats, int, ROUNDS, WrongInput)
+    seed = check_value("seed", seed, int, SEED, WrongInput)
+    check_type("baseline", baseline, bool, "Give True or False.")
+    if images is not None:
+        check_batches("images", images)
+    show = check_progress(progress)
     models = check_models(model, dense)
     first = next(iter(models.values()))
     # This reads some of `images` once more, so it comes before the batches are opened.

@@ -14,6 +14,7 @@ from patchslim.methods.random import Random
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Counts
+from patchslim.settings import check_type
 
 
 def check_models(
@@ -25,6 +26,10 @@ def check_models(
     """
     if isinstance(model, nn.Module):
         model = {_model_label(model): model} if isinstance(model, SlimModel) else {"it": model}
+    cure = "Give a slimmed model, or several by name: {'tome': ..., 'evit': ...}."
+    check_type("model", model, Mapping, cure, UnsupportedModel)
+    if dense is not None:
+        check_type("dense", dense, nn.Module, "Give the dense torch.nn.Module.", UnsupportedModel)
     models = dict(model)
     if not models:
         raise UnsupportedModel("There is no model to measure: give at least one.")

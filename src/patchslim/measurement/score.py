@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchslim.errors import BadData, UnsupportedModel, WrongInput
+from patchslim.model.images import check_readable
 from patchslim.report.row import Estimate
 from patchslim.runs.progress import Progress
+from patchslim.settings import check_type
 
 Batch = tuple[Tensor, Tensor | None]
 Forward = Callable[[Tensor], Tensor]
@@ -154,6 +156,7 @@ def check_batch(batch: object, number: int) -> Batch:
             f"Batch {number} is a {type(batch).__name__}; each batch is a pair: images as a tensor "
             "(B, 3, H, W), and labels (B,) or None."
         )
+    check_readable(images, f"Batch {number}")
     if images.ndim == 0 or not len(images):
         raise BadData(f"Batch {number} holds no images.")
     index = _first_nonfinite(images)
@@ -162,7 +165,26 @@ def check_batch(batch: object, number: int) -> Batch:
             f"Image {index} of batch {number} has NaN or infinite pixels. Look at how it is "
             "decoded and normalised (a standard deviation of zero?)."
         )
-    return images, None if labels is None else torch.as_tensor(labels)
+    return images, None if labels is None else as_labels(labels, number)
+
+
+def as_labels(labels: object, number: int) -> Tensor:
+    """The labels of a batch as a tensor."""
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise WrongInput(
+            f"Batch {number} has labels of type {type(labels).__name__}: give whole numbers, one "
+            "an image, or None."
+        ) from error
+
+
+def check_batches(name: str, images: object) -> None:
+    """Refuses what gives no batches, one after the other."""
+    cure = "Give batches: [(images, labels)], or [(images, None)]; or Images, a Dataset or Shards."
+    if isinstance(images, Tensor | Mapping | str | bytes | set | nn.Module):
+        raise WrongInput(f"{name} is one {type(images).__name__}. {cure}")
+    check_type(name, images, Iterable, cure, WrongInput)
 
 
 def _check_same_kind(before: Batch | None, now: Batch, number: int) -> None:

@@ -13,11 +13,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
 from patchslim.methods._signals import Signals
+from patchslim.settings import check_setting
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import ContentKind, Tokens
 
@@ -72,7 +73,23 @@ class Threshold:
         return 1 - tolerance if self.cosine else tolerance
 
 
-class Method(nn.Module, ABC):
+class _ChecksSettings:
+    """Checks settings before `__init__` gets them. A class of its own, as `Method` has `__init__`.
+
+    (`inspect.signature` would read `__new__` where one class has both.)
+    """
+
+    def __new__(cls, **settings: Any) -> Self:
+        """Refuses settings that are not of the type of their defaults."""
+        parameters = inspect.signature(cls).parameters
+        for name, value in settings.items():
+            default = parameters[name].default if name in parameters else None
+            if isinstance(default, bool | int | float | str):
+                check_setting(name, value, type(default))
+        return super().__new__(cls)
+
+
+class Method(_ChecksSettings, nn.Module, ABC):
     """A way of choosing which patch rows stay.
 
     Write `choose`. Everything else has a default that fits a method which drops rows at a few

@@ -12,7 +12,8 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from patchslim.errors import BadSetting, UnknownName
+from patchslim.errors import UnknownName
+from patchslim.settings import show_value
 
 if TYPE_CHECKING:
     from patchslim.methods._method import Method, Setting
@@ -30,6 +31,8 @@ def method_names() -> list[str]:
 
 def check_method_name(name: str) -> None:
     """Refuses a name that no method has."""
+    if not isinstance(name, str):
+        raise UnknownName(f"A method is a name or a Method instance, not {show_value(name)}.")
     if name not in method_names():
         raise UnknownName.of("method", name, method_names(), "`patchslim methods` describes them.")
 
@@ -62,18 +65,13 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
             kind = type(method).__name__
             raise UnknownName(f"{sorted(settings)}: give settings to {kind}(...), which you made.")
         return method
-    if not isinstance(method, str):
-        raise UnknownName(f"A method is a name or a Method instance, not {method!r}.")
-    method_class = find_method(method)
-    parameters = inspect.signature(method_class).parameters
-    for name, value in settings.items():
+    found = find_method(method)
+    parameters = inspect.signature(found).parameters
+    for name in settings:
         if name not in parameters:
             known = [*parameters, "macs", "keep", "r", "keep_rate", "at"]
             raise UnknownName.of(f"setting of {method} or budget", name, known)
-        wanted = type(parameters[name].default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise BadSetting(f"{name}={value!r}: {method} takes a {wanted.__name__} here.")
-    return method_class(**settings)
+    return found(**settings)
 
 
 def method_name(method: Method) -> str | None:

@@ -18,6 +18,7 @@ from patchslim.methods import Method, Place, Placement, Signals, Threshold
 from patchslim.methods import _clustering as clustering
 from patchslim.methods._clustering import Groups
 from patchslim.methods._windows import Windows
+from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
@@ -51,7 +52,8 @@ class Duplicates(Method):
                 f"tolerance={tolerance}, window={window}: neither can be below 0; 0 means exactly "
                 "the same pixels, and in the whole image."
             )
-        self.tolerance, self.window = tolerance, window
+        self.tolerance = check_value("tolerance", tolerance, float, Range(0, 1e6))
+        self.window = check_value("window", window, int, Range(0, 2**16))
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Keeps the first of the patches with the same content, and merges the others into it."""
@@ -146,7 +148,8 @@ class NearDuplicates:
 def _rank_by_contrast(shown: Tensor, first: Tensor) -> Tensor:
     """Ranks patches by contrast: exact duplicates go first, then flat patches (B, n)."""
     shown = shown.to(torch.promote_types(shown.dtype, torch.float32))
-    contrast = shown.var(dim=2, correction=0)
+    some = torch.compiler.is_compiling() or len(shown)  # torch warns of the variance of nothing
+    contrast = shown.var(dim=2, correction=0) if some else shown.new_zeros(shown.shape[:2])
     rows = torch.arange(first.shape[1], device=first.device)
     return torch.where(first, 1 + contrast / (1 + contrast) - 1e-6 * rows, -1.0)
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
+from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -38,7 +39,7 @@ class DynamicViT(LearnedMethod):
 
     def __init__(self, *, ratio: float = 2.0) -> None:
         super().__init__()
-        self.ratio = ratio
+        self.ratio = check_value("ratio", ratio, float, Range(0, 1e6))
         self.predictors = ModulePerBlock(Predictor)
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from patchslim.methods import LearnedMethod, ModulePerBlock, Place, Placement, Signals
 from patchslim.methods._ranking import cell_worth, check_grid, parse_order
+from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Keep, Mask, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -35,7 +36,7 @@ class PatchSlimmingDynamic(LearnedMethod):
     def __init__(self, *, order: str = "", prior: float = 0.0) -> None:
         super().__init__()
         self.order = order
-        self.prior = prior
+        self.prior = check_value("prior", prior, float, Range(-1e6, 1e6))
         self.grid, cells = parse_order(order) if order else ((0, 0), [])
         self.register_buffer("worth", cell_worth(cells), persistent=False)
         self.gates = ModulePerBlock(Gate)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from patchslim.methods import Method, Signals
+from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
 PRIME = 2_147_483_647
+SEEDS = Range(-(2**32), 2**32)  # what the congruence can take without overflow
 
 
 class Random(Method):
@@ -20,7 +22,7 @@ class Random(Method):
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed = check_value("seed", seed, int, SEEDS)
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Keeps the `keep` rows with the highest random numbers."""

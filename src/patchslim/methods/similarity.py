@@ -22,6 +22,7 @@ from patchslim.methods import _clustering as clustering
 from patchslim.methods._clustering import Groups
 from patchslim.methods._method import Read
 from patchslim.methods._windows import Windows, best_in_squares
+from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Keep, Merge, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
@@ -30,6 +31,7 @@ from patchslim.tokens.tokens import Tokens
 MAX_PAIRWISE = 1024  # with more patches than this, only those of one window are compared
 WINDOW_SIDE = 16  # side of that window, in grid cells
 MIN_WEIGHT = 1e-12  # the smallest weight of a patch
+SIDE = Range(0, 2**16)  # of a window or a square, in grid cells
 DEDUP_STEPS = 4  # steps of iterative removal
 
 PRESETS = {
@@ -97,9 +99,11 @@ class Similarity(Method):
         self.on = on or natural[2]
         self.weight = weight or ("size" if self.on == "embedding" else natural[3])
         self.survivor = survivor or ("alone" if self.group in DROPPING else natural[4])
-        self.threshold, self.floor = threshold, floor
+        self.threshold = check_value("threshold", threshold, float, Range(-1, 1e6))
+        self.floor = floor
         self.adaptive = threshold != 0
-        self.window, self.squares = window, squares
+        self.window = check_value("window", window, int, SIDE)
+        self.squares = check_value("squares", squares, int, SIDE)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known.split():
                 raise UnknownName.of(f"{name} of similarity", getattr(self, name), known.split())
@@ -145,9 +149,6 @@ class Similarity(Method):
             "squares keep the heaviest of each; survivor is then mean, weighted or alone.": (
                 self.squares > 0 and self.survivor in ("medoid", "first", "heaviest")
             ),
-            "window and squares are sides in cells, or 0 for none.": (
-                self.window < 0 or self.squares < 0
-            ),
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -187,7 +188,8 @@ class Similarity(Method):
             return Merge(kept, gone, into, weight=mean)
         if self.survivor in AVERAGING:
             # A compiled graph cannot know how many rows stay, so it moves all of them.
-            least = 0 if torch.compiler.is_compiling() else int(is_real.sum(dim=1).min())
+            unknown = torch.compiler.is_compiling() or not len(order)
+            least = 0 if unknown else int(is_real.sum(dim=1).min())
             gone = order[:, least:]
         else:
             gone = tokens.rows()

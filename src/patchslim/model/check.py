@@ -11,6 +11,7 @@ from patchslim.errors import UnsupportedModel
 from patchslim.hosts._answers import TOLERANCE, eval_mode, relative_difference
 from patchslim.hosts._library import first_line
 from patchslim.methods._registry import find_method
+from patchslim.model.hooks import warn_of_bypassed_hooks
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant
@@ -34,6 +35,7 @@ def check_identity(slimmed: SlimModel) -> None:
         same = SlimModel(host, plan)
         wanted = adapter.logits(_ask_host(host, images)).double()
         got = adapter.logits(same(images)).double()
+        warn_of_bypassed_hooks(host, slimmed, images)
     off = relative_difference(got, wanted)
     if not off <= TOLERANCE.get(parameter.dtype, 1e-2):
         raise UnsupportedModel(

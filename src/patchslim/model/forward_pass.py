@@ -19,6 +19,7 @@ from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.hosts._adapter import Adapter, HostFacts, patch_pixels
 from patchslim.methods import Method, Place, Signals
 from patchslim.methods._method import content_kind
+from patchslim.model.images import check_images, explain_failure, show_images
 from patchslim.model.plan import Plan, make_steps
 from patchslim.model.step import AttentionOutput, BlockStep
 from patchslim.schedules.schedule import Tail
@@ -105,23 +106,18 @@ class ForwardPass:
 
     def embed(self, images: Any, options: Mapping[str, Any], *, track: bool) -> Tokens:
         """Embeds the images to the tokens of the first block, or raises one clear error."""
-        channels, height, width = self.facts.image_shape
-        made_for = f"this host takes float images of shape (batch, {channels}, {height}, {width})"
-        if not isinstance(images, Tensor):
-            raise WrongInput(f"Got {type(images).__name__} instead of images: {made_for}.")
-        got = f"Got images of shape {tuple(images.shape)} and type {images.dtype}"
-        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
-            raise WrongInput(f"{got}: {made_for}.")
+        check_images(images, self.facts)
         size = (images.shape[2], images.shape[3])
         reason = self.adapter.size_mismatch(self.host, size, options)
-        if reason is not None:
-            raise WrongInput(f"{got}: {reason}")
-        if self.fixed_size and size != (height, width):
-            raise WrongInput(
-                f"{got}: this model was calibrated for {height}x{width} pixels, and its positions "
-                "are of these. Resize the images, or calibrate the model at their size."
+        if reason is None and self.fixed_size and size != self.facts.image_shape[1:]:
+            height, width = self.facts.image_shape[1:]
+            reason = (
+                f"this model was calibrated for {height}x{width} pixels, and its positions are of "
+                "these. Resize the images, or calibrate the model at their size."
             )
-        tokens = self.adapter.embed(self.host, images, options)
+        if reason is not None:
+            raise WrongInput(f"{show_images(images)}: {reason}")
+        tokens = self._embed(images, options)
         kind = content_kind(self.method)
         if kind is not None:
             content = (
@@ -131,6 +127,18 @@ class ForwardPass:
             )
             tokens = tokens.with_content(content)
         return tokens.with_origin() if track or self.facts.strides else tokens
+
+    def _embed(self, images: Tensor, options: Mapping[str, Any]) -> Tokens:
+        """The host's own tokens; a clear error where type or device of the images forbid it."""
+        if torch.compiler.is_compiling():
+            return self.adapter.embed(self.host, images, options)
+        try:
+            return self.adapter.embed(self.host, images, options)
+        except (RuntimeError, TypeError) as error:
+            reason = explain_failure(images, self.host)
+            if reason is None:
+                raise
+            raise reason from error
 
     def run_or_recompute(
         self, step: BlockStep, tokens: Tokens, *, recompute: bool = False
@@ -179,13 +187,15 @@ class ForwardPass:
     def _apply_reduction(self, tokens: Tokens, reduction: Reduction) -> Tokens:
         """Applies a decision that was made on padded images.
 
-        If images keep different numbers of tokens, they are packed. Three cases forbid that: a
-        graph, whose shapes are constant; training; and a map back to the pixels, which counts
-        the rows of an image.
+        If images keep different numbers of tokens, they are packed. Four cases forbid that: a
+        graph, whose shapes are constant; training; a map back to the pixels, which counts the rows
+        of an image; and an empty batch.
         """
         graph = torch.compiler.is_compiling()
         apart = self.training or not self.packs or self.facts.has_relative_bias
         if graph or apart or tokens.origin is not None or not self.method.adaptive:
+            return reduction.apply(tokens)
+        if not len(tokens.x):
             return reduction.apply(tokens)
         return reduce_packed(tokens, reduction)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
 from patchslim.model.plan import Plan
+from patchslim.settings import Range, check_choice, check_value
 from patchslim.tokens.tokens import Tokens
 
 
@@ -38,6 +39,7 @@ def forward_intermediates(  # noqa: PLR0913 (timm's own arguments)
 ) -> Any:
     """Features after the blocks `indices`, every grid cell in its place (timm's own call)."""
     host, adapter = model.host, model.plan.adapter
+    check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
     facts = adapter.describe(host)
     levels = facts.feature_blocks or tuple(range(len(facts.scales)))
     blocks = [levels[index] for index in _block_indices(len(levels), indices)]
@@ -72,10 +74,12 @@ def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]
     """Lists the blocks meant: the last n, all, or those given; negatives count from the end."""
     if indices is None:
         return list(range(depth))
-    listed = range(-indices, 0) if isinstance(indices, int) else indices
-    if not listed or any(not -depth <= index < depth for index in listed):
-        raise WrongInput(
-            f"indices={indices}: this host has levels 0 to {depth - 1}; a number alone means the "
-            "last so many of them."
-        )
+    cure = f"This host has levels 0 to {depth - 1}; a number alone means the last so many of them."
+    if not isinstance(indices, Sequence) or isinstance(indices, str | bytes):
+        last = check_value("indices", indices, int, Range(1, depth), WrongInput, cure)
+        return list(range(depth - last, depth))
+    within = Range(-depth, depth - 1)
+    listed = [check_value("indices", each, int, within, WrongInput, cure) for each in indices]
+    if not listed:
+        raise WrongInput(f"indices={indices}: none. {cure}")
     return sorted({index % depth for index in listed})

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from patchslim.errors import UnsupportedModel
+from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.host_api import forward_intermediates
@@ -21,6 +21,7 @@ from patchslim.model.recipe import make_recipe
 from patchslim.saving.folder import write_folder
 from patchslim.saving.hub import upload
 from patchslim.schedules.schedule import Schedule
+from patchslim.settings import Range, check_value
 from patchslim.tokens.shapes import Cost
 from patchslim.tokens.tokens import Tokens
 
@@ -87,6 +88,8 @@ class SlimModel(nn.Module):
 
     def trace(self, images: Tensor, blocks: int | None = None) -> list[Tokens]:
         """Returns the tokens after each of the first `blocks` blocks, with the map to the grid."""
+        if blocks is not None:
+            blocks = check_value("blocks", blocks, int, Range(0, self.plan.shape.depth), WrongInput)
         forward = self.start_pass()
         tokens = forward.embed(images, {}, track=True)
         every: list[Tokens] = []

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from torch import nn
 
-from patchslim.errors import BrokenLaw, NeedsClassToken
+from patchslim.errors import (
+    BadSetting,
+    BrokenLaw,
+    NeedsClassToken,
+    UnsupportedModel,
+    WrongInput,
+)
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Setting, always_decides, remembers
 from patchslim.methods._registry import find_method, make_method, method_names
+from patchslim.model.images import check_image_size
 from patchslim.model.step import BlockStep
 from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
 from patchslim.schedules.macs import skips_last_decision, slim_macs
 from patchslim.schedules.schedule import Schedule, Tail
+from patchslim.settings import check_choice, show_value
 from patchslim.tokens.shapes import Cost, HostShape, dense_macs
 
 
@@ -60,6 +68,11 @@ class Plan:
 
     def for_size(self, host: nn.Module, image_size: tuple[int, int] | None) -> Plan:
         """Makes the plan for images of another size, and for the host as it is now."""
+        if image_size is not None:
+            image_size = check_image_size(image_size)
+            reason = self.adapter.size_mismatch(host, image_size, {})
+            if reason is not None:
+                raise WrongInput(f"Asked for images of {image_size}: {reason}")
         return plan_schedule(
             host, self.adapter, self.method, self.schedule, self.tail, image_size=image_size
         )
@@ -86,6 +99,12 @@ def make_plan(
     **budget: Unpack[Budget],
 ) -> Plan:
     """Makes the plan that `slim`, `macs` and the command line follow, from `slim`'s arguments."""
+    if not isinstance(host, nn.Module):
+        raise UnsupportedModel(f"A host is a torch.nn.Module, not a {type(host).__name__}.")
+    if adapter is not None and not isinstance(adapter, Adapter):
+        raise BadSetting(f"adapter={show_value(adapter)}: give an Adapter, or leave it out.")
+    if tail is not None:
+        check_choice("tail", tail, get_args(Tail))
     adapter = adapter or find_adapter(host)
     made = make_method(method, settings or {})
     facts, shape = adapter.describe(host), adapter.shape(host)

@@ -62,8 +62,6 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     check_version("torch")
     if isinstance(model, SlimModel):
         raise UnsupportedModel("This model is slimmed already; slim its .host instead.")
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModel(f"slim() takes a torch.nn.Module, not {type(model).__name__}.")
     plan = make_plan(
         model,
         method,

@@ -16,7 +16,7 @@ from torch import Tensor
 from patchslim.errors import WrongInput
 from patchslim.hosts._answers import eval_mode
 from patchslim.model.model import SlimModel
-from patchslim.schedules.schedule import stage_blocks
+from patchslim.schedules.blocks import stage_blocks
 from patchslim.tokens.tokens import Tokens
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import colorsys
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from patchslim.errors import WrongInput
+from patchslim.errors import BadFile, WrongInput
+from patchslim.files import write_bytes_atomically
 from patchslim.report.patch_maps import Fate, PatchMap
 
 if TYPE_CHECKING:
@@ -94,6 +96,26 @@ def draw_patches(pixels: Pixels, maps: Sequence[PatchMap]) -> Image:
     if has_heat:
         add_panel(_draw_heat_scale(height, width), "least to most remembered", 0, 1)
     return sheet
+
+
+def find_picture_format(path: Path) -> str:
+    """The format in which Pillow writes a file of this name."""
+    from PIL import Image
+
+    found = Image.registered_extensions().get(path.suffix.lower())
+    if found not in Image.SAVE:
+        raise BadFile(f"{path}: a picture is saved as .png, .jpg or .webp. Give such a name.")
+    return str(found)
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Writes a picture, whole or not at all."""
+    stream = io.BytesIO()
+    try:
+        picture.save(stream, format=find_picture_format(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise BadFile(f"{path}: the picture cannot be saved so: {error}. Give a .png.") from error
+    write_bytes_atomically(path, stream.getvalue())
 
 
 def encode_png(picture: Image) -> bytes:

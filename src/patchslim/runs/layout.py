@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchslim.errors import BadFile
+from patchslim.files import check_writable
 
 MODEL_FOLDER = "model"
 RECORD_FILE = "calibration.json"
@@ -22,9 +23,10 @@ def resolve_run_folder(out: str | Path, *, kind: str, resume: bool) -> Path:
         resume: whether the run in this folder is to be continued.
 
     Raises:
-        BadFile: a new run is asked for, and the folder holds the checkpoint of another.
+        BadFile: nothing can be written there; or a new run is asked for, and the folder holds the
+            checkpoint of another.
     """
-    out = Path(out).expanduser().resolve()
+    out = check_writable(out, folder=True).resolve()
     if not resume and (out / CHECKPOINT_FILE).exists():
         raise BadFile(
             f"{out} holds a {kind} already. Go on with it (resume=True, --resume), or give another "

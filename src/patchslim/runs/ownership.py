@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from patchslim.errors import BadFile
+from patchslim.files import resolve_path
 
 LOCK_FILE = ".patchslim.lock"
 MOST_TEXT = 10_000  # bytes of a lock file that are read
@@ -100,7 +101,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     Raises:
         BadFile: another process, or another thread of this one, owns it; or it cannot be written.
     """
-    folder = folder.expanduser().resolve()
+    folder = resolve_path(folder).resolve()
     made = _make_folders(folder)
     try:
         with _own(folder / LOCK_FILE, folder):
@@ -118,7 +119,9 @@ def own_file(path: Path) -> Iterator[None]:
     Raises:
         BadFile: another process, or another thread of this one, owns it; or it cannot be written.
     """
-    path = path.expanduser().resolve()
+    path = resolve_path(path).resolve()
+    if not path.name:
+        raise BadFile(f"{path} is the root of a disk. Give the path of a new file or folder.")
     made = _make_folders(path.parent)
     try:
         with _own(path.with_name(f".{path.name}{LOCK_FILE}"), path):

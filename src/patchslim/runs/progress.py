@@ -7,6 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from patchslim.settings import check_type
+
 Progress = Callable[[str], object]  # is called with one line of text at a time
 
 RECENT_STEPS = 50  # the speed is the median over this many of the latest steps
@@ -14,6 +16,15 @@ RECENT_STEPS = 50  # the speed is the median over this many of the latest steps
 
 def ignore_progress(_: str) -> None:
     """Does nothing. It is the `Progress` of a caller who gave none."""
+
+
+def check_progress(progress: Progress | None) -> Progress:
+    """The callback that a caller gave, or one that does nothing."""
+    if progress is None:
+        return ignore_progress
+    cure = "Give a function that takes a line of text, such as print."
+    check_type("progress", progress, Callable, cure)  # type: ignore[arg-type]  # mypy wants a class
+    return progress
 
 
 class StepTimer:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
-from patchslim.files import find_complete, read_json, replace_folder
+from patchslim.files import check_writable, find_complete, read_json, replace_folder, resolve_path
 from patchslim.hosts._weights import read_safetensors
 from patchslim.saving.old_names import rename_old_weights
 from patchslim.saving.seal import check_seal, seal_recipe
@@ -64,7 +64,8 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = Path(path).expanduser().resolve()
+    path = resolve_path(path).resolve()
+    check_writable(path.parent, folder=True)
     tensors, shared = _drop_shared_tensors(state)
     tied = [name for name, first in shared.items() if state[name] is state[first]]
     recipe = {**recipe, "shared": shared, "tied": tied}
@@ -160,10 +161,7 @@ def is_saved(path: str | Path) -> bool:
 
 def saved_folder(path: str | Path) -> Path:
     """Returns the folder to read; if a save was cut short, the one that holds the older model."""
-    try:
-        return find_complete(Path(path).expanduser().resolve())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadFile(f"{str(path)[:200]!r} cannot be the path of a folder: {error}.") from error
+    return find_complete(resolve_path(path).resolve())
 
 
 def file_sha256(path: Path) -> str:

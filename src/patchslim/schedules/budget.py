@@ -13,6 +13,7 @@ from typing import TypedDict, Unpack
 
 from patchslim.errors import BadSchedule, ImpossibleBudget, UnknownName
 from patchslim.methods._method import Method, Placement, always_decides
+from patchslim.schedules.blocks import later_blocks, stage_blocks, unit_blocks
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
     Constant,
@@ -21,10 +22,9 @@ from patchslim.schedules.schedule import (
     Removed,
     Schedule,
     Tail,
-    later_blocks,
-    stage_blocks,
-    unit_blocks,
+    is_list,
 )
+from patchslim.settings import Range, check_value, show_value
 from patchslim.tokens.shapes import HostShape, dense_macs
 
 MIN_BLOCK_RATE = 0.7  # with a lower rate in every block, it is better to begin earlier
@@ -40,7 +40,7 @@ class Budget(TypedDict, total=False):
     at: Sequence[int] | None
 
 
-def make_schedule(  # noqa: PLR0911 (one return for each way to say a budget)
+def make_schedule(
     shape: HostShape,
     method: Method,
     schedule: Schedule | str | Path | None = None,
@@ -51,11 +51,11 @@ def make_schedule(  # noqa: PLR0911 (one return for each way to say a budget)
     """Makes the schedule for a host and a method, from a budget, a saved file or nothing."""
     _check_one_budget(budget, schedule)
     if schedule is not None:
-        return schedule if isinstance(schedule, Schedule) else Schedule.load(schedule)
+        return _open_schedule(schedule)
     macs, keep, r = budget.get("macs"), budget.get("keep"), budget.get("r")
     rate, named = budget.get("keep_rate"), budget.get("at")
-    at = None if named is None else tuple(named)
-    if at is not None and (r is not None or isinstance(keep, Sequence)):
+    at = None if named is None else Rate(1.0, named).at  # type: ignore[arg-type]  # it checks them
+    if at is not None and (r is not None or is_list(keep)):
         raise BadSchedule(
             f"at={at} goes with keep_rate, macs or a share to keep; r and a list of counts name "
             "every block."
@@ -68,7 +68,25 @@ def make_schedule(  # noqa: PLR0911 (one return for each way to say a budget)
         return _schedule_from_r(shape, r)
     if rate is not None:
         return Rate(rate, _decision_blocks(method, shape, at))
-    if method.adaptive:  # the method decides how many stay, and the schedule sets no limit
+    return _schedule_without_budget(shape, method, at)
+
+
+def _open_schedule(schedule: Schedule | str | Path) -> Schedule:
+    """The schedule that was given, itself or as the path of a saved one."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if not isinstance(schedule, str | Path):
+        raise BadSchedule(
+            f"schedule={show_value(schedule)}: give a Schedule, or the path of a saved one."
+        )
+    return Schedule.load(schedule)
+
+
+def _schedule_without_budget(
+    shape: HostShape, method: Method, at: tuple[int, ...] | None
+) -> Schedule:
+    """The schedule of a method that decides itself how many stay, or removes nothing."""
+    if method.adaptive:
         if at is None and method.placement is Placement.EVERY_BLOCK:
             return Constant(0)
         return Rate(1.0, _decision_blocks(method, shape, at))
@@ -162,11 +180,14 @@ def scheduled_counts(rule: Schedule, shape: HostShape, method: Method) -> tuple[
 
 def macs_target(macs: float, dense: int) -> float:
     """Turns `macs`, a share or a number, into multiply-adds; refuses impossible values."""
-    if isinstance(macs, bool) or not math.isfinite(macs) or macs <= 0 or 1 < macs < 1e4:
-        raise ImpossibleBudget(
-            f"macs={macs}: give a share of the model's own above 0 and at most 1 (0.6), or "
-            f"multiply-adds an image (this model has {dense:.3g}; 1 GMAC is 1e9)."
-        )
+    cure = (
+        f"Give a share of the model's own above 0 and at most 1 (0.6), or multiply-adds an image "
+        f"(this model has {dense:.3g}; 1 GMAC is 1e9)."
+    )
+    within = Range(0, 1e30, above=True)
+    macs = float(check_value("macs", macs, float, within, ImpossibleBudget, cure))
+    if 1 < macs < 1e4:
+        raise ImpossibleBudget(f"macs={macs:g} is neither. {cure}")
     if macs > dense:
         raise ImpossibleBudget(f"macs={macs:g} is more than the model itself has: {dense:.4g}.")
     return macs * dense if macs <= 1 else macs
@@ -188,11 +209,9 @@ def _schedule_from_keep(
 ) -> Schedule:
     """Makes a schedule from explicit counts, or from the share of patches left at the end."""
     if isinstance(keep, Sequence):
-        return Counts(tuple(keep), shape.entering, shape.prefix)
-    if not 0 < keep <= 1:
-        raise BadSchedule(
-            f"keep={keep}: the share of patches left at the end, above 0 and at most 1."
-        )
+        return Counts(keep, shape.entering, shape.prefix)  # type: ignore[arg-type]  # it checks it
+    cure = "It is the share of patches left at the end, or a list of the tokens after each block."
+    keep = float(check_value("keep", keep, float, Range(0, 1, above=True), BadSchedule, cure))
     if method.placement is Placement.EVERY_BLOCK and at is None:
         return Constant((shape.entering - shape.prefix) * (1 - keep) / shape.depth)
     places = _decision_blocks(method, shape, at)
@@ -226,10 +245,10 @@ def _avoid_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]
 
 def _schedule_from_r(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
     """Makes a schedule from ToMe's r: a number for all blocks, a tilted one, or one per block."""
-    if isinstance(r, int | float):
-        return Constant(r)
     if isinstance(r, tuple) and len(r) == 2:
-        return Constant(r[0], inflect=float(r[1]))
-    rule = Removed(tuple(r))
+        return Constant(r[0], inflect=r[1])
+    if not isinstance(r, Sequence):
+        return Constant(r)
+    rule = Removed(r)  # type: ignore[arg-type]  # it checks and keeps a tuple
     rule.check(shape.entering, shape.prefix, shape.depth)
     return rule

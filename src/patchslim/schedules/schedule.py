@@ -11,17 +11,21 @@ import json
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
-from patchslim.files import read_json
+from patchslim.files import read_json, write_atomically
 from patchslim.methods._method import remembers
+from patchslim.schedules.blocks import unit_blocks
+from patchslim.settings import Range, check_value, show_value
 
 if TYPE_CHECKING:
     from patchslim.methods._method import Method
+
+ROWS = Range(0, 1e9)  # how many tokens there may be, or be removed
 
 # What the last block computes: only the rows that the head reads, or all of them.
 Tail = Literal["exact", "full"]
@@ -151,6 +155,22 @@ class Schedule(ABC):
                 stacklevel=3,
             )
 
+    def _check(
+        self, field: str, kind: type, within: Range, cure: str, *, name: str | None = None
+    ) -> None:
+        """Checks a number of this rule, and makes it a plain one, as JSON can hold it."""
+        value = getattr(self, field)
+        plain = check_value(name or field, value, kind, within, BadSchedule, cure)
+        object.__setattr__(self, field, plain)  # frozen, but still being made
+
+    def _check_each(self, field: str, within: Range, cure: str, *, name: str | None = None) -> None:
+        """Checks the whole numbers in a sequence of this rule, and makes it a plain tuple."""
+        values, name = getattr(self, field), name or field
+        if not is_list(values):
+            raise BadSchedule(f"{name}={show_value(values)}: give a list or a tuple. {cure}")
+        plain = [check_value(name, each, int, within, BadSchedule, cure) for each in values]
+        object.__setattr__(self, field, tuple(plain))  # frozen, but still being made
+
     def to_json(self) -> dict[str, Any]:
         """Returns a plain dictionary that `from_json` turns back into an equal schedule."""
         return {"kind": self.kind, **asdict(self)}
@@ -167,7 +187,7 @@ class Schedule(ABC):
         }
         kind = fields.pop("kind", None)
         if not isinstance(kind, str) or kind not in kinds:
-            raise UnknownName.of("kind of schedule", str(kind)[:100], kinds)
+            raise UnknownName.of("kind of schedule", show_value(kind), kinds)
         try:
             return kinds[kind](**fields)
         except (TypeError, ArithmeticError) as error:
@@ -177,14 +197,14 @@ class Schedule(ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes the schedule as JSON."""
-        Path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(self.to_json()) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> Schedule:
         """Reads the schedule that `save` wrote."""
         try:
-            return Schedule.from_json(read_json(Path(path)))
-        except BadFile as error:
+            return Schedule.from_json(read_json(path))
+        except (BadFile, BadSchedule) as error:
             raise BadFile(f"{path} is not a saved schedule: {error}") from error
 
 
@@ -200,11 +220,8 @@ class Constant(Schedule):
     kind: ClassVar[str] = "constant"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.r) and self.r >= 0 and -1 <= self.inflect <= 1):
-            raise BadSchedule(
-                f"r={self.r}, inflect={self.inflect}: r must be 0 or more (tokens removed a block) "
-                "and inflect between -1 (early) and 1 (late)."
-            )
+        self._check("r", float, ROWS, "r must be 0 or more: the tokens removed a block.")
+        self._check("inflect", float, Range(-1, 1), "It is between -1 (early) and 1 (late).")
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Accepts every host."""
@@ -234,8 +251,7 @@ class Removed(Schedule):
     kind: ClassVar[str] = "removed"
 
     def __post_init__(self) -> None:
-        if any(not _is_whole_number(each) or each < 0 for each in self.r):
-            raise BadSchedule(f"r={list(self.r)}: tokens removed a block are whole numbers from 0.")
+        self._check_each("r", ROWS, "Tokens removed a block are whole numbers from 0.")
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Refuses a host of another depth."""
@@ -270,14 +286,15 @@ class Rate(Schedule):
     kind: ClassVar[str] = "rate"
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise BadSchedule(
-                f"keep_rate={self.rate}: it is the share of patches *kept* at each place, above 0 "
-                "and at most 1 (to remove 30 % say keep_rate=0.7)."
-            )
-        whole = all(map(_is_whole_number, self.at))
-        if not self.at or not whole or list(self.at) != sorted(set(self.at)) or self.at[0] < 0:
-            raise BadSchedule(f"at={self.at}: give block numbers from 0, ascending, such as 3,6,9.")
+        kept = (
+            "It is the share of patches *kept* at each place, above 0 and at most 1 (to remove "
+            "30 % say keep_rate=0.7)."
+        )
+        self._check("rate", float, Range(0, 1, above=True), kept, name="keep_rate")
+        cure = "Give block numbers from 0, ascending, such as 3,6,9."
+        self._check_each("at", Range(0, 1e6), cure)
+        if not self.at or list(self.at) != sorted(set(self.at)):
+            raise BadSchedule(f"at={show_value(self.at)}: {cure[0].lower()}{cure[1:]}")
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Refuses a host that has not all of the blocks."""
@@ -322,11 +339,14 @@ class Counts(Schedule):
     kind: ClassVar[str] = "counts"
 
     def __post_init__(self) -> None:
-        if any(not _is_whole_number(rows) or rows <= self.prefix for rows in self.kept):
-            raise BadSchedule(
-                f"keep={list(self.kept)}: counts are whole numbers above the host's {self.prefix} "
-                "prefix tokens (they include the prefix)."
-            )
+        self._check("entering", int, ROWS, "It is how many tokens enter the first block.")
+        self._check("prefix", int, ROWS, "It is how many tokens are not patches.")
+        above = Range(self.prefix, ROWS.high, above=True)
+        cure = (
+            f"Counts are whole numbers above the host's {self.prefix} prefix tokens (they include "
+            "the prefix)."
+        )
+        self._check_each("kept", above, cure, name="keep")
 
     def check(self, entering: int, prefix: int, depth: int) -> None:
         """Refuses images of another size and hosts of another depth."""
@@ -369,28 +389,6 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def stage_blocks(depth: int) -> tuple[int, ...]:
-    """Lists the blocks at a quarter, a half and three quarters of the depth: 3, 6, 9 of 12."""
-    return tuple(sorted({min(max(1, depth * part // 4), depth - 1) for part in (1, 2, 3)}))
-
-
-def later_blocks(depth: int, begin: int | None = None) -> tuple[int, ...]:
-    """Lists blocks from `begin`, or a quarter of the depth, to the last but one: 3 to 10 of 12."""
-    begin = depth // 4 if begin is None else begin
-    return tuple(range(min(begin, depth - 1), max(depth - 1, 1)))
-
-
-def unit_blocks(depth: int, resets: Mapping[int, int]) -> tuple[int, ...]:
-    """Lists the first block of each stage: at a third and two thirds of the depth; or of a pyramid.
-
-    In a pyramid, the first stage begins at block 2, as in Evo-ViT.
-    """
-    if not resets:
-        return tuple(sorted({min(max(1, depth * part // 3), depth - 1) for part in (1, 2)}))
-    first = (2, *(block + 1 for block in resets))
-    return tuple(sorted({block for block in first if block < depth and block not in resets}))
-
-
-def _is_whole_number(value: object) -> bool:
-    """Whether `value` is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_list(value: object) -> bool:
+    """Whether a value lists numbers in order: a list, a tuple, a range or the like, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -10,91 +10,127 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.settings import check_kind, setting
+from patchslim.settings import SEED, Range, check_settings, setting
 
 Distil = Literal["soft", "hard", "token", "none"]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+SHARE = Range(0, 1)
+PART = Range(0, 1, above=True)  # a share that is not nothing
+NOT_ALL = Range(0, 1, below=True)
+WEIGHT = Range(0, 1e6)
+COUNT = Range(0, 1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train: length, optimiser, removal, loss, augmentation, evaluation, machine."""
 
-    epochs: float = setting("optimiser", 1.0, "passes over the images")
-    steps: int = setting("optimiser", 0, "optimiser steps, instead of epochs; 0 to count in epochs")
-    batch: int = setting("optimiser", 64, "images per step, over all processes")
-    lr: float = setting("optimiser", 5e-5, "peak learning rate")
-    lr_end: float = setting("optimiser", 0.01, "learning rate at the end, as a share of the peak")
-    warmup: float = setting(
-        "optimiser", 0.05, "share of the steps during which the learning rate rises"
+    epochs: float = setting("optimiser", 1.0, "passes over the images", Range(0, 1e6, above=True))
+    steps: int = setting(
+        "optimiser", 0, "optimiser steps, instead of epochs; 0 to count in epochs", COUNT
     )
-    weight_decay: float = setting("optimiser", 0.05, "AdamW's weight decay, on matrices only")
+    batch: int = setting("optimiser", 64, "images per step, over all processes", Range(1, 2**24))
+    lr: float = setting("optimiser", 5e-5, "peak learning rate", Range(0, 1e6, above=True))
+    lr_end: float = setting(
+        "optimiser", 0.01, "learning rate at the end, as a share of the peak", SHARE
+    )
+    warmup: float = setting(
+        "optimiser", 0.05, "share of the steps during which the learning rate rises", SHARE
+    )
+    weight_decay: float = setting(
+        "optimiser", 0.05, "AdamW's weight decay, on matrices only", Range(0, 100)
+    )
     layer_decay: float = setting(
-        "optimiser", 1.0, "factor on the learning rate from each block to the one below it"
+        "optimiser", 1.0, "factor on the learning rate from each block to the one below it", PART
     )
     host_lr: float = setting(
-        "optimiser", 1.0, "factor on the learning rate of the host, not of a method's own layers"
+        "optimiser",
+        1.0,
+        "factor on the learning rate of the host, not of a method's own layers",
+        Range(0, 1e4),
     )
     freeze: float = setting(
-        "optimiser", 0.0, "share of the steps in which only a method's own layers learn"
+        "optimiser", 0.0, "share of the steps in which only a method's own layers learn", SHARE
     )
-    clip: float = setting("optimiser", 1.0, "largest gradient norm; 0 for no limit")
+    clip: float = setting("optimiser", 1.0, "largest gradient norm; 0 for no limit", Range(0, 1e9))
     ema: float = setting(
-        "optimiser", 0.0, "decay of the moving average of the weights, such as 0.999; 0 for none"
+        "optimiser",
+        0.0,
+        "decay of the moving average of the weights, such as 0.999; 0 for none",
+        NOT_ALL,
     )
     wise: float = setting(
         "optimiser",
         1.0,
         "how far the host goes from its old to its new weights (WiSE-FT); 1 is all the way",
+        PART,
     )
-    seed: int = setting("optimiser", 0, "seed of everything random")
+    seed: int = setting("optimiser", 0, "seed of everything random", SEED)
 
     shrink: float = setting(
         "schedule of removal",
         0.0,
         "share of the steps in which the keep rate falls to the scheduled one (EViT)",
+        SHARE,
     )
     layered: float = setting(
         "schedule of removal",
         0.0,
         "share of the steps in which every block from the first of --at selects again (Evo-ViT)",
+        SHARE,
     )
 
-    labels: float = setting("loss", 1.0, "weight of the task loss; 0 to ignore labels")
+    labels: float = setting("loss", 1.0, "weight of the task loss; 0 to ignore labels", WEIGHT)
     distil: Distil = setting("loss", "soft", "what to learn from the teacher's answers")  # noqa: RUF009
-    distil_weight: float = setting("loss", 1.0, "weight of the teacher's answers")
-    temperature: float = setting("loss", 1.0, "temperature of soft answers")
-    tokens: float = setting(
-        "loss", 0.0, "weight of the teacher's final tokens, at the patches that are left"
+    distil_weight: float = setting("loss", 1.0, "weight of the teacher's answers", WEIGHT)
+    temperature: float = setting(
+        "loss", 1.0, "temperature of soft answers", Range(0, 1e4, above=True)
     )
-    smoothing: float = setting("loss", 0.0, "label smoothing")
+    tokens: float = setting(
+        "loss", 0.0, "weight of the teacher's final tokens, at the patches that are left", WEIGHT
+    )
+    smoothing: float = setting("loss", 0.0, "label smoothing", NOT_ALL)
     auxiliary: float = setting(
-        "loss", 0.0, "share of the loss that a second head on the class token gets (not saved)"
+        "loss",
+        0.0,
+        "share of the loss that a second head on the class token gets (not saved)",
+        NOT_ALL,
     )
 
-    mixup: float = setting("augmentation", 0.0, "alpha of mixup; 0 for none")
-    cutmix: float = setting("augmentation", 0.0, "alpha of cutmix; 0 for none")
+    mixup: float = setting("augmentation", 0.0, "alpha of mixup; 0 for none", Range(0, 1e4))
+    cutmix: float = setting("augmentation", 0.0, "alpha of cutmix; 0 for none", Range(0, 1e4))
     crop: float = setting(
-        "augmentation", 0.5, "smallest share of the image that a random crop keeps; 1 for no crop"
+        "augmentation",
+        0.5,
+        "smallest share of the image that a random crop keeps; 1 for no crop",
+        PART,
     )
-    flip: float = setting("augmentation", 0.5, "probability of a horizontal flip")
-    jitter: float = setting("augmentation", 0.0, "strength of random colour changes")
+    flip: float = setting("augmentation", 0.5, "probability of a horizontal flip", SHARE)
+    jitter: float = setting("augmentation", 0.0, "strength of random colour changes", Range(0, 10))
     randaugment: str = setting(
         "augmentation", "", "timm's policy, such as rand-m9-mstd0.5-inc1; empty for none"
     )
-    erasing: float = setting("augmentation", 0.0, "probability of erasing a random rectangle")
+    erasing: float = setting(
+        "augmentation", 0.0, "probability of erasing a random rectangle", SHARE
+    )
 
     validate: int = setting(
-        "evaluation and checkpoints", 0, "steps between validations; 0 for four in all"
+        "evaluation and checkpoints", 0, "steps between validations; 0 for four in all", COUNT
     )
-    checkpoint: int = setting("evaluation and checkpoints", 200, "steps between checkpoints")
+    checkpoint: int = setting(
+        "evaluation and checkpoints", 200, "steps between checkpoints", Range(1, 1e9)
+    )
 
     precision: Precision = setting("machine", "float32", "of the arithmetic, not of the weights")  # noqa: RUF009
     accumulate: int = setting(
-        "machine", 1, "parts that each process splits its batch into, to save memory"
+        "machine",
+        1,
+        "parts that each process splits its batch into, to save memory",
+        Range(1, 2**16),
     )
     recompute: bool = setting(
         "machine", False, "compute activations again in the backward pass, to save memory"
@@ -104,18 +140,14 @@ class TrainConfig:
         "machine", False, "shard the weights and the optimiser state over processes (FSDP2)"
     )
     workers: int = setting(
-        "machine", 2, "processes that read images, for each training process; 0 for none"
+        "machine",
+        2,
+        "processes that read images, for each training process; 0 for none",
+        Range(0, 1024),
     )
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for each in fields(self):
-            check_kind(each.name, getattr(self, each.name), kinds[each.name])
-        for names, low, high, what in LIMITS:
-            for name in names.split():
-                value = getattr(self, name)
-                if not low <= value <= high:
-                    raise BadSetting(f"{name}={value!r}: {name} is {what}.")
+        check_settings(self)
         if self.distil_weight == 0 and self.distil != "none":
             raise BadSetting("distil_weight=0: to learn nothing of the answers say distil='none'.")
         if self.freeze == 1:
@@ -165,20 +197,6 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """Returns all settings as a dictionary; `TrainConfig(**it)` equals this one."""
         return asdict(self)
-
-
-# Names, the smallest and largest value allowed, and how an error calls that range.
-LIMITS: tuple[tuple[str, float, float, str], ...] = (
-    ("epochs", 1e-9, math.inf, "above 0"),
-    ("batch accumulate checkpoint", 1, math.inf, "1 or more"),
-    ("steps workers validate seed", 0, math.inf, "0 or more"),
-    ("lr temperature", 1e-12, math.inf, "above 0"),
-    ("weight_decay host_lr clip labels distil_weight tokens mixup cutmix jitter", 0, math.inf,
-     "0 or more"),
-    ("warmup freeze shrink layered flip erasing lr_end", 0, 1, "between 0 and 1"),
-    ("ema smoothing auxiliary", 0, 1 - 1e-9, "from 0 to below 1"),
-    ("layer_decay crop wise", 1e-9, 1, "above 0 and at most 1"),
-)  # fmt: skip
 
 
 _SCRATCH: dict[str, Any] = {

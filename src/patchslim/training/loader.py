@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 from patchslim.data.files import READ_ERRORS
 from patchslim.data.source import Batch, Source, describe_unreadable
 from patchslim.errors import BadData, BadSetting, TrainingStopped, WrongInput
+from patchslim.measurement.score import as_labels
+from patchslim.model.images import check_readable
 from patchslim.training.augment import Augment, augmentation, check_even, temporary_seed
 from patchslim.training.config import TrainConfig
 
@@ -243,6 +245,12 @@ def _check_batch(batch: object, first: Batch, number: int) -> None:
             f"Batch {number} is a {type(batch).__name__}; each batch is a pair: images as a tensor "
             "(B, C, H, W), and labels (B,) or None."
         )
+    check_readable(images, f"Batch {number}")
+    if images.dtype != first[0].dtype:
+        raise WrongInput(
+            f"Batch {number} has images of type {images.dtype}, the first has {first[0].dtype}. "
+            "Convert them to one type."
+        )
     if images.shape[1:] != first[0].shape[1:]:
         raise WrongInput(
             f"Batch {number} has images of shape {tuple(images.shape[1:])}, the first has "
@@ -251,7 +259,7 @@ def _check_batch(batch: object, first: Batch, number: int) -> None:
     if (labels is None) != (first[1] is None):
         raise WrongInput(f"Batch {number}: give labels with all batches, or with none.")
     if labels is not None:
-        labels = torch.as_tensor(labels)
+        labels = as_labels(labels, number)
         if labels.shape != (len(images),) or labels.is_floating_point():
             raise WrongInput(
                 f"Batch {number} has labels of shape {tuple(labels.shape)} and type "

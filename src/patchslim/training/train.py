@@ -21,12 +21,13 @@ from patchslim.data.source import Source, class_count
 from patchslim.errors import BadData, BadFile, BadSetting, UnsupportedModel, WrongInput
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.measure import measure
-from patchslim.measurement.score import Batch
+from patchslim.measurement.score import Batch, check_batches
 from patchslim.model.model import SlimModel
 from patchslim.report.report import Report
 from patchslim.runs.layout import MODEL_FOLDER, REPORT_FILE, resolve_run_folder
 from patchslim.runs.ownership import own_folder
-from patchslim.runs.progress import Progress, ignore_progress
+from patchslim.runs.progress import Progress, check_progress
+from patchslim.settings import check_type
 from patchslim.training.augment import temporary_seed
 from patchslim.training.config import TrainConfig
 from patchslim.training.distributed import Processes
@@ -86,8 +87,15 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     if not isinstance(slimmed, SlimModel):
         kind = type(slimmed).__name__
         raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: patchslim.slim(...).")
-    config = config or TrainConfig.of(slimmed.method.training_defaults, {})
-    progress = progress or ignore_progress
+    if config is None:
+        config = TrainConfig.of(slimmed.method.training_defaults, {})
+    check_type("config", config, TrainConfig, "Give a patchslim.TrainConfig, or leave it out.")
+    check_batches("images", images)
+    for name, value in (("resume", resume), ("tensorboard", tensorboard)):
+        check_type(name, value, bool, "Give True or False.")
+    if teacher is not None:
+        check_type("teacher", teacher, nn.Module, "Give a torch.nn.Module.", UnsupportedModel)
+    progress = check_progress(progress)
     validation = None if validation is None else _check_reusable(validation)
     folder = resolve_run_folder(out, kind="run", resume=resume)
     check_layers(slimmed, config)
@@ -98,6 +106,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
             {**config.to_json(), "resume": resume, "images": loader.count}
         )
         check_labels(slimmed, images, config)
+        check_first_batch(slimmed, images)
         chosen = None
         if config.needs_teacher:
             chosen = Teacher(choose_teacher(slimmed, teacher, config), config)
@@ -137,6 +146,15 @@ def own_for_all(processes: Processes, folder: Path) -> Iterator[None]:
         if refusal is not None:
             raise BadFile(refusal)
         yield
+
+
+def check_first_batch(slimmed: SlimModel, images: Source | Sequence[Batch]) -> None:
+    """Refuses prepared batches that the model cannot take; those of a `Source` are made for it."""
+    if not isinstance(images, Source):
+        first = images[0][0][:1]
+        with torch.no_grad():
+            device = next(slimmed.host.parameters()).device
+            slimmed.start_pass().embed(first.to(device), {}, track=False)
 
 
 def check_labels(slimmed: SlimModel, images: Source | Sequence[Batch], config: TrainConfig) -> None:
@@ -244,6 +262,9 @@ def _collect_labels(images: Source | Sequence[Batch]) -> set[int]:
 
 def _check_reusable(validation: Iterable[Batch]) -> Iterable[Batch]:
     """Returns the batches, and refuses those that can be read only once."""
+    check_batches("validation", validation)
+    if isinstance(validation, Sequence) and not validation:
+        raise BadData("There are no images to validate on: the list of batches is empty.")
     if iter(validation) is validation:
         raise WrongInput(
             "validation= is read several times, and an iterator can be read once; give a list or "

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args
 
 from patchslim.errors import BadSetting, UnknownName
-from patchslim.settings import check_kind, setting
+from patchslim.settings import BATCH, SEED, Range, check_choice, check_settings, setting
 
 Mode = Literal["paper", "fast", "free"]
 Norm = Literal["relative", "absolute"]
@@ -23,9 +23,9 @@ MODE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _by_mode(group: str, name: str, about: str) -> Any:
+def _by_mode(group: str, name: str, about: str, within: Range | None = None) -> Any:
     """Makes a setting whose default depends on the mode; the default of mode fast is listed."""
-    return setting(group, None, about, usual=DEFAULTS[name])
+    return setting(group, None, about, within, usual=DEFAULTS[name])
 
 
 @dataclass(frozen=True)
@@ -34,49 +34,57 @@ class PatchSlimmingConfig:
 
     mode: Mode = setting("search", "fast", "tune blocks: paper at each step, fast once, free never")  # noqa: RUF009
     images: int = setting(
-        "search", 512, "images to choose positions on, evenly spread over those given"
+        "search",
+        512,
+        "images to choose positions on, evenly spread over those given",
+        Range(1, 1e9),
     )
     probe: int = setting(
-        "search", 64, "how many of them are used to find the tolerance for a budget"
+        "search", 64, "how many of them are used to find the tolerance for a budget", Range(1, 1e9)
     )
     cover: float = _by_mode(
-        "search", "cover", "weight of even coverage, beside the log score; in mode paper 0"
+        "search",
+        "cover",
+        "weight of even coverage, beside the log score; in mode paper 0",
+        Range(0, 1e6),
     )
-    step: int = _by_mode("search", "step", "patches between two candidates; in mode paper 10")
+    step: int = _by_mode(
+        "search", "step", "patches between two candidates; in mode paper 10", Range(1, 1e6)
+    )
     error: Norm = _by_mode("search", "error", "relative to the features, or absolute (mode paper)")  # noqa: RUF009
     slack: float = _by_mode(
-        "search", "slack", "factor on the tolerance at the last block's output; in mode paper 1"
+        "search",
+        "slack",
+        "factor on the tolerance at the last block's output; in mode paper 1",
+        Range(0, 1e6, above=True),
     )
     epochs: int = _by_mode(
-        "tuning", "epochs", "passes over the images to tune one block; in mode free 0"
+        "tuning",
+        "epochs",
+        "passes over the images to tune one block; in mode free 0",
+        Range(0, 1e6),
     )
     lr: float = setting(
-        "tuning", 1e-5, "learning rate (AdamW without weight decay, gradients clipped at 1)"
+        "tuning",
+        1e-5,
+        "learning rate (AdamW without weight decay, gradients clipped at 1)",
+        Range(0, 1e6, above=True),
     )
-    batch: int = setting("tuning", 32, "images per batch, in the search too")
+    batch: int = setting("tuning", 32, "images per batch, in the search too", BATCH)
     outputs: float = setting(
-        "search", 0.0, "share of patches kept for a head that reads all of them"
+        "search",
+        0.0,
+        "share of patches kept for a head that reads all of them",
+        Range(0, 1, below=True),
     )
-    seed: int = setting("tuning", 0, "seed of the order of images")
+    seed: int = setting("tuning", 0, "seed of the order of images", SEED)
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        check_kind("mode", self.mode, kinds["mode"])
+        check_choice("mode", self.mode, get_args(Mode))
         for name, usual in MODE_DEFAULTS[self.mode].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual)  # frozen, but still being made
-        for each in fields(self):
-            check_kind(each.name, getattr(self, each.name), kinds[each.name])
-        for name in ("images", "probe", "step", "batch"):
-            if getattr(self, name) < 1:
-                raise BadSetting(f"{name}={getattr(self, name)}: at least 1.")
-        positive = min(self.lr, self.slack) > 0 and min(self.epochs, self.cover) >= 0
-        if not positive or not 0 <= self.outputs < 1:
-            raise BadSetting(
-                f"epochs={self.epochs}, lr={self.lr}, slack={self.slack}, cover={self.cover}, "
-                f"outputs={self.outputs}: epochs and cover from 0, rate and slack above 0, and a "
-                "share of patches from 0 to below 1."
-            )
+        check_settings(self)
         if (self.mode == "free") != (self.epochs == 0):
             raise BadSetting(
                 f"mode={self.mode!r} with epochs={self.epochs}: 'free' tunes nothing (epochs=0), "

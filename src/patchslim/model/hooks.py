@@ -1,0 +1,62 @@
+"""Hooks of the user's on modules of the host that a slimmed forward pass does not call.
+
+The pass calls the parts of a block, and some layers by their weights alone. A hook on what it goes
+around never fires, and nothing would say so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from patchslim.errors import BypassedHook
+
+SHOWN = 5  # modules that the warning names
+KINDS = "_forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks".split()
+
+
+def warn_of_bypassed_hooks(host: nn.Module, slimmed: nn.Module, images: Tensor) -> None:
+    """Warns once of the modules whose hooks fire in the host and do not in its slimmed form.
+
+    Costs nothing where the host has no hooks. Hooks that are added later are not seen.
+    """
+    hooked = {name: module for name, module in host.named_modules() if _has_hooks(module)}
+    if not hooked:
+        return
+    called, still_called = _called_modules(host, images), _called_modules(slimmed, images)
+    names = [
+        name or type(module).__name__
+        for name, module in hooked.items()
+        if module in called and module not in still_called
+    ]
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        warnings.warn(
+            f"The host has hooks that the slimmed model never calls, on {', '.join(names[:SHOWN])}"
+            f"{more}: it goes around these modules. Hook the modules inside of a block (norms, "
+            "feed-forward), or read `slimmed.trace(images)`.",
+            BypassedHook,
+            stacklevel=3,
+        )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether anybody hooked this module."""
+    return any(getattr(module, kind) for kind in KINDS)
+
+
+def _called_modules(model: Callable[[Tensor], Any], images: Tensor) -> set[nn.Module]:
+    """The modules that are called in a forward pass."""
+    called: set[nn.Module] = set()
+    handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        handle.remove()
+    return called
