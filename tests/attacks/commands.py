@@ -288,7 +288,7 @@ def check_command(words: tuple[str, ...], folder: Path) -> None:
     check_streams(code, out, err)
     if not code:
         check_success(words, out, err.decode())
-    if words[-1] != "file" or code:  # a report that is asked for there replaces the file
+    if words[-1:] != ("file",) or code:  # a report that is asked for there replaces the file
         check_files(folder, before, failed=bool(code))
 
 
