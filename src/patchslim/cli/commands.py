@@ -40,7 +40,6 @@ from patchslim.cli.text import (
     training_text,
 )
 from patchslim.errors import DeepCut, UnknownName, Untrained
-from patchslim.files import check_writable
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
 from patchslim.methods._registry import find_method, method_names
 from patchslim.model.plan import make_plan
@@ -56,15 +55,12 @@ def demo(args: Namespace, terminal: Terminal) -> CommandResult:
     """Slims the embedded example with every method at several budgets."""
     from patchslim.cli.demo import demo as run
 
-    check_writable(args.out, folder=True)
     report = run(args.out, scenes=args.scenes, progress=terminal.progress)
     return CommandResult(f"{report.table()}\n\nWritten to {show_name(args.out)}", report.to_json())
 
 
 def slim(args: Namespace, terminal: Terminal) -> CommandResult:
     """Slims a model, describes it, and saves it if `--out` is given."""
-    if args.out is not None:
-        check_writable(args.out, folder=True)
     slimmed = slimmed_model(args, terminal)
     facts = model_facts(args, slimmed.plan)
     lines = [facts_text(facts)]
@@ -81,7 +77,6 @@ def calibrate(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.calibration.calibrate import calibrate as run
     from patchslim.runs.layout import FIGURE_FILE, MODEL_FOLDER, RECORD_FILE
 
-    check_writable(args.out, folder=True)
     search = search_from_args(args)
     schedule = None if args.schedule is None else Schedule.load(args.schedule)
     host = dense_model(args)
@@ -136,7 +131,6 @@ def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
     from patchslim.runs.layout import MODEL_FOLDER
     from patchslim.training.train import train as run
 
-    check_writable(args.out, folder=True)
     with warnings.catch_warnings():
         # Both warn that the model needs training, which is what happens now.
         warnings.simplefilter("ignore", DeepCut)
@@ -186,9 +180,6 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     """Measures a slimmed model beside its dense host and beside the method `random`."""
     from patchslim.measurement.measure import measure as run
 
-    for written in (args.out, args.csv):
-        if written is not None:
-            check_writable(written, folder=False)
     slimmed, prepared = open_model(args, terminal)
     dense = dense_from_args(args, slimmed, terminal)
     images = open_measurement_images(args, slimmed, prepared, terminal)
@@ -266,7 +257,6 @@ def show(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.report.patch_pictures import draw_patches, find_picture_format, save_picture
 
     find_picture_format(args.out)
-    check_writable(args.out, folder=False)
     slimmed, prepared = open_model(args, terminal)
     limits = Limits.parse(args.limits)
     images = Images.for_host(slimmed, args.image, prepared=prepared, limit=1, limits=limits)

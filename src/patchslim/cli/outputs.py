@@ -9,9 +9,11 @@ import contextlib
 from argparse import Namespace
 from collections.abc import Iterator
 
+from patchslim.files import check_writable
 from patchslim.runs.ownership import own_file, own_folder
 
-FOLDER_COMMANDS = ("calibrate", "demo", "train")  # their --out is a folder that grows
+GROWING_FOLDERS = ("calibrate", "demo", "train")  # commands whose --out is a folder that grows
+FOLDERS = (*GROWING_FOLDERS, "slim")
 
 
 @contextlib.contextmanager
@@ -24,6 +26,7 @@ def own_outputs(args: Namespace) -> Iterator[None]:
     with contextlib.ExitStack() as owned:
         for path in (getattr(args, "out", None), getattr(args, "csv", None)):
             if path is not None:
-                own = own_folder if args.command in FOLDER_COMMANDS else own_file
+                check_writable(path, folder=args.command in FOLDERS)
+                own = own_folder if args.command in GROWING_FOLDERS else own_file
                 owned.enter_context(own(path))
         yield
