@@ -132,7 +132,7 @@ def test_a_flipped_bit(path, place):
 def test_files_that_are_missing_empty_or_something_else(path, tmp_path):
     with pytest.raises(BadFile, match="No such file"):
         read(tmp_path / "nowhere.pt")
-    with pytest.raises(BadFile, match="directory"):
+    with pytest.raises(BadFile, match="is not a file"):
         read(tmp_path)
     path.write_bytes(b"")
     with pytest.raises(BadFile, match="is empty"):

@@ -230,9 +230,13 @@ def test_no_page_costs_more_than_the_cap():
 
 
 def test_tolerances_and_windows_that_mean_nothing_are_refused():
-    for wrong in ({"tolerance": -0.1}, {"window": -1}, {"tolerance": float("nan")}):
-        with pytest.raises(BadSetting, match="neither can be below 0"):
-            Duplicates(**wrong)
+    for name, wrong, needed in (
+        ("tolerance", -0.1, "must be at least 0"),
+        ("window", -1, "must be at least 0"),
+        ("tolerance", float("nan"), "takes a number"),
+    ):
+        with pytest.raises(BadSetting, match=f"{name}={wrong}: {name} {needed}"):
+            Duplicates(**{name: wrong})
 
 
 def test_patches_without_whole_pixels_are_refused():

@@ -159,7 +159,7 @@ def test_hosts_with_nothing_to_read_are_refused(host):
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_of_the_whole_loss_is_refused(share):
-    with pytest.raises(BadSetting, match=r"auxiliary.*from 0 to below 1"):
+    with pytest.raises(BadSetting, match=r"auxiliary.*at least 0 and below 1"):
         quick(auxiliary=share)
 
 

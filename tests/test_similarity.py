@@ -88,14 +88,14 @@ REFUSED = {
     "a cosine of one": (
         {"group": "leader", "measure": "cosine", "threshold": 1.0}, "threshold=1.0 | -1 and 1"),
     "a cosine below minus one": (
-        {"group": "nearest", "measure": "cosine", "threshold": -1.5}, "threshold=-1.5 | -1 and 1"),
+        {"group": "nearest", "measure": "cosine", "threshold": -1.5}, "threshold=-1.5 | least -1"),
     "a cosine that is no number": (
-        {"group": "nearest", "measure": "cosine", "threshold": math.nan}, "threshold=nan | -1"),
+        {"group": "nearest", "measure": "cosine", "threshold": math.nan}, "threshold=nan | a number"),
     "a floor above all": ({"floor": 1.5}, "floor=1.5 | from 0 to 1"),
     "a floor below none": ({"floor": -0.1}, "floor=-0.1 | from 0 to 1"),
-    "a floor that is no number": ({"floor": math.nan}, "floor=nan | from 0 to 1"),
-    "a window of less than nothing": ({"window": -1}, "window | 0 for none"),
-    "squares of less than nothing": ({"squares": -2}, "squares | 0 for none"),
+    "a floor that is no number": ({"floor": math.nan}, "floor=nan | takes a number"),
+    "a window of less than nothing": ({"window": -1}, "window=-1 | at least 0"),
+    "squares of less than nothing": ({"squares": -2}, "squares=-2 | at least 0"),
     "the paper with a mean": ({"preset": "paper", "survivor": "mean"}, "'redundancy' | 'alone'"),
 }  # fmt: skip
 

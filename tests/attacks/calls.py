@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import patchslim
+from attacks._values import EVERY, NUMBERS, TEXTS
 from attacks.attack import Attack, Lost, SilentlyWrong
-from attacks.values import EVERY, NUMBERS, TEXTS
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.errors import PatchslimError
 from patchslim.methods._method import method_settings

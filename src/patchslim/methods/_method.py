@@ -79,7 +79,7 @@ class _ChecksSettings:
     (`inspect.signature` would read `__new__` where one class has both.)
     """
 
-    def __new__(cls, **settings: Any) -> Self:
+    def __new__(cls, *_: Any, **settings: Any) -> Self:
         """Refuses settings that are not of the type of their defaults."""
         parameters = inspect.signature(cls).parameters
         for name, value in settings.items():

@@ -6,7 +6,6 @@ needs no weight of the network. With a `tolerance`, patches that are nearly the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,11 +46,6 @@ class Duplicates(Method):
 
     def __init__(self, *, tolerance: float = 0.0, window: int = 0) -> None:
         super().__init__()
-        if not 0 <= tolerance < math.inf or window < 0:
-            raise BadSetting(
-                f"tolerance={tolerance}, window={window}: neither can be below 0; 0 means exactly "
-                "the same pixels, and in the whole image."
-            )
         self.tolerance = check_value("tolerance", tolerance, float, Range(0, 1e6))
         self.window = check_value("window", window, int, Range(0, 2**16))
 
