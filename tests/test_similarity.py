@@ -120,7 +120,7 @@ def test_a_distance_that_is_not_a_number_is_refused(kind):
     "settings", [{"tolerance": -1.0}, {"window": -1}], ids=["tolerance", "window"]
 )
 def test_duplicates_of_less_than_nothing_are_refused(settings):
-    with pytest.raises(BadSetting, match="=-1.*: .* must be at least 0"):
+    with pytest.raises(BadSetting, match=r"=-1.*: .* must be at least 0"):
         Duplicates(**settings)
 
 
