@@ -161,6 +161,29 @@ def open_calibration_images(
         return open_images(path, "train", options, host, None)
 
 
+def open_export_images(
+    args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None
+) -> Source | list[Batch] | None:
+    """The images to check an export with, if any; they need no labels."""
+    path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
+    if path is None:
+        return None
+    options = Namespace(command=args.command, classes=None, limit=args.limit, batch=8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so labels are left out")
+        return open_images(path, "test", options, slimmed, prepared)
+
+
+def read_labels(file: Path) -> list[str]:
+    """The names of classes in a file, one a line."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchslimError(
+            f"--labels {file}: {error}. Give a text file with one name a line."
+        ) from error
+
+
 def open_images(
     path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preprocessing | None
 ) -> Source | list[Batch]:
