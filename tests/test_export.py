@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from patchslim.errors import (
     MissingExtra,
     UnknownName,
     UnsupportedModel,
+    Untrained,
     WrongExport,
     WrongInput,
 )
@@ -75,7 +77,9 @@ def host() -> nn.Module:
 
 def slim(method: str = "topk", **settings: Any) -> SlimModel:
     blocks = (0, 2) if method == "duplicates" else (1, 2)
-    made = patchslim.slim(host(), method, keep_rate=0.7, at=blocks, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Untrained)
+        made = patchslim.slim(host(), method, keep_rate=0.7, at=blocks, **settings)
     torch.manual_seed(1)
     for parameter in made.method.parameters():
         if parameter.ndim > 1:
