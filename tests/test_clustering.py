@@ -7,6 +7,7 @@ import torch
 
 from patchslim.methods import _clustering as grouping
 from patchslim.methods._clustering import Groups
+from patchslim.methods._sorting import is_heavier
 
 SEEDS = range(12)
 KINDS = ("spread", "clusters", "chain")
@@ -78,7 +79,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 @every_seed
 def test_the_worthier_row_is_heavier_and_of_equal_ones_the_first(seed):
     worth = worths(seed, 9).mul(4).round()
-    got = grouping.is_heavier(worth.unsqueeze(0))[0]
+    got = is_heavier(worth.unsqueeze(0))[0]
     for row in range(9):
         assert got[row].nonzero().flatten().tolist() == heavier_rows(row, worth.tolist())
 

@@ -20,6 +20,11 @@ SAYS = {
     "documents": ["letter: ", "form  : 100 of 784 patches, 17% of the operations", "(2, 1000)"],
     "embedded_example": ["tome 0.6", "random/evit 0.6", "speed-up"],
     "fine_tune": ["dense", "random/untrained", "trained           accuracy", "KL"],
+    "export": [
+        "on 7 images, with the same tokens",
+        "tokens after each block: [197",
+        "same answer: True",
+    ],
     "feature_maps": ["tokens after each block: 233 209", "(1, 384, 16, 16)"],
     "own_method": ["197 197 99 99", "[0, 2, 4, 6, 8, 10, 12]"],
     "per_image": ["at most: 80%", "right: 6 of 6", "the same alone: True", "masked: True"],

@@ -30,7 +30,7 @@ ROOMS = """
     hosts schedules saving runs
     model
     data report
-    measurement testing
+    measurement testing deployment
     calibration training
     cli
     __init__ __main__

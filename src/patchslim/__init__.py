@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.data.images import Images as Images
     from patchslim.data.limits import Limits as Limits
     from patchslim.data.webdataset import Shards as Shards
+    from patchslim.deployment.artefact import Artefact as Artefact
+    from patchslim.deployment.export import export as export
+    from patchslim.deployment.load import load as load
     from patchslim.errors import PatchslimError as PatchslimError
     from patchslim.hosts._adapter import Adapter as Adapter
     from patchslim.hosts._registry import adapter_names as adapter_names
@@ -29,7 +32,6 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.methods._method import Method as Method
     from patchslim.methods._registry import find_method as find_method
     from patchslim.methods._registry import method_names as method_names
-    from patchslim.model.load import load as load
     from patchslim.model.model import SlimModel as SlimModel
     from patchslim.model.plan import macs as macs
     from patchslim.model.slim import slim as slim
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
 # Where each public name is defined.
 _MODULES = {
     "Adapter": "patchslim.hosts._adapter",
+    "Artefact": "patchslim.deployment.artefact",
     "CalibrationResult": "patchslim.calibration.task",
     "Cost": "patchslim.tokens.shapes",
     "Dataset": "patchslim.data.hf_dataset",
@@ -63,9 +66,10 @@ _MODULES = {
     "TrainingResult": "patchslim.training.train",
     "adapter_names": "patchslim.hosts._registry",
     "calibrate": "patchslim.calibration.calibrate",
+    "export": "patchslim.deployment.export",
     "find_adapter": "patchslim.hosts._registry",
     "find_method": "patchslim.methods._registry",
-    "load": "patchslim.model.load",
+    "load": "patchslim.deployment.load",
     "macs": "patchslim.model.plan",
     "measure": "patchslim.measurement.measure",
     "method_names": "patchslim.methods._registry",

@@ -12,6 +12,7 @@ PatchslimError
 ├── BadFile               a file that is truncated, not ours, or of a newer version
 ├── MissingExtra          an optional dependency that is not installed
 ├── OldVersion            a library older than the oldest one that is tested
+├── WrongExport           a model that another runtime cannot hold, or holds otherwise
 ├── BrokenLaw             a method or family, perhaps your own, that breaks its contract
 ├── TrainingStopped       training that was stopped by a signal, or because a process died
 └── Diverged              training whose loss or gradient is NaN, infinite, or exploded
@@ -105,6 +106,10 @@ class MissingExtra(PatchslimError, ImportError):
 
 class OldVersion(PatchslimError):
     """An installed library is older than the oldest supported one."""
+
+
+class WrongExport(PatchslimError):
+    """Another runtime cannot hold the model, or keeps other tokens or answers otherwise."""
 
 
 class BrokenLaw(PatchslimError):

@@ -22,9 +22,11 @@ from patchslim.cli.resolve import (
     has_budget,
     method_from_args,
     open_calibration_images,
+    open_export_images,
     open_measurement_images,
     open_model,
     open_training_images,
+    read_labels,
     search_from_args,
     slimmed_model,
     teacher_from_args,
@@ -173,6 +175,35 @@ def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
         "report": trained.report.to_json(),
         "measure": measure_it,
     }
+    return CommandResult("\n".join(lines), facts)
+
+
+def export(args: Namespace, terminal: Terminal) -> CommandResult:
+    """Writes a model for another runtime, and says what was checked."""
+    from patchslim.deployment.export import export as run
+
+    slimmed, prepared = open_model(args, terminal)
+    images = open_export_images(args, slimmed, prepared)
+    artefact = run(
+        slimmed,
+        args.out,
+        args.to,
+        images=images,
+        batch=args.batch,
+        labels=None if args.labels is None else read_labels(args.labels, args.limits),
+    )
+    _warn_unreadable(getattr(images, "unreadable", []), "left out of the check", terminal)
+    facts = {
+        **model_facts(args, slimmed.plan),
+        "target": artefact.card["target"],
+        "out": str(args.out),
+        "check": artefact.card["checked"],
+    }
+    lines = [
+        facts_text(facts),
+        f"exported       {show_name(args.out)}, for {artefact.card['target']}",
+        f"checked        {artefact.check}",
+    ]
     return CommandResult("\n".join(lines), facts)
 
 

@@ -26,7 +26,8 @@ def own_outputs(args: Namespace) -> Iterator[None]:
     with contextlib.ExitStack() as owned:
         for path in (getattr(args, "out", None), getattr(args, "csv", None)):
             if path is not None:
-                check_writable(path, folder=args.command in FOLDERS)
+                folder = path.is_dir() if args.command == "export" else args.command in FOLDERS
+                check_writable(path, folder=folder)
                 own = own_folder if args.command in GROWING_FOLDERS else own_file
                 owned.enter_context(own(path))
         yield

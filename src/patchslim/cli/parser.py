@@ -25,6 +25,7 @@ from patchslim.cli.options import (
     whole_number,
     word,
 )
+from patchslim.deployment.registry import target_names
 from patchslim.settings import BATCH, Range
 
 MODEL_HELP = """\
@@ -55,6 +56,7 @@ def make_parser() -> Parser:
     _add_slim(commands)
     _add_calibrate(commands)
     _add_train(commands)
+    _add_export(commands)
     _add_measure(commands)
     _add_macs(commands)
     _add_methods(commands)
@@ -185,6 +187,43 @@ def _add_train(commands: Any) -> None:
     )
     add("--teacher-weights", type=path, metavar="FILE", help="weights of a teacher built by name")
     add_training_options(command)
+
+
+def _add_export(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "export",
+        "writes a slimmed model for another runtime, if it keeps and answers the same there",
+        "patchslim export runs/deit-0.6 --to onnx --out deit-0.6.onnx --data imagenet/val",
+        MODEL_HELP + SAVED_HELP,
+    )
+    command.usage = "%(prog)s MODEL --out PATH [OPTION ...]"
+    add = command.add_argument
+    add("model", type=word, metavar="MODEL")
+    add(
+        "--to",
+        choices=target_names(),
+        metavar="TARGET",
+        help=f"{', '.join(target_names())}; by default the one that PATH ends with",
+    )
+    add("--out", type=path, required=True, metavar="PATH", help="the file or folder to write")
+    add(
+        "--batch",
+        type=whole_number(BATCH),
+        metavar="N",
+        help="images that it takes in a call (by default any number)",
+    )
+    add(
+        "--data",
+        type=word,
+        metavar="PATH",
+        help=f"{DATA_HELP}, to check with besides random images",
+    )
+    add("--limit", type=whole_number(), default=16, metavar="N", help="how many of them (16)")
+    add("--labels", type=path, metavar="FILE", help="names of the classes, one a line")
+    add_limits(command)
+    add_weights(command)
+    add_method(command)
 
 
 def _add_measure(commands: Any) -> None:

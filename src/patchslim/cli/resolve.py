@@ -11,6 +11,7 @@ import inspect
 import warnings
 from argparse import Namespace
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
@@ -161,6 +162,34 @@ def open_calibration_images(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so labels are left out")
         return open_images(path, "train", options, host, None)
+
+
+def open_export_images(
+    args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None
+) -> Source | list[Batch] | None:
+    """The images to check an export with, if any; they need no labels."""
+    path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
+    if path is None:
+        return None
+    options = Namespace(
+        command=args.command, classes=None, limit=args.limit, limits=args.limits, batch=8
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so labels are left out")
+        return open_images(path, "test", options, slimmed, prepared)
+
+
+def read_labels(file: Path, limits: list[str]) -> list[str]:
+    """Reads the names of classes in a file, one a line."""
+    from patchslim.data.files import read_regular
+    from patchslim.data.limits import Limits
+
+    try:
+        return read_regular(file, Limits.parse(limits)).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise PatchslimError(
+            f"--labels {file}: {error}. Give a text file with one name a line."
+        ) from error
 
 
 def open_images(

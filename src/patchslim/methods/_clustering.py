@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchslim.methods._sorting import is_heavier
+
 DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
 ABOVE_LIMITS = 1e20  # a distance larger than any threshold
 UNJOINABLE = 1e30  # a distance larger still, for rows that must stay
@@ -31,14 +33,6 @@ class Groups:
 
     apart: Tensor
     parent: Tensor | None = None
-
-
-def is_heavier(worth: Tensor) -> Tensor:
-    """Tells whether row j is worth more than row i, at (B, i, j); of equal rows, the first is."""
-    order = worth.argsort(dim=1, descending=True, stable=True)
-    rows = torch.arange(worth.shape[1], device=worth.device).expand_as(order)
-    rank = torch.empty_like(order).scatter(1, order, rows).to(worth.dtype)
-    return rank.unsqueeze(1) < rank.unsqueeze(2)
 
 
 def unjoinable_distance(like: Tensor) -> Tensor:
@@ -90,7 +84,7 @@ def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     for _ in range(2 * _round_count(count)):
         before = label
         least = torch.minimum(label, torch.where(near, label.unsqueeze(1), count).amin(dim=2))
-        label = torch.minimum(least, least.scatter_reduce(1, label, least, "amin"))
+        label = torch.minimum(least, _least_of_labels(label, least))
         label = torch.minimum(label, label.gather(1, label))
         if not graph and torch.equal(label, before):
             break
@@ -192,6 +186,11 @@ def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
     """Finds for each row the row of the greatest worth with the same label, the first of equals."""
     count = worth.shape[1]
     rows = torch.arange(count, device=label.device).expand_as(label)
+    if torch.compiler.is_compiling():  # runtimes have no scatter that takes the greatest
+        same = label.unsqueeze(1) == label.unsqueeze(2)
+        theirs = worth.unsqueeze(1)
+        best = torch.where(same, theirs, -math.inf).amax(dim=2, keepdim=True)
+        return torch.where(same & (theirs == best), rows.unsqueeze(1), count).amin(dim=2)
     most = torch.full_like(worth, -math.inf).scatter_reduce(1, label, worth, "amax")
     candidate = torch.where(worth == most.gather(1, label), rows, count)
     first = torch.full_like(label, count).scatter_reduce(1, label, candidate, "amin")
@@ -211,6 +210,16 @@ def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Te
     lost = ~stays.gather(1, head)
     near = cost.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
     return torch.where(lost, near, head).gather(1, rows)
+
+
+def _least_of_labels(label: Tensor, values: Tensor) -> Tensor:
+    """For each row the least value (B, n) of itself and of all rows that have it as their label."""
+    if not torch.compiler.is_compiling():
+        return values.scatter_reduce(1, label, values, "amin")
+    rows = torch.arange(label.shape[1], device=label.device)
+    labelled = label.unsqueeze(1) == rows.unsqueeze(1)
+    theirs = torch.where(labelled, values.unsqueeze(1), label.shape[1]).amin(dim=2)
+    return torch.minimum(values, theirs)
 
 
 def _diagonal(cost: Tensor) -> Tensor:

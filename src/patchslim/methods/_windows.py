@@ -16,6 +16,8 @@ from torch import Tensor
 from patchslim.methods._clustering import Groups, assign_rows, elect_heaviest
 from patchslim.tokens.rows import take
 
+AFTER_ALL_CELLS = 1 << 30  # larger than any cell's key; runtimes count in 32 bits
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -44,11 +46,11 @@ class Windows:
         across = -(-grid[1] // side)
         down, right = cells // grid[1], cells % grid[1]
         square = (down // side) * across + right // side
-        key = (square * length + (down % side) * side + right % side).masked_fill(~real, 1 << 40)
-        order = key.argsort(dim=1, stable=True)
-        slot = torch.empty_like(order).scatter(
-            1, order, torch.arange(count, device=cells.device).expand(batch, -1)
-        )
+        key = square * length + (down % side) * side + right % side
+        rows = torch.arange(count, device=cells.device).expand(batch, -1)
+        # No two keys are equal, so that any sort gives the same order. Padding goes last.
+        order = torch.where(real, key, AFTER_ALL_CELLS + rows).argsort(dim=1)
+        slot = torch.zeros_like(order).scatter(1, order, rows)
         empty = -count % length
         order = torch.cat([order, order[:, -1:].expand(-1, empty)], dim=1)
         filled = torch.arange(count + empty, device=cells.device) < count
@@ -62,9 +64,9 @@ class Windows:
 
     def to_rows(self, t: Tensor) -> Tensor:
         """Puts values (B * windows, rows of a window) back in the order of rows (B, n)."""
-        if self.slot is None:
+        if self.order is None or self.slot is None:
             return t
-        return t.reshape(self.slot.shape[0], -1).gather(1, self.slot)
+        return t.reshape(self.order.shape).gather(1, self.slot)
 
     def best_rows(self, worth: Tensor) -> Tensor | None:
         """Marks the row of the greatest worth in each window (B, n); None for a single window."""
@@ -92,6 +94,8 @@ def best_in_squares(cells: Tensor, grid: tuple[int, int], side: int, worth: Tens
     across = -(-grid[1] // side)
     square = (cells // grid[1]) // side * across + (cells % grid[1]) // side
     rows = torch.arange(cells.shape[1], device=cells.device)
+    if torch.compiler.is_compiling():
+        return elect_heaviest(square, worth) == rows
     # The label of a square is the first of its rows, since `elect_heaviest` takes rows as labels.
     squares = across * -(-grid[0] // side)
     label = cells.new_full((cells.shape[0], squares), cells.shape[1])

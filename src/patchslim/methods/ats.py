@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Place, Signals
+from patchslim.methods._sorting import sort_rows
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -71,19 +72,26 @@ class ATS(Method):
 def _sample_mask(score: Tensor, alive: Tensor | None, samples: int) -> Tensor:
     """Marks patches that are nearest to one of the points (2k - 1) / (2 * samples) (B, n)."""
     # Padding is sorted last, behind the end of the cumulative score, where no point can hit it.
-    key = score if alive is None else score.masked_fill(~alive, torch.inf)
-    order = key.argsort(dim=1, stable=True)
+    key = -score if alive is None else (-score).masked_fill(~alive, -torch.inf)
+    order = sort_rows(key)
     reached = score.gather(1, order).cumsum(dim=1)
     first, last = reached[:, :1], reached.amax(dim=1, keepdim=True)
     reached = (reached - first) / (last - first).clamp(min=EPS)
     if alive is not None:
         reached = reached.masked_fill(~alive.gather(1, order), 4.0)
     number = torch.arange(samples, device=score.device, dtype=score.dtype)
-    points = ((2 * number + 1) / (2 * samples)).expand(score.shape[0], -1).contiguous()
-    after = torch.searchsorted(reached.contiguous(), points).clamp(max=score.shape[1] - 1)
+    points = ((2 * number + 1) / (2 * samples)).expand(score.shape[0], -1)
+    after = _count_below(reached, points).clamp(max=score.shape[1] - 1)
     before = (after - 1).clamp(min=0)
     nearer = points - reached.gather(1, before) <= (reached.gather(1, after) - points).abs()
     rows = order.gather(1, torch.where(nearer, before, after))
     return torch.zeros_like(score, dtype=torch.bool).scatter(
         1, rows, torch.ones_like(rows, dtype=torch.bool)
     )
+
+
+def _count_below(ordered: Tensor, points: Tensor) -> Tensor:
+    """How many of the ordered numbers (B, n) are below each point (B, k)."""
+    if torch.compiler.is_compiling():  # runtimes have no search in ordered numbers
+        return (ordered.unsqueeze(1) < points.unsqueeze(2)).sum(dim=2)
+    return torch.searchsorted(ordered.contiguous(), points.contiguous())

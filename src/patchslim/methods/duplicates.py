@@ -151,7 +151,11 @@ def _rank_by_contrast(shown: Tensor, first: Tensor) -> Tensor:
 def _previous_kept(stays: Tensor) -> Tensor:
     """Finds for each row the last one before it that stays, or the first that stays (B, n)."""
     rows = torch.arange(stays.shape[1], device=stays.device)
-    last = torch.where(stays, rows, -1).cummax(dim=1).values
+    kept = torch.where(stays, rows, -1)
+    if torch.compiler.is_compiling():  # runtimes have no running maximum
+        last = kept.unsqueeze(1).masked_fill(rows > rows.unsqueeze(1), -1).amax(dim=2)
+    else:
+        last = kept.cummax(dim=1).values
     first = stays.to(torch.int8).argmax(dim=1, keepdim=True)
     return torch.where(last < 0, first, last)
 
@@ -166,9 +170,17 @@ def window_of(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 def first_identical(shown: Tensor, window: Tensor, real: Tensor) -> Tensor:
     """Finds for each row the first one of its window with the same entries, or itself (B, n).
 
-    Rows are sorted by an integer hash of their bits, which does not depend on the order of
-    addition, and rows with equal hashes are compared entry by entry.
+    Rows with equal hashes are compared entry by entry.
     """
+    to = (_first_in_graph if torch.compiler.is_compiling() else _first_of_hash)(shown, window, real)
+    same = window.gather(1, to) == window
+    for some in shown.split(PIXEL_CHUNK, dim=2):
+        same = same & (take(some.contiguous(), to) == some).all(dim=2)
+    return torch.where(same, to, torch.arange(to.shape[1], device=to.device))
+
+
+def _first_of_hash(shown: Tensor, window: Tensor, real: Tensor) -> Tensor:
+    """For each row the first one with its hash: a sum of its bits, which any order leaves equal."""
     key = window * 0x5851F42D4C957F2D
     for start in range(0, shown.shape[2], PIXEL_CHUNK):
         bits = shown[..., start : start + PIXEL_CHUNK].float().contiguous().view(torch.int32)
@@ -180,8 +192,16 @@ def first_identical(shown: Tensor, window: Tensor, real: Tensor) -> Tensor:
     begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     place = torch.arange(key.shape[1], device=key.device).expand_as(key)
     first = torch.where(begins, place, 0).cummax(dim=1).values
-    to = torch.empty_like(order).scatter(1, order, order.gather(1, first))
-    same = window.gather(1, to) == window
-    for some in shown.split(PIXEL_CHUNK, dim=2):
-        same = same & (take(some.contiguous(), to) == some).all(dim=2)
-    return torch.where(same, to, place)
+    return torch.empty_like(order).scatter(1, order, order.gather(1, first))
+
+
+def _first_in_graph(shown: Tensor, window: Tensor, real: Tensor) -> Tensor:
+    """The same by two sums of entries, since runtimes neither read bits nor count in 64."""
+    rows = torch.arange(shown.shape[1], device=shown.device)
+    entries = torch.arange(1, shown.shape[2] + 1, device=shown.device, dtype=torch.float32)
+    same = (window.unsqueeze(1) == window.unsqueeze(2)) & real.unsqueeze(1) & real.unsqueeze(2)
+    for weight in (torch.sin(entries), torch.cos(entries * 0.7)):
+        hashed = (shown.float() * weight).sum(dim=2)
+        same = same & (hashed.unsqueeze(1) == hashed.unsqueeze(2))
+    first = torch.where(same, rows, rows.shape[0]).amin(dim=2)
+    return torch.minimum(first, rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals, Threshold
+from patchslim.methods._sorting import rank_rows
 from patchslim.tokens.reduction import Merge, Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -76,7 +77,7 @@ class ToMe(Method):
         number = real.sum(dim=1, keepdim=True)
         merging = (best.values > self.threshold).sum(dim=1, keepdim=True)
         merging = torch.maximum(merging, number - keep)
-        rank = best.values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        rank = rank_rows(best.values)
         goes = torch.zeros_like(real)
         goes[:, a::2] = (rank < merging) & real[:, a::2]
         to = rows.clone()

@@ -1,0 +1,96 @@
+"""`Artefact`: an exported model, which is called as the slimmed model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchslim.deployment.card import read_card
+from patchslim.deployment.checking import Check
+from patchslim.deployment.registry import target_of_artefact
+from patchslim.deployment.target import Runner
+from patchslim.errors import BadFile, WrongInput
+from patchslim.hosts._preprocessing import Preprocessing
+
+
+class Named(dict[str, Tensor]):
+    """Tensors by name, which are attributes too: `answer.logits` is `answer["logits"]`."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        """The tensor of this name."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"There is no {name!r}, but: {', '.join(self)}.") from None
+
+
+class Artefact:
+    """An exported model in its runtime: images in, and what the slimmed model returns out.
+
+    Attributes:
+        path: the file or folder.
+        card: what the model is made of and what was checked, as plain data.
+        preprocessing: how images are prepared; `preprocessing.transform()` does it.
+        labels: names of the classes, or None.
+        check: what the check against the slimmed model found; None where it was loaded.
+    """
+
+    def __init__(self, path: Path, card: dict[str, Any], run: Runner) -> None:
+        self.path, self.card, self._run = path, card, run
+        self.preprocessing = Preprocessing.from_json(card["images"])
+        self.labels: list[str] | None = card["labels"]
+        self.check: Check | None = None
+
+    def __call__(self, images: Tensor) -> Any:
+        """What the slimmed model returns for images (B, C, H, W)."""
+        self._check_images(images)
+        given = images.detach().to("cpu", torch.float32).contiguous()
+        values = [torch.from_numpy(each) for each in self._run(given.numpy())]
+        outputs = self.card["outputs"]
+        if outputs["kind"] == "tensor":
+            return values[0]
+        if outputs["kind"] == "mapping":
+            return Named(zip(outputs["names"], values, strict=True))
+        return tuple(values)
+
+    def __repr__(self) -> str:
+        """The target, the path and the method."""
+        return f"Artefact({self.card['target']}, {str(self.path)!r}, {self.card['method']})"
+
+    def _check_images(self, images: Any) -> None:
+        """Refuses images that the graph was not made for."""
+        batch, shape = self.card["batch"], tuple(self.card["input"])
+        made_for = f"({batch or 'batch'}, {', '.join(map(str, shape))})"
+        if not isinstance(images, Tensor):
+            raise WrongInput(
+                f"Got {type(images).__name__} instead of images: {self.path} takes a float tensor "
+                f"of shape {made_for}."
+            )
+        other = images.ndim != 4 or tuple(images.shape[1:]) != shape
+        if other or not images.is_floating_point() or (batch and len(images) != batch):
+            raise WrongInput(
+                f"Got images of shape {tuple(images.shape)} and type {images.dtype}: {self.path} "
+                f"takes float images of shape {made_for}. Resize them, or export the model for "
+                "theirs."
+            )
+
+
+def open_artefact(path: Path) -> Artefact | None:
+    """The artefact at `path`; None if it looks like nothing that a target writes.
+
+    Raises:
+        BadFile: for one that is truncated, edited, foreign, or of a newer version.
+    """
+    target = target_of_artefact(path)
+    if target is None:
+        return None
+    target.check_installed()
+    text, run = target.open(path)
+    card = read_card(text, path)
+    if card["target"] != target.name:
+        raise BadFile(f"{path} says that it is for {card['target']}, and it looks like "
+                      f"{target.name}. Give it the name that it was exported with.")  # fmt: skip
+    return Artefact(path, card, run)

@@ -1,0 +1,97 @@
+"""The card of an artefact: what it is, how its images are prepared, and what was checked.
+
+It travels inside of the artefact as JSON, and is all that `load` knows of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchslim.deployment.graph import Graph
+from patchslim.errors import BadFile, BadSetting
+from patchslim.model.recipe import make_recipe
+from patchslim.versions import installed_version
+
+CARD_VERSION = 1
+FROM_RECIPE = (
+    "package library host method settings schedule tail trained calibrated images versions".split()
+)
+ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
+    "target": str,
+    "images": dict,
+    "input": list,
+    "batch": (int, type(None)),
+    "outputs": dict,
+    "labels": (list, type(None)),
+    "versions": dict,
+}
+
+
+def make_card(
+    graph: Graph, target: str, needs: Sequence[str], labels: Sequence[str] | None
+) -> dict[str, Any]:
+    """The card of an artefact that is about to be written."""
+    model = graph.model
+    recipe = make_recipe(model.host, model.plan, model.trained, model.calibrated)
+    versions = {name: installed_version(name) for name in needs}
+    return {
+        "artefact": CARD_VERSION,
+        "target": target,
+        **{name: recipe[name] for name in FROM_RECIPE},
+        "versions": {**recipe["versions"], **versions},
+        "input": [*graph.image_shape],
+        "batch": graph.batch,
+        "precision": "float32",
+        "outputs": {"kind": graph.outputs.kind, "names": [*graph.outputs.names]},
+        "labels": _labels(graph, labels),
+        "tokens": [*model.plan.counts],
+        "macs": model.plan.cost.total,
+        "dense_macs": model.plan.dense_cost.total,
+    }
+
+
+def read_card(text: str | None, path: Path) -> dict[str, Any]:
+    """Reads the card of the artefact at `path`; checks its version and its entries."""
+    if text is None:
+        raise BadFile(
+            f"{path} was not written by patchslim: it has no card. Export it again with "
+            "patchslim.export, or run it with its own runtime."
+        )
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise BadFile(f"The card in {path} is not readable as JSON: {error}") from error
+    version = card.get("artefact") if isinstance(card, dict) else None
+    if not isinstance(version, int):
+        raise BadFile(f"The card in {path} was edited: it has no version. Export it again.")
+    if version > CARD_VERSION:
+        raise BadFile(
+            f"{path} has a card of version {version}, written by patchslim {card.get('package')}; "
+            f"this one, {installed_version('patchslim')}, reads versions up to {CARD_VERSION}: "
+            f"pip install -U 'patchslim>={card.get('package')}'"
+        )
+    wrong = [
+        name for name, kind in ENTRY_TYPES.items() if not isinstance(card.get(name, ...), kind)
+    ]
+    if wrong:
+        raise BadFile(f"The card in {path} was edited; look at: {', '.join(wrong)}.")
+    checked: dict[str, Any] = card
+    return checked
+
+
+def _labels(graph: Graph, given: Sequence[str] | None) -> list[str] | None:
+    """The names of the classes: those that were given, or those that the host tells."""
+    classes = getattr(graph.model.host, "num_classes", None)
+    if given is not None:
+        if isinstance(classes, int) and len(given) != classes:
+            raise BadSetting(
+                f"labels= has {len(given)} names, and this model tells {classes} classes apart. "
+                "Give one name for each, in their order."
+            )
+        return [*map(str, given)]
+    config = getattr(graph.model.host, "config", None)
+    names: Mapping[int, str] | None = getattr(config, "id2label", None)
+    return None if not names else [str(names[number]) for number in sorted(names)]

@@ -1,0 +1,192 @@
+"""Checks an artefact against the model that it was made of: what it answers and what it keeps.
+
+The tokens that each deciding block keeps are compared block by block. Where they differ, the model
+is run again in float64 on images with a little noise. If that noise flips the same tokens, the
+decision was a near tie, which the rounding of another runtime may flip, too. If not, the graph is
+wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchslim.deployment.graph import Graph, Outputs, Witness
+from patchslim.deployment.target import Runner
+from patchslim.errors import WrongExport
+
+TOLERANCE = 1e-4  # how far an answer may be off, as a share of the largest (at least of 1)
+NOISE = 1e-5  # of the noise that finds near ties, as a share of the largest pixel
+DRAWS = 12  # of that noise
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check of an artefact has found.
+
+    Attributes:
+        images: how many images were compared.
+        largest_difference: between its answers and the model's, over images without a near tie.
+        near_ties: for each block with a near tie that went the other way, on how many images.
+    """
+
+    images: int
+    largest_difference: float
+    near_ties: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> int:
+        """On how many images the answers were compared: those without a near tie."""
+        return self.images - sum(self.near_ties.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, as it stands in the card."""
+        ties = {str(block): count for block, count in self.near_ties.items()}
+        return {
+            "images": self.images,
+            "largest_difference": self.largest_difference,
+            "near_ties": ties,
+        }
+
+    def __str__(self) -> str:
+        """One sentence."""
+        ties = sum(self.near_ties.values())
+        told = f"; near ties went the other way on {ties} of them" if ties else ""
+        return (
+            f"answers equal to {self.largest_difference:.1e} on {self.compared} images, with the "
+            f"same tokens in every block{told}"
+        )
+
+
+def check_graph(run: Runner, graph: Graph, batches: Sequence[Tensor]) -> Check:
+    """Compares a converted graph that tells its kept cells with the model, on batches of images.
+
+    Raises:
+        WrongExport: with the first block that keeps other tokens, or how far answers are off.
+    """
+    model, names = graph.model, graph.outputs.names
+    blocks = model.plan.decision_blocks
+    witness = Witness(model, graph.outputs).eval()
+    worst, count, ties = 0.0, 0, dict.fromkeys(blocks, 0)
+    for images in batches:
+        got = [torch.from_numpy(each) for each in run(images.numpy())]
+        with torch.no_grad():
+            want = witness(images)
+        same = torch.ones(len(images), dtype=torch.bool)
+        kept = zip(blocks, got[len(names) :], want[len(names) :], strict=True)
+        for block, theirs, ours in kept:
+            differs = same & (_sets(theirs) != _sets(ours)).any(dim=1)
+            if differs.any():
+                _check_near_ties(graph, block, images[differs], theirs[differs], ours[differs])
+            ties[block] += int(differs.sum())
+            same &= ~differs
+        worst = max(worst, answers_differ(got[: len(names)], want[: len(names)], same))
+        count += len(images)
+    found = Check(count, worst, {block: number for block, number in ties.items() if number})
+    _check_answers(found)
+    return found
+
+
+def check_answers(
+    run: Runner, graph: Graph, batches: Sequence[Tensor], outputs: Outputs, found: Check
+) -> Check:
+    """Compares what a written artefact answers with what a call of the model returns.
+
+    Images of near ties cannot be told here, so as many of the worst ones as there were are left
+    out.
+    """
+    each: list[float] = []
+    for images in batches:
+        got = [torch.from_numpy(value) for value in run(images.numpy())]
+        with torch.no_grad():
+            want = outputs.flatten(graph.model(images))
+        for number in range(len(images)):
+            only = torch.arange(len(images)) == number
+            each.append(answers_differ(got, want, only))
+    kept = sorted(each)[: found.compared]
+    checked = replace(found, largest_difference=max([found.largest_difference, *kept]))
+    _check_answers(checked)
+    return checked
+
+
+def answers_differ(got: Sequence[Tensor], want: Sequence[Tensor], images: Tensor) -> float:
+    """How far answers are off on the marked images, as a share of the largest (at least of 1)."""
+    if not images.any():
+        return 0.0
+    off = 0.0
+    for theirs, ours in zip(got, want, strict=True):
+        if theirs.shape != ours.shape:
+            return float("inf")
+        scale = max(1.0, float(ours[images].abs().max()))
+        difference = float((theirs[images] - ours[images]).abs().max()) / scale
+        off = max(off, difference if difference == difference else float("inf"))
+    return off
+
+
+def _check_answers(found: Check) -> None:
+    """Refuses answers that are off, and a check that could compare none."""
+    if not found.compared:
+        raise WrongExport(
+            f"All {found.images} images meet near ties in blocks {[*found.near_ties]}, which this "
+            "runtime decides otherwise, so that no answer could be compared. A method that has to "
+            "be trained or calibrated decides by lot before that: train it first, or give images= "
+            "of your own (--data)."
+        )
+    if not found.largest_difference <= TOLERANCE:
+        raise WrongExport(
+            f"The converted model keeps the same tokens as yours and answers otherwise, by "
+            f"{found.largest_difference:.1e} ({TOLERANCE:g} is allowed). Nothing was written. "
+            "Another version of the runtime may convert it right; please report this one."
+        )
+
+
+def _check_near_ties(
+    graph: Graph, block: int, images: Tensor, theirs: Tensor, ours: Tensor
+) -> None:
+    """Refuses other kept cells than the model's unless noise in float64 flips the same ones."""
+    flipped = _membership(theirs, graph) != _membership(ours, graph)
+    unsure = _unsure_cells(graph, block, images)
+    wrong = (flipped & ~unsure).sum(dim=1)
+    if wrong.any():
+        raise WrongExport(
+            f"Block {block} of the converted model is the first that keeps other patches than "
+            f"yours: {int(wrong.max())} of them on {int((wrong > 0).sum())} images, and in float64 "
+            "they are no near ties. Nothing was written. Another version of the runtime may "
+            "convert it right; please report this one."
+        )
+
+
+def _unsure_cells(graph: Graph, block: int, images: Tensor) -> Tensor:
+    """Cells that a block keeps or not by noise of the size of rounding, in float64 (B, cells)."""
+    exact = copy.deepcopy(graph.model).double()
+    witness = Witness(exact, graph.outputs).eval()
+    place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
+    noise = torch.Generator().manual_seed(0)
+    images = images.double()
+    size = NOISE * float(images.abs().max())
+    seen: list[Tensor] = []
+    for _ in range(DRAWS):
+        drawn = torch.randn(images.shape, generator=noise, dtype=torch.float64)
+        with torch.no_grad():
+            seen.append(_membership(witness(images + size * drawn)[place], graph))
+    every = torch.stack(seen)
+    return every.any(dim=0) & ~every.all(dim=0)
+
+
+def _sets(cells: Tensor) -> Tensor:
+    """Kept cells as sets: in ascending order."""
+    return cells.to(torch.int64).sort(dim=1).values
+
+
+def _membership(cells: Tensor, graph: Graph) -> Tensor:
+    """Which grid cells are among the kept ones (B, cells)."""
+    height, width = graph.model.plan.shape.grid
+    kept = torch.zeros(len(cells), height * width + 1, dtype=torch.bool)
+    # Padding is marked in a column of its own, which is left out.
+    index = torch.where(cells < 0, height * width, cells.to(torch.int64))
+    return kept.scatter(1, index, True)[:, :-1]

@@ -1,0 +1,143 @@
+"""`Graph`: a slimmed model as PyTorch's exported graph, plain or with the cells that it keeps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from patchslim.errors import UnsupportedModel
+from patchslim.model.model import SlimModel
+from patchslim.tokens.packing import pad
+from patchslim.tokens.tokens import Tokens
+
+INPUT = "images"
+Kind = Literal["tensor", "sequence", "mapping"]
+NO_CELL = -1  # stands in the kept cells where a row is padding
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model returns, as a list of tensors with names.
+
+    Attributes:
+        kind: whether it returns one tensor, a sequence of them, or tensors by name.
+        names: the names of the tensors.
+    """
+
+    kind: Kind
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, answer: Any) -> Outputs:
+        """How this answer of a model is made up; refuses what holds anything but tensors."""
+        if isinstance(answer, Tensor):
+            return cls("tensor", ("output",))
+        if isinstance(answer, Mapping):
+            kind: Kind = "mapping"
+            names = tuple(name for name, value in answer.items() if value is not None)
+            values = [answer[name] for name in names]
+        else:
+            kind, values = "sequence", list(answer) if isinstance(answer, Sequence) else [None]
+            names = tuple(f"output_{number}" for number in range(len(values)))
+        if not all(isinstance(value, Tensor) for value in values):
+            raise UnsupportedModel(
+                f"This model returns a {type(answer).__name__} that holds more than tensors, and "
+                "runtimes know tensors alone. Export a model that returns a tensor."
+            )
+        return cls(kind, names)
+
+    def flatten(self, answer: Any) -> list[Tensor]:
+        """The tensors in the order of their names."""
+        if self.kind == "tensor":
+            return [answer]
+        return [answer[name] for name in self.names] if self.kind == "mapping" else list(answer)
+
+
+class Witness(nn.Module):
+    """Returns what a slimmed model does, and the cells that each deciding block keeps.
+
+    The cells are (B, rows) for each of `blocks`, in the order of the rows; `NO_CELL` is padding.
+    """
+
+    def __init__(self, model: SlimModel, outputs: Outputs, *, tells: bool = True) -> None:
+        super().__init__()
+        self.model, self.outputs, self.tells = model, outputs, tells
+        self.blocks = model.plan.decision_blocks
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, and then the kept cells of each deciding block."""
+        forward = replace(self.model.start_pass(), packs=False)
+        kept: list[Tensor] = []
+        tokens = forward.embed(images, {}, track=forward.facts.returns_rows)
+        for step in forward.steps(tokens):
+            tokens = forward.run_block(step, tokens)
+            if step.index in self.blocks:
+                kept.append(_cells(tokens))
+        answer = forward.adapter.head(forward.host, pad(tokens.rejoin()), {})
+        return (*self.outputs.flatten(answer), *(kept if self.tells else ()))
+
+
+def _cells(tokens: Tokens) -> Tensor:
+    """The grid cell of each patch row that is left (B, n); `NO_CELL` for padding."""
+    cells = tokens.cells()
+    return cells if tokens.alive is None else cells.masked_fill(~tokens.alive, NO_CELL)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A slimmed model to be converted.
+
+    Attributes:
+        model: the model, in evaluation mode, on the CPU, in float32.
+        outputs: what it returns.
+        batch: how many images the graph takes; None for any number.
+    """
+
+    model: SlimModel
+    outputs: Outputs
+    batch: int | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.model.plan.adapter.describe(self.model.host).image_shape
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """Names of the outputs that hold the kept cells."""
+        return tuple(f"kept_{block}" for block in self.model.plan.decision_blocks)
+
+    def program(self, *, tells: bool = True) -> torch.export.ExportedProgram:
+        """PyTorch's exported graph; if it tells, with the kept cells as outputs."""
+        # Not 1 image, which PyTorch would take for the only number.
+        example = torch.zeros(self.batch or 2, *self.image_shape)
+        dynamic = None if self.batch else {INPUT: {0: torch.export.Dim("batch", min=1)}}
+        witness = Witness(self.model, self.outputs, tells=tells).eval()
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(witness, (example,), dynamic_shapes=dynamic)
+
+
+def quietly(convert: Callable[[], Any]) -> Any:
+    """Runs a converter without what it prints and logs to its own developers."""
+    import contextlib
+    import io
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            return convert()
+    finally:
+        logging.disable(before)

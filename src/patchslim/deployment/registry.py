@@ -1,0 +1,44 @@
+"""Finds targets by name: a file of the folder `targets` is a target of that name.
+
+Listing names imports no torch, since the command line checks and completes them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchslim.errors import UnknownName
+
+if TYPE_CHECKING:
+    from patchslim.deployment.target import Target
+
+
+def target_names() -> list[str]:
+    """The targets that ship with the package, in the order of the alphabet."""
+    package = importlib.import_module("patchslim.deployment.targets")
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`, which is `TARGET` in its file."""
+    if name not in target_names():
+        raise UnknownName.of("target", name, target_names(), "`patchslim export --help` says more.")
+    made: Target = importlib.import_module(f"patchslim.deployment.targets.{name}").TARGET
+    return made
+
+
+def target_of_path(path: Path) -> Target | None:
+    """The target that writes paths with this ending, if one does."""
+    targets = map(find_target, target_names())
+    return next((each for each in targets if each.suffix and each.suffix == path.suffix), None)
+
+
+def target_of_artefact(path: Path) -> Target | None:
+    """The target that may have written what is at `path`, by its looks."""
+    return next(
+        (each for each in map(find_target, target_names()) if each.looks_written(path)), None
+    )

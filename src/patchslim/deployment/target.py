@@ -1,0 +1,68 @@
+"""`Target`: a runtime or file format that a slimmed model can be exported for.
+
+A target converts a graph, writes the result, and runs what it wrote. It knows neither methods nor
+hosts, and does not judge whether the result is right: `checking.py` does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchslim.deployment.graph import Graph
+from patchslim.versions import check_version
+
+Arrays: TypeAlias = list[NDArray[Any]]
+# What runs an artefact: images (B, C, H, W) in float32 give its outputs in their order.
+Runner: TypeAlias = Callable[[NDArray[np.float32]], Arrays]
+
+
+class Target(ABC):
+    """A runtime or file format, in one file of the folder `targets`.
+
+    Attributes:
+        name: what `to=` takes: the name of the file.
+        suffix: how the path of an artefact ends; empty for a folder.
+        files: names of the files in the folder, if it is one.
+        needs: the distributions that it needs and their oldest versions.
+        extra: the extra of patchslim that installs them.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str] = ""
+    files: ClassVar[Sequence[str]] = ()
+    needs: ClassVar[dict[str, tuple[int, ...]]] = {}
+    extra: ClassVar[str | None] = None
+
+    def check_installed(self) -> None:
+        """Refuses to go on if the runtime is missing or too old."""
+        for distribution, oldest in self.needs.items():
+            check_version(distribution, oldest, self.extra)
+
+    @abstractmethod
+    def convert(self, graph: Graph) -> Any:
+        """The graph in the target's own form, with the kept cells among its outputs."""
+
+    @abstractmethod
+    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
+        """Writes the artefact, without the kept cells, with the card in it.
+
+        `path` is a file to write, or an empty folder.
+        """
+
+    @abstractmethod
+    def witness(self, converted: Any) -> Runner:
+        """Runs a converted graph as it is, kept cells included."""
+
+    @abstractmethod
+    def open(self, path: Path) -> tuple[str | None, Runner]:
+        """The card in an artefact, None if it has none, and what runs it."""
+
+    def looks_written(self, path: Path) -> bool:
+        """Whether `path` looks like something that this target wrote."""
+        return path.is_file() and path.suffix == self.suffix

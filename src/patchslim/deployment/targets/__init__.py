@@ -1,0 +1,1 @@
+"""One file is one target of `patchslim.export`, and its name is what `to=` takes."""

@@ -1,0 +1,82 @@
+"""`onnx`: one file for ONNX Runtime and whatever else reads ONNX."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchslim.deployment.graph import INPUT, Graph, quietly
+from patchslim.deployment.target import Runner, Target
+from patchslim.errors import BadFile
+
+CARD_KEY = "patchslim"
+OPSET = 18
+
+
+class Onnx(Target):
+    """An ONNX file of opset 18, run by ONNX Runtime on the CPU."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    needs = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22)}  # noqa: RUF012
+    extra = "onnx"
+
+    def convert(self, graph: Graph) -> Any:
+        """The model as a protocol buffer, with the kept cells among its outputs."""
+        program = graph.program()
+        outputs = [*graph.outputs.names, *graph.kept_names]
+
+        def convert() -> Any:
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=outputs,
+                opset_version=OPSET,
+            )
+            return None if made is None else made.model_proto
+
+        return quietly(convert)
+
+    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
+        """Writes the part of the model that the kept cells do not need, and the card in it."""
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            whole, part = Path(folder) / "whole.onnx", Path(folder) / "part.onnx"
+            onnx.save(converted, whole)
+            onnx.utils.extract_model(whole, part, [INPUT], [*graph.outputs.names])
+            model = onnx.load(part)
+        onnx.helper.set_model_props(model, {CARD_KEY: card})
+        onnx.save(model, path)
+
+    def witness(self, converted: Any) -> Runner:
+        """Runs the model from memory."""
+        return _session(converted.SerializeToString())[1]
+
+    def open(self, path: Path) -> tuple[str | None, Runner]:
+        """The card in the file's metadata, and a session of ONNX Runtime."""
+        session, run = _session(str(path))
+        return session.get_modelmeta().custom_metadata_map.get(CARD_KEY), run
+
+
+def _session(model: str | bytes) -> tuple[Any, Runner]:
+    """A session of ONNX Runtime on the CPU, and what runs it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base of their own
+        shown = "The model" if isinstance(model, bytes) else model
+        raise BadFile(f"{shown} cannot be read by ONNX Runtime: {str(error)[:200]}") from error
+    first = session.get_inputs()[0].name
+    return session, lambda images: list(session.run(None, {first: images}))
+
+
+TARGET = Onnx()

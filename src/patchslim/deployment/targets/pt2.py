@@ -1,0 +1,62 @@
+"""`pt2`: PyTorch's own exported program, for other compilers and for C++."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchslim.deployment.graph import Graph
+from patchslim.deployment.target import Runner, Target
+from patchslim.errors import BadFile
+
+CARD_FILE = "patchslim.json"
+
+
+class Pt2(Target):
+    """A program of `torch.export`, run by PyTorch without the source of the model."""
+
+    name = "pt2"
+    suffix = ".pt2"
+
+    def convert(self, graph: Graph) -> Any:
+        """The program with the kept cells among its outputs."""
+        return graph.program()
+
+    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
+        """Writes the program without the kept cells, and the card beside it in the archive."""
+        with path.open("wb") as file:  # a path would have to end in .pt2
+            torch.export.save(graph.program(tells=False), file, extra_files={CARD_FILE: card})
+
+    def witness(self, converted: Any) -> Runner:
+        """Runs the program."""
+        return _runner(converted)
+
+    def open(self, path: Path) -> tuple[str | None, Runner]:
+        """The card in the archive, and the program."""
+        extra = {CARD_FILE: ""}
+        try:
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.load(file, extra_files=extra)
+        except Exception as error:  # a broken archive raises whatever its reader meets
+            raise BadFile(
+                f"{path} is no exported program of PyTorch: {str(error)[:200]}"
+            ) from error
+        return extra[CARD_FILE] or None, _runner(program)
+
+
+def _runner(program: torch.export.ExportedProgram) -> Runner:
+    """What runs a program."""
+    module = program.module()
+
+    def run(images: Any) -> list[Any]:
+        with torch.inference_mode():
+            return [each.numpy() for each in module(torch.from_numpy(images))]
+
+    return run
+
+
+TARGET = Pt2()

@@ -1,0 +1,45 @@
+"""Sorts and ranks rows so that equal ones keep their order, in words that every runtime has.
+
+Runtimes refuse a stable sort, or do it in another order. In a graph each row is therefore compared
+with every other; outside of graphs a sort is faster. Both give the same result, which is tested.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_heavier(worth: Tensor) -> Tensor:
+    """Whether row j is worth more than row i, at (B, i, j); of equal rows, the first is."""
+    if torch.compiler.is_compiling():
+        return _comes_first(worth)
+    rank = rank_rows(worth).to(worth.dtype)
+    return rank.unsqueeze(1) < rank.unsqueeze(2)
+
+
+def rank_rows(worth: Tensor) -> Tensor:
+    """The rank of each row (B, n): 0 for the greatest worth; of equal rows, the first leads."""
+    if torch.compiler.is_compiling():
+        return _comes_first(worth).sum(dim=2)
+    return _inverse(worth.argsort(dim=1, descending=True, stable=True))
+
+
+def sort_rows(worth: Tensor) -> Tensor:
+    """The rows (B, n) from the greatest worth to the least; equal rows keep their order."""
+    if torch.compiler.is_compiling():
+        return _inverse(rank_rows(worth))
+    return worth.argsort(dim=1, descending=True, stable=True)
+
+
+def _comes_first(worth: Tensor) -> Tensor:
+    """Whether row j comes before row i in the order of `sort_rows`, at (B, i, j)."""
+    theirs, own = worth.unsqueeze(1), worth.unsqueeze(2)
+    rows = torch.arange(worth.shape[1], device=worth.device)
+    return (theirs > own) | ((theirs == own) & (rows < rows.unsqueeze(1)))
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The place of each row in an order (B, n)."""
+    rows = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.zeros_like(order).scatter(1, order, rows)

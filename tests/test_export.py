@@ -1,0 +1,407 @@
+"""Exported models: the same answers and tokens, one clear error else, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import patchslim
+from patchslim.cli.main import main
+from patchslim.deployment import registry
+from patchslim.deployment.artefact import Named
+from patchslim.deployment.card import read_card
+from patchslim.deployment.checking import check_graph
+from patchslim.deployment.graph import Graph, Outputs, Witness
+from patchslim.deployment.target import Runner, Target
+from patchslim.errors import (
+    BadFile,
+    BadSetting,
+    MissingExtra,
+    UnknownName,
+    UnsupportedModel,
+    Untrained,
+    WrongExport,
+    WrongInput,
+)
+from patchslim.model.model import SlimModel
+
+slow = pytest.mark.slow
+SIDE = 24
+TARGETS = registry.target_names()
+METHODS = {
+    **{name: (name, {}) for name in patchslim.method_names() if name != "identity"},
+    **{
+        f"similarity {group}": ("similarity", {"group": group})
+        for group in "nearest bipartite average density medoids iterative redundancy".split()
+    },
+    "similarity leader": ("similarity", {"group": "leader", "threshold": 0.3}),
+    "similarity components": ("similarity", {"group": "components", "threshold": 0.3}),
+    "similarity paper": ("similarity", {"preset": "paper"}),
+    "similarity window": ("similarity", {"window": 3}),
+    "similarity squares": ("similarity", {"squares": 3}),
+    "similarity received": ("similarity", {"weight": "received"}),
+    "similarity keys": ("similarity", {"group": "bipartite", "on": "keys", "measure": "cosine"}),
+    **{
+        f"similarity {survivor}": ("similarity", {"survivor": survivor})
+        for survivor in "mean medoid first heaviest alone".split()
+    },
+    "similarity threshold": ("similarity", {"threshold": 0.05}),
+    "tome threshold": ("tome", {"threshold": 0.5}),
+    "evit unfused": ("evit", {"fuse": False}),
+    "evo alone": ("evo", {"representative": False}),
+    "duplicates tolerance": ("duplicates", {"tolerance": 0.1}),
+}
+
+
+def host() -> nn.Module:
+    """A ViT of 36 patches whose weights are large enough for decisions to be clear."""
+    torch.manual_seed(0)
+    made = timm.create_model(
+        "vit_tiny_patch16_224", img_size=SIDE, patch_size=4, embed_dim=16, depth=3, num_heads=2,
+        num_classes=5,
+    ).eval()  # fmt: skip
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.15)
+    return made
+
+
+def slim(method: str = "topk", **settings: Any) -> SlimModel:
+    blocks = (0, 2) if method == "duplicates" else (1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Untrained)
+        made = patchslim.slim(host(), method, keep_rate=0.7, at=blocks, **settings)
+    torch.manual_seed(1)
+    for parameter in made.method.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.5)  # a method that learns is as if it were trained
+    return made
+
+
+def pictures(count: int = 3) -> Tensor:
+    """Noise with flat areas."""
+    made = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    made[:, :, :8] = 1.0
+    return made
+
+
+class Pretence(Target):
+    """A target that needs no converter: PyTorch's own modules, pickled. Answers may be bent."""
+
+    name = "pretence"
+    suffix = ".pretence"
+    extra = "pretence"
+
+    def __init__(self) -> None:
+        self.bend: Any = lambda values: values
+
+    def convert(self, graph: Graph) -> Any:
+        return Witness(graph.model, graph.outputs)
+
+    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
+        told = Witness(graph.model, graph.outputs, tells=False)
+        path.write_bytes(pickle.dumps((card, told)))
+
+    def witness(self, converted: Any) -> Runner:
+        def run(images: Any) -> list[Any]:
+            with torch.no_grad():
+                return [each.numpy() for each in self.bend(converted(torch.from_numpy(images)))]
+
+        return run
+
+    def open(self, path: Path) -> tuple[str | None, Runner]:
+        try:
+            card, module = pickle.loads(path.read_bytes())
+        except Exception as error:
+            raise BadFile(f"{path} is broken") from error
+        return card, self.witness(module)
+
+
+@pytest.fixture
+def pretence(monkeypatch: pytest.MonkeyPatch) -> Pretence:
+    """The pretence, among the targets that ship."""
+    made, find = Pretence(), registry.find_target
+    names = ["pretence", *TARGETS]
+
+    def find_any(name: str) -> Target:
+        return made if name == "pretence" else find(name)
+
+    for module in ("registry", "export"):
+        monkeypatch.setattr(f"patchslim.deployment.{module}.find_target", find_any)
+        monkeypatch.setattr(f"patchslim.deployment.{module}.target_names", lambda: names)
+    return made
+
+
+def test_an_export_answers_as_the_model_and_tells_what_it_is(pretence, tmp_path):
+    model, x = slim("evit"), pictures()
+    written = patchslim.export(
+        model, tmp_path / "made" / "m.pretence", images=x, labels=list("abcde")
+    )
+    assert str(written.check) == (
+        "answers equal to 0.0e+00 on 7 images, with the same tokens in every block"
+    )
+    again = patchslim.load(tmp_path / "made" / "m.pretence")
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    assert again.labels == list("abcde")
+    assert again.preprocessing.image_size == (SIDE, SIDE)
+    told = {key: again.card[key] for key in ("method", "target", "batch", "input", "tokens")}
+    assert told == {
+        "method": "evit", "target": "pretence", "batch": None, "input": [3, SIDE, SIDE],
+        "tokens": [*model.plan.counts],
+    }  # fmt: skip
+    assert again.card["checked"] == {"images": 7, "largest_difference": 0.0, "near_ties": {}}
+    assert repr(again).startswith("Artefact(pretence, ")
+    assert [each.name for each in (tmp_path / "made").iterdir()] == ["m.pretence"]
+
+
+def test_a_model_in_training_is_left_as_it_is(pretence, tmp_path):
+    model = slim().train()
+    patchslim.export(model, tmp_path / "m.pretence", batch=2)
+    assert model.training
+    assert model.host.training
+
+
+@pytest.mark.parametrize(
+    ("images", "wrong"),
+    [
+        (np.zeros((1, 3, SIDE, SIDE)), "Got ndarray instead of images"),
+        (torch.zeros(2, 3, SIDE, 8), r"Got images of shape \(2, 3, 24, 8\)"),
+        (torch.zeros(2, 3, SIDE, SIDE, dtype=torch.int64), "type torch.int64"),
+        (torch.zeros(3, 3, SIDE, SIDE), r"takes float images of shape \(2, 3, 24, 24\)"),
+    ],
+)
+def test_other_images_are_refused(pretence, tmp_path, images, wrong):
+    written = patchslim.export(slim(), tmp_path / "m.pretence", batch=2)
+    assert written(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, 5)
+    with pytest.raises(WrongInput, match=wrong):
+        written(images)
+
+
+def swap(values: Any, block: int) -> Any:
+    """Another cell in a deciding block: the least that is not kept, instead of the first."""
+    kept = values[1 + block].clone()
+    for row in kept:
+        row[0] = min(set(range(36)) - set(row.tolist()))
+    return [*values[: 1 + block], kept, *values[2 + block :]]
+
+
+@pytest.mark.parametrize(("decision", "block"), [(0, 1), (1, 2)])
+def test_a_graph_that_keeps_other_patches_is_not_written(pretence, tmp_path, decision, block):
+    pretence.bend = lambda values: swap(values, decision)
+    (tmp_path / "m.pretence").write_text("before")
+    with pytest.raises(WrongExport, match=rf"Block {block} .* first that keeps other patches"):
+        patchslim.export(slim("similarity"), tmp_path / "m.pretence")
+    assert (tmp_path / "m.pretence").read_text() == "before"
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+@pytest.mark.parametrize("by", [2e-3, float("nan")])
+def test_a_graph_that_answers_otherwise_is_not_written(pretence, tmp_path, by):
+    pretence.bend = lambda values: [values[0] + by, *values[1:]]
+    with pytest.raises(WrongExport, match="keeps the same tokens as yours and answers"):
+        patchslim.export(slim(), tmp_path / "m.pretence")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_written_file_that_answers_otherwise_is_taken_back(pretence, tmp_path):
+    pretence.bend = lambda values: [v + (0.01 if len(values) == 1 else 0) for v in values]
+    with pytest.raises(WrongExport, match="answers otherwise"):
+        patchslim.export(slim(), tmp_path / "m.pretence")
+    assert not [*tmp_path.iterdir()]
+
+
+def near_tie() -> tuple[SlimModel, Tensor, int]:
+    """A model, images, and one at which two patches are almost equally attentive at the cut."""
+    model = slim("topk")
+    images = pictures(1)
+    # Two equal patches at equal positions: whatever is computed of them is equal too.
+    model.host.get_parameter("pos_embed").data.zero_()
+    images[:] = torch.randn(3, 4, 4).repeat(1, 6, 6)
+    return model, images, 1
+
+
+def test_a_near_tie_is_told_from_a_wrong_graph():
+    model, images, block = near_tie()
+    graph = Graph(model, Outputs("tensor", ("output",)), None)
+    witness = Witness(model, graph.outputs)
+
+    def run(given: Any) -> list[Any]:
+        with torch.no_grad():
+            return [each.numpy() for each in swap(witness(torch.from_numpy(given)), 0)]
+
+    sure = pictures(3)
+    with pytest.raises(WrongExport, match="no answer could be compared"):
+        check_graph(run, graph, [images])
+
+    def run_both(given: Any) -> list[Any]:
+        if np.array_equal(given, images.numpy()):
+            return run(given)
+        with torch.no_grad():
+            return [each.numpy() for each in witness(torch.from_numpy(given))]
+
+    found = check_graph(run_both, graph, [images, sure])
+    assert found.near_ties == {block: 1}
+    assert (found.images, found.compared) == (4, 3)
+    assert "near ties went the other way on 1 of them" in str(found)
+
+
+def test_what_a_converter_says_becomes_one_error(pretence, tmp_path, monkeypatch):
+    def convert(graph: Graph) -> Any:
+        raise RuntimeError("no conversion") from ValueError("aten.foo\n is unknown")
+
+    monkeypatch.setattr(pretence, "convert", convert)
+    with pytest.raises(
+        WrongExport, match=r"pretence cannot hold .* with TopK: ValueError: aten.foo"
+    ):
+        patchslim.export(slim(), tmp_path / "m.pretence")
+
+
+def test_a_full_disk_leaves_what_was_there(pretence, tmp_path, monkeypatch):
+    def write(converted: Any, graph: Graph, card: str, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretence, "write", write)
+    (tmp_path / "m.pretence").write_text("before")
+    with pytest.raises(BadFile, match="No space left on device"):
+        patchslim.export(slim(), tmp_path / "m.pretence")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["before"]
+
+
+WRONG_CALLS = [
+    ({"path": "m.tflite"}, BadSetting, "does not tell what it is for"),
+    ({"path": "m.onnx", "to": "onix"}, UnknownName, "Unknown target 'onix'. Did you mean 'onnx'"),
+    ({"path": "m.bin", "to": "onnx"}, BadSetting, "a file for onnx ends in .onnx"),
+    ({"path": "m.pt2", "batch": 0}, BadSetting, "batch=0"),
+    ({"path": "m.pt2", "labels": ["a"]}, BadSetting, "labels= has 1 names"),
+    ({"path": "m.pt2", "images": torch.zeros(1, 3, 8, 8)}, BadSetting, "images= has a batch"),
+    ({"path": "m.pt2", "model": nn.Linear(1, 1)}, UnsupportedModel, "not Linear: slim it first"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "says"), WRONG_CALLS, ids=lambda each: str(each)[:30])
+def test_wrong_calls_say_what_is_needed(tmp_path, call, error, says):
+    call = {"model": slim(), **call, "path": tmp_path / call["path"]}
+    with pytest.raises(error, match=says):
+        patchslim.export(**call)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_half_precision_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModel, match=r"weights of torch.bfloat16"):
+        patchslim.export(slim().bfloat16(), tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_missing_runtime_names_its_extra(tmp_path, monkeypatch, name):
+    model = slim()
+    monkeypatch.setattr("patchslim.versions.installed_version", lambda distribution: None)
+    path = tmp_path / ("m.onnx" if name == "onnx" else "m")
+    with pytest.raises(MissingExtra, match=rf"pip install 'patchslim\[{name}\]'"):
+        patchslim.export(model, path, to=name)
+    path = path if name == "onnx" else path / "model.xml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x")
+    with pytest.raises(MissingExtra, match="is not installed"):
+        patchslim.load(path if name == "onnx" else path.parent)
+
+
+def test_cards_are_read_with_care(tmp_path):
+    for text, says in (
+        (None, "it has no card"),
+        ("{", "not readable as JSON"),
+        ("[]", "has no version"),
+        (json.dumps({"artefact": 99, "package": "9.1"}), "pip install -U 'patchslim>=9.1'"),
+        (json.dumps({"artefact": 1, "target": 3}), "was edited; look at: target"),
+    ):
+        with pytest.raises(BadFile, match=says):
+            read_card(text, tmp_path)
+
+
+def test_every_kind_of_answer_comes_back():
+    one, two = torch.zeros(1), torch.ones(1)
+    for answer, kind, names in (
+        (one, "tensor", ("output",)),
+        ((one, two), "sequence", ("output_0", "output_1")),
+        ({"logits": one, "hidden": None, "more": two}, "mapping", ("logits", "more")),
+    ):
+        outputs = Outputs.of(answer)
+        assert (outputs.kind, outputs.names) == (kind, names)
+        assert len(outputs.flatten(answer)) == len(names)
+    with pytest.raises(UnsupportedModel, match="holds more than tensors"):
+        Outputs.of((one, "text"))
+    named = Named(logits=one)
+    assert named.logits is one
+    with pytest.raises(AttributeError, match="There is no 'loss', but: logits"):
+        _ = named.loss
+
+
+def artefact_path(folder: Path, target: str) -> Path:
+    return folder / f"m{registry.find_target(target).suffix}"
+
+
+@slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_in_every_target(tmp_path, method, target):
+    name, settings = METHODS[method]
+    model, x = slim(name, **settings), pictures(5)
+    path = artefact_path(tmp_path, target)
+    written = patchslim.export(model, path, to=target, images=x)
+    assert not written.check.near_ties
+    again = patchslim.load(path)
+    with torch.no_grad():
+        for images in (x, x[:1]):
+            assert torch.allclose(again(images), model(images), atol=1e-5)
+
+
+@slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_static_batches_and_broken_files(tmp_path, target):
+    path = artefact_path(tmp_path, target)
+    written = patchslim.export(slim("similarity"), path, to=target, batch=2)
+    assert written(pictures(2)).shape == (2, 5)
+    with pytest.raises(WrongInput, match=r"shape \(2, 3, 24, 24\)"):
+        written(pictures(3))
+    heavy = path if path.is_file() else path / "model.bin"
+    heavy.write_bytes(heavy.read_bytes()[:-1000])
+    with pytest.raises(BadFile, match="m"):
+        patchslim.load(path)
+    heavy.write_bytes(b"something else")
+    with pytest.raises(BadFile, match="m"):
+        patchslim.load(path)
+
+
+@slow
+def test_hugging_face_hosts_keep_their_names(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=24, patch_size=4, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32, id2label={0: "cat", 1: "dog"},
+    )  # fmt: skip
+    model = patchslim.slim(ViTForImageClassification(config).eval(), "tome", r=3)
+    written = patchslim.export(model, tmp_path / "m.onnx")
+    assert written.labels == ["cat", "dog"]
+    with torch.no_grad():
+        assert torch.allclose(written(pictures()).logits, model(pictures()).logits, atol=1e-5)
+
+
+@slow
+def test_the_command_exports_the_example(tmp_path, capsys):
+    out = tmp_path / "digits.pt2"
+    argv = f"export digits --macs 0.7 --method topk --out {out} --limit 3 --json".split()
+    assert main(argv) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["target"], told["check"]["images"]) == ("pt2", 7)
+    assert patchslim.load(out).card["method"] == "topk"

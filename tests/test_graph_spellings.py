@@ -1,0 +1,98 @@
+"""What a graph computes in other words than eager code decides the same, equal rows included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchslim.methods import _clustering as clustering
+from patchslim.methods import _sorting as sorting
+from patchslim.methods import ats, duplicates, random
+from patchslim.methods._windows import best_in_squares
+
+SEEDS = range(6)
+
+
+@pytest.fixture
+def in_graph(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls a function as if a graph were being made of it."""
+
+    def call(function: Any, *args: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            return function(*args)
+
+    return call
+
+
+def numbers(seed: int, count: int = 9) -> Tensor:
+    """Numbers of which many are equal, and some infinite (3, count)."""
+    noise = torch.Generator().manual_seed(seed)
+    few = torch.randint(4, (3, count), generator=noise).float()
+    return few.masked_fill(few == 3, -torch.inf)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("function", [sorting.is_heavier, sorting.rank_rows, sorting.sort_rows])
+def test_rows_sort_and_rank_the_same(in_graph: Any, function: Any, seed: int) -> None:
+    worth = numbers(seed)
+    assert torch.equal(in_graph(function, worth), function(worth))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_heaviest_of_a_label_is_the_same(in_graph: Any, seed: int) -> None:
+    worth = numbers(seed)
+    label = torch.randint(9, worth.shape, generator=torch.Generator().manual_seed(seed))
+    own = torch.zeros_like(label).scatter(1, label, label).gather(1, label)
+    got = in_graph(clustering.elect_heaviest, own, worth)
+    assert torch.equal(got, clustering.elect_heaviest(own, worth))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_components_are_the_same(in_graph: Any, seed: int) -> None:
+    x = torch.randn(2, 12, 2, generator=torch.Generator().manual_seed(seed))
+    cost, worth = torch.cdist(x, x), numbers(seed, 12)[:2].clamp(min=0.5)
+    got = in_graph(clustering.components, cost, worth, 0.7)
+    want = clustering.components(cost, worth, 0.7)
+    assert torch.equal(got.parent, want.parent)
+    assert torch.equal(got.apart, want.apart)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_of_each_square_is_the_same(in_graph: Any, seed: int) -> None:
+    cells = torch.randperm(20, generator=torch.Generator().manual_seed(seed))[:13].sort().values
+    args = (cells.expand(3, -1), (4, 5), 2, numbers(seed, 13))
+    assert torch.equal(in_graph(best_in_squares, *args), best_in_squares(*args))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_samples_hit_the_same_patches(in_graph: Any, seed: int) -> None:
+    score = numbers(seed, 14).clamp(min=0) + 0.1
+    alive = torch.arange(14) < torch.tensor([[14], [9], [1]])
+    for mask in (None, alive):
+        given = score if mask is None else score * mask
+        got = in_graph(ats._sample_mask, given, mask, 6)
+        assert torch.equal(got, ats._sample_mask(given, mask, 6))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 77, 2**31])
+def test_the_table_of_random_numbers_has_their_order(seed: int) -> None:
+    numbers = random._random_numbers(torch.arange(400), seed)
+    ranks = torch.tensor(random.cell_ranks(400, seed))
+    assert torch.equal(ranks.argsort(), numbers.argsort())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_identical_patches_are_found_the_same(in_graph: Any, seed: int) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    shown = torch.randn(5, 70, generator=noise)[torch.randint(5, (3, 12), generator=noise)]
+    real = torch.arange(12) < torch.tensor([[12], [7], [1]])
+    for side in (0, 2):
+        window = duplicates.window_of(torch.arange(12).expand(3, -1), (3, 4), side)
+        want = duplicates.first_identical(shown, window, real)
+        assert torch.equal(in_graph(duplicates.first_identical, shown, window, real), want)
+        assert torch.equal(in_graph(duplicates._previous_kept, want % 2 == 0),
+                           duplicates._previous_kept(want % 2 == 0))  # fmt: skip
