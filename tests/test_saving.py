@@ -498,7 +498,7 @@ def test_image_settings_without_sense_are_refused(saved, images):
         {"depth": -1},
         {"depth": 2**40},
         {"embed_dim": 2**20},
-        {"depth": 100_000},
+        pytest.param({"depth": 100_000}, marks=pytest.mark.slow),
         {"norm_layer": {"_target_": "os.system"}},
     ],
 )

@@ -38,6 +38,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "slim": ("digits", "--macs", "0.6"),
     "calibrate": ("digits", "--macs", "0.9", "--data", "absent", "--out", "run"),
     "train": ("digits", "--macs", "0.6", "--data", "absent", "--out", "run"),
+    "export": ("digits", "--macs", "0.6", "--data", "absent", "--out", "model.pt2"),
     "measure": ("digits", "--macs", "0.6", "--limit", "2", "--batch", "2", "--repeats", "0"),
     "macs": ("digits", "--macs", "0.6"),
     "methods": (),
