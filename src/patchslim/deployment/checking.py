@@ -22,7 +22,7 @@ from patchslim.errors import WrongExport
 
 TOLERANCE = 1e-4  # how far an answer may be off, as a share of the largest (at least of 1)
 NOISE = 1e-5  # of the noise that finds near ties, as a share of the largest pixel
-DRAWS = 12  # of that noise
+MOST_DRAWS = 64  # of that noise: of a dozen patches that show the same, each has to come up
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,7 @@ def _check_near_ties(
 ) -> None:
     """Refuses other kept cells than the model's unless noise in float64 flips the same ones."""
     flipped = _membership(theirs, graph) != _membership(ours, graph)
-    unsure = _unsure_cells(graph, block, images)
-    wrong = (flipped & ~unsure).sum(dim=1)
+    wrong = _sure_cells(flipped, graph, block, images).sum(dim=1)
     if wrong.any():
         raise WrongExport(
             f"Block {block} of the converted model is the first that keeps other patches than "
@@ -161,21 +160,23 @@ def _check_near_ties(
         )
 
 
-def _unsure_cells(graph: Graph, block: int, images: Tensor) -> Tensor:
-    """Cells that a block keeps or not by noise of the size of rounding, in float64 (B, cells)."""
+def _sure_cells(flipped: Tensor, graph: Graph, block: int, images: Tensor) -> Tensor:
+    """Those of the flipped cells that noise of the size of rounding does not flip, in float64."""
     exact = copy.deepcopy(graph.model).double()
     witness = Witness(exact, graph.outputs).eval()
     place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
     noise = torch.Generator().manual_seed(0)
     images = images.double()
     size = NOISE * float(images.abs().max())
-    seen: list[Tensor] = []
-    for _ in range(DRAWS):
+    ever, always = torch.zeros_like(flipped), torch.ones_like(flipped)
+    for _ in range(MOST_DRAWS):
         drawn = torch.randn(images.shape, generator=noise, dtype=torch.float64)
         with torch.no_grad():
-            seen.append(_membership(witness(images + size * drawn)[place], graph))
-    every = torch.stack(seen)
-    return every.any(dim=0) & ~every.all(dim=0)
+            kept = _membership(witness(images + size * drawn)[place], graph)
+        ever, always = ever | kept, always & kept
+        if not (flipped & ~(ever & ~always)).any():
+            break
+    return flipped & ~(ever & ~always)
 
 
 def _sets(cells: Tensor) -> Tensor:
