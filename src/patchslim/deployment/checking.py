@@ -133,9 +133,9 @@ def _check_answers(found: Check) -> None:
     if not found.compared:
         raise WrongExport(
             f"All {found.images} images meet near ties in blocks {[*found.near_ties]}, which this "
-            "runtime decides otherwise, so that no answer could be compared. A method that has to "
-            "be trained or calibrated decides by lot before that: train it first, or give images= "
-            "of your own (--data)."
+            "runtime decides otherwise, so that no answer could be compared. Random weights, and a "
+            "method before its training or calibration, decide by lot: load weights, train it, or "
+            "give images= of your own (--data)."
         )
     if not found.largest_difference <= TOLERANCE:
         raise WrongExport(
@@ -161,19 +161,21 @@ def _check_near_ties(
 
 
 def _sure_cells(flipped: Tensor, graph: Graph, block: int, images: Tensor) -> Tensor:
-    """Those of the flipped cells that noise of the size of rounding does not flip, in float64."""
-    exact = copy.deepcopy(graph.model).double()
-    witness = Witness(exact, graph.outputs).eval()
+    """Those of the flipped cells that noise of the size of rounding does not flip (B, cells)."""
+    # In float32, too: there, differences below its resolution are ties that float64 does not have.
+    models = (copy.deepcopy(graph.model).double(), graph.model)
+    witnesses = [Witness(each, graph.outputs).eval() for each in models]
     place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
     noise = torch.Generator().manual_seed(0)
     images = images.double()
     size = NOISE * float(images.abs().max())
     ever, always = torch.zeros_like(flipped), torch.ones_like(flipped)
     for _ in range(MOST_DRAWS):
-        drawn = torch.randn(images.shape, generator=noise, dtype=torch.float64)
-        with torch.no_grad():
-            kept = _membership(witness(images + size * drawn)[place], graph)
-        ever, always = ever | kept, always & kept
+        drawn = images + size * torch.randn(images.shape, generator=noise, dtype=torch.float64)
+        for witness, dtype in zip(witnesses, (torch.float64, torch.float32), strict=True):
+            with torch.no_grad():
+                kept = _membership(witness(drawn.to(dtype))[place], graph)
+            ever, always = ever | kept, always & kept
         if not (flipped & ~(ever & ~always)).any():
             break
     return flipped & ~(ever & ~always)
