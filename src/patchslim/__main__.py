@@ -43,6 +43,10 @@ def _exit_when_an_import_is_interrupted() -> None:
         while frame is not None and os.getpid() == process:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 _write_interrupted()
+                # Where to write may be owned already, so that a second command is refused at once.
+                ownership = sys.modules.get("patchslim.runs.ownership")
+                if ownership is not None and hasattr(ownership, "remove_traces"):
+                    ownership.remove_traces()
                 os._exit(EXIT_INTERRUPTED)
             frame = frame.f_back
         raise KeyboardInterrupt

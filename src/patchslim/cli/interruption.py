@@ -1,8 +1,7 @@
 """Ctrl-C is remembered, because libraries lose it.
 
-`torch.save` that is interrupted ends with an error about the size of its archive, and a reader of
-files may call an interrupted read a broken file. Whatever error comes behind Ctrl-C is its
-consequence, and the user wants to hear of Ctrl-C.
+A reader of files may call an interrupted read a broken file. Whatever error comes behind Ctrl-C is
+its consequence, and the user wants to hear of Ctrl-C.
 """
 
 from __future__ import annotations

@@ -8,12 +8,16 @@ Reading a checkpoint never runs code from it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, BinaryIO, cast
 
 import torch
@@ -99,16 +103,37 @@ class _HashingFile:
         self._file.flush()
 
 
-def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
-    """Writes the state with torch.save. A failed write or Ctrl-C is raised as what it was."""
+@contextlib.contextmanager
+def defer_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C wait until the block has ended.
+
+    torch.save that is interrupted ends with an error about positions in the file, or, where it is
+    just closing the archive, ends the whole process.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
     try:
-        torch.save(state, cast("IO[bytes]", stream))
-    except RuntimeError as error:
-        # torch hides what ended a write behind a message about positions in the file.
-        hidden = stream.error or error.__context__
-        if isinstance(hidden, OSError | KeyboardInterrupt):
-            raise hidden from None
-        raise
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(*waiting[0])
+
+
+def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:
+    """Writes the state with torch.save. Errors of the disk are raised as the OSError they were."""
+    try:
+        with defer_interrupts():
+            torch.save(state, cast("IO[bytes]", stream))
+    except RuntimeError:
+        # torch hides a failed write behind a message about positions in the file.
+        if stream.error is None:
+            raise
+        raise stream.error from None
 
 
 def _check_seal(path: Path) -> None:

@@ -38,6 +38,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP)
 _Lock = tuple[int, Path]
 _in_process: set[_Lock] = set()
 _guard = threading.Lock()
+# Lock files and folders that this process has made and removes when a block ends.
+_traces: list[Path] = []
 _in_call: ContextVar[frozenset[_Lock]] = ContextVar("owned", default=frozenset())
 
 
@@ -107,9 +109,7 @@ def own_folder(folder: Path) -> Iterator[None]:
         with _own(folder / LOCK_FILE, folder):
             yield
     finally:
-        for each in made:
-            with contextlib.suppress(OSError):  # it holds something by now
-                each.rmdir()
+        _remove_folders(made)
 
 
 @contextlib.contextmanager
@@ -127,9 +127,25 @@ def own_file(path: Path) -> Iterator[None]:
         with _own(path.with_name(f".{path.name}{LOCK_FILE}"), path):
             yield
     finally:
-        for each in made:
-            with contextlib.suppress(OSError):
-                each.rmdir()
+        _remove_folders(made)
+
+
+def remove_traces() -> None:
+    """Removes the lock files of this process, and the folders that it made and wrote nothing into.
+
+    For a process that is about to end without leaving its blocks.
+    """
+    for path in reversed(_traces):
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _remove_folders(made: list[Path]) -> None:
+    """Removes folders, the innermost first, unless they hold something by now."""
+    for each in made:
+        _traces.remove(each)
+        with contextlib.suppress(OSError):
+            each.rmdir()
 
 
 def _make_folders(folder: Path) -> list[Path]:
@@ -141,6 +157,7 @@ def _make_folders(folder: Path) -> list[Path]:
         raise BadFile(
             f"Could not make the folder {folder}: {error.strerror}. Give another one."
         ) from error
+    _traces.extend(reversed(made))
     return made
 
 
@@ -157,6 +174,7 @@ def _own(lock: Path, what: Path) -> Iterator[None]:
         _in_process.add(own)
     try:
         handle = _take(lock, what)
+        _traces.append(lock)
         before = _in_call.set(_in_call.get() | {own})
         try:
             yield
@@ -165,6 +183,7 @@ def _own(lock: Path, what: Path) -> Iterator[None]:
             # Deleted while the lock is held, so that nobody can have locked the file in between.
             with contextlib.suppress(OSError):
                 lock.unlink()
+            _traces.remove(lock)
             os.close(handle)
     finally:
         with _guard:
