@@ -15,7 +15,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 # make test SEED=7 draws another one.
 SEED ?= 1
 
-.PHONY: demo test test-slow test-oldest attack tables picture docs format constraints clean
+.PHONY: demo test test-slow test-hostile test-oldest attack tables picture docs format constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/patchslim demo --out runs/demo
@@ -32,6 +32,11 @@ test: $(VENV)/.compiled
 # Everything that takes longer: compilers, big variants, real weights and images.
 test-slow: $(VENV)/.compiled
 	$(KEPT) $(BIN)/pytest -m slow -n 2 --shuffle $(SEED)
+
+# Every hostile input, and long commands stopped at any moment. They train in forked processes, which
+# PyTorch refuses where other tests have used its threads, so that they run by themselves.
+test-hostile: $(VENV)/.compiled
+	$(BIN)/pytest -m hostile -n 2 --dist worksteal tests/test_attacks.py tests/test_interruptions.py
 
 # Every hostile input, with five figures for each kind: what was tried, and four sorts of fault.
 attack: $(VENV)/.ready

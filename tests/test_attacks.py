@@ -1,6 +1,6 @@
 """Hostile inputs end in an answer or in one clear error; nothing hangs, and nothing is lost.
 
-A share of each kind runs by default, all of them in the slow suite or by `make attack`.
+A share of each kind runs by default, all of them by `make test-hostile` or `make attack`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def test_a_share_of_the_attacks_fails(kind: str) -> None:
     check(kind, SHARE)
 
 
-@pytest.mark.slow
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", list_kinds())
 def test_every_attack_fails(kind: str) -> None:
     check(kind, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", list_kinds())
 def test_there_are_many_attacks(kind: str) -> None:
     assert len(list_attacks(kind)) >= LEAST[kind]

@@ -26,7 +26,7 @@ from child_process import fork_child, needs_fork
 from patchslim.runs.layout import CHECKPOINT_FILE, RECORD_FILE
 from tiny_training import trainable_vit, write_images
 
-pytestmark = [needs_fork, pytest.mark.slow]
+pytestmark = [needs_fork, pytest.mark.hostile]
 
 SOURCE = str(Path(__file__).resolve().parents[1] / "src")
 KILLED, INTERRUPTED, IMPORTING = 20, 30, 10
@@ -160,6 +160,8 @@ def stop_after(whole: Whole, folder: Path, share: float, number: signal.Signals)
     """Starts the command and sends it a signal after a share of its time; its exit code."""
     folder.mkdir()
     child = start(arguments(whole.command, folder), folder)
+    while not (folder / "stderr.txt").exists():  # a fork takes a while
+        time.sleep(0.001)
     time.sleep(whole.seconds * share)
     os.kill(child, number)
     return end(child)

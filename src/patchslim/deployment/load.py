@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from patchslim.deployment.artefact import open_artefact
+from patchslim.files import resolve_path
 from patchslim.hosts._adapter import Adapter
 from patchslim.methods._method import Method
 from patchslim.model.load import load as load_model
@@ -35,7 +36,7 @@ def load(
     Raises:
         BadFile: for what is truncated, edited, foreign, or of a newer format.
     """
-    artefact = open_artefact(Path(path).expanduser().resolve())
+    artefact = open_artefact(resolve_path(path).resolve())
     if artefact is not None:
         return artefact
     return load_model(path, model, method, adapter=adapter)
