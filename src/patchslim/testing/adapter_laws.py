@@ -198,16 +198,31 @@ def the_head_counts_patches_and_not_rows(family: AdapterTrial) -> None:
 
 
 def macs_are_what_it_spends(family: AdapterTrial) -> None:
-    """`shape()` gives exactly what torch counts in the host itself and in half of it."""
+    """`shape()` gives what torch counts in the host and in half of it: rows exactly, all to 0.5 %.
+
+    What a host computes once for all images, such as rotary positions, is products in some versions
+    of a library and tables in others. So it is left to the 0.5 %.
+    """
     images = family.images(1)
-    expected = dense_macs(family.adapter.shape(family.host)).total
-    counted = count_macs(family.host, images)
-    require(expected == counted, f"shape() gives {expected}, counted {counted} in the host")
+    dense = dense_macs(family.adapter.shape(family.host)).total
+    counted_dense = count_macs(family.host, images)
+    require_near(dense, counted_dense, "shape() of the host")
     tails: tuple[Tail, ...] = ("full", "exact")
     for tail in tails:
         half = family.half_model(tail=tail)
         expected, counted = half.macs().total, count_macs(half, images)
-        require(expected == counted, f"macs() gives {expected}, counted {counted}, tail={tail!r}")
+        require_near(expected, counted, f"macs(), tail={tail!r}")
+        spared, saved = dense - expected, counted_dense - counted
+        require(
+            spared == saved,
+            f"dropping half spares {spared} by shape(), and {saved} as counted, tail={tail!r}",
+        )
+
+
+def require_near(expected: int, counted: int, what: str) -> None:
+    """Raises a violation where a count is more than 0.5 % off."""
+    off = abs(expected / counted - 1)
+    require(off <= 0.005, f"{what} gives {expected}, counted {counted}")
 
 
 def the_host_stays_unchanged(family: AdapterTrial) -> None:
