@@ -145,14 +145,14 @@ def run_in_child(attacks: list[Attack], folder: Path, writer: int) -> None:
         size = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nothing, stream)
     warnings.simplefilter("ignore")  # a test runner may have made them errors
     environment = dict(os.environ)
     for number, attack in enumerate(attacks):
         own = folder / str(number)
         own.mkdir()
         os.chdir(own)
+        for stream in (0, 1, 2):  # the attack before may have closed them
+            os.dup2(nothing, stream)
         verdict, detail = judge(attack, own)
         os.write(writer, json.dumps([verdict.value, detail[-4000:]]).encode() + b"\n")
         os.environ.clear()
