@@ -20,9 +20,8 @@ images = torch.randn(3, 3, 224, 224)
 with tempfile.TemporaryDirectory() as folder:
     exported = patchslim.export(slimmed, Path(folder) / "deit.pt2", images=images)
     print("checked:", exported.check)
-    again = patchslim.load(Path(folder) / "deit.pt2")
 
-print("method:", again.card["method"], "tokens after each block:", again.card["tokens"])
-print("images:", again.preprocessing.image_size, again.preprocessing.interpolation)
+print("method:", exported.card["method"], "tokens after each block:", exported.card["tokens"])
+print("images:", exported.preprocessing.image_size, exported.preprocessing.interpolation)
 with torch.inference_mode():
-    print("same answer:", torch.allclose(again(images), slimmed(images), atol=1e-5))
+    print("same answer:", torch.allclose(exported(images), slimmed(images), atol=1e-5))

@@ -78,8 +78,12 @@ class Artefact:
             )
 
 
-def open_artefact(path: Path) -> Artefact | None:
+def open_artefact(path: Path, *, is_own: bool = False) -> Artefact | None:
     """The artefact at `path`; None if it looks like nothing that a target writes.
+
+    Args:
+        path: a file or folder.
+        is_own: whether this very call wrote it, so that it holds no code of anybody else.
 
     Raises:
         BadFile: for one that is truncated, edited, foreign, or of a newer version.
@@ -87,6 +91,11 @@ def open_artefact(path: Path) -> Artefact | None:
     target = target_of_artefact(path)
     if target is None:
         return None
+    if target.runs_code and not is_own:
+        raise BadFile(
+            f"{path} is not opened: PyTorch runs code in such a file while it reads it. If you "
+            "trust who made it, open it yourself with torch.export.load; or export to onnx or openvino."
+        )
     target.check_installed()
     text, run = target.open(path)
     card = read_card(text, path)

@@ -5,13 +5,13 @@ It travels inside of the artefact as JSON, and is all that `load` knows of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from patchslim.deployment.graph import Graph
 from patchslim.errors import BadFile, BadSetting
+from patchslim.files import parse_json
 from patchslim.model.recipe import make_recipe
 from patchslim.versions import installed_version
 
@@ -60,10 +60,7 @@ def read_card(text: str | None, path: Path) -> dict[str, Any]:
             f"{path} was not written by patchslim: it has no card. Export it again with "
             "patchslim.export, or run it with its own runtime."
         )
-    try:
-        card = json.loads(text)
-    except ValueError as error:
-        raise BadFile(f"The card in {path} is not readable as JSON: {error}") from error
+    card = parse_json(text.encode(), f"The card in {path}")
     version = card.get("artefact") if isinstance(card, dict) else None
     if not isinstance(version, int):
         raise BadFile(f"The card in {path} was edited: it has no version. Export it again.")

@@ -77,7 +77,7 @@ def export(
         card["checked"] = found.to_json()
         target.write(converted, graph, json.dumps(card), fresh)
         found = check_answers(target.open(fresh)[1], graph, batches, graph.outputs, found)
-    written = open_artefact(path)
+    written = open_artefact(path, is_own=True)
     if written is None:
         raise BadFile(f"{path} was written and is gone. Another process may have moved it.")
     written.check = found

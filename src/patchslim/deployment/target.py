@@ -31,6 +31,8 @@ class Target(ABC):
         files: names of the files in the folder, if it is one.
         needs: the distributions that it needs and their oldest versions.
         extra: the extra of patchslim that installs them.
+        runs_code: whether its reader may run code that is in a file, so that only an artefact that
+            was written just now is opened.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,7 @@ class Target(ABC):
     files: ClassVar[Sequence[str]] = ()
     needs: ClassVar[dict[str, tuple[int, ...]]] = {}
     extra: ClassVar[str | None] = None
+    runs_code: ClassVar[bool] = False
 
     def check_installed(self) -> None:
         """Refuses to go on if the runtime is missing or too old."""

@@ -10,6 +10,7 @@ from typing import Any
 from patchslim.deployment.graph import INPUT, Graph, quietly
 from patchslim.deployment.target import Runner, Target
 from patchslim.errors import BadFile
+from patchslim.files import read_json
 
 MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE = "model.xml", "model.bin", "digests.json"
 CARD_PATH = ["patchslim", "card"]
@@ -52,8 +53,7 @@ class OpenVino(Target):
         """The card in the model's runtime information, and the compiled model."""
         import openvino
 
-        if (path / DIGESTS_FILE).is_file():
-            _check_digests(path)
+        _check_digests(path)
         try:
             model = openvino.Core().read_model(path / MODEL_FILE)
         except RuntimeError as error:
@@ -83,7 +83,7 @@ def _digest(file: Path) -> str:
 def _check_digests(path: Path) -> None:
     """Refuses files that are not the ones that were written."""
     try:
-        digests: dict[str, str] = json.loads((path / DIGESTS_FILE).read_text(encoding="utf-8"))
+        digests: dict[str, str] = read_json(path / DIGESTS_FILE)
         wrong = [
             name for name in (MODEL_FILE, WEIGHTS_FILE) if digests[name] != _digest(path / name)
         ]

@@ -20,6 +20,8 @@ class Pt2(Target):
 
     name = "pt2"
     suffix = ".pt2"
+    # torch.export.load evaluates sizes as Python, and unpickles what weights_only refuses.
+    runs_code = True
 
     def convert(self, graph: Graph) -> Any:
         """The program with the kept cells among its outputs."""
