@@ -94,7 +94,7 @@ def open_artefact(path: Path, *, is_own: bool = False) -> Artefact | None:
     if target.runs_code and not is_own:
         raise BadFile(
             f"{path} is not opened: PyTorch runs code in such a file while it reads it. If you "
-            "trust who made it, open it yourself with torch.export.load; or export to onnx or openvino."
+            "trust who made it, open it with torch.export.load; or export to onnx or openvino."
         )
     target.check_installed()
     text, run = target.open(path)

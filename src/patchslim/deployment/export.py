@@ -19,8 +19,9 @@ from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names, target_of_path
 from patchslim.deployment.target import Target
 from patchslim.errors import BadFile, BadSetting, PatchslimError, UnsupportedModel, WrongExport
-from patchslim.files import replace_file, replace_folder
+from patchslim.files import replace_file, replace_folder, resolve_path
 from patchslim.model.model import SlimModel
+from patchslim.settings import BATCH, check_value
 
 RANDOM_IMAGES = 4  # compared beside those that are given
 MOST_IMAGES = 64  # of those that are given
@@ -52,14 +53,15 @@ def export(
     Raises:
         WrongExport: if the runtime cannot hold the model, or holds another one. Nothing is written.
     """
-    target = _find_target(to, Path(path))
+    path = resolve_path(path).resolve()
+    target = _find_target(to, path)
     if not isinstance(model, SlimModel):
         raise UnsupportedModel(
             f"export() takes a slimmed model, not {type(model).__name__}: slim it first, with "
             "method 'identity' and keep=1.0 if it is to keep all its patches."
         )
-    if batch is not None and batch < 1:
-        raise BadSetting(f"batch={batch}: a number of images from 1, or None for any number.")
+    if batch is not None:
+        batch = check_value("batch", batch, int, BATCH, cure="None is any number.")
     target.check_installed()
     graph = _make_graph(model, batch)
     batches = _batches(graph, images)
@@ -72,7 +74,6 @@ def export(
     except Exception as error:  # a converter raises whatever it meets
         raise WrongExport(_say_refused(target, graph, error)) from error
     found = check_graph(run, graph, batches)
-    path = Path(path).expanduser().resolve()
     with _replace(target, path) as fresh:
         card["checked"] = found.to_json()
         target.write(converted, graph, json.dumps(card), fresh)
