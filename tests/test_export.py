@@ -28,6 +28,7 @@ from patchslim.errors import (
     BadFile,
     BadSetting,
     MissingExtra,
+    PatchslimError,
     UnknownName,
     UnsupportedModel,
     Untrained,
@@ -298,6 +299,30 @@ def test_wrong_calls_say_what_is_needed(tmp_path, call, error, says):
     call = {"model": slim(), **call, "path": tmp_path / call["path"]}
     with pytest.raises(error, match=says):
         patchslim.export(**call)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"path": 3},
+        {"path": "a\0.pt2"},
+        {"to": 3},
+        {"batch": "2"},
+        {"batch": True},
+        {"images": 3},
+        {"images": "abc"},
+        {"images": [3]},
+        {"images": torch.full((1, 3, SIDE, SIDE), float("nan"))},
+        {"labels": 3},
+        {"labels": "abcde"},
+    ],
+    ids=str,
+)
+def test_arguments_of_a_wrong_kind_are_refused(tmp_path, wrong):
+    name = next(iter(wrong))
+    with pytest.raises(PatchslimError, match=rf"{name}|path"):
+        patchslim.export(slim(), **{"path": tmp_path / "m.pt2", **wrong})
     assert not [*tmp_path.iterdir()]
 
 

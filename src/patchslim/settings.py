@@ -136,7 +136,7 @@ def check_value(
 def check_type(
     name: str,
     value: object,
-    kind: type | tuple[type, ...],
+    kind: Any,
     cure: str,
     error: type[PatchslimError] = BadSetting,
 ) -> None:

@@ -13,6 +13,7 @@ from patchslim.deployment.graph import Graph
 from patchslim.errors import BadFile, BadSetting
 from patchslim.files import parse_json
 from patchslim.model.recipe import make_recipe
+from patchslim.settings import check_type
 from patchslim.versions import installed_version
 
 CARD_VERSION = 1
@@ -83,6 +84,7 @@ def _labels(graph: Graph, given: Sequence[str] | None) -> list[str] | None:
     """The names of the classes: those that were given, or those that the host tells."""
     classes = getattr(graph.model.host, "num_classes", None)
     if given is not None:
+        check_type("labels", given, list | tuple, "Give a list of names, one for each class.")
         if isinstance(classes, int) and len(given) != classes:
             raise BadSetting(
                 f"labels= has {len(given)} names, and this model tells {classes} classes apart. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from patchslim.deployment.target import Target
 from patchslim.errors import BadFile, BadSetting, PatchslimError, UnsupportedModel, WrongExport
 from patchslim.files import replace_file, replace_folder, resolve_path
 from patchslim.model.model import SlimModel
-from patchslim.settings import BATCH, check_value
+from patchslim.settings import BATCH, check_type, check_value
 
 RANDOM_IMAGES = 4  # compared beside those that are given
 MOST_IMAGES = 64  # of those that are given
+GIVE_IMAGES = "Give a float tensor (B, C, H, W), or batches of such, with or without labels."
 
 
 def export(
@@ -88,6 +89,7 @@ def export(
 def _find_target(to: str | None, path: Path) -> Target:
     """The target that is named, or the one that the ending of the path tells."""
     if to is not None:
+        check_type("to", to, str, f"Give one of {', '.join(target_names())}.")
         target = find_target(to)
         if target.suffix and path.suffix != target.suffix:
             raise BadSetting(
@@ -130,6 +132,8 @@ def _batches(graph: Graph, images: Any) -> list[Tensor]:
             f"images of shape {graph.image_shape}."
         )
     whole = torch.cat([each.to("cpu", torch.float32) for each in every])
+    if not bool(whole.isfinite().all()):
+        raise BadSetting(f"images= has NaN or infinity in it. {GIVE_IMAGES}")
     if graph.batch is None:
         # One alone first: a graph may be right for all numbers but that.
         return [whole[:1], *whole[1:].split(8)]
@@ -141,9 +145,11 @@ def _given_images(images: Any) -> list[Tensor]:
     """The first images of a batch, or of batches with or without labels."""
     if isinstance(images, Tensor):
         return [images[:MOST_IMAGES]]
+    check_type("images", images, Iterable, GIVE_IMAGES)
     some: list[Tensor] = []
     for each in images:
-        pixels = each if isinstance(each, Tensor) else each[0]
+        pixels = each[0] if isinstance(each, list | tuple) and each else each
+        check_type("images", pixels, Tensor, GIVE_IMAGES)
         some.append(pixels[: MOST_IMAGES - sum(map(len, some))])
         if sum(map(len, some)) >= MOST_IMAGES:
             break

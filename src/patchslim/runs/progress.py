@@ -23,7 +23,7 @@ def check_progress(progress: Progress | None) -> Progress:
     if progress is None:
         return ignore_progress
     cure = "Give a function that takes a line of text, such as print."
-    check_type("progress", progress, Callable, cure)  # type: ignore[arg-type]  # mypy wants a class
+    check_type("progress", progress, Callable, cure)
     return progress
 
 
