@@ -32,7 +32,8 @@ from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.report.provenance import Provenance
 from patchslim.schedules.schedule import Schedule
-from patchslim.tokens.reduction import Merge, Reduction
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 
 RESULT = Path(__file__).parent / "results" / "slimming_choices.json"

@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import patchslim
+from patchslim.deployment.graph import Graph, Outputs, Witness
 from patchslim.methods import _clustering as clustering
 from patchslim.methods import _sorting as sorting
 from patchslim.methods import ats, duplicates, random
 from patchslim.methods._windows import best_in_squares
+from patchslim.tokens.spelling import spell_by_product
+from timm_variants import tiny_vit
 
 SEEDS = range(6)
 
@@ -96,3 +100,53 @@ def test_identical_patches_are_found_the_same(in_graph: Any, seed: int) -> None:
         assert torch.equal(in_graph(duplicates.first_identical, shown, window, real), want)
         assert torch.equal(in_graph(duplicates._previous_kept, want % 2 == 0),
                            duplicates._previous_kept(want % 2 == 0))  # fmt: skip
+
+
+SPELT = {
+    "tome": ("tome", {}),
+    "tome, plain": ("tome", {"proportional": False}),
+    "ward": ("similarity", {}),
+    "sizes": ("similarity", {"survivor": "mean", "weight": "size"}),
+    "bipartite": ("similarity", {"group": "bipartite", "on": "keys", "measure": "cosine"}),
+    "average": ("similarity", {"group": "average"}),
+    "windows": ("similarity", {"window": 2}),
+    "squares": ("similarity", {"squares": 3}),
+    "evit": ("evit", {}),
+}
+
+
+def slim_tiny(method: str, **settings: Any) -> Any:
+    return patchslim.slim(tiny_vit().eval(), method, keep=0.6, **settings)
+
+
+@pytest.mark.parametrize("name", SPELT)
+def test_products_move_the_same_rows_as_lookups(name: str) -> None:
+    method, settings = SPELT[name]
+    slimmed = slim_tiny(method, **settings)
+    images = torch.randn(3, *slimmed.plan.adapter.describe(slimmed.host).image_shape)
+    images[1, :, :, images.shape[3] // 2 :] = 0.5  # many patches that are the same
+    images[2] = images[1].roll(3, dims=2)
+    witness = Witness(slimmed, Outputs("tensor", ("output",)))
+    with torch.no_grad():
+        want = witness(images)
+        with spell_by_product():
+            got = witness(images)
+    torch.testing.assert_close(got[0], want[0], rtol=0, atol=1e-5)
+    assert len(want) > 1
+    for ours, theirs in zip(got[1:], want[1:], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tome", "similarity"])
+def test_a_graph_by_products_looks_nothing_up(method: str) -> None:
+    graph = Graph(slim_tiny(method), Outputs("tensor", ("output",)), 2)
+    searches = {"topk", "sort", "argmin", "argsort", "max", "index_select", "scatter_add"}
+
+    def searched(*, by_product: bool) -> set[str]:
+        nodes = graph.program(tells=False, by_product=by_product).graph.nodes
+        names = [str(node.target).split(".") for node in nodes if node.op == "call_function"]
+        return {name[1] for name in names if len(name) > 1} & searches
+
+    assert searched(by_product=False)
+    assert not searched(by_product=True)

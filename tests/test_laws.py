@@ -14,7 +14,8 @@ from patchslim.testing import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_met
 from patchslim.testing.adapter_laws import AdapterTrial
 from patchslim.testing.law import check_law
 from patchslim.testing.trial import Trial, tiny_host
-from patchslim.tokens.reduction import Fuse, Keep, Merge
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Fuse, Keep
 from toy_methods import KeepLongest, KeepLongestOnQueries, MergeShortest, Predictor, row_norms
 
 

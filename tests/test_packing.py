@@ -13,6 +13,7 @@ from patchslim.model.load import load
 from patchslim.model.training_pass import forward_training
 from patchslim.schedules.macs import slim_macs
 from patchslim.tokens.attention import attention_bias
+from patchslim.tokens.merging import Merge
 from patchslim.tokens.packing import (
     pack,
     packed_attention,
@@ -21,7 +22,7 @@ from patchslim.tokens.packing import (
     pad_rows,
     reduce_packed,
 )
-from patchslim.tokens.reduction import Keep, Merge
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.tokens import Borders, Tokens
 from small_hosts import HOSTS
 from timm_variants import random_images, tiny_vit

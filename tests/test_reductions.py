@@ -15,7 +15,8 @@ from patchslim.tokens.attention import (
     attention_bias,
     attention_map,
 )
-from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask, Merge
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask
 from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Tokens
 

@@ -15,7 +15,8 @@ from patchslim.hosts.timm_levit import TimmLevit
 from patchslim.model.load import load
 from patchslim.schedules.schedule import Constant, Rate
 from patchslim.testing.counting import count_macs
-from patchslim.tokens.reduction import Keep, Merge
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.tokens import Tokens
 from timm_variants import randomise
 from toy_methods import (

@@ -11,7 +11,8 @@ from patchslim.methods import Method, Place
 from patchslim.methods._method import method_settings
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
-from patchslim.tokens.reduction import Keep, Mask, Merge
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Keep, Mask
 
 
 def slim_unchecked(host, method, schedule, tail="full"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from patchslim.errors import UnsupportedModel
 from patchslim.model.model import SlimModel
 from patchslim.tokens.packing import pad
+from patchslim.tokens.spelling import spell_by_product
 from patchslim.tokens.tokens import Tokens
 
 INPUT = "images"
@@ -112,13 +114,21 @@ class Graph:
         """Names of the outputs that hold the kept cells."""
         return tuple(f"kept_{block}" for block in self.model.plan.decision_blocks)
 
-    def program(self, *, tells: bool = True) -> torch.export.ExportedProgram:
-        """PyTorch's exported graph; if it tells, with the kept cells as outputs."""
+    def program(
+        self, *, tells: bool = True, by_product: bool = False
+    ) -> torch.export.ExportedProgram:
+        """PyTorch's exported graph.
+
+        Args:
+            tells: whether the kept cells are among its outputs.
+            by_product: whether rows are moved by matrix products (see `tokens/spelling.py`).
+        """
         # Not 1 image, which PyTorch would take for the only number.
         example = torch.zeros(self.batch or 2, *self.image_shape)
         dynamic = None if self.batch else {INPUT: {0: torch.export.Dim("batch", min=1)}}
         witness = Witness(self.model, self.outputs, tells=tells).eval()
-        with warnings.catch_warnings(), torch.no_grad():
+        spelling = spell_by_product() if by_product else contextlib.nullcontext()
+        with warnings.catch_warnings(), torch.no_grad(), spelling:
             warnings.simplefilter("ignore")
             return torch.export.export(witness, (example,), dynamic_shapes=dynamic)
 

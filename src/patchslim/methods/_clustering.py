@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchslim.methods._sorting import is_heavier
+from patchslim.methods._sorting import first_least, is_heavier
 
 DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
 ABOVE_LIMITS = 1e20  # a distance larger than any threshold
@@ -197,19 +197,25 @@ def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
     return first.gather(1, label)
 
 
-def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
-    """Finds for each of `rows` (B, r) the row that it joins among those that stay (B, n)."""
+def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor | None) -> Tensor:
+    """Finds for each of `rows` (B, r) the row that it joins among those that stay (B, n).
+
+    None means all rows.
+    """
     if groups.parent is None:
-        of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
-        return of_each.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
+        of_each = cost
+        if rows is not None:
+            of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
+        return first_least(of_each.masked_fill(~stays.unsqueeze(1), math.inf))
     every = torch.arange(cost.shape[1], device=cost.device)
     head = torch.where(stays, every, groups.parent)
     for _ in range(_round_count(cost.shape[1])):
         head = head.gather(1, head)
     # If no row of a group stays, its rows join the nearest row that does.
     lost = ~stays.gather(1, head)
-    near = cost.masked_fill(~stays.unsqueeze(1), math.inf).argmin(dim=2)
-    return torch.where(lost, near, head).gather(1, rows)
+    near = first_least(cost.masked_fill(~stays.unsqueeze(1), math.inf))
+    joined = torch.where(lost, near, head)
+    return joined if rows is None else joined.gather(1, rows)
 
 
 def _least_of_labels(label: Tensor, values: Tensor) -> Tensor:

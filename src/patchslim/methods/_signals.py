@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSchedule, NeedsClassToken
+from patchslim.tokens.spelling import is_by_product
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Signals:
             return self.readout()
         if not self.prefix or self.q is None or self.k is None:
             raise NeedsClassToken("There is no class token in this sequence to score patches by.")
-        # A product and a sum, since a matrix product would first copy the keys.
-        logits = (self.q[:, :, :1] * self.scale * self.k).sum(dim=-1)
+        query = self.q[:, :, :1] * self.scale
+        if is_by_product():
+            logits = (query @ self.k.transpose(-2, -1)).squeeze(2)
+        else:  # a matrix product would first copy the keys
+            logits = (query * self.k).sum(dim=-1)
         if self.bias is not None:
             logits = logits + self.bias[:, :, 0]
         return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchslim.tokens.spelling import is_by_product
+
 
 def is_heavier(worth: Tensor) -> Tensor:
     """Whether row j is worth more than row i, at (B, i, j); of equal rows, the first is."""
@@ -30,6 +32,15 @@ def sort_rows(worth: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return _inverse(rank_rows(worth))
     return worth.argsort(dim=1, descending=True, stable=True)
+
+
+def first_least(cost: Tensor) -> Tensor:
+    """The column of the least entry of each row, the first of equals: (B, n, m) gives (B, n)."""
+    if not is_by_product():
+        return cost.argmin(dim=2)
+    columns = torch.arange(cost.shape[2], device=cost.device)
+    least = cost.amin(dim=2, keepdim=True)
+    return torch.where(cost == least, columns, cost.shape[2]).amin(dim=2)
 
 
 def _comes_first(worth: Tensor) -> Tensor:

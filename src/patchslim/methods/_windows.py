@@ -77,16 +77,20 @@ class Windows:
         best = torch.zeros_like(self.alive).scatter(1, first, True)
         return self.to_rows(best & self.alive)
 
-    def assign_rows(self, groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor) -> Tensor:
-        """Finds for each of `rows` (B, r) the row of its window, among those that stay, to join."""
+    def assign_rows(
+        self, groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor | None
+    ) -> Tensor:
+        """Finds for each of `rows` (B, r) the row of its window, among those that stay, to join.
+
+        None means all rows.
+        """
         if self.order is None or self.slot is None:
             return assign_rows(groups, cost, stays, rows)
         length = self.alive.shape[1]
-        every = torch.arange(length, device=cost.device).expand_as(self.alive)
-        to = assign_rows(groups, cost, self.of(stays) & self.alive, every)
+        to = assign_rows(groups, cost, self.of(stays) & self.alive, None)
         first = torch.arange(self.order.shape[1], device=cost.device) // length * length
         joined = self.order.gather(1, to.view(self.order.shape) + first)
-        return joined.gather(1, self.slot.gather(1, rows))
+        return joined.gather(1, self.slot if rows is None else self.slot.gather(1, rows))
 
 
 def best_in_squares(cells: Tensor, grid: tuple[int, int], side: int, worth: Tensor) -> Tensor:

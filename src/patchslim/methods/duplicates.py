@@ -18,7 +18,8 @@ from patchslim.methods import _clustering as clustering
 from patchslim.methods._clustering import Groups
 from patchslim.methods._windows import Windows
 from patchslim.settings import Range, check_value
-from patchslim.tokens.reduction import Merge, Reduction
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens

@@ -21,11 +21,14 @@ from patchslim.methods import Method, Place, Placement, Signals, Threshold
 from patchslim.methods import _clustering as clustering
 from patchslim.methods._clustering import Groups
 from patchslim.methods._method import Read
+from patchslim.methods._sorting import rank_rows
 from patchslim.methods._windows import Windows, best_in_squares
 from patchslim.settings import Range, check_value
-from patchslim.tokens.reduction import Keep, Merge, Reduction
+from patchslim.tokens.merging import Assign, Merge
+from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Tokens
 
 MAX_PAIRWISE = 1024  # with more patches than this, only those of one window are compared
@@ -175,6 +178,11 @@ class Similarity(Method):
         whole = tokens.alive is None and windows.order is None
         cost = self._cost(compared, worth, None if whole else windows.alive)
         groups = self._groups(cost, worth, keep, signals.prefix)
+        if is_by_product() and self.survivor in AVERAGING and not self.adaptive:
+            rank = rank_rows(self._apart(tokens, windows, groups, weight))
+            head = windows.assign_rows(groups, cost, rank < keep, None)
+            to = torch.where(rank < keep, rank, rank.gather(1, head))
+            return Assign(to, rank < keep, keep, weight if self.survivor == "weighted" else None)
         order, padding = self._sort_patches(tokens, windows, groups, weight, keep)
         kept, gone = order[:, :keep], order[:, keep:]
         if self.survivor == "alone":
@@ -332,10 +340,8 @@ class Similarity(Method):
             return clustering.iterative_redundancy(unit, alive, keep, DEDUP_STEPS)
         return clustering.redundancy(unit, alive)
 
-    def _sort_patches(
-        self, tokens: Tokens, windows: Windows, groups: Groups, weight: Tensor, keep: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sorts patches, those that stay first; says which of the first `keep` really stay."""
+    def _apart(self, tokens: Tokens, windows: Windows, groups: Groups, weight: Tensor) -> Tensor:
+        """How far each patch is from joining another (B, n)."""
         apart = windows.to_rows(groups.apart)
         best = windows.best_rows(windows.of(weight))
         if best is not None:
@@ -347,6 +353,13 @@ class Similarity(Method):
             )  # above all else
         if tokens.alive is not None:
             apart = apart.masked_fill(~tokens.alive, -torch.inf)
+        return apart
+
+    def _sort_patches(
+        self, tokens: Tokens, windows: Windows, groups: Groups, weight: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sorts patches, those that stay first; says which of the first `keep` really stay."""
+        apart = self._apart(tokens, windows, groups, weight)
         order = apart.topk(tokens.patches, dim=1).indices
         if not self.adaptive:
             return order, None

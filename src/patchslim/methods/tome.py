@@ -13,9 +13,11 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals, Threshold
-from patchslim.methods._sorting import rank_rows
-from patchslim.tokens.reduction import Merge, Reduction
+from patchslim.methods._sorting import first_least, rank_rows
+from patchslim.tokens.merging import Assign, Merge
+from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.shapes import BlockShape
+from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Tokens
 
 Matches: TypeAlias = torch.return_types.max
@@ -55,6 +57,8 @@ class ToMe(Method):
             similarity = similarity.masked_fill(
                 ~(real[:, a::2, None] & real[:, None, b::2]), -torch.inf
             )
+        if is_by_product() and not self.adaptive:
+            return self._assign(tokens, similarity, keep)
         best = similarity.max(dim=-1)
         every_b = torch.arange(b, tokens.patches, 2, device=keys.device).expand(keys.shape[0], -1)
         if self.adaptive:
@@ -66,6 +70,22 @@ class ToMe(Method):
         stay = stay.topk(stay.shape[1], dim=1, largest=False).values
         into = best.indices.gather(1, gone) + stay.shape[1]
         return Merge(torch.cat([stay * 2 + a, every_b], dim=1), gone=gone * 2 + a, into=into)
+
+    def _assign(self, tokens: Tokens, similarity: Tensor, keep: int) -> Assign:
+        """The same pairs and the same order of rows, without sorting."""
+        count = similarity.shape[1]
+        left = count - tokens.patches + keep
+        goes = rank_rows(similarity.amax(dim=2)) < count - left
+        partner = first_least(-similarity)
+        # How many rows of A before this one stay: its place.
+        before = torch.ones(count, count).triu(1)
+        place = ((~goes).to(before.dtype) @ before).to(partner.dtype)
+        to_a = torch.where(goes, partner + left, place)
+        to_b = torch.arange(left, left + tokens.patches - count).expand(to_a.shape[0], -1)
+        a, _ = _set_starts(tokens.prefix)
+        to = _interleave(to_a, to_b, a)
+        leads = _interleave(~goes, torch.ones_like(to_b, dtype=torch.bool), a)
+        return Assign(to, leads, keep)
 
     def _merge_above_threshold(
         self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int
@@ -103,6 +123,15 @@ class ToMe(Method):
         a, b = _set_starts(prefix)
         count = rows - prefix
         return len(range(a, count, 2)) * len(range(b, count, 2)) * block.key_width
+
+
+def _interleave(of_a: Tensor, of_b: Tensor, a: int) -> Tensor:
+    """Puts values of A and of B (B, n) in the order of the rows."""
+    first, second = (of_b, of_a) if a else (of_a, of_b)
+    missing = first.shape[1] - second.shape[1]
+    second = F.pad(second, (0, missing)) if missing else second
+    both = torch.stack([first, second], dim=2).flatten(1)
+    return both[:, :-1] if missing else both
 
 
 def _set_starts(prefix: int) -> tuple[int, int]:

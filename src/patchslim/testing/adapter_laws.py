@@ -27,7 +27,8 @@ from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Constant, Rate, Schedule, Tail
 from patchslim.testing.counting import count_macs
 from patchslim.testing.law import Law, Violation, check_law, require, require_close
-from patchslim.tokens.reduction import Keep, Merge
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.rows import put, take
 from patchslim.tokens.shapes import dense_macs
 from patchslim.tokens.tokens import Tokens

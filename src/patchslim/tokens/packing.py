@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from patchslim.tokens.attention import attention
-from patchslim.tokens.reduction import Keep, Merge, Reduction
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.rows import pack_rows
 from patchslim.tokens.tokens import Borders, Tokens
 

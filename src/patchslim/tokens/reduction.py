@@ -2,10 +2,10 @@
 
 * `Keep` keeps some rows and drops the others.
 * `Fixed` does the same, with the same rows in every image.
-* `Merge` averages rows into kept rows.
 * `Fuse` adds all other rows up in one extra row.
 * `Defer` lets some rows go on while the others wait.
 * `Mask` removes nothing: it only lowers the weight of rows in attention, for training.
+* `Merge` and `Assign`, in `merging.py`, average rows.
 
 It does not know why it was chosen. Prefix rows pass untouched; row numbers count patch rows.
 """
@@ -133,7 +133,7 @@ class Keep(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Maps kept rows to their new place, the others to -1."""
         if self.padding is None:
-            return _new_index(self.kept, rows, otherwise=-1)
+            return new_index(self.kept, rows, otherwise=-1)
         place = torch.arange(self.kept.shape[1], device=self.kept.device).masked_fill(
             ~self.padding, -1
         )
@@ -141,11 +141,11 @@ class Keep(Reduction):
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """Combines the old mask with the padding."""
-        return _combine_masks(alive, self.padding)
+        return combine_masks(alive, self.padding)
 
     def real_mask(self, before: Borders) -> Tensor:
         """Marks the rows that come out and are real (B, m), given the lengths of the images."""
-        return _real_mask(self.kept, before, self.padding)
+        return real_mask(self.kept, before, self.padding)
 
     def pack(self, before: Borders, after: Borders) -> Keep:
         """Translates to packed rows."""
@@ -184,86 +184,7 @@ class Fixed(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Maps rows that stay to their new place, the others to -1."""
         kept = torch.arange(rows) if self.order is None else self.order
-        return _new_index(kept[None, : self.count], rows, otherwise=-1)
-
-
-@dataclass(frozen=True)
-class Merge(Reduction):
-    """Keeps the rows `kept` (B, m) and averages each row of `gone` (B, r) into one of them.
-
-    `into` (B, r) is an index into `kept`: the row gone[b, i] joins the row kept[b, into[b, i]]. If
-    images keep different numbers, `padding` (B, m) is True for kept rows that are real, and
-    `joins` (B, r) for rows of `gone` that really join. `weight` (B, n) is the weight of each row
-    in the mean, if it is not the row's size.
-    """
-
-    kept: Tensor
-    gone: Tensor
-    into: Tensor
-    padding: Tensor | None = None
-    joins: Tensor | None = None
-    weight: Tensor | None = None
-
-    @property
-    def merges(self) -> bool:
-        """Always true: rows join."""
-        return True
-
-    def move(
-        self,
-        t: Tensor,
-        *,
-        weight: Tensor | None = None,
-        total: Tensor | None = None,
-        prefix: int = 0,
-    ) -> Tensor:
-        """Takes the kept rows, each averaged with (or increased by) the rows that joined it.
-
-        Only rows that change are touched: the mean of a group with sizes s is its kept row plus,
-        for each joining row g, s_g / sum(s) times the difference between the two.
-        """
-        out = take(t, with_prefix(self.kept, prefix))
-        joining = take(t, self.gone, prefix)
-        dims = (...,) + (None,) * (t.ndim - 2)
-        if weight is not None:
-            if self.weight is not None:
-                weight, total = self.weight, None
-            total = self.move(weight) if total is None else total
-            share = weight.gather(1, self.gone) / total.gather(1, self.into)
-            joining = (joining - take(out, self.into, prefix)) * share.to(t.dtype)[dims]
-        if self.joins is not None:
-            joining = joining.masked_fill(~self.joins[dims], 0)
-        index = self.into + prefix if prefix else self.into
-        return out.scatter_add(1, index[dims].expand_as(joining), joining)
-
-    def represent(self, t: Tensor) -> Tensor:
-        """Takes the entries of the kept rows."""
-        return t.gather(1, self.kept)
-
-    def remap(self, rows: int) -> Tensor:
-        """Maps kept rows to their new place, the others to the row they joined."""
-        return _new_index(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
-
-    def mask(self, alive: Tensor | None) -> Tensor | None:
-        """Combines the old mask with the padding."""
-        return _combine_masks(alive, self.padding)
-
-    def real_mask(self, before: Borders) -> Tensor:
-        """Marks the rows that come out and are real (B, m), given the lengths of the images."""
-        return _real_mask(self.kept, before, self.padding)
-
-    def pack(self, before: Borders, after: Borders) -> Merge:
-        """Translates to packed rows."""
-        joins, weight = _real_mask(self.gone, before, self.joins), self.weight
-        if weight is not None:
-            every = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
-            weight = pack_rows(weight, _real_mask(every, before, None))
-        return Merge(
-            kept=pack_rows(self.kept + before.first_rows(), self.real_mask(before)),
-            gone=pack_rows(self.gone + before.first_rows(), joins),
-            into=pack_rows(self.into + after.first_rows(), joins),
-            weight=weight,
-        )
+        return new_index(kept[None, : self.count], rows, otherwise=-1)
 
 
 @dataclass(frozen=True)
@@ -293,7 +214,7 @@ class Fuse(Reduction):
         out = take(t, with_prefix(self.kept, prefix))
         share = self.share.to(t.dtype)
         if weight is None:
-            share = _new_index(self.kept, t.shape[1] - prefix, otherwise=-1).lt(0).to(t.dtype)
+            share = new_index(self.kept, t.shape[1] - prefix, otherwise=-1).lt(0).to(t.dtype)
         if t.ndim == 2:
             return torch.cat([out, (share * t[:, prefix:]).sum(dim=1, keepdim=True)], dim=1)
         fused = share.unsqueeze(1) @ t[:, prefix:].flatten(2)
@@ -307,7 +228,7 @@ class Fuse(Reduction):
 
     def remap(self, rows: int) -> Tensor:
         """Maps kept rows to their new place, the others to the fused row."""
-        return _new_index(self.kept, rows, otherwise=self.kept.shape[1])
+        return new_index(self.kept, rows, otherwise=self.kept.shape[1])
 
 
 @dataclass(frozen=True)
@@ -380,20 +301,20 @@ class Mask(Reduction):
         return self.alive if alive is None else alive * self.alive
 
 
-def _combine_masks(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
+def combine_masks(alive: Tensor | None, padding: Tensor | None) -> Tensor | None:
     """Combines a mask with padding; either may be missing."""
     if alive is None or padding is None:
         return padding if alive is None else alive
     return alive * padding
 
 
-def _real_mask(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
+def real_mask(rows: Tensor, before: Borders, padding: Tensor | None) -> Tensor:
     """Marks which of `rows` (B, m) exist in their image and are no padding."""
     exists = rows < torch.tensor(before.counts, device=rows.device).unsqueeze(1)
     return exists if padding is None else exists & padding
 
 
-def _new_index(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
+def new_index(kept: Tensor, rows: int, *, otherwise: int) -> Tensor:
     """Finds the index in `kept` of each of `rows` old rows, or `otherwise` (B, rows)."""
     batch, count = kept.shape
     every = torch.arange(count, device=kept.device).expand(batch, -1)

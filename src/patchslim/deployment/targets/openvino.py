@@ -28,7 +28,7 @@ class OpenVino(Target):
         """The model in OpenVINO's memory, with the kept cells among its outputs."""
         import openvino
 
-        model = quietly(lambda: openvino.convert_model(graph.program()))
+        model = quietly(lambda: openvino.convert_model(graph.program(by_product=True)))
         names = [*graph.outputs.names, *graph.kept_names]
         for port, name in zip([*model.inputs, *model.outputs], [INPUT, *names], strict=True):
             port.get_tensor().set_names({name})
