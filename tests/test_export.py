@@ -68,7 +68,7 @@ METHODS = {
 
 def host() -> nn.Module:
     """A ViT of 36 patches whose weights are large enough for decisions to be clear."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     made = timm.create_model(
         "vit_tiny_patch16_224", img_size=SIDE, patch_size=4, embed_dim=16, depth=3, num_heads=2,
         num_classes=5,
@@ -84,7 +84,7 @@ def slim(method: str = "topk", **settings: Any) -> SlimModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Untrained)
         made = patchslim.slim(host(), method, keep_rate=0.7, at=blocks, **settings)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     for parameter in made.method.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)  # a method that learns is as if it were trained
