@@ -400,6 +400,18 @@ def test_every_method_is_the_same_in_every_target(tmp_path, method, target):
             assert torch.allclose(again(images), model(images), atol=1e-5)
 
 
+def test_a_file_in_which_code_would_run_is_not_opened(tmp_path):
+    """The next test has a real one; making it takes seconds."""
+    evil, marker = tmp_path / "evil.pt2", tmp_path / "code-was-run"
+    with zipfile.ZipFile(evil, "w") as bad:
+        code = f"__import__('pathlib').Path('{marker}').touch()"
+        bad.writestr("m/models/model.json", json.dumps({"expr_str": code}))
+    with pytest.raises(BadFile, match="runs code in such a file"):
+        patchslim.load(evil)
+    assert not marker.exists()
+
+
+@slow
 def test_code_in_an_exported_program_is_not_run(tmp_path):
     """PyTorch evaluates the sizes in such a file as Python."""
     path, evil, marker = tmp_path / "m.pt2", tmp_path / "evil.pt2", tmp_path / "code-was-run"

@@ -174,13 +174,15 @@ class Trial:
     @cached_property
     def _decisions(self) -> tuple[tuple[Scene, int, Tokens], ...]:
         """All decisions, made once: several laws read them and none changes them."""
-        made = []
+        made: list[tuple[Scene, int, Tokens]] = []
         for row, grid in enumerate(GRIDS):
             for column, prefix in enumerate(PREFIXES):
                 batch = 1 if (row + column) % 2 else 3  # every grid and prefix meets both
                 scene = self.scene(grid, prefix=prefix, batch=batch)
-                for keep in self.keep_counts(scene.tokens.patches):
-                    made.append((scene, keep, self.decide(scene, keep)))
+                made += [
+                    (scene, keep, self.decide(scene, keep))
+                    for keep in self.keep_counts(scene.tokens.patches)
+                ]
         return tuple(made)
 
     def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
