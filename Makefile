@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 
 # Small tensors come and go: what is freed stays with the process, which halves the system's share.
 KEPT := MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000
+# Byte code of tests and sources stays too, even where this variable forbids it: making it anew takes
+# every process four seconds.
+KEPT += PYTHONDONTWRITEBYTECODE=
 
 # The site of the documents; a dead link or any other warning is an error. The variable silences an advertisement.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -68,7 +68,7 @@ def is_close(got: Tensor, wanted: Tensor, factor: float = 1.0) -> bool:
 def gradients(run: Callable[[Tensor], Any], host: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     """Computes the gradient of a random projection of the output, for the host's parameters."""
     host.zero_grad()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     out = run(x)
     out = torch.stack(out) if isinstance(out, tuple) else out
     noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.register_assert_rewrite("bad_input")  # a failed row says what was compared
+gc.disable()  # imports make millions of objects, and none of them is garbage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -43,7 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Gives each process one thread, since tests run side by side."""
+    """Gives each process one thread, since tests run side by side.
+
+    It is imported here, because the process that only hands out tests does not need it.
+    """
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -51,6 +56,7 @@ def pytest_collection_finish() -> None:
     """Freezes what the tests have imported, so that the garbage collector need not visit it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

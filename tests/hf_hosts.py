@@ -88,6 +88,8 @@ OTHER_DTYPES = [
     HfHost("Dinov2ForImageClassification half", DINO_CONFIG, dtype=torch.bfloat16),
     HfHost("DeiTModel double", OBLONG_CONFIG, dtype=torch.float64),
 ]
+# Attention is chosen apart from everything else: by default few classes write it out themselves.
+EAGER_BY_DEFAULT = ("ViTForImageClassification", "DeiTModel", "Dinov2WithRegistersModel")
 HF_HOSTS = [*list_hosts("sdpa"), *list_hosts("eager"), *OTHER_DTYPES]
 
 

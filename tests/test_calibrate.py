@@ -66,7 +66,10 @@ def same(one, other):
 # --- budgets and modes
 
 
-@pytest.mark.parametrize("macs", [0.5, 0.6, 0.75])
+@pytest.mark.parametrize(
+    "macs",
+    [pytest.param(0.5, marks=pytest.mark.slow), 0.6, pytest.param(0.75, marks=pytest.mark.slow)],
+)
 def test_a_budget_is_met_and_used(macs):
     result = fit(macs=macs, config=free())
     assert macs - 0.03 <= result.record["macs"] <= macs
@@ -157,7 +160,7 @@ def test_tuning_lowers_the_error_of_a_layer_and_changes_its_block_alone():
 
 
 @pytest.mark.parametrize("readout", ["average", "query"])
-@pytest.mark.parametrize("method", METHODS)
+@ONE_BY_DEFAULT
 def test_a_head_that_reads_all_patches_keeps_its_share(readout, method):
     result = fit(of=host(readout), method=method, macs=0.7, config=free(images=4, outputs=0.3))
     assert result.record["macs"] <= 0.7

@@ -172,7 +172,10 @@ def timm_state(name, classes):
     return timm.create_model(name, num_classes=classes).state_dict()
 
 
-@pytest.mark.parametrize("kind", ["dataset", "shards", "zip"])
+@pytest.mark.parametrize(
+    "kind",
+    ["shards", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dataset", "zip"))],
+)
 def test_every_kind_of_data(desk, tmp_path, kind):
     files = sorted((desk / "photos").rglob("*.png"))
     labels = [("ant", "bee", "cat").index(file.parent.name) for file in files]
@@ -270,6 +273,7 @@ def together(tmp_path, *argv, second=()):
     return codes, *said
 
 
+@pytest.mark.slow
 def test_the_first_of_two_processes_prints_and_both_say_why_they_end(desk, tmp_path):
     data = desk / "photos"
     command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]

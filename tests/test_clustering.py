@@ -201,7 +201,7 @@ def test_components_are_what_chains_connect(seed, kind):
         check_components(cost, worth, limit)
 
 
-@pytest.mark.parametrize("count", [60, 196])
+@pytest.mark.parametrize("count", [60, pytest.param(196, marks=pytest.mark.slow)])
 def test_components_of_long_chains_in_any_order(count):
     for seed in SEEDS:
         cost, worth = problem(seed, "chain", count)

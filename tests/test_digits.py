@@ -95,8 +95,9 @@ def test_the_host_is_a_plain_network_whose_input_timm_knows() -> None:
     assert (config["mean"], config["std"]) == (digits.MEAN, digits.STD)
 
 
-def test_the_host_reads_test_scenes_and_needs_their_patches() -> None:
-    unseen = digits.scenes("test", 200)
+@pytest.mark.parametrize("count", [64, pytest.param(200, marks=pytest.mark.slow)])
+def test_the_host_reads_test_scenes_and_needs_their_patches(count: int) -> None:
+    unseen = digits.scenes("test", count)
     with torch.inference_mode():
         scores = digits.host()(digits.normalise(unseen.images))
     assert float((scores.argmax(1).numpy() == unseen.labels).mean()) >= 0.95

@@ -36,7 +36,7 @@ def flat(**changes):
 
 def levit():
     """Makes a pyramid of two grids, 4x4 and 2x2."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     host = EvoLevit(
         img_size=64, embed_dim=(16, 24), key_dim=4, num_heads=2, depth=(2, 2), num_classes=5
     )

@@ -37,7 +37,7 @@ SAYS = {
     ],
     "slim_timm": ["tokens after each block: 185", "0.752 GMACs of 1.254 GMACs"],
 }
-QUICK = "documents own_method per_image save_and_load slim_huggingface slim_timm slow_fast".split()
+QUICK = "documents own_method per_image save_and_load slim_huggingface slim_timm".split()
 SHORT = {"fine_tune": ["20"], "slow_fast": ["2"]}  # arguments for a short form
 
 

@@ -68,7 +68,7 @@ METHODS = {
 
 def host() -> nn.Module:
     """A ViT of 36 patches whose weights are large enough for decisions to be clear."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     made = timm.create_model(
         "vit_tiny_patch16_224", img_size=SIDE, patch_size=4, embed_dim=16, depth=3, num_heads=2,
         num_classes=5,
@@ -84,7 +84,7 @@ def slim(method: str = "topk", **settings: Any) -> SlimModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Untrained)
         made = patchslim.slim(host(), method, keep_rate=0.7, at=blocks, **settings)
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     for parameter in made.method.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)  # a method that learns is as if it were trained
@@ -400,6 +400,18 @@ def test_every_method_is_the_same_in_every_target(tmp_path, method, target):
             assert torch.allclose(again(images), model(images), atol=1e-5)
 
 
+def test_a_file_in_which_code_would_run_is_not_opened(tmp_path):
+    """The next test has a real one; making it takes seconds."""
+    evil, marker = tmp_path / "evil.pt2", tmp_path / "code-was-run"
+    with zipfile.ZipFile(evil, "w") as bad:
+        code = f"__import__('pathlib').Path('{marker}').touch()"
+        bad.writestr("m/models/model.json", json.dumps({"expr_str": code}))
+    with pytest.raises(BadFile, match="runs code in such a file"):
+        patchslim.load(evil)
+    assert not marker.exists()
+
+
+@slow
 def test_code_in_an_exported_program_is_not_run(tmp_path):
     """PyTorch evaluates the sizes in such a file as Python."""
     path, evil, marker = tmp_path / "m.pt2", tmp_path / "evil.pt2", tmp_path / "code-was-run"

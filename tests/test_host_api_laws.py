@@ -63,8 +63,22 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["distilled", "registers, no class token", "rotary average"])
-@pytest.mark.parametrize("output_fmt", ["NCHW", "NLC"])
+@pytest.mark.parametrize(
+    ("name", "output_fmt"),
+    [
+        ("distilled", "NLC"),
+        ("registers, no class token", "NCHW"),
+        ("rotary average", "NCHW"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("distilled", "NCHW"),
+                ("registers, no class token", "NLC"),
+                ("rotary average", "NLC"),
+            )
+        ),
+    ],
+)
 def test_intermediates_equal_the_host(name: str, output_fmt: str) -> None:
     host = HOSTS[name].build()
     model, x = patchslim.slim(host, "identity"), random_images(host, 1)

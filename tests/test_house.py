@@ -133,6 +133,7 @@ def test_methods_and_families_know_neither_each_other_nor_what_is_above(folder, 
 
 
 def test_importing_loads_nothing_heavy_and_asks_nobody():
+    """Neither does what is known of libraries. One process shows it all, since torch takes long."""
     code = f"""
 import sys
 def refuse(event, _):
@@ -141,6 +142,10 @@ def refuse(event, _):
 sys.addaudithook(refuse)
 import patchslim
 print(*[name for name in {HEAVY.split()!r} if name in sys.modules])
+from patchslim.hosts._registry import find_libraries
+for library in find_libraries():
+    library.hint, library.oldest, library.installed_version()
+print(*[each.name for each in find_libraries() if each.name in sys.modules])
 for name in patchslim.__all__:
     getattr(patchslim, name)
 print(*[name for name in {HEAVY.split()[2:]!r} if name in sys.modules])

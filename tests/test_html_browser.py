@@ -48,6 +48,7 @@ def test_a_browser_shows_the_table_the_charts_and_the_pictures(page_file, tmp_pa
         assert len(seen.convert("RGB").quantize(64).getcolors()) > 16
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 def test_the_page_rendered_by_a_browser_has_every_row(page_file, tmp_path):
     done = subprocess.run(

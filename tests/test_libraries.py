@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -300,20 +299,6 @@ def test_nothing_but_the_library_files_and_its_families_names_a_library():
         for name in library_names():
             assert f"import {name}" not in text, file.name
             assert f'"{name}' not in text, file.name
-
-
-def test_libraries_are_not_imported_to_know_about_them():
-    code = """
-import sys
-from patchslim.hosts._registry import find_libraries
-for library in find_libraries():
-    library.hint, library.oldest, library.installed_version()
-print(*[each.name for each in find_libraries() if each.name in sys.modules])
-"""
-    path = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r})\n"
-    command = [sys.executable, "-c", path + code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    assert not done.stdout.split()
 
 
 def test_a_crop_resizes_to_the_very_pixel():

@@ -33,6 +33,7 @@ def benchmark(name):
     return module
 
 
+@pytest.mark.slow  # `make test` runs it as a command, too
 def test_every_golden_number_is_rebuilt(capsys):
     golden = benchmark("golden_macs")
     assert golden.main([]) == 0
@@ -82,10 +83,17 @@ def running():
                     )
 
 
+@functools.cache
+def counted_host(readout):
+    """Makes a host for all methods, none of which changes it, and counts it once."""
+    host = tiny_host(readout=readout, num_heads=4)
+    return host, count_macs(host, noise_images(1))
+
+
 @pytest.mark.parametrize(("method", "tail", "readout"), list(running()))
 def test_torch_counts_the_same(method, tail, readout):
     """The method decides in the first block that it can decide in, and the last; or in none."""
-    host, prefix = tiny_host(readout=readout, num_heads=4), int(readout == "class")
+    (host, dense), prefix = counted_host(readout), int(readout == "class")
     first = 16 if remembers(method) else 12
     left = [method.fewest(16)] * 3 if method.fewest(16) == 16 else [first, 12, 8]
     schedule = Counts(tuple(rows + prefix for rows in left), 16 + prefix, prefix)
@@ -97,7 +105,7 @@ def test_torch_counts_the_same(method, tail, readout):
     expected = cost.total + cost.choosing
     assert expected == pytest.approx(count_macs(slimmed, noise_images(1)), rel=0.005)
     assert cost == slimmed.macs() or (method.adaptive and cost.total <= slimmed.macs().total)
-    assert slimmed.dense_macs().total == pytest.approx(count_macs(host, noise_images(1)), rel=0.005)
+    assert slimmed.dense_macs().total == pytest.approx(dense, rel=0.005)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 16), (32, 24)])

@@ -31,7 +31,7 @@ from patchslim.testing.method_laws import (
 from patchslim.testing.trial import Trial, noise_images, tiny_host
 
 SLOW = (compiles_whole, exports)
-COMPILED_BY_DEFAULT = ("evit", "duplicates")
+COMPILED_BY_DEFAULT = ("duplicates",)
 OF_ADAPTIVE = (padding_changes_nothing, packed_is_padded_is_alone)
 
 
@@ -39,7 +39,10 @@ SUBJECTS = [*toy_methods.shipped_methods(), *toy_methods.all_toys()]
 
 
 def slow_cases():
-    """Lists the laws that take seconds: by default for one fixed method and one adaptive one."""
+    """Lists the laws that take seconds: by default for an adaptive method.
+
+    `test_compiled_laws.py` compiles and exports a fixed one.
+    """
     for subject in SUBJECTS:
         for law in SLOW:
             yield pytest.param(

@@ -638,7 +638,7 @@ def plain(**changes):
 
     settings = {"img_size": 24, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         host = timm.create_model("vit_tiny_patch16_224", num_classes=5, **settings | changes)
     return host.eval()
 

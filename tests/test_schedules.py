@@ -425,7 +425,7 @@ def tailed():
     "name",
     [
         "small images",
-        "distilled",
+        pytest.param("distilled", marks=pytest.mark.slow),
         pytest.param("wide", marks=pytest.mark.slow),
         pytest.param("average", marks=pytest.mark.slow),
     ],

@@ -42,6 +42,15 @@ SETTING = {"similarity": "threshold", "ats": None, "duplicates": "tolerance"}
 
 each_method = pytest.mark.parametrize("name", METHODS)
 some_methods = pytest.mark.parametrize("name", ["similarity", "tome", "ats"])
+some_by_default = pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("similarity", "tome", "ats")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 
 
 @functools.cache
@@ -211,7 +220,7 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_comes():
 # --- answers that stay
 
 
-@each_method
+@some_by_default
 def test_the_given_share_of_answers_stays_and_a_lower_share_costs_no_more(name):
     few, many = (fit(name, agreement=share) for share in (0.6, 0.85))
     for result, share in ((few, 0.6), (many, 0.85)):
@@ -271,7 +280,7 @@ def test_heads_of_other_kinds_meet_a_budget_too(name, readout):
     assert 0.84 <= spent(model).mean() <= 0.85
 
 
-@each_method
+@some_by_default
 def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
     result = fit(name, out=tmp_path)
     again = patchslim.load(tmp_path / MODEL_FOLDER, model=host())
@@ -287,7 +296,7 @@ def test_saved_and_loaded_it_answers_the_same(name, tmp_path):
     assert torch.equal(spent(again), spent(result.model))
 
 
-@each_method
+@some_by_default
 def test_the_same_images_give_the_same_threshold_in_any_batches(name):
     one = usual(name).record
     other = fit(name, config=PatchSlimmingConfig(images=COUNT, batch=5)).record

@@ -65,7 +65,7 @@ def host(kind=Levit, **changes):
     It is in float64, since such weights magnify rounding.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = kind(**{**TINY, **changes})
     randomise(model)
     return model.double().eval()

@@ -104,8 +104,17 @@ def test_learning_from_the_teacher_alone_needs_no_labels(tmp_path: Path) -> None
     assert trained.report.dense.kl.value == 0
 
 
-@pytest.mark.parametrize("method", [pytest.param("evit", marks=pytest.mark.slow), "dynamicvit"])
-def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "stops"),
+    [
+        pytest.param("evit", (1, 4), marks=pytest.mark.slow),
+        pytest.param("dynamicvit", (1, 2, 5), marks=pytest.mark.slow),
+        ("dynamicvit", (4,)),
+    ],
+)
+def test_resumed_at_any_step_it_ends_with_the_same_weights(
+    method: str, stops: tuple[int, ...], tmp_path: Path
+) -> None:
     config = TrainConfig.of(
         slimmed(method).method.training_defaults,
         {"steps": 6, "batch": 8, "lr": 1e-3, "checkpoint": 1, "ema": 0.9, "mixup": 0.2}
@@ -113,7 +122,7 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
     )
     validation = images(seed=1)
     whole = train(slimmed(method), images(), config, out=tmp_path / "whole", validation=validation)
-    for stop in (1, 4):
+    for stop in stops:
         out = tmp_path / str(stop)
 
         def cut(line: str, stop: int = stop) -> None:
@@ -133,7 +142,7 @@ def test_resumed_at_any_step_it_ends_with_the_same_weights(method: str, tmp_path
         assert one == other
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [0.0, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_wise_interpolates_the_host_and_not_the_methods_parameters(
     ema: float, tmp_path: Path
 ) -> None:
@@ -157,6 +166,7 @@ def test_wise_interpolates_the_host_and_not_the_methods_parameters(
     assert known[part.step] == pytest.approx(measured["trained"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_validation_may_end_with_another_wise(tmp_path: Path) -> None:
     config, validation = TrainConfig(steps=2, batch=8, lr=1e-3), images(seed=1)
     train(slimmed("tome"), images(), config, out=tmp_path / "run")
@@ -205,6 +215,7 @@ def test_a_run_of_an_earlier_version_can_be_resumed(tmp_path: Path) -> None:
 LONG = TrainConfig(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_run_killed_with_sigkill_can_be_resumed(tmp_path: Path) -> None:
     """A real process, killed at any moment, ends with the weights of one that was not."""

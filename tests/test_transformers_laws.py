@@ -38,11 +38,20 @@ from hf_hosts import (
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.schedules.schedule import Rate
 from patchslim.tokens.rows import take
+from variants_transformers import is_combination
 
-every_kind = pytest.mark.parametrize("kind", HF_HOSTS, ids=str)
+SLOW = pytest.mark.slow
 LABELLED = [kind for kind in HF_HOSTS if "ForImageClassification" in kind.label]
 LABELLED = [kind for kind in LABELLED if not kind.label.endswith("WithTeacher")]
 FREE = ["ViTModel", "DeiTForImageClassification", "Dinov2Model", "Dinov2WithRegistersModel"]
+
+
+def by_default(kinds: list[HfHost]) -> list[Any]:
+    """Marks what only combines a class and an attention as slow; all public laws run on it."""
+    return [pytest.param(each, marks=SLOW) if is_combination(each) else each for each in kinds]
+
+
+every_kind = pytest.mark.parametrize("kind", by_default(HF_HOSTS), ids=str)
 
 
 @functools.cache
@@ -156,7 +165,7 @@ def test_activations_can_be_recomputed(label: str) -> None:
     assert_same_gradients(gradients(answer, host, random_pixels(host)), wanted)
 
 
-@pytest.mark.parametrize("kind", LABELLED, ids=str)
+@pytest.mark.parametrize("kind", by_default(LABELLED), ids=str)
 @pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
 def test_labels_give_the_host_loss(kind: HfHost, problem: str | None) -> None:
     host = kind.build()

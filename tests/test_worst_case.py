@@ -128,7 +128,9 @@ def test_no_image_costs_more_than_the_cap(host, images, name, cap, packs):
         assert all(got <= allowed for got, allowed in pairs)
 
 
-@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize(
+    "packs", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["packed", "padded"]
+)
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_runs_is_below_the_cap_too(host, images, name, packs):
     """It is counted by torch's own counter, which knows nothing of counts of rows."""

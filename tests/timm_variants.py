@@ -61,7 +61,7 @@ class Variant:
     def build(self) -> Any:
         """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             host = self.host(**shrink_arguments(self.args))
         if self.prepare is not None:
             self.prepare(host)

@@ -11,7 +11,7 @@ SIDE = 32
 def trainable_vit(classes=3, **more):
     """Makes a tiny host that timm's own factory can rebuild."""
     settings = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": SIDE, "patch_size": 8}
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **settings, **more).eval()
 
 

@@ -38,7 +38,7 @@ class LevitVariant:
     def build(self) -> Any:
         """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             host = self.host(**{**LEVIT, **self.args})
         randomise(host)
         return host.double().eval()

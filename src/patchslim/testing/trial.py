@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -94,6 +94,9 @@ class Trial:
 
     method: Method
     width: int
+    _hosts: dict[tuple[Readout, int], nn.Module] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.method, LearnedMethod):
@@ -164,18 +167,33 @@ class Trial:
             sorted({every[i] for i in (0, len(every) // 3, -2, -1)}) if len(every) > 1 else [*every]
         )
 
-    def decisions(self) -> Iterator[tuple[Scene, int, Tokens]]:
-        """Tries all grids and prefixes: yields the scene, the count asked for, and the result."""
+    def decisions(self) -> Sequence[tuple[Scene, int, Tokens]]:
+        """Tries all grids and prefixes: lists the scene, the count asked for, and the result."""
+        return self._decisions
+
+    @cached_property
+    def _decisions(self) -> tuple[tuple[Scene, int, Tokens], ...]:
+        """All decisions, made once: several laws read them and none changes them."""
+        made: list[tuple[Scene, int, Tokens]] = []
         for row, grid in enumerate(GRIDS):
             for column, prefix in enumerate(PREFIXES):
                 batch = 1 if (row + column) % 2 else 3  # every grid and prefix meets both
                 scene = self.scene(grid, prefix=prefix, batch=batch)
-                for keep in self.keep_counts(scene.tokens.patches):
-                    yield scene, keep, self.decide(scene, keep)
+                made += [
+                    (scene, keep, self.decide(scene, keep))
+                    for keep in self.keep_counts(scene.tokens.patches)
+                ]
+        return tuple(made)
 
     def host(self, readout: Readout = "class", *, depth: int = 3) -> nn.Module:
-        """Makes a tiny host whose head reads a class token, the mean of patches, or a query."""
-        return tiny_host(width=self.width, readout=readout, depth=depth)
+        """Returns a tiny host whose head reads a class token, the mean of patches, or a query.
+
+        It is made once, and shared by all models of this trial.
+        """
+        key = (readout, depth)
+        if key not in self._hosts:
+            self._hosts[key] = tiny_host(width=self.width, readout=readout, depth=depth)
+        return self._hosts[key]
 
     def model(
         self, readout: Readout = "class", *, tail: Tail = "full", depth: int = 3
@@ -211,7 +229,9 @@ def tiny_host(*, width: int = 16, readout: Readout = "class", **changes: Any) ->
         "global_pool": {"class": "token", "average": "avg", "query": "map"}[readout],
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        # torch.manual_seed seeds accelerators too, and where none has started it notes its whole
+        # call stack for each of them, which takes as long as making the host.
+        torch.default_generator.manual_seed(0)
         host: nn.Module = VisionTransformer(**settings | changes)
         with torch.no_grad():
             for parameter in host.parameters():
