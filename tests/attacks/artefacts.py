@@ -520,7 +520,7 @@ def exports() -> Iterator[tuple[str, Run]]:
         for place, name in enumerate(("model", "path", "to", "images", "batch", "labels")):
             if (number + place) % 2:
                 yield f"export {name}={label}", partial(export, name, value)
-    for label, make in INPUTS.items():
+    for label, make in itertools.islice(INPUTS.items(), 0, None, 2):  # each good one takes seconds
         yield f"export images: {label}", partial(export_images, make)
     endless = {"no images for ever": 0, "one image for ever": 1}
     for label, count in endless.items():

@@ -88,7 +88,7 @@ def export(
     found = check_graph(run, graph, batches)
     with _replace(target, path) as fresh:
         card["checked"] = found.to_json()
-        target.write(converted, graph, json.dumps(card), fresh)
+        _write(target, converted, graph, json.dumps(card), fresh)
         found = check_answers(target.open(fresh)[1], graph, batches, graph.outputs, found)
     written = open_artefact(path, is_own=True)
     if written is None:
@@ -174,6 +174,16 @@ def _check_batch(images: Any) -> Tensor:
         raise BadSetting(f"images=: {show_images(images)}. {GIVE_IMAGES}")
     given: Tensor = images.detach()
     return given
+
+
+def _write(target: Target, converted: Any, graph: Graph, card: str, path: Path) -> None:
+    """Writes the artefact; whatever a runtime raises on a full disk is an error of the disk."""
+    try:
+        target.write(converted, graph, card, path)
+    except (OSError, PatchslimError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 @contextlib.contextmanager
