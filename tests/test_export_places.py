@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_error_and_what_was_there_is_as_it_was(target, small_
     pytest.importorskip("openvino" if target == "openvino" else "torch")
     path = small_disk / NAMES[target]
     before = write_old(path)
-    with pytest.raises(BadFile, match="(?s)Could not write .* as it was"):
+    with pytest.raises(BadFile, match=r"(?s)Could not write .* as it was"):
         patchslim.export(large_model(), path, target)
     after = {file: file.read_bytes() for file in small_disk.rglob("*") if file.is_file()}
     assert after == before

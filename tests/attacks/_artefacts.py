@@ -18,8 +18,8 @@ import onnx
 import onnxruntime  # noqa: F401 - once, and not in each attack
 import openvino  # noqa: F401
 import torch
-import torch._dynamo
-import torch.export
+import torch._dynamo  # noqa: F401
+import torch.export  # noqa: F401
 
 import patchslim
 from attacks import _saved_models as models
