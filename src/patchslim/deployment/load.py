@@ -39,7 +39,7 @@ def load(
     """
     artefact = open_artefact(find_complete(resolve_path(path)))
     if artefact is not None:
-        if not (model is method is adapter is None):
+        if any(given is not None for given in (model, method, adapter)):
             raise BadSetting(
                 f"{path} is exported and complete in itself: leave out model, method and adapter."
             )

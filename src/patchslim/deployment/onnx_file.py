@@ -40,7 +40,7 @@ def read_card_text(path: Path) -> str | None:
     try:
         model = onnx.load_model(path, load_external_data=False)
     except Exception as error:  # its parsers raise errors of their own
-        raise BadFile(f"{path} is no ONNX file: {str(error)[:200]}") from error
+        raise BadFile(f"{path} cannot be read by ONNX: {str(error)[:200]}") from error
     entries = [(each.key, each.value) for each in model.metadata_props]
     names = [name for name, _ in entries]
     if CARD_KEY not in names:
@@ -56,7 +56,8 @@ def read_card_text(path: Path) -> str | None:
             f"{path} has weights in another file, which patchslim does not write and does not "
             "open. Export it again."
         )
-    return dict(entries)[CARD_KEY]
+    card: str = dict(entries)[CARD_KEY]
+    return card
 
 
 def _is_whole(path: Path) -> bool:
