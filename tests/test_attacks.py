@@ -29,6 +29,7 @@ LEAST = {
     "weights": 40,
     "commands": 900,
     "calls": 900,
+    "artefacts": 600,
 }
 
 
@@ -38,8 +39,8 @@ def check(kind: str, every: int) -> None:
     assert not faults, "\n".join(f"{each.verdict}: {each.attack}\n{each.detail}" for each in faults)
 
 
-# Attacks on recipes need models, runs and reports to spoil, which takes seconds to make.
-QUICK = [kind for kind in list_kinds() if kind != "recipes"]
+# Attacks on recipes and artefacts need models to spoil, which takes seconds to make.
+QUICK = [kind for kind in list_kinds() if kind not in ("recipes", "artefacts")]
 
 
 @pytest.mark.parametrize("kind", QUICK)

@@ -182,3 +182,16 @@ def test_hooks_that_fire_are_no_reason_to_warn():
     seen.clear()
     slimmed(noise_images())
     assert seen == [1]
+
+
+@pytest.mark.parametrize("method", patchslim.method_names())
+def test_a_setting_that_a_method_does_not_have_is_refused(method):
+    with pytest.raises(BadSetting, match=r"Unknown setting of .* 'nonsense'"):
+        patchslim.find_method(method)(nonsense=1)
+    with pytest.raises(BadSetting, match="by name"):
+        patchslim.find_method(method)(0.5)
+
+
+def test_the_nearest_setting_is_named():
+    with pytest.raises(BadSetting, match=r"'thresold'. Did you mean 'threshold'"):
+        patchslim.find_method("similarity")(thresold=0.1)

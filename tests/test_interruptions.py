@@ -12,6 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from safetensors.torch import load_file, save_file
 import patchslim
 import patchslim.__main__
 from child_process import fork_child, needs_fork
+from patchslim.cli import demo
 from patchslim.runs.layout import CHECKPOINT_FILE, RECORD_FILE
 from tiny_training import trainable_vit, write_images
 
@@ -39,6 +43,7 @@ class Command:
 
     argv: tuple[object, ...]
     out: str = "run"
+    first: Callable[[], object] = bool  # in its process, before it starts
 
 
 def commands(desk: Path) -> dict[str, Command]:
@@ -57,7 +62,18 @@ def commands(desk: Path) -> dict[str, Command]:
             ("measure", desk / "slim", *data, "--repeats", 1), out="run.json"
         ),
         "slim": Command(("slim", "test_vit", "--macs", 0.6)),
+        "export": Command(("export", desk / "small"), out="run.pt2"),
+        "demo": Command(("demo", "--scenes", 2), first=shorten_demo),
     }  # fmt: skip
+
+
+LONG = ("train", "calibrate", "measure", "slim", "export", "demo")
+
+
+def shorten_demo() -> None:
+    """A demo of one method at one budget. Calibration is stopped in a command of its own."""
+    demo.method_names = lambda: ["tome"]
+    demo.write_demo_report.__kwdefaults__ |= {"budgets": (0.7,), "repeats": 1}
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +83,20 @@ def desk(tmp_path_factory):
     patchslim.slim(trainable_vit(), "tome", r=2).save(at / "slim")
     save_file(timm.create_model("test_vit", num_classes=3).state_dict(), at / "vit.safetensors")
     write_images(at / "photos")
+    small = timm.create_model(
+        "vit_tiny_patch16_224", embed_dim=16, depth=1, num_heads=2, img_size=16, patch_size=4
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        slimmed = patchslim.slim(small.eval(), "topk", keep_rate=0.5, at=(0,), tail="full")
+    slimmed.save(at / "small")
+    patchslim.export(slimmed, at / "small.pt2")  # imports what no forked process then has to
     return at
 
 
-def start(argv: list[str], folder: Path) -> int:
+def start(command: Command, folder: Path, *more: str) -> int:
     """The id of a process that runs `patchslim` as its start script would, in this folder."""
+    argv = arguments(command, folder, *more)
 
     def work() -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,6 +106,7 @@ def start(argv: list[str], folder: Path) -> int:
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = sys.__stderr__ = os.fdopen(2, "w", closefd=False)
         sys.argv = ["patchslim", *argv]
+        command.first()
         return patchslim.__main__.main()
 
     return fork_child(work)
@@ -97,7 +123,7 @@ def end(child: int) -> int:
 
 def finish(command: Command, folder: Path, *more: str) -> None:
     folder.mkdir(exist_ok=True)
-    assert end(start(arguments(command, folder, *more), folder)) == 0, read_errors(folder)
+    assert end(start(command, folder, *more)) == 0, read_errors(folder)
 
 
 def read_errors(folder: Path) -> str:
@@ -116,7 +142,19 @@ def read_results(command: Command, folder: Path) -> dict[str, object]:
             found[name] = {key: value.tolist() for key, value in load_file(path).items()}
         elif path.name in (RECORD_FILE, "schedule.json"):
             found[name] = json.loads(path.read_text())
+        elif path.name == "report.json" and path.parent == out:
+            found[name] = [
+                (row.name, row.macs, row.accuracy) for row in patchslim.Report.load(path).rows
+            ]
+        elif path.suffix == ".pt2":
+            found[name] = read_archive(path)
     return found
+
+
+def read_archive(path: Path) -> dict[str, bytes]:
+    """The files in a .pt2 file; the first folder in each name is that of the path."""
+    with zipfile.ZipFile(path) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
 def check_whole(command: Command, folder: Path) -> None:
@@ -131,6 +169,10 @@ def check_whole(command: Command, folder: Path) -> None:
             load_file(path)
         elif path.name == CHECKPOINT_FILE:
             torch.load(path, weights_only=True)
+        elif path.suffix == ".pt2":
+            assert read_archive(path)
+        elif path.suffix == ".html":
+            assert path.read_text().rstrip().endswith("</html>")
         elif path.suffix == ".svg":
             assert path.read_text().endswith("</svg>\n")
         else:
@@ -146,7 +188,7 @@ class Whole:
     results: dict[str, object]
 
 
-@pytest.fixture(scope="module", params=["train", "calibrate", "measure", "slim"])
+@pytest.fixture(scope="module", params=LONG)
 def whole(request, desk, tmp_path_factory):
     command, folder = commands(desk)[request.param], tmp_path_factory.mktemp("whole")
     begun = time.monotonic()
@@ -159,7 +201,7 @@ def whole(request, desk, tmp_path_factory):
 def stop_after(whole: Whole, folder: Path, share: float, number: signal.Signals) -> int:
     """Starts the command and sends it a signal after a share of its time; its exit code."""
     folder.mkdir()
-    child = start(arguments(whole.command, folder), folder)
+    child = start(whole.command, folder)
     while not (folder / "stderr.txt").exists():  # a fork takes a while
         time.sleep(0.001)
     time.sleep(whole.seconds * share)
@@ -196,7 +238,7 @@ def test_interrupted_at_any_moment_it_says_so_and_nothing_is_lost(whole, tmp_pat
 
 
 @pytest.mark.parametrize("moment", range(IMPORTING))
-@pytest.mark.parametrize("name", ["train", "calibrate", "measure", "slim"])
+@pytest.mark.parametrize("name", LONG)
 def test_interrupted_while_it_imports_it_says_so_and_writes_nothing(name, desk, tmp_path, moment):
     command = commands(desk)[name]
     process = subprocess.Popen(

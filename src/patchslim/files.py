@@ -33,7 +33,7 @@ def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_folder(path.parent):
         _finish_interrupted(path)
-        _check_nothing_lost(path, holds)
+        check_replaceable(path, holds)
         fresh.mkdir()
         try:
             yield fresh
@@ -71,6 +71,7 @@ def resolve_path(path: str | Path) -> Path:
         raise BadFile("The path is empty. Give the path of a file or a folder.")
     try:
         whole = Path(path).expanduser().absolute()
+        whole.resolve()  # links that lead to each other
         os.lstat(whole)
     except (ValueError, RuntimeError) as error:  # NUL, half a character, the home of nobody
         raise BadFile(f"{show_value(str(path))} is no path: {error}. Give another one.") from error
@@ -133,7 +134,7 @@ def _finish_interrupted(path: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def _check_nothing_lost(path: Path, holds: Collection[str]) -> None:
+def check_replaceable(path: Path, holds: Collection[str]) -> None:
     """Refuses to replace a folder that holds anything but the files that are replaced."""
     if not path.exists():
         return

@@ -6,6 +6,7 @@ The oldest version of each library of hosts is in its own file in `patchslim/hos
 from __future__ import annotations
 
 import functools
+import re
 
 from patchslim.errors import MissingExtra, OldVersion
 
@@ -52,6 +53,16 @@ def check_version(
             f"{distribution} {present} is older than {wanted}, the oldest version that patchslim "
             f"is tested with: pip install -U '{distribution}>={wanted}'"
         )
+
+
+def say_upgrade(version: object) -> str:
+    """The command that installs patchslim in this version or a newer one.
+
+    A file says the version, and the command may be pasted into a shell, so that nothing but a
+    version is repeated.
+    """
+    known = isinstance(version, str) and re.fullmatch(r"[0-9][0-9A-Za-z.]{0,30}", version)
+    return f"pip install -U 'patchslim>={version}'" if known else "pip install -U patchslim"
 
 
 def _version_numbers(version: str) -> tuple[int, ...]:

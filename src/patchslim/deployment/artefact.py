@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from patchslim.deployment.card import read_card
 from patchslim.deployment.checking import Check
 from patchslim.deployment.registry import target_of_artefact
+from patchslim.deployment.running import check_regular, run_images
 from patchslim.deployment.target import Runner
-from patchslim.errors import BadFile, WrongInput
+from patchslim.errors import BadFile, PatchslimError, WrongInput
 from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.model.images import check_readable
 
 
 class Named(dict[str, Tensor]):
@@ -47,9 +48,8 @@ class Artefact:
     def __call__(self, images: Tensor) -> Any:
         """What the slimmed model returns for images (B, C, H, W)."""
         self._check_images(images)
-        given = images.detach().to("cpu", torch.float32).contiguous()
-        values = [torch.from_numpy(each) for each in self._run(given.numpy())]
         outputs = self.card["outputs"]
+        values = run_images(self.path, self._run, images, outputs["names"])
         if outputs["kind"] == "tensor":
             return values[0]
         if outputs["kind"] == "mapping":
@@ -69,6 +69,7 @@ class Artefact:
                 f"Got {type(images).__name__} instead of images: {self.path} takes a float tensor "
                 f"of shape {made_for}."
             )
+        check_readable(images, f"{self.path} takes images of shape {made_for}")
         other = images.ndim != 4 or tuple(images.shape[1:]) != shape
         if other or not images.is_floating_point() or (batch and len(images) != batch):
             raise WrongInput(
@@ -97,7 +98,17 @@ def open_artefact(path: Path, *, is_own: bool = False) -> Artefact | None:
             "trust who made it, open it with torch.export.load; or export to onnx or openvino."
         )
     target.check_installed()
-    text, run = target.open(path)
+    check_regular(path, target.files)
+    try:
+        text, run = target.open(path)
+    except PatchslimError:
+        raise
+    except Exception as error:  # a reader raises whatever it meets in a broken file
+        said = " ".join(str(error).split())[:200]
+        raise BadFile(
+            f"{path} cannot be read as {target.name}: {type(error).__name__}: {said}. Copy it "
+            "again, or export it again."
+        ) from error
     card = read_card(text, path)
     if card["target"] != target.name:
         raise BadFile(f"{path} says that it is for {card['target']}, and it looks like "

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchslim.deployment.card_entries import check_entries
 from patchslim.deployment.graph import Graph
 from patchslim.errors import BadFile, BadSetting
 from patchslim.files import parse_json
 from patchslim.model.recipe import make_recipe
 from patchslim.settings import check_type
-from patchslim.versions import installed_version
+from patchslim.versions import installed_version, say_upgrade
 
 CARD_VERSION = 1
 FROM_RECIPE = (
@@ -61,21 +62,23 @@ def read_card(text: str | None, path: Path) -> dict[str, Any]:
             f"{path} was not written by patchslim: it has no card. Export it again with "
             "patchslim.export, or run it with its own runtime."
         )
+    check_type("card", text, str, f"The card in {path} was edited. Export it again.", BadFile)
     card = parse_json(text.encode(), f"The card in {path}")
     version = card.get("artefact") if isinstance(card, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise BadFile(f"The card in {path} was edited: it has no version. Export it again.")
     if version > CARD_VERSION:
         raise BadFile(
             f"{path} has a card of version {version}, written by patchslim {card.get('package')}; "
             f"this one, {installed_version('patchslim')}, reads versions up to {CARD_VERSION}: "
-            f"pip install -U 'patchslim>={card.get('package')}'"
+            f"{say_upgrade(card.get('package'))}"
         )
     wrong = [
         name for name, kind in ENTRY_TYPES.items() if not isinstance(card.get(name, ...), kind)
     ]
     if wrong:
         raise BadFile(f"The card in {path} was edited; look at: {', '.join(wrong)}.")
+    check_entries(card, path)
     checked: dict[str, Any] = card
     return checked
 
@@ -90,7 +93,9 @@ def _labels(graph: Graph, given: Sequence[str] | None) -> list[str] | None:
                 f"labels= has {len(given)} names, and this model tells {classes} classes apart. "
                 "Give one name for each, in their order."
             )
-        return [*map(str, given)]
+        for each in given:
+            check_type("labels", each, str, "Give a list of names, one for each class.")
+        return [*given]
     config = getattr(graph.model.host, "config", None)
     names: Mapping[int, str] | None = getattr(config, "id2label", None)
     return None if not names else [str(names[number]) for number in sorted(names)]

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names, target_of_path
 from patchslim.deployment.target import Target
 from patchslim.errors import BadFile, BadSetting, PatchslimError, UnsupportedModel, WrongExport
-from patchslim.files import replace_file, replace_folder, resolve_path
+from patchslim.files import (
+    check_replaceable,
+    check_writable,
+    replace_file,
+    replace_folder,
+    resolve_path,
+)
+from patchslim.model.images import check_readable, show_images
 from patchslim.model.model import SlimModel
 from patchslim.settings import BATCH, check_type, check_value
 
@@ -56,6 +64,9 @@ def export(
     """
     path = resolve_path(path).resolve()
     target = _find_target(to, path)
+    check_writable(path, folder=not target.suffix)
+    if not target.suffix:
+        check_replaceable(path, target.files)
     if not isinstance(model, SlimModel):
         raise UnsupportedModel(
             f"export() takes a slimmed model, not {type(model).__name__}: slim it first, with "
@@ -77,7 +88,7 @@ def export(
     found = check_graph(run, graph, batches)
     with _replace(target, path) as fresh:
         card["checked"] = found.to_json()
-        target.write(converted, graph, json.dumps(card), fresh)
+        _write(target, converted, graph, json.dumps(card), fresh)
         found = check_answers(target.open(fresh)[1], graph, batches, graph.outputs, found)
     written = open_artefact(path, is_own=True)
     if written is None:
@@ -144,16 +155,35 @@ def _batches(graph: Graph, images: Any) -> list[Tensor]:
 def _given_images(images: Any) -> list[Tensor]:
     """The first images of a batch, or of batches with or without labels."""
     if isinstance(images, Tensor):
-        return [images[:MOST_IMAGES]]
+        return [_check_batch(images)[:MOST_IMAGES]]
     check_type("images", images, Iterable, GIVE_IMAGES)
     some: list[Tensor] = []
-    for each in images:
+    for each in islice(images, MOST_IMAGES):  # batches of no images may go on for ever
         pixels = each[0] if isinstance(each, list | tuple) and each else each
-        check_type("images", pixels, Tensor, GIVE_IMAGES)
-        some.append(pixels[: MOST_IMAGES - sum(map(len, some))])
+        some.append(_check_batch(pixels)[: MOST_IMAGES - sum(map(len, some))])
         if sum(map(len, some)) >= MOST_IMAGES:
             break
     return some
+
+
+def _check_batch(images: Any) -> Tensor:
+    """The images, if they are a batch that can be compared."""
+    check_type("images", images, Tensor, GIVE_IMAGES)
+    check_readable(images, GIVE_IMAGES)
+    if images.ndim != 4 or not images.is_floating_point():
+        raise BadSetting(f"images=: {show_images(images)}. {GIVE_IMAGES}")
+    given: Tensor = images.detach()
+    return given
+
+
+def _write(target: Target, converted: Any, graph: Graph, card: str, path: Path) -> None:
+    """Writes the artefact; whatever a runtime raises on a full disk is an error of the disk."""
+    try:
+        target.write(converted, graph, card, path)
+    except (OSError, PatchslimError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 @contextlib.contextmanager

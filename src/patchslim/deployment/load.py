@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from patchslim.deployment.artefact import open_artefact
-from patchslim.files import resolve_path
+from patchslim.errors import BadSetting
+from patchslim.files import find_complete, resolve_path
 from patchslim.hosts._adapter import Adapter
 from patchslim.methods._method import Method
 from patchslim.model.load import load as load_model
@@ -36,7 +37,11 @@ def load(
     Raises:
         BadFile: for what is truncated, edited, foreign, or of a newer format.
     """
-    artefact = open_artefact(resolve_path(path).resolve())
+    artefact = open_artefact(find_complete(resolve_path(path)))
     if artefact is not None:
+        if any(given is not None for given in (model, method, adapter)):
+            raise BadSetting(
+                f"{path} is exported and complete in itself: leave out model, method and adapter."
+            )
         return artefact
     return load_model(path, model, method, adapter=adapter)

@@ -22,6 +22,11 @@ Arrays: TypeAlias = list[NDArray[Any]]
 Runner: TypeAlias = Callable[[NDArray[np.float32]], Arrays]
 
 
+def refuse_to_run(images: NDArray[np.float32]) -> Arrays:
+    """Stands for what runs an artefact that has no card, and so is never called."""
+    raise NotImplementedError(f"{len(images)} images for a model that was not written by patchslim")
+
+
 class Target(ABC):
     """A runtime or file format, in one file of the folder `targets`.
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
+from patchslim.errors import BadSetting, UnknownName
 from patchslim.methods._signals import Signals
-from patchslim.settings import check_setting
+from patchslim.settings import check_setting, show_value
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import ContentKind, Tokens
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 Setting = bool | int | float | str
 Read = Literal["x", "q", "k", "v", "pixels", "embedding"]
+BY_POSITION = {
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+}
 
 
 class Place(enum.Enum):
@@ -79,10 +85,20 @@ class _ChecksSettings:
     (`inspect.signature` would read `__new__` where one class has both.)
     """
 
-    def __new__(cls, *_: Any, **settings: Any) -> Self:
-        """Refuses settings that are not of the type of their defaults."""
+    def __new__(cls, *unnamed: Any, **settings: Any) -> Self:
+        """Refuses settings without a name, of no such name, or of another type than the default."""
         parameters = inspect.signature(cls).parameters
+        kinds = {parameter.kind for parameter in parameters.values()}
+        if unnamed and not kinds & BY_POSITION:
+            shown = ", ".join(map(show_value, unnamed))
+            raise BadSetting(
+                f"{cls.__name__}({shown}) does not say which settings these are. Give them by name"
+                f"{': ' if parameters else '; it has none'}{', '.join(parameters)}."
+            )
         for name, value in settings.items():
+            if name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+                unknown = UnknownName.of(f"setting of {cls.__name__}", name, parameters)
+                raise BadSetting(str(unknown))
             default = parameters[name].default if name in parameters else None
             if isinstance(default, bool | int | float | str):
                 check_setting(name, value, type(default))

@@ -19,7 +19,7 @@ from patchslim.files import check_writable, find_complete, read_json, replace_fo
 from patchslim.hosts._weights import read_safetensors
 from patchslim.saving.old_names import rename_old_weights
 from patchslim.saving.seal import check_seal, seal_recipe
-from patchslim.versions import installed_version
+from patchslim.versions import installed_version, say_upgrade
 
 FORMAT_VERSION = 1
 RECIPE_FILE = "recipe.json"
@@ -104,7 +104,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise BadFile(
             f"{path} has format {version}, written by patchslim {recipe.get('package')}; this one, "
             f"{installed_version('patchslim')}, reads formats up to {FORMAT_VERSION}: "
-            f"pip install -U 'patchslim>={recipe.get('package')}'"
+            f"{say_upgrade(recipe.get('package'))}"
         )
     check_seal(path / RECIPE_FILE, recipe)
     # Older files lack these. In them, whatever is shared is taken to be tied.

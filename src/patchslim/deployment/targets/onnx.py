@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from patchslim.deployment.graph import INPUT, Graph, quietly
-from patchslim.deployment.target import Runner, Target
+from patchslim.deployment.onnx_file import CARD_KEY, SEALED, read_card_text, seal_file
+from patchslim.deployment.target import Runner, Target, refuse_to_run
 from patchslim.errors import BadFile
 
-CARD_KEY = "patchslim"
 OPSET = 18
 
 
@@ -51,21 +51,22 @@ class Onnx(Target):
             onnx.save(converted, whole)
             onnx.utils.extract_model(whole, part, [INPUT], [*graph.outputs.names])
             model = onnx.load(part)
-        onnx.helper.set_model_props(model, {CARD_KEY: card})
+        onnx.helper.set_model_props(model, {CARD_KEY: card, **SEALED})
         onnx.save(model, path)
+        seal_file(path)
 
     def witness(self, converted: Any) -> Runner:
         """Runs the model from memory."""
-        return _session(converted.SerializeToString())[1]
+        return _session(converted.SerializeToString())
 
     def open(self, path: Path) -> tuple[str | None, Runner]:
         """The card in the file's metadata, and a session of ONNX Runtime."""
-        session, run = _session(str(path))
-        return session.get_modelmeta().custom_metadata_map.get(CARD_KEY), run
+        card = read_card_text(path)
+        return card, refuse_to_run if card is None else _session(str(path))
 
 
-def _session(model: str | bytes) -> tuple[Any, Runner]:
-    """A session of ONNX Runtime on the CPU, and what runs it."""
+def _session(model: str | bytes) -> Runner:
+    """What runs a model in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -75,8 +76,7 @@ def _session(model: str | bytes) -> tuple[Any, Runner]:
     except Exception as error:  # its errors have no base of their own
         shown = "The model" if isinstance(model, bytes) else model
         raise BadFile(f"{shown} cannot be read by ONNX Runtime: {str(error)[:200]}") from error
-    first = session.get_inputs()[0].name
-    return session, lambda images: list(session.run(None, {first: images}))
+    return lambda images: list(session.run(None, {INPUT: images}))
 
 
 TARGET = Onnx()

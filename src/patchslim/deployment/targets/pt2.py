@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ class Pt2(Target):
 
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
         """Writes the program without the kept cells, and the card beside it in the archive."""
-        with path.open("wb") as file:  # a path would have to end in .pt2
-            torch.export.save(graph.program(tells=False), file, extra_files={CARD_FILE: card})
+        # Through memory: PyTorch's writer ends the whole process where a disk is full.
+        made = io.BytesIO()
+        torch.export.save(graph.program(tells=False), made, extra_files={CARD_FILE: card})
+        path.write_bytes(made.getbuffer())
 
     def witness(self, converted: Any) -> Runner:
         """Runs the program."""
