@@ -7,6 +7,7 @@ launch` start. This file knows torch.distributed, DDP and FSDP2, and neither mod
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -300,6 +301,9 @@ def _process_group(device: torch.device) -> Iterator[None]:
         # After an error NCCL would wait here for the lost process, and hide the error.
         if not (broken and device.type == "cuda"):
             dist.destroy_process_group()
+            # DDP's wrapper is in a cycle and holds the group. Threads of the group that are left
+            # when the interpreter ends would abort the process.
+            gc.collect()
 
 
 @contextlib.contextmanager
