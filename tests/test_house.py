@@ -31,6 +31,7 @@ ROOMS = """
     model
     data report
     measurement testing deployment
+    benchmarking
     calibration training
     cli
     __init__ __main__

@@ -40,6 +40,48 @@ def test_a_repository_in_the_clients_cache_is_loaded_offline(slimmed, tmp_path, 
     assert patchslim.load("hf-hub:someone/slim").counts() == slimmed.counts()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_an_exported_model_in_a_repository_is_opened(tmp_path, monkeypatch, target):
+    """The client keeps files under other names, and its folder holds links to them."""
+    from huggingface_hub import constants
+
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--someone--slim"
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    for folder in (repository / "refs", snapshot, blobs):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    path = tmp_path / ("m.onnx" if target == "onnx" else "m")
+    host = timm.create_model("vit_tiny_patch16_224", img_size=24, patch_size=4, depth=2).eval()
+    exported = patchslim.export(patchslim.slim(host, "tome", keep=0.5), path, to=target)
+    for number, file in enumerate([path] if path.is_file() else [*path.iterdir()]):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(blobs / str(number))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    images = torch.randn(2, 3, 24, 24)
+    again = patchslim.load("hf-hub:someone/slim")
+    assert torch.equal(again(images), exported(images))
+    (snapshot / "another.onnx").write_text("x")
+    if target == "onnx":
+        with pytest.raises(BadFile, match="several exported models: another"):
+            patchslim.load("hf-hub:someone/slim")
+
+
+def test_an_empty_repository_is_one_clear_error(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--someone--slim"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BadFile, match=r"was not saved by patchslim: it has no recipe\.json"):
+        patchslim.load("hf-hub:someone/slim")
+
+
 def test_an_unknown_name_is_one_clear_error():
     with pytest.raises(BadFile, match="cannot be fetched from the Hub"):
         patchslim.load("hf-hub:not a name")
@@ -48,16 +90,17 @@ def test_an_unknown_name_is_one_clear_error():
 @pytest.mark.slow
 def test_uploading_where_nobody_answers_is_one_clear_error(slimmed, tmp_path):
     slimmed.save(tmp_path / "a")
+    patchslim.export(slimmed, tmp_path / "m.onnx")
     script = f"""
         import patchslim
-        model = patchslim.load({str(tmp_path / "a")!r})
-        try:
-            model.push_to_hub("someone/slim")
-        except patchslim.PatchslimError as error:
-            print(type(error).__name__, error)
+        for path in ({str(tmp_path / "a")!r}, {str(tmp_path / "m.onnx")!r}):
+            try:
+                patchslim.load(path).push_to_hub("someone/slim")
+            except patchslim.PatchslimError as error:
+                print(type(error).__name__, error)
     """
     done = _run(textwrap.dedent(script), HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_none")
-    assert done.stdout.startswith("BadFile Could not upload to 'someone/slim'"), done.stderr
+    assert done.stdout.count("BadFile Could not upload to 'someone/slim'") == 2, done.stderr
 
 
 def _run(script, **environment):

@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # importing it from typing would take longer than all els
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the table below
     from typing import Any
 
+    from patchslim.benchmarking.benchmark import benchmark as benchmark
+    from patchslim.benchmarking.result import Benchmark as Benchmark
     from patchslim.calibration.calibrate import calibrate as calibrate
     from patchslim.calibration.patch_slimming.config import (
         PatchSlimmingConfig as PatchSlimmingConfig,
@@ -24,11 +26,11 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.deployment.artefact import Artefact as Artefact
     from patchslim.deployment.export import export as export
     from patchslim.deployment.load import load as load
+    from patchslim.deployment.measure import measure as measure
     from patchslim.errors import PatchslimError as PatchslimError
     from patchslim.hosts._adapter import Adapter as Adapter
     from patchslim.hosts._registry import adapter_names as adapter_names
     from patchslim.hosts._registry import find_adapter as find_adapter
-    from patchslim.measurement.measure import measure as measure
     from patchslim.methods._method import Method as Method
     from patchslim.methods._registry import find_method as find_method
     from patchslim.methods._registry import method_names as method_names
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
 _MODULES = {
     "Adapter": "patchslim.hosts._adapter",
     "Artefact": "patchslim.deployment.artefact",
+    "Benchmark": "patchslim.benchmarking.result",
     "CalibrationResult": "patchslim.calibration.task",
     "Cost": "patchslim.tokens.shapes",
     "Dataset": "patchslim.data.hf_dataset",
@@ -65,13 +68,14 @@ _MODULES = {
     "TrainConfig": "patchslim.training.config",
     "TrainingResult": "patchslim.training.train",
     "adapter_names": "patchslim.hosts._registry",
+    "benchmark": "patchslim.benchmarking.benchmark",
     "calibrate": "patchslim.calibration.calibrate",
     "export": "patchslim.deployment.export",
     "find_adapter": "patchslim.hosts._registry",
     "find_method": "patchslim.methods._registry",
     "load": "patchslim.deployment.load",
     "macs": "patchslim.model.plan",
-    "measure": "patchslim.measurement.measure",
+    "measure": "patchslim.deployment.measure",
     "method_names": "patchslim.methods._registry",
     "slim": "patchslim.model.slim",
     "train": "patchslim.training.train",

@@ -207,15 +207,45 @@ def export(args: Namespace, terminal: Terminal) -> CommandResult:
     return CommandResult("\n".join(lines), facts)
 
 
-def measure(args: Namespace, terminal: Terminal) -> CommandResult:
-    """Measures a slimmed model beside its dense host and beside the method `random`."""
-    from patchslim.measurement.measure import measure as run
+def benchmark(args: Namespace, terminal: Terminal) -> CommandResult:
+    """Times files on their runtimes, one process a file."""
+    from patchslim.benchmarking.benchmark import benchmark as run
 
-    slimmed, prepared = open_model(args, terminal)
-    dense = dense_from_args(args, slimmed, terminal)
-    images = open_measurement_images(args, slimmed, prepared, terminal)
+    found = run(
+        args.files,
+        batch=args.batch,
+        threads=args.threads,
+        rounds=args.rounds,
+        warmup=args.warmup,
+        streams=args.streams,
+        seed=args.seed,
+        progress=terminal.progress,
+    )
+    lines = [found.table()]
+    if args.out is not None:
+        found.save(args.out)
+        lines.append(f"Saved to {show_name(args.out)}")
+    if args.csv is not None:
+        found.save_csv(args.csv)
+        lines.append(f"Saved as CSV to {show_name(args.csv)}")
+    return CommandResult("\n\n".join(lines), found.to_json())
+
+
+def measure(args: Namespace, terminal: Terminal) -> CommandResult:
+    """Measures a slimmed model beside its dense host and `random`, or an exported one."""
+    from patchslim.cli.artefacts import find_artefact, find_dense_beside
+    from patchslim.deployment.measure import measure as run
+
+    model: Any = find_artefact(args)
+    dense: Any
+    if model is None:
+        model, prepared = open_model(args, terminal)
+        dense = dense_from_args(args, model, terminal)
+    else:
+        prepared, dense = model.preprocessing, find_dense_beside(args, terminal)
+    images = open_measurement_images(args, model, prepared, terminal)
     report = run(
-        slimmed,
+        model,
         images,
         dense=dense,
         batch=args.batch,

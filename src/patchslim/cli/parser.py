@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from patchslim.cli.benchmark_parser import add_benchmark
 from patchslim.cli.completion import SHELLS
 from patchslim.cli.options import (
     Parser,
@@ -34,6 +35,7 @@ MODEL is one of
   a name         such as deit_small_patch16_224 (`patchslim models` lists them)
   a folder       of a Hugging Face image classifier (config.json and weights)
 """
+EXPORTED_HELP = "  an artefact    exported for ONNX Runtime or OpenVINO\n"
 SAVED_HELP = "  a folder       saved by patchslim; then leave method and budget out\n"
 DATA_HELP = (
     "images: a folder, a .zip or .tar of one, a saved Hugging Face dataset, WebDataset shards, or "
@@ -58,6 +60,7 @@ def make_parser() -> Parser:
     _add_train(commands)
     _add_export(commands)
     _add_measure(commands)
+    add_benchmark(commands)
     _add_macs(commands)
     _add_methods(commands)
     _add_models(commands)
@@ -232,7 +235,7 @@ def _add_measure(commands: Any) -> None:
         "measure",
         "measures a slimmed model beside its dense host and beside random patches",
         "patchslim measure runs/deit-0.6 --data imagenet/val --classes classes.txt --limit 1000",
-        MODEL_HELP + SAVED_HELP,
+        MODEL_HELP + SAVED_HELP + EXPORTED_HELP,
     )
     add = command.add_argument
     add("model", type=word, metavar="MODEL")
@@ -246,7 +249,8 @@ def _add_measure(commands: Any) -> None:
         "--dense",
         type=word,
         metavar="WEIGHTS",
-        help="the model before training, to compare with: a file of weights, `digits`, or a folder",
+        help="the model to compare with: before training, a file of weights, `digits`, or a "
+        "folder; for an exported model the dense one, exported or saved",
     )
     add("--batch", type=whole_number(BATCH), default=8, metavar="N", help="images per batch (8)")
     add(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.deployment.registry import target_of_artefact
 from patchslim.errors import PatchslimError, UnknownName, UnsupportedModel
 from patchslim.files import resolve_path
 from patchslim.hosts._catalog import (
@@ -81,6 +82,12 @@ def dense_model(args: Namespace) -> nn.Module:
 
 def _build_host(args: Namespace) -> nn.Module:
     """Builds the model in the arguments, with its weights."""
+    if target_of_artefact(resolve_path(args.model)) is not None:
+        raise PatchslimError(
+            f"{args.model} is an exported model, which can be measured (`patchslim measure`) and "
+            f"timed (`patchslim benchmark`). To {args.command} it, give the model that was "
+            "exported."
+        )
     settings: dict[str, Any] = {}
     for text in args.model_kwargs:
         name, equals, value = text.partition("=")
@@ -109,7 +116,7 @@ def open_model(args: Namespace, terminal: Terminal) -> tuple[SlimModel, Preproce
 
 
 def open_measurement_images(
-    args: Namespace, slimmed: SlimModel, prepared: Preprocessing | None, terminal: Terminal
+    args: Namespace, slimmed: Any, prepared: Preprocessing | None, terminal: Terminal
 ) -> Source | list[Batch] | None:
     """Opens the images to measure on; None to measure costs alone."""
     if args.data is not None or args.model == EXAMPLE:
@@ -193,7 +200,7 @@ def read_labels(file: Path, limits: list[str]) -> list[str]:
 
 
 def open_images(
-    path: str, split: Split, args: Namespace, host: nn.Module, prepared: Preprocessing | None
+    path: str, split: Split, args: Namespace, host: Any, prepared: Preprocessing | None
 ) -> Source | list[Batch]:
     """Opens the images at `path`, prepared for the model, or scenes of the embedded example."""
     from patchslim.data.hf_dataset import Dataset, is_dataset
@@ -305,20 +312,25 @@ def dense_from_args(args: Namespace, slimmed: SlimModel, terminal: Terminal) -> 
         host = copy.deepcopy(slimmed.host)
         load_weights(host, read_weights(file), file)
         return host
-    if is_saved(args.dense):
-        saved = load(args.dense)
+    return find_dense(args.dense)
+
+
+def find_dense(name: str) -> nn.Module:
+    """The dense model in a saved folder, or the one of this name that has weights of its own."""
+    if is_saved(name):
+        saved = load(name)
         if saved.trained is not None:
             raise UnsupportedModel(
-                f"--dense {args.dense} was trained with fewer tokens: it is not the dense model. "
+                f"--dense {name} was trained with fewer tokens: it is not the dense model. "
                 "Give the weights that the training began with."
             )
         return saved.host
-    if has_random_weights(args.dense, pretrained=False, weights=None):
+    if has_random_weights(name, pretrained=False, weights=None):
         raise PatchslimError(
-            f"--dense {args.dense}: there is no such file or folder. Give the weights that the "
+            f"--dense {name}: there is no such file or folder. Give the weights that the "
             "training began with: a .safetensors or torch file, `digits`, or a folder."
         )
-    return find_host(args.dense)
+    return find_host(name)
 
 
 def _is_random(args: Namespace) -> bool:

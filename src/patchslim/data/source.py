@@ -145,6 +145,9 @@ def resolve_preprocessing(host: nn.Module, prepared: Preprocessing | None = None
     It warns if the host does not say, so that ImageNet's values are assumed.
     """
     adapter: Adapter
+    said = getattr(host, "preprocessing", None)
+    if isinstance(said, Preprocessing):  # an exported model, which brings it along
+        return prepared or said
     if isinstance(host, SlimModel):
         adapter, host = host.plan.adapter, host.host
     else:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from patchslim.deployment.card import read_card
@@ -15,6 +18,8 @@ from patchslim.deployment.target import Runner
 from patchslim.errors import BadFile, PatchslimError, WrongInput
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.model.images import check_readable
+from patchslim.saving.hub import upload
+from patchslim.versions import installed_version
 
 
 class Named(dict[str, Tensor]):
@@ -36,14 +41,18 @@ class Artefact:
         card: what the model is made of and what was checked, as plain data.
         preprocessing: how images are prepared; `preprocessing.transform()` does it.
         labels: names of the classes, or None.
+        runtime: the versions of what runs it, by distribution.
         check: what the check against the slimmed model found; None where it was loaded.
     """
 
-    def __init__(self, path: Path, card: dict[str, Any], run: Runner) -> None:
+    def __init__(
+        self, path: Path, card: dict[str, Any], run: Runner, needs: Iterable[str] = ()
+    ) -> None:
         self.path, self.card, self._run = path, card, run
         self.preprocessing = Preprocessing.from_json(card["images"])
         self.labels: list[str] | None = card["labels"]
         self.check: Check | None = None
+        self.runtime = {name: installed_version(name) or "unknown" for name in needs}
 
     def __call__(self, images: Tensor) -> Any:
         """What the slimmed model returns for images (B, C, H, W)."""
@@ -55,6 +64,26 @@ class Artefact:
         if outputs["kind"] == "mapping":
             return Named(zip(outputs["names"], values, strict=True))
         return tuple(values)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The class scores (B, C): the answer, or what is called so in it, or its first tensor."""
+        answer = self(images)
+        if isinstance(answer, tuple):
+            answer = answer[0]
+        elif isinstance(answer, dict):
+            answer = answer.get("logits", next(iter(answer.values())))
+        found: Tensor = answer
+        return found
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        """How many classes it tells apart: it is asked about a black image."""
+        black = torch.zeros(self.card["batch"] or 1, *self.card["input"])
+        return int(self.logits(black).shape[-1])
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Uploads the file or folder, with the card in it, and returns the address."""
+        return upload(self.path, repository, private=private)
 
     def __repr__(self) -> str:
         """The target, the path and the method."""
@@ -79,11 +108,14 @@ class Artefact:
             )
 
 
-def open_artefact(path: Path, *, is_own: bool = False) -> Artefact | None:
+def open_artefact(
+    path: Path, *, threads: int | None = None, is_own: bool = False
+) -> Artefact | None:
     """The artefact at `path`; None if it looks like nothing that a target writes.
 
     Args:
         path: a file or folder.
+        threads: how many it runs on; by default as many as its runtime chooses.
         is_own: whether this very call wrote it, so that it holds no code of anybody else.
 
     Raises:
@@ -100,7 +132,7 @@ def open_artefact(path: Path, *, is_own: bool = False) -> Artefact | None:
     target.check_installed()
     check_regular(path, target.files)
     try:
-        text, run = target.open(path)
+        text, run = target.open(path) if threads is None else target.open(path, threads)
     except PatchslimError:
         raise
     except Exception as error:  # a reader raises whatever it meets in a broken file
@@ -113,4 +145,4 @@ def open_artefact(path: Path, *, is_own: bool = False) -> Artefact | None:
     if card["target"] != target.name:
         raise BadFile(f"{path} says that it is for {card['target']}, and it looks like "
                       f"{target.name}. Give it the name that it was exported with.")  # fmt: skip
-    return Artefact(path, card, run)
+    return Artefact(path, card, run, target.needs)

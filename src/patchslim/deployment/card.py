@@ -50,8 +50,11 @@ def make_card(
         "outputs": {"kind": graph.outputs.kind, "names": [*graph.outputs.names]},
         "labels": _labels(graph, labels),
         "tokens": [*model.plan.counts],
+        "dense_tokens": [*model.plan.dense_cost.rows],
         "macs": model.plan.cost.total,
         "dense_macs": model.plan.dense_cost.total,
+        "choosing": model.plan.cost.choosing,
+        "parameters": sum(each.numel() for each in model.parameters()),
     }
 
 

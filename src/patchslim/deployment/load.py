@@ -8,11 +8,14 @@ from typing import Any
 from torch import nn
 
 from patchslim.deployment.artefact import open_artefact
-from patchslim.errors import BadSetting
+from patchslim.deployment.registry import find_target, target_names
+from patchslim.errors import BadFile, BadSetting
 from patchslim.files import find_complete, resolve_path
 from patchslim.hosts._adapter import Adapter
 from patchslim.methods._method import Method
 from patchslim.model.load import load as load_model
+from patchslim.saving.folder import RECIPE_FILE
+from patchslim.saving.hub import PREFIX, download
 
 
 def load(
@@ -24,8 +27,8 @@ def load(
 ) -> Any:
     """The saved or exported model at `path`, ready to be called with images.
 
-    A folder that `save` wrote, or `hf-hub:owner/name`, gives a `SlimModel`. A file or folder that
-    `export` wrote gives an `Artefact`, which runs in its own runtime.
+    A folder that `save` wrote gives a `SlimModel`. A file or folder that `export` wrote gives an
+    `Artefact`, which runs in its own runtime. `hf-hub:owner/name` is a repository with either.
 
     Args:
         path: the folder, the file, or the repository.
@@ -37,6 +40,9 @@ def load(
     Raises:
         BadFile: for what is truncated, edited, foreign, or of a newer format.
     """
+    text = str(path)
+    if text.startswith(PREFIX):
+        path = fetch(text.removeprefix(PREFIX))
     artefact = open_artefact(find_complete(resolve_path(path)))
     if artefact is not None:
         if any(given is not None for given in (model, method, adapter)):
@@ -45,3 +51,25 @@ def load(
             )
         return artefact
     return load_model(path, model, method, adapter=adapter)
+
+
+def fetch(repository: str) -> Path:
+    """Downloads the model in a Hub repository, and returns the saved folder or the artefact.
+
+    Only files that a saved model or an artefact consists of are fetched.
+    """
+    folder = download(repository)
+    if (folder / RECIPE_FILE).is_file():
+        return folder
+    targets = [each for each in map(find_target, target_names()) if not each.runs_code]
+    names = [name for each in targets for name in (each.files or (f"*{each.suffix}",))]
+    folder = download(repository, names)
+    there = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+    found = [each for each in there if any(target.looks_written(each) for target in targets)]
+    if len(found) > 1:
+        listed = ", ".join(each.name for each in found[:5])
+        raise BadFile(
+            f"{repository!r} has several exported models: {listed}. Download the one that you want "
+            "and give its path."
+        )
+    return found[0] if found else folder

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchslim.deployment.graph import Graph
+from patchslim.deployment.nodes import Node
 from patchslim.versions import check_version
 
 Arrays: TypeAlias = list[NDArray[Any]]
@@ -38,6 +39,8 @@ class Target(ABC):
         extra: the extra of patchslim that installs them.
         runs_code: whether its reader may run code that is in a file, so that only an artefact that
             was written just now is opened.
+        shows_nodes: whether it can list the nodes of the graph that its runtime runs.
+        has_streams: whether it can run several calls at a time, each on a part of the threads.
     """
 
     name: ClassVar[str]
@@ -46,6 +49,8 @@ class Target(ABC):
     needs: ClassVar[dict[str, tuple[int, ...]]] = {}
     extra: ClassVar[str | None] = None
     runs_code: ClassVar[bool] = False
+    shows_nodes: ClassVar[bool] = False
+    has_streams: ClassVar[bool] = False
 
     def check_installed(self) -> None:
         """Refuses to go on if the runtime is missing or too old."""
@@ -68,8 +73,25 @@ class Target(ABC):
         """Runs a converted graph as it is, kept cells included."""
 
     @abstractmethod
-    def open(self, path: Path) -> tuple[str | None, Runner]:
-        """The card in an artefact, None if it has none, and what runs it."""
+    def open(self, path: Path, threads: int | None = None) -> tuple[str | None, Runner]:
+        """The card in an artefact, None if it has none, and what runs it.
+
+        `threads` is how many it runs on; by default as many as the runtime chooses.
+        """
+
+    def open_streams(self, path: Path, threads: int, streams: int) -> Runner:
+        """What runs a batch on each of several streams at once, and returns when all are done.
+
+        Only a target that has streams can.
+        """
+        raise NotImplementedError
+
+    def read_nodes(self, path: Path) -> tuple[list[Node], list[Node]]:
+        """The nodes of the graph in an artefact, and of the graph that the runtime makes of it.
+
+        Only a target that shows them can.
+        """
+        raise NotImplementedError
 
     def looks_written(self, path: Path) -> bool:
         """Whether `path` looks like something that this target wrote."""

@@ -1,4 +1,4 @@
-"""`measure`: what slimmed models lose in accuracy and gain in time, next to dense and `random`.
+"""Measures what slimmed models lose in accuracy and gain in time, next to dense and `random`.
 
 This file does not know where the images come from, nor how a report is shown.
 """
@@ -18,7 +18,13 @@ from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.measurement.latency import latency
 from patchslim.measurement.memory import peak_memory
 from patchslim.measurement.models import add_random, check_models, mean_counts
-from patchslim.measurement.rows import Measurements, make_row, report_title
+from patchslim.measurement.rows import (
+    Measurements,
+    dense_costs,
+    make_row,
+    report_title,
+    slim_costs,
+)
 from patchslim.measurement.sample import (
     count_images,
     draw_sample,
@@ -105,8 +111,11 @@ def measure(  # noqa: PLR0913 (what is measured, beside what, and how)
             memory=_measure_memory(calls, timed_images, show),
             batch=batch,
         )
-    rows = [make_row("dense", first, size, measured, dense=True)]
-    rows += [make_row(name, slimmed, size, measured) for name, slimmed in models.items()]
+    rows = [make_row("dense", dense_costs(first, size), measured)]
+    rows += [
+        make_row(name, slim_costs(name, slimmed, size, measured), measured)
+        for name, slimmed in models.items()
+    ]
     scored = scores["dense"].images if scores else 0
     provenance = Provenance.now(first.host, batch=batch, image_size=size, images=scored, seed=seed)
     prepared = getattr(images, "prepared", None)

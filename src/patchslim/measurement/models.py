@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnknownName, UnsupportedModel
 from patchslim.measurement.sample import move_to_host
-from patchslim.methods._method import Method
-from patchslim.methods._registry import method_name
+from patchslim.methods._registry import method_label
 from patchslim.methods.random import Random
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
@@ -52,11 +51,6 @@ def check_models(
     if "dense" in models:
         raise UnknownName("'dense' is the untouched host; give the slimmed model another name.")
     return models
-
-
-def method_label(method: Method) -> str:
-    """Returns the name of one of our methods, or the class name of any other."""
-    return method_name(method) or type(method).__name__
 
 
 def _model_label(model: SlimModel) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from patchslim.measurement.models import method_label
 from patchslim.measurement.score import Score
+from patchslim.methods._registry import method_label
 from patchslim.model.model import SlimModel
 from patchslim.report.row import CostDistribution, Quartiles, Row
 
@@ -35,41 +35,86 @@ class Measurements:
     batch: int
 
 
-def make_row(
-    name: str,
-    model: SlimModel,
-    size: tuple[int, int],
-    measured: Measurements,
-    *,
-    dense: bool = False,
-) -> Row:
-    """Makes the row of one model at an image size; with `dense`, the row of its untouched host."""
-    cost, dense_cost = model.macs(size), model.dense_macs(size)
-    macs, spent = (dense_cost.total if dense else cost.total), None
-    if not dense and model.method.adaptive:
+@dataclass(frozen=True)
+class Costs:
+    """What is counted of a model, not measured.
+
+    Attributes:
+        method: the name of its method; "dense" for the untouched host.
+        tokens: tokens left after each block.
+        macs: multiply-adds of an image; the mean if images differ.
+        timed_macs: the same of the images that were timed.
+        dense_macs: multiply-adds of an image in the untouched host.
+        choosing: multiply-adds that the method spends on its decisions.
+        parameters: how many there are, if that is known.
+        spent: how the multiply-adds differ between images, if they do.
+    """
+
+    method: str
+    tokens: tuple[int, ...]
+    macs: int
+    timed_macs: float
+    dense_macs: int
+    choosing: int = 0
+    parameters: int | None = None
+    spent: CostDistribution | None = None
+
+
+def dense_costs(model: SlimModel, size: tuple[int, int]) -> Costs:
+    """What the untouched host of a model costs at an image size."""
+    cost = model.dense_macs(size)
+    return Costs(
+        "dense",
+        cost.rows,
+        cost.total,
+        cost.total,
+        cost.total,
+        parameters=sum(each.numel() for each in model.host.parameters()),
+    )
+
+
+def slim_costs(name: str, model: SlimModel, size: tuple[int, int], measured: Measurements) -> Costs:
+    """What a model costs at an image size, on the images that were measured."""
+    cost, dense = model.macs(size), model.dense_macs(size).total
+    macs, spent, timed = cost.total, None, measured.timed[name]
+    if model.method.adaptive:
         # Without scored images the timed ones have to do.
-        macs_of_images = measured.spent[name] or measured.timed[name]
-        shares = [macs_of_image / dense_cost.total for macs_of_image in macs_of_images]
-        spent = CostDistribution.of(shares, cost.total / dense_cost.total)
-        macs = round(spent.mean * dense_cost.total)
+        shares = [each / dense for each in measured.spent[name] or timed]
+        spent = CostDistribution.of(shares, cost.total / dense)
+        macs = round(spent.mean * dense)
+    return Costs(
+        method_label(model.method),
+        measured.tokens[name],
+        macs,
+        sum(timed) / len(timed),
+        dense,
+        cost.choosing,
+        sum(each.numel() for each in model.parameters()),
+        spent,
+    )
+
+
+def make_row(name: str, costs: Costs, measured: Measurements) -> Row:
+    """Makes the row of one model from its costs and what was measured of it, if anything."""
     scored, seconds = measured.scores.get(name), measured.seconds.get(name)
+    dense_seconds = measured.seconds.get("dense")
     latency = speedup = conversion = throughput = None
     if seconds:
         throughput = Quartiles.of([measured.batch / second for second in seconds])
         latency = Quartiles.of([1000 * second / measured.batch for second in seconds])
-        pairs = zip(measured.seconds["dense"], seconds, strict=True)
-        speedup = Quartiles.of([dense_second / second for dense_second, second in pairs])
-        timed = [dense_cost.total] if dense else measured.timed[name]
-        conversion = speedup.median * sum(timed) / len(timed) / dense_cost.total
+    if seconds and dense_seconds:
+        pairs = zip(dense_seconds, seconds, strict=True)
+        speedup = Quartiles.of([theirs / ours for theirs, ours in pairs])
+        conversion = speedup.median * costs.timed_macs / costs.dense_macs
     return Row(
         name=name,
-        method="dense" if dense else method_label(model.method),
-        tokens=dense_cost.rows if dense else measured.tokens[name],
-        macs=macs,
-        macs_share=macs / dense_cost.total,
-        spent=spent,
-        choosing=0 if dense else cost.choosing,
-        parameters=sum(p.numel() for p in (model.host if dense else model).parameters()),
+        method=costs.method,
+        tokens=costs.tokens,
+        macs=costs.macs,
+        macs_share=costs.macs / costs.dense_macs,
+        spent=costs.spent,
+        choosing=costs.choosing,
+        parameters=costs.parameters,
         accuracy=scored.accuracy if scored else None,
         change=scored.change if scored else None,
         top5=scored.top5 if scored else None,
@@ -80,7 +125,7 @@ def make_row(
         throughput=throughput,
         speedup=speedup,
         conversion=conversion,
-        memory=measured.memory[name],
+        memory=measured.memory.get(name),
     )
 
 

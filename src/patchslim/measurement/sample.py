@@ -24,8 +24,17 @@ def open_batches(
     Without images it returns noise and None.
     """
     if images is None:
-        shape = (1, *model.plan.adapter.describe(model.host).image_shape)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)), None
+        return draw_noise(model.plan.adapter.describe(model.host).image_shape, seed), None
+    return read_first(images)
+
+
+def draw_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """One image (1, C, H, W) of noise."""
+    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def read_first(images: Iterable[Batch]) -> tuple[Tensor, Iterable[Batch]]:
+    """Returns the images of the first batch, and all batches, the first one included."""
     if isinstance(images, Tensor):
         raise WrongInput(
             "Got one tensor of images; give batches: [(images, labels)], or [(images, None)]."

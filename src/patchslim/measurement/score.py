@@ -28,15 +28,19 @@ ECE_BINS = 15  # of the expected calibration error, as in most papers
 
 @dataclass(frozen=True)
 class Score:
-    """Scores of one model; those that need labels are None without labels."""
+    """Scores of one model.
+
+    Those that need labels are None without labels, and those that compare with the dense model are
+    None if there was none.
+    """
 
     images: int
     accuracy: Estimate | None
     change: Estimate | None
     top5: Estimate | None
     ece: float | None
-    agreement: Estimate
-    kl: Estimate
+    agreement: Estimate | None
+    kl: Estimate | None
 
 
 @dataclass
@@ -48,38 +52,45 @@ class Tally:
     confidence: list[Tensor] = field(default_factory=list)
     agrees: list[Tensor] = field(default_factory=list)
     kl: list[Tensor] = field(default_factory=list)
+    images: int = 0
     seconds: float = 0.0
 
-    def add(self, logits: Tensor, dense: Tensor, labels: Tensor | None) -> None:
+    def add(self, logits: Tensor, dense: Tensor | None, labels: Tensor | None) -> None:
         """Adds the answers to one batch."""
         answer = logits.argmax(dim=1)
-        self.agrees.append(answer == dense.argmax(dim=1))
-        self.kl.append(kl_divergence(dense, logits))
+        self.images += len(answer)
+        if dense is not None:
+            self.agrees.append(answer == dense.argmax(dim=1))
+            self.kl.append(kl_divergence(dense, logits))
         if labels is not None:
             self.correct.append(answer == labels)
             self.confidence.append(logits.double().softmax(dim=1).amax(dim=1))
             if logits.shape[1] > TOP_K:
                 self.in_top5.append(is_in_top5(logits, labels))
 
-    def score(self, dense: Tally) -> Score:
+    def score(self, dense: Tally | None) -> Score:
         """Computes the scores over all images; the dense model agrees with itself by definition."""
-        agrees = torch.cat(self.agrees)
         is_dense = dense is self
-        change = None
-        if self.correct and not is_dense:
+        change = agreement = kl = None
+        if is_dense:
+            agreement, kl = Estimate(1.0, None), Estimate(0.0, None)
+        elif dense is not None:
+            agreement = Estimate.share(torch.cat(self.agrees))
+            kl = Estimate.mean(torch.cat(self.kl))
+        if self.correct and dense is not None and not is_dense:
             # Paired by image: most images are easy for both models, or hard for both, and cancel.
             difference = torch.cat(self.correct).double() - torch.cat(dense.correct).double()
             change = Estimate.mean(difference)
         return Score(
-            images=len(agrees),
+            images=self.images,
             accuracy=Estimate.share(torch.cat(self.correct)) if self.correct else None,
             change=change,
             top5=Estimate.share(torch.cat(self.in_top5)) if self.in_top5 else None,
             ece=expected_calibration_error(torch.cat(self.confidence), torch.cat(self.correct))
             if self.correct
             else None,
-            agreement=Estimate(1.0, None) if is_dense else Estimate.share(agrees),
-            kl=Estimate(0.0, None) if is_dense else Estimate.mean(torch.cat(self.kl)),
+            agreement=agreement,
+            kl=kl,
         )
 
 
@@ -90,7 +101,7 @@ def score(
     total: int | None,
     progress: Progress,
 ) -> dict[str, Score]:
-    """Scores each of `forwards`; the one named "dense" is what the others are compared with.
+    """Scores each of `forwards`; the one named "dense", if any, is what others are compared with.
 
     Args:
         forwards: functions from images to logits, by name.
@@ -118,8 +129,9 @@ def score(
                 progress(f"{name}: {seen}{of} images, {rate:.0f} img/s")
         _check_answers(answers, labels, number)
         for name, logits in answers.items():
-            tallies[name].add(logits, answers["dense"], None if labels is None else labels.cpu())
-    return {name: tally.score(tallies["dense"]) for name, tally in tallies.items()}
+            known = None if labels is None else labels.cpu()
+            tallies[name].add(logits, answers.get("dense"), known)
+    return {name: tally.score(tallies.get("dense")) for name, tally in tallies.items()}
 
 
 def kl_divergence(dense: Tensor, slim: Tensor) -> Tensor:
@@ -202,13 +214,13 @@ def _check_same_kind(before: Batch | None, now: Batch, number: int) -> None:
 
 def _check_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number: int) -> None:
     """Refuses answers that are not finite class scores, and labels that do not fit them."""
-    dense = answers["dense"]
-    if dense.ndim != 2:
+    first = answers.get("dense", next(iter(answers.values())))
+    if first.ndim != 2:
         raise UnsupportedModel(
-            f"This host answers with shape {tuple(dense.shape)}, not with class scores (B, C), so "
+            f"This host answers with shape {tuple(first.shape)}, not with class scores (B, C), so "
             "there is nothing to score. Measure it without images to get its costs."
         )
-    for name, logits in {"dense": dense, **answers}.items():
+    for name, logits in answers.items():
         index = _first_nonfinite(logits)
         if index is not None:
             raise WrongInput(
@@ -217,11 +229,11 @@ def _check_answers(answers: Mapping[str, Tensor], labels: Tensor | None, number:
             )
     if labels is None:
         return
-    classes = dense.shape[1]
-    if labels.shape != (len(dense),) or labels.is_floating_point():
+    classes = first.shape[1]
+    if labels.shape != (len(first),) or labels.is_floating_point():
         raise WrongInput(
             f"Batch {number} has labels of shape {tuple(labels.shape)} and type {labels.dtype}; "
-            f"give {len(dense)} whole numbers, one an image."
+            f"give {len(first)} whole numbers, one an image."
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise WrongInput(

@@ -78,3 +78,8 @@ def method_name(method: Method) -> str | None:
     """Returns the name under which `method` ships with the package; None if it does not."""
     package, _, name = type(method).__module__.rpartition(".")
     return name if package == "patchslim.methods" else None
+
+
+def method_label(method: Method) -> str:
+    """Returns the name of one of our methods, or the class name of any other."""
+    return method_name(method) or type(method).__name__

@@ -56,17 +56,40 @@ class Provenance:
     ) -> Provenance:
         """Records the provenance of what has just been measured with `host` in this process."""
         parameter = next(host.parameters())
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        return cls.of(
+            parameter.device, dtype, batch=batch, image_size=image_size, images=images, seed=seed
+        )
+
+    @classmethod
+    def of(  # noqa: PLR0913 (each is told apart in what was measured)
+        cls,
+        device: torch.device,
+        dtype: str,
+        *,
+        batch: int,
+        image_size: tuple[int, int],
+        images: int,
+        seed: int,
+        threads: int | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Provenance:
+        """Records the provenance of what has just been measured on a device.
+
+        `versions` are of further libraries; `threads` is by default how many PyTorch uses.
+        """
         installed = {
             "torch": installed_version("torch") or "unknown",
             **installed_libraries(),
+            **(versions or {}),
             "patchslim": installed_version("patchslim") or "source",
         }
         load = os.getloadavg() if hasattr(os, "getloadavg") else ()
         return cls(
-            device=str(parameter.device),
-            processor=_processor(parameter.device),
-            threads=torch.get_num_threads(),
-            dtype=str(parameter.dtype).removeprefix("torch."),
+            device=str(device),
+            processor=_processor(device),
+            threads=threads or torch.get_num_threads(),
+            dtype=dtype,
             batch=batch,
             image_size=image_size,
             images=images,

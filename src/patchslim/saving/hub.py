@@ -1,37 +1,47 @@
-"""Uploads a saved folder to the Hugging Face Hub, and downloads one."""
+"""Uploads a saved folder or a file to the Hugging Face Hub, and downloads what is there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from patchslim.errors import BadFile
 from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
 
 PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
+MESSAGE = "A model slimmed by patchslim"
 
 
-def download(repository: str) -> Path:
-    """Downloads a Hub repository into the Hub client's cache, and returns the folder there."""
+def download(repository: str, names: Sequence[str] = (WEIGHTS_FILE, RECIPE_FILE)) -> Path:
+    """Downloads files of a Hub repository into the Hub client's cache; returns the folder there.
+
+    `names` are names or patterns of files at the top of the repository, by default those of a saved
+    model. Nothing else is fetched.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=[WEIGHTS_FILE, RECIPE_FILE]))
+        return Path(snapshot_download(repository, allow_patterns=[*names], ignore_patterns=["*/*"]))
     except _hub_errors() as error:
         raise BadFile(f"{repository!r} cannot be fetched from the Hub: {error}") from error
 
 
-def upload(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Uploads a saved folder to a Hub repository, made if need be, and returns its address."""
+def upload(path: Path, repository: str, *, private: bool = False) -> str:
+    """Uploads a folder or a file to a Hub repository, made if need be, and returns its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            commit_message="A model slimmed by patchslim",
-        )
+        if path.is_dir():
+            api.upload_folder(repo_id=repository, folder_path=path, commit_message=MESSAGE)
+        else:
+            api.upload_file(
+                repo_id=repository,
+                path_or_fileobj=path,
+                path_in_repo=path.name,
+                commit_message=MESSAGE,
+            )
     except _hub_errors() as error:
         raise BadFile(
             f"Could not upload to {repository!r}: {error}. Log in with `hf auth login`, or "

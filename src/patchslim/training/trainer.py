@@ -274,8 +274,8 @@ class Trainer:
         )
         if self.best is None or error < self.best.score:
             self.best = BestWeights(done, error, self._final_weights())
-        accuracy = {} if scored.accuracy is None else {"accuracy": scored.accuracy.value}
-        return {"kl": scored.kl.value, "agreement": scored.agreement.value, **accuracy}
+        found = {"kl": scored.kl, "agreement": scored.agreement, "accuracy": scored.accuracy}
+        return {name: each.value for name, each in found.items() if each is not None}
 
     def _final_weights(self) -> Weights:
         """Returns the weights that would be saved now; empty in all processes but the first."""
@@ -395,4 +395,6 @@ def _validation_error(scored: Score, *, by_teacher: bool) -> float:
 
     It is the KL divergence from the teacher; without a teacher, the share of wrong answers.
     """
-    return scored.kl.value if by_teacher or scored.accuracy is None else 1 - scored.accuracy.value
+    if scored.accuracy is not None and not by_teacher:
+        return 1 - scored.accuracy.value
+    return float("inf") if scored.kl is None else scored.kl.value

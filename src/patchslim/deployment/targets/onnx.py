@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from patchslim.deployment.graph import INPUT, Graph, quietly
+from patchslim.deployment.nodes import Node, link_nodes
 from patchslim.deployment.onnx_file import CARD_KEY, SEALED, read_card_text, seal_file
 from patchslim.deployment.target import Runner, Target, refuse_to_run
 from patchslim.errors import BadFile
@@ -23,6 +24,7 @@ class Onnx(Target):
     suffix = ".onnx"
     needs = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22)}  # noqa: RUF012
     extra = "onnx"
+    shows_nodes = True
 
     def convert(self, graph: Graph) -> Any:
         """The model as a protocol buffer, with the kept cells among its outputs."""
@@ -59,24 +61,49 @@ class Onnx(Target):
         """Runs the model from memory."""
         return _session(converted.SerializeToString())
 
-    def open(self, path: Path) -> tuple[str | None, Runner]:
+    def open(self, path: Path, threads: int | None = None) -> tuple[str | None, Runner]:
         """The card in the file's metadata, and a session of ONNX Runtime."""
         card = read_card_text(path)
-        return card, refuse_to_run if card is None else _session(str(path))
+        return card, refuse_to_run if card is None else _session(str(path), threads)
+
+    def read_nodes(self, path: Path) -> tuple[list[Node], list[Node]]:
+        """The nodes of the file, and those that the session runs after its optimisations."""
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = Path(folder) / "optimised.onnx"
+            _session(str(path), optimised=optimised)
+            return _read_nodes(path), _read_nodes(optimised)
 
 
-def _session(model: str | bytes) -> Runner:
-    """What runs a model in ONNX Runtime on the CPU."""
+def _session(
+    model: str | bytes, threads: int | None = None, optimised: Path | None = None
+) -> Runner:
+    """What runs a model in ONNX Runtime on the CPU.
+
+    Its threads stop spinning when a call ends, so that they take no time from anybody else.
+    `optimised` is where the graph that it runs is written.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads or 0
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no base of their own
         shown = "The model" if isinstance(model, bytes) else model
         raise BadFile(f"{shown} cannot be read by ONNX Runtime: {str(error)[:200]}") from error
     return lambda images: list(session.run(None, {INPUT: images}))
+
+
+def _read_nodes(path: Path) -> list[Node]:
+    """The nodes of an ONNX file."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return link_nodes([(each.op_type, each.input, each.output) for each in nodes])
 
 
 TARGET = Onnx()

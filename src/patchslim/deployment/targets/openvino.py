@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from patchslim.deployment.graph import INPUT, Graph, quietly
+from patchslim.deployment.nodes import Node, link_nodes
 from patchslim.deployment.target import Runner, Target
 from patchslim.errors import BadFile
 from patchslim.files import read_json
@@ -23,6 +25,8 @@ class OpenVino(Target):
     files = (MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE)
     needs = {"openvino": (2025, 4)}  # noqa: RUF012
     extra = "openvino"
+    shows_nodes = True
+    has_streams = True
 
     def convert(self, graph: Graph) -> Any:
         """The model in OpenVINO's memory, with the kept cells among its outputs."""
@@ -49,30 +53,81 @@ class OpenVino(Target):
         """Runs the model from memory."""
         return _compile(converted)
 
-    def open(self, path: Path) -> tuple[str | None, Runner]:
+    def open(self, path: Path, threads: int | None = None) -> tuple[str | None, Runner]:
         """The card in the model's runtime information, and the compiled model."""
+        model = _read(path)
+        card = model.get_rt_info(CARD_PATH).value if model.has_rt_info(CARD_PATH) else None
+        return card, _compile(model, {} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+
+    def open_streams(self, path: Path, threads: int, streams: int) -> Runner:
+        """Runs a batch on each stream; OpenVINO shares the threads out among them."""
         import openvino
 
-        _check_digests(path)
-        try:
-            model = openvino.Core().read_model(path / MODEL_FILE)
-        except RuntimeError as error:
-            raise BadFile(f"{path} cannot be read by OpenVINO: {str(error)[:200]}") from error
-        card = model.get_rt_info(CARD_PATH).value if model.has_rt_info(CARD_PATH) else None
-        return card, _compile(model)
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams}
+        queue = openvino.AsyncInferQueue(_compiled(_read(path), settings), streams)
+
+        def run(images: Any) -> list[Any]:
+            for _ in range(streams):
+                queue.start_async(images)
+            queue.wait_all()
+            return []
+
+        return run
+
+    def read_nodes(self, path: Path) -> tuple[list[Node], list[Node]]:
+        """The nodes of the file, and those of the compiled model, in the plugin's own words."""
+        model = _read(path)
+        runs = _compiled(model, {}).get_runtime_model()
+        return _list_nodes(model), _list_nodes(runs)
 
     def looks_written(self, path: Path) -> bool:
         """Whether it is a folder with the two files of a model."""
         return (path / MODEL_FILE).is_file() or (path / DIGESTS_FILE).is_file()
 
 
-def _compile(model: Any) -> Runner:
-    """What runs a model, in float32: in a lower precision, other tokens would be kept."""
+def _read(path: Path) -> Any:
+    """The model in a folder, if its files are the ones that were written."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    _check_digests(path)
+    try:
+        return openvino.Core().read_model(path / MODEL_FILE)
+    except RuntimeError as error:
+        raise BadFile(f"{path} cannot be read by OpenVINO: {str(error)[:200]}") from error
+
+
+def _compile(model: Any, more: Mapping[str, Any] | None = None) -> Runner:
+    """What runs a model."""
+    compiled = _compiled(model, more or {})
     return lambda images: [value.copy() for value in compiled(images).to_tuple()]
+
+
+def _compiled(model: Any, more: Mapping[str, Any]) -> Any:
+    """The compiled model, in float32: in a lower precision, other tokens would be kept."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **more}
+    return openvino.Core().compile_model(model, "CPU", settings)
+
+
+def _list_nodes(model: Any) -> list[Node]:
+    """The nodes of a model, by the kernel that runs each if that is known, or else by name."""
+    listed = []
+    for each in model.get_ordered_ops():
+        facts = each.get_rt_info()
+        kind = _plain(facts["layerType"]) if "layerType" in facts else each.get_type_name()
+        reads = [
+            (source.get_node().get_friendly_name(), source.get_index())
+            for source in (port.get_source_output() for port in each.inputs())
+        ]
+        makes = [(each.get_friendly_name(), port.get_index()) for port in each.outputs()]
+        listed.append((kind, reads, makes))
+    return link_nodes(listed)
+
+
+def _plain(value: Any) -> str:
+    """What stands in a model's runtime information, as text."""
+    return str(getattr(value, "value", value))
 
 
 def _digest(file: Path) -> str:

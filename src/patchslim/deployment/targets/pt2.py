@@ -39,8 +39,8 @@ class Pt2(Target):
         """Runs the program."""
         return _runner(converted)
 
-    def open(self, path: Path) -> tuple[str | None, Runner]:
-        """The card in the archive, and the program."""
+    def open(self, path: Path, threads: int | None = None) -> tuple[str | None, Runner]:
+        """The card in the archive, and the program, which runs on PyTorch's threads."""
         extra = {CARD_FILE: ""}
         try:
             with path.open("rb") as file, warnings.catch_warnings():
