@@ -401,6 +401,26 @@ def large_images() -> str:
     return "\n".join([*lines, "", key, "", f"<sub>{facts}</sub>"])
 
 
+def executorch() -> str:
+    """Writes what ExecuTorch gains by a reduction, and how much of each model it delegates."""
+    data = _read("export_speed.json")
+    lines = [
+        "| DeiT-Ti in ExecuTorch | MACs | MB | delegated | partitions | off by | ms | faster |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in data["rows"]:
+        given, (low, high) = row["delegated"], row["faster_quartiles"]
+        lines.append(
+            f"| {row['model']} | {row['macs']:.2f} | {row['bytes'] / 1e6:.1f} | "
+            f"{given['operators']} of {given['of']} | {given['partitions']} | "
+            f"{row['largest_difference']:.0e} | {row['ms']:.1f} | "
+            f"{row['faster']:.2f}x [{low:.2f}, {high:.2f}] |"
+        )
+    key = "off by: the largest difference of an answer to the model's, as a share of the largest."
+    facts = f"{data['repeats']} rounds interleaved, {_origin_line(data['birth'])}"
+    return "\n".join([*lines, "", key, "", f"<sub>{facts}</sub>"])
+
+
 def evo_scratch() -> str:
     """Writes Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     whole = _read("evo_cifar.json")
@@ -553,6 +573,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "evo-stock": evo_stock,
         "evo-speed": evo_speed,
         "large-images": large_images,
+        "executorch": executorch,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
         "train-speed": train_speed,

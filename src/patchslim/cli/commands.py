@@ -197,13 +197,19 @@ def export(args: Namespace, terminal: Terminal) -> CommandResult:
         **model_facts(args, slimmed.plan),
         "target": artefact.card["target"],
         "out": str(args.out),
+        "bytes": artefact.size,
         "check": artefact.card["checked"],
     }
-    lines = [
-        facts_text(facts),
-        f"exported       {show_name(args.out)}, for {artefact.card['target']}",
-        f"checked        {artefact.check}",
-    ]
+    shown = f"{show_name(args.out)}, for {artefact.card['target']}, {artefact.size / 1e6:.1f} MB"
+    lines = [facts_text(facts), f"exported       {shown}"]
+    if "delegated" in artefact.card:
+        facts["delegated"] = artefact.card["delegated"]
+        lines.append(
+            "delegated      {operators} of {of} operators, in {partitions} parts".format(
+                **facts["delegated"]
+            )
+        )
+    lines.append(f"checked        {artefact.check}")
     return CommandResult("\n".join(lines), facts)
 
 

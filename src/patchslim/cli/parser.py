@@ -214,7 +214,7 @@ def _add_export(commands: Any) -> None:
         "--batch",
         type=whole_number(BATCH),
         metavar="N",
-        help="images that it takes in a call (by default any number)",
+        help="images that it takes in a call (by default any number; 1 for executorch)",
     )
     add(
         "--data",

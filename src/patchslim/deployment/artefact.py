@@ -85,6 +85,12 @@ class Artefact:
         """Uploads the file or folder, with the card in it, and returns the address."""
         return upload(self.path, repository, private=private)
 
+    @property
+    def size(self) -> int:
+        """How many bytes its file or folder takes."""
+        files = [self.path] if self.path.is_file() else self.path.iterdir()
+        return sum(each.stat().st_size for each in files)
+
     def __repr__(self) -> str:
         """The target, the path and the method."""
         return f"Artefact({self.card['target']}, {str(self.path)!r}, {self.card['method']})"
@@ -101,10 +107,12 @@ class Artefact:
         check_readable(images, f"{self.path} takes images of shape {made_for}")
         other = images.ndim != 4 or tuple(images.shape[1:]) != shape
         if other or not images.is_floating_point() or (batch and len(images) != batch):
+            cure = "Resize them, or export the model for theirs."
+            if not other and images.is_floating_point():
+                cure = f"Give {batch} in each call, or export with batch={len(images)}."
             raise WrongInput(
                 f"Got images of shape {tuple(images.shape)} and type {images.dtype}: {self.path} "
-                f"takes float images of shape {made_for}. Resize them, or export the model for "
-                "theirs."
+                f"takes float images of shape {made_for}. {cure}"
             )
 
 
@@ -127,7 +135,7 @@ def open_artefact(
     if target.runs_code and not is_own:
         raise BadFile(
             f"{path} is not opened: PyTorch runs code in such a file while it reads it. If you "
-            "trust who made it, open it with torch.export.load; or export to onnx or openvino."
+            f"trust who made it, open it with {target.reader}; or export to onnx or openvino."
         )
     target.check_installed()
     check_regular(path, target.files)

@@ -53,10 +53,12 @@ def export(
     Args:
         model: the slimmed model. It is exported in float32 and in evaluation mode.
         path: the file to write, or the folder for a target that is one.
-        to: the target: "onnx", "openvino" or "pt2"; by default the one that the path ends with.
+        to: the target: "aoti", "executorch", "onnx", "openvino" or "pt2"; by default the one that
+            the path ends with.
         images: images to check with, besides random ones: a batch, or an iterable of batches with
             or without labels, of which the first 64 images count.
-        batch: how many images the artefact takes in a call; by default any number.
+        batch: how many images the artefact takes in a call; by default any number, and one for
+            "executorch", which needs a fixed number.
         labels: names of the classes, to travel with it; by default those that the host knows.
 
     Raises:
@@ -74,6 +76,8 @@ def export(
         )
     if batch is not None:
         batch = check_value("batch", batch, int, BATCH, cure="None is any number.")
+    elif not target.any_batch:
+        batch = 1
     target.check_installed()
     graph = _make_graph(model, batch)
     batches = _batches(graph, images)
@@ -87,7 +91,7 @@ def export(
         raise WrongExport(_say_refused(target, graph, error)) from error
     found = check_graph(run, graph, batches)
     with _replace(target, path) as fresh:
-        card["checked"] = found.to_json()
+        card |= {**target.describe(converted), "checked": found.to_json()}
         _write(target, converted, graph, json.dumps(card), fresh)
         found = check_answers(target.open(fresh)[1], graph, batches, graph.outputs, found)
     written = open_artefact(path, is_own=True)
@@ -102,10 +106,12 @@ def _find_target(to: str | None, path: Path) -> Target:
     if to is not None:
         check_type("to", to, str, f"Give one of {', '.join(target_names())}.")
         target = find_target(to)
-        if target.suffix and path.suffix != target.suffix:
+        if target.suffix and target_of_path(path) is not target:
+            other = target_of_path(path)
+            stem = path.name.removesuffix(other.suffix) if other else path.stem
             raise BadSetting(
                 f"{path}: a file for {target.name} ends in {target.suffix}, by which it is known "
-                f"again. Give {path.with_suffix(target.suffix)}."
+                f"again. Give {path.with_name(stem + target.suffix)}."
             )
         return target
     found = target_of_path(path)

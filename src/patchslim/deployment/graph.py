@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from patchslim.tokens.tokens import Tokens
 
 INPUT = "images"
 Kind = Literal["tensor", "sequence", "mapping"]
+T = TypeVar("T")
 NO_CELL = -1  # stands in the kept cells where a row is padding
 
 
@@ -133,7 +134,7 @@ class Graph:
             return torch.export.export(witness, (example,), dynamic_shapes=dynamic)
 
 
-def quietly(convert: Callable[[], Any]) -> Any:
+def quietly(convert: Callable[[], T]) -> T:
     """Runs a converter without what it prints and logs to its own developers."""
     import contextlib
     import io

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,14 @@ def find_target(name: str) -> Target:
 def target_of_path(path: Path) -> Target | None:
     """The target that writes paths with this ending, if one does."""
     targets = map(find_target, target_names())
-    return next((each for each in targets if each.suffix and each.suffix == path.suffix), None)
+    return _longest(each for each in targets if each.suffix and path.name.endswith(each.suffix))
 
 
 def target_of_artefact(path: Path) -> Target | None:
     """The target that may have written what is at `path`, by its looks."""
-    return next(
-        (each for each in map(find_target, target_names()) if each.looks_written(path)), None
-    )
+    return _longest(each for each in map(find_target, target_names()) if each.looks_written(path))
+
+
+def _longest(targets: Iterable[Target]) -> Target | None:
+    """The target with the longest suffix: what ends in .aoti.pt2 ends in .pt2, too."""
+    return max(targets, key=lambda each: len(each.suffix), default=None)

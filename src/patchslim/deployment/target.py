@@ -37,10 +37,12 @@ class Target(ABC):
         files: names of the files in the folder, if it is one.
         needs: the distributions that it needs and their oldest versions.
         extra: the extra of patchslim that installs them.
+        any_batch: whether an artefact can take any number of images in a call.
         runs_code: whether its reader may run code that is in a file, so that only an artefact that
             was written just now is opened.
         shows_nodes: whether it can list the nodes of the graph that its runtime runs.
         has_streams: whether it can run several calls at a time, each on a part of the threads.
+        reader: the function that opens an artefact whose reader runs code.
     """
 
     name: ClassVar[str]
@@ -48,9 +50,11 @@ class Target(ABC):
     files: ClassVar[Sequence[str]] = ()
     needs: ClassVar[dict[str, tuple[int, ...]]] = {}
     extra: ClassVar[str | None] = None
+    any_batch: ClassVar[bool] = True
     runs_code: ClassVar[bool] = False
     shows_nodes: ClassVar[bool] = False
     has_streams: ClassVar[bool] = False
+    reader: ClassVar[str] = ""
 
     def check_installed(self) -> None:
         """Refuses to go on if the runtime is missing or too old."""
@@ -60,6 +64,10 @@ class Target(ABC):
     @abstractmethod
     def convert(self, graph: Graph) -> Any:
         """The graph in the target's own form, with the kept cells among its outputs."""
+
+    def describe(self, converted: Any) -> dict[str, Any]:
+        """What the card says of the converted graph besides, as plain data."""
+        return {}
 
     @abstractmethod
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
@@ -95,4 +103,4 @@ class Target(ABC):
 
     def looks_written(self, path: Path) -> bool:
         """Whether `path` looks like something that this target wrote."""
-        return path.is_file() and path.suffix == self.suffix
+        return path.is_file() and path.name.endswith(self.suffix)

@@ -23,6 +23,7 @@ class Pt2(Target):
     suffix = ".pt2"
     # torch.export.load evaluates sizes as Python, and unpickles what weights_only refuses.
     runs_code = True
+    reader = "torch.export.load"
 
     def convert(self, graph: Graph) -> Any:
         """The program with the kept cells among its outputs."""
