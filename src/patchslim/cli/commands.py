@@ -188,7 +188,10 @@ def export(args: Namespace, terminal: Terminal) -> CommandResult:
         slimmed,
         args.out,
         args.to,
+        precision=args.precision,
         images=images,
+        max_kl=args.max_kl,
+        max_drop=args.max_drop,
         batch=args.batch,
         labels=None if args.labels is None else read_labels(args.labels, args.limits),
     )
@@ -196,12 +199,13 @@ def export(args: Namespace, terminal: Terminal) -> CommandResult:
     facts = {
         **model_facts(args, slimmed.plan),
         "target": artefact.card["target"],
+        "precision": artefact.card["precision"],
         "out": str(args.out),
         "check": artefact.card["checked"],
     }
     lines = [
         facts_text(facts),
-        f"exported       {show_name(args.out)}, for {artefact.card['target']}",
+        f"exported       {show_name(args.out)}, for {facts['target']} in {facts['precision']}",
         f"checked        {artefact.check}",
     ]
     return CommandResult("\n".join(lines), facts)
