@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
@@ -108,15 +109,24 @@ class Pretence(Target):
     name = "pretence"
     suffix = ".pretence"
     extra = "pretence"
+    precisions = ("float32", "bfloat16")
 
     def __init__(self) -> None:
         self.bend: Any = lambda values: values
+        self.wrong = 1.0
+
+    def lower(self, converted: Any, graph: Graph, precision: str) -> Any:
+        made = copy.deepcopy(converted)
+        head = made.model.host.head
+        head.weight.data.copy_(self.wrong * head.weight.bfloat16())
+        self.lowered = made.model
+        return made
 
     def convert(self, graph: Graph) -> Any:
         return Witness(graph.model, graph.outputs)
 
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        told = Witness(graph.model, graph.outputs, tells=False)
+        told = Witness(converted.model, graph.outputs, tells=False)
         path.write_bytes(pickle.dumps((card, told)))
 
     def witness(self, converted: Any) -> Runner:
@@ -213,6 +223,27 @@ def test_a_graph_that_keeps_other_patches_is_not_written(pretence, tmp_path, dec
     assert len([*tmp_path.iterdir()]) == 1
 
 
+def test_a_lower_precision_tells_what_it_changes(pretence, tmp_path):
+    x, path = pictures(5), tmp_path / "m.pretence"
+    model = slim()
+    written = patchslim.export(model, path, precision="bfloat16", images=x, max_kl=0.1, max_drop=0)
+    assert written.card["precision"] == "bfloat16"
+    told = written.card["checked"]["drift"]
+    assert told == patchslim.load(path).card["checked"]["drift"]
+    assert (told["images"], told["same_tokens"], told["agreement"]) == (5, 1.0, 1.0)
+    assert 0 < told["kl"] < 1e-3
+    assert "in bfloat16 on 5 images: KL to float32 0.0" in str(written.check)
+    with torch.no_grad():
+        assert torch.equal(written(x), pretence.lowered(x))
+    before = path.read_bytes()
+    with pytest.raises(WrongExport, match=r"In bfloat16, on 5 images, its KL .* and max_kl=1e-12"):
+        patchslim.export(model, path, precision="bfloat16", images=x, max_kl=1e-12)
+    pretence.wrong = -1.0
+    with pytest.raises(WrongExport, match=r"first answer on 100.0% .* and max_drop=0.5"):
+        patchslim.export(model, path, precision="bfloat16", images=x, max_drop=0.5)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("by", [2e-3, float("nan")])
 def test_a_graph_that_answers_otherwise_is_not_written(pretence, tmp_path, by):
     pretence.bend = lambda values: [values[0] + by, *values[1:]]
@@ -292,6 +323,12 @@ WRONG_CALLS = [
     ({"path": "m.bin", "to": "onnx"}, BadSetting, "a file for onnx ends in .onnx"),
     ({"path": "m.pt2", "to": "aoti"}, BadSetting, "ends in .aoti.pt2, .* Give .*/m.aoti.pt2"),
     ({"path": "m.aoti.pt2", "to": "pt2"}, BadSetting, "ends in .pt2, .* Give .*/m.pt2"),
+    ({"path": "m.pt2", "precision": "int4"}, UnknownName, "Unknown precision 'int4'"),
+    ({"path": "m.pt2", "precision": 8}, UnknownName, "Unknown precision '8'"),
+    ({"path": "m.pt2", "precision": "bfloat16"}, WrongExport, "pt2 has no bfloat16: .*'openvino'"),
+    ({"path": "m.onnx", "precision": "bfloat16"}, WrongExport, r"onnx has no .* on a CPU\. Give"),
+    ({"path": "m.pt2", "max_kl": -1}, BadSetting, "max_kl"),
+    ({"path": "m.pt2", "max_drop": 2}, BadSetting, "max_drop=2"),
     ({"path": "m.pt2", "batch": 0}, BadSetting, "batch=0"),
     ({"path": "m.pt2", "labels": ["a"]}, BadSetting, "labels= has 1 names"),
     ({"path": "m.pt2", "images": torch.zeros(1, 3, 8, 8)}, BadSetting, "images= has a batch"),

@@ -29,7 +29,7 @@ def artefact(model: SlimModel, name: str = "m.onnx", batch: int | None = None) -
     """An artefact that PyTorch runs: the card and the answers are those of an exported one."""
     with torch.no_grad():
         outputs = Outputs.of(model(pictures(1)))
-    card = make_card(Graph(model, outputs, batch), "onnx", ["torch"], None)
+    card = make_card(Graph(model, outputs, batch), "onnx", "float32", ["torch"], None)
 
     def run(images: Any) -> list[Any]:
         assert batch in (None, len(images))

@@ -188,7 +188,10 @@ def export(args: Namespace, terminal: Terminal) -> CommandResult:
         slimmed,
         args.out,
         args.to,
+        precision=args.precision,
         images=images,
+        max_kl=args.max_kl,
+        max_drop=args.max_drop,
         batch=args.batch,
         labels=None if args.labels is None else read_labels(args.labels, args.limits),
     )
@@ -196,12 +199,16 @@ def export(args: Namespace, terminal: Terminal) -> CommandResult:
     facts = {
         **model_facts(args, slimmed.plan),
         "target": artefact.card["target"],
+        "precision": artefact.card["precision"],
         "out": str(args.out),
         "bytes": artefact.size,
         "check": artefact.card["checked"],
     }
-    shown = f"{show_name(args.out)}, for {artefact.card['target']}, {artefact.size / 1e6:.1f} MB"
-    lines = [facts_text(facts), f"exported       {shown}"]
+    kind = f"for {facts['target']} in {facts['precision']}"
+    lines = [
+        facts_text(facts),
+        f"exported       {show_name(args.out)}, {kind}, {artefact.size / 1e6:.1f} MB",
+    ]
     if "delegated" in artefact.card:
         facts["delegated"] = artefact.card["delegated"]
         lines.append(

@@ -272,7 +272,7 @@ def _parse_ints(text: str) -> tuple[int, ...]:
 
 def _parse_keep(text: str) -> float | list[int]:
     """Reads a share, or one count per block."""
-    return list(_parse_ints(text)) if "," in text else _parse_number(text)
+    return list(_parse_ints(text)) if "," in text else parse_number(text)
 
 
 def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
@@ -280,10 +280,10 @@ def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
     if "," in text:
         return list(_parse_ints(text))
     number, colon, inflect = text.partition(":")
-    return (_parse_number(number), _parse_number(inflect)) if colon else _parse_number(number)
+    return (parse_number(number), parse_number(inflect)) if colon else parse_number(number)
 
 
-def _parse_number(text: str) -> float:
+def parse_number(text: str) -> float:
     """Reads a number, as an int if it is whole."""
     whole = _parse_digits(text)
     if whole is not None:

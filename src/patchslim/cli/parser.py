@@ -22,6 +22,7 @@ from patchslim.cli.options import (
     add_search_options,
     add_training_options,
     add_weights,
+    parse_number,
     path,
     whole_number,
     word,
@@ -211,6 +212,25 @@ def _add_export(commands: Any) -> None:
     )
     add("--out", type=path, required=True, metavar="PATH", help="the file or folder to write")
     add(
+        "--precision",
+        type=word,
+        default="float32",
+        metavar="WORD",
+        help="float32 (default), bfloat16, float16 or int8, as far as the target can",
+    )
+    add(
+        "--max-kl",
+        type=parse_number,
+        metavar="X",
+        help="how far a lower precision may be from float32 (mean KL divergence)",
+    )
+    add(
+        "--max-drop",
+        type=parse_number,
+        metavar="SHARE",
+        help="share of images whose first answer a lower precision may change",
+    )
+    add(
         "--batch",
         type=whole_number(BATCH),
         metavar="N",
@@ -222,7 +242,12 @@ def _add_export(commands: Any) -> None:
         metavar="PATH",
         help=f"{DATA_HELP}, to check with besides random images",
     )
-    add("--limit", type=whole_number(), default=16, metavar="N", help="how many of them (16)")
+    add(
+        "--limit",
+        type=whole_number(),
+        metavar="N",
+        help="how many of them (16; 200 for int8, which finds ranges with half of them)",
+    )
     add("--labels", type=path, metavar="FILE", help="names of the classes, one a line")
     add_limits(command)
     add_weights(command)

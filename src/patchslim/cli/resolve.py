@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 # How many scenes of the embedded example are used without --limit.
 SCENE_COUNTS: dict[Split, int] = {"train": 2000, "test": 400}
 VALIDATION_BATCH = 32  # images per batch in a validation
+CHECKING, CALIBRATION = 16, 200  # images to check an export with, and to make it int8
 
 
 def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
@@ -178,8 +179,9 @@ def open_export_images(
     path = args.data or (EXAMPLE if args.model == EXAMPLE else None)
     if path is None:
         return None
+    limit = args.limit or (CALIBRATION if args.precision == "int8" else CHECKING)
     options = Namespace(
-        command=args.command, classes=None, limit=args.limit, limits=args.limits, batch=8
+        command=args.command, classes=None, limit=limit, limits=args.limits, batch=8
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*so labels are left out")

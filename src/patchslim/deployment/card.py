@@ -26,6 +26,7 @@ ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
     "images": dict,
     "input": list,
     "batch": (int, type(None)),
+    "precision": str,
     "outputs": dict,
     "labels": (list, type(None)),
     "versions": dict,
@@ -33,7 +34,7 @@ ENTRY_TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def make_card(
-    graph: Graph, target: str, needs: Sequence[str], labels: Sequence[str] | None
+    graph: Graph, target: str, precision: str, needs: Sequence[str], labels: Sequence[str] | None
 ) -> dict[str, Any]:
     """The card of an artefact that is about to be written."""
     model = graph.model
@@ -46,7 +47,7 @@ def make_card(
         "versions": {**recipe["versions"], **versions},
         "input": [*graph.image_shape],
         "batch": graph.batch,
-        "precision": "float32",
+        "precision": precision,
         "outputs": {"kind": graph.outputs.kind, "names": [*graph.outputs.names]},
         "labels": _labels(graph, labels),
         "tokens": [*model.plan.counts],

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchslim.deployment.graph import Graph, Outputs, Witness
+from patchslim.deployment.drift import Drift
+from patchslim.deployment.graph import Graph, Outputs, Witness, kept_cells
 from patchslim.deployment.target import Runner
 from patchslim.errors import WrongExport
 
@@ -33,11 +34,14 @@ class Check:
         images: how many images were compared.
         largest_difference: between its answers and the model's, over images without a near tie.
         near_ties: for each block with a near tie that went the other way, on how many images.
+        drift: what the precision of the artefact changes, if it is lower than float32. The figures
+            above then are of the same graph in float32.
     """
 
     images: int
     largest_difference: float
     near_ties: dict[int, int] = field(default_factory=dict)
+    drift: Drift | None = None
 
     @property
     def compared(self) -> int:
@@ -47,16 +51,18 @@ class Check:
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, as it stands in the card."""
         ties = {str(block): count for block, count in self.near_ties.items()}
-        return {
+        facts: dict[str, Any] = {
             "images": self.images,
             "largest_difference": self.largest_difference,
             "near_ties": ties,
         }
+        return facts if self.drift is None else {**facts, "drift": self.drift.to_json()}
 
     def __str__(self) -> str:
         """One sentence."""
         ties = sum(self.near_ties.values())
         told = f"; near ties went the other way on {ties} of them" if ties else ""
+        told += "" if self.drift is None else f" (in float32); {self.drift}"
         return (
             f"answers equal to {self.largest_difference:.1e} on {self.compared} images, with the "
             f"same tokens in every block{told}"
@@ -149,7 +155,7 @@ def _check_near_ties(
     graph: Graph, block: int, images: Tensor, theirs: Tensor, ours: Tensor
 ) -> None:
     """Refuses other kept cells than the model's unless noise in float64 flips the same ones."""
-    flipped = _membership(theirs, graph) != _membership(ours, graph)
+    flipped = kept_cells(theirs, graph) != kept_cells(ours, graph)
     wrong = _sure_cells(flipped, graph, block, images).sum(dim=1)
     if wrong.any():
         raise WrongExport(
@@ -174,7 +180,7 @@ def _sure_cells(flipped: Tensor, graph: Graph, block: int, images: Tensor) -> Te
         drawn = images + size * torch.randn(images.shape, generator=noise, dtype=torch.float64)
         for witness, dtype in zip(witnesses, (torch.float64, torch.float32), strict=True):
             with torch.no_grad():
-                kept = _membership(witness(drawn.to(dtype))[place], graph)
+                kept = kept_cells(witness(drawn.to(dtype))[place], graph)
             ever, always = ever | kept, always & kept
         if not (flipped & ~(ever & ~always)).any():
             break
@@ -184,12 +190,3 @@ def _sure_cells(flipped: Tensor, graph: Graph, block: int, images: Tensor) -> Te
 def _sets(cells: Tensor) -> Tensor:
     """Kept cells as sets: in ascending order."""
     return cells.to(torch.int64).sort(dim=1).values
-
-
-def _membership(cells: Tensor, graph: Graph) -> Tensor:
-    """Which grid cells are among the kept ones (B, cells)."""
-    height, width = graph.model.plan.shape.grid
-    kept = torch.zeros(len(cells), height * width + 1, dtype=torch.bool)
-    # Padding is marked in a column of its own, which is left out.
-    index = torch.where(cells < 0, height * width, cells.to(torch.int64))
-    return kept.scatter(1, index, True)[:, :-1]

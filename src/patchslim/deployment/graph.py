@@ -134,6 +134,15 @@ class Graph:
             return torch.export.export(witness, (example,), dynamic_shapes=dynamic)
 
 
+def kept_cells(cells: Tensor, graph: Graph) -> Tensor:
+    """Which grid cells are among those of the rows (B, rows), as (B, cells)."""
+    height, width = graph.model.plan.shape.grid
+    kept = torch.zeros(len(cells), height * width + 1, dtype=torch.bool)
+    # Padding is marked in a column of its own, which is left out.
+    index = torch.where(cells < 0, height * width, cells.to(torch.int64))
+    return kept.scatter(1, index, True)[:, :-1]
+
+
 def quietly(convert: Callable[[], T]) -> T:
     """Runs a converter without what it prints and logs to its own developers."""
     import contextlib

@@ -7,7 +7,7 @@ hosts, and does not judge whether the result is right: `checking.py` does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from patchslim.deployment.graph import Graph
 from patchslim.deployment.nodes import Node
+from patchslim.deployment.quantiser import Quantiser
 from patchslim.versions import check_version
 
 Arrays: TypeAlias = list[NDArray[Any]]
 # What runs an artefact: images (B, C, H, W) in float32 give its outputs in their order.
 Runner: TypeAlias = Callable[[NDArray[np.float32]], Arrays]
+FLOAT32 = "float32"  # every target has this precision
+INT8 = "int8"  # what a target's quantiser makes
 
 
 def refuse_to_run(images: NDArray[np.float32]) -> Arrays:
@@ -38,6 +41,9 @@ class Target(ABC):
         needs: the distributions that it needs and their oldest versions.
         extra: the extra of patchslim that installs them.
         any_batch: whether an artefact can take any number of images in a call.
+        precisions: in which it can be written; float32 first.
+        refusals: for other precisions, why not.
+        quantiser: what makes it int8, if that is among its precisions.
         runs_code: whether its reader may run code that is in a file, so that only an artefact that
             was written just now is opened.
         shows_nodes: whether it can list the nodes of the graph that its runtime runs.
@@ -51,15 +57,26 @@ class Target(ABC):
     needs: ClassVar[dict[str, tuple[int, ...]]] = {}
     extra: ClassVar[str | None] = None
     any_batch: ClassVar[bool] = True
+    precisions: ClassVar[Sequence[str]] = (FLOAT32,)
+    refusals: ClassVar[Mapping[str, str]] = {}
+    quantiser: ClassVar[Quantiser | None] = None
     runs_code: ClassVar[bool] = False
     shows_nodes: ClassVar[bool] = False
     has_streams: ClassVar[bool] = False
     reader: ClassVar[str] = ""
 
-    def check_installed(self) -> None:
-        """Refuses to go on if the runtime is missing or too old."""
+    def distributions(self, precision: str) -> list[str]:
+        """The distributions that it needs to write in this precision."""
+        quantiser = self.quantiser if precision == INT8 else None
+        return [*self.needs, *([] if quantiser is None else quantiser.needs)]
+
+    def check_installed(self, precision: str = FLOAT32) -> None:
+        """Refuses to go on if the runtime is missing or too old, or what writes this precision."""
         for distribution, oldest in self.needs.items():
             check_version(distribution, oldest, self.extra)
+        if precision == INT8 and self.quantiser is not None:
+            for distribution, oldest in self.quantiser.needs.items():
+                check_version(distribution, oldest, self.quantiser.extra)
 
     @abstractmethod
     def convert(self, graph: Graph) -> Any:
@@ -68,6 +85,13 @@ class Target(ABC):
     def describe(self, converted: Any) -> dict[str, Any]:
         """What the card says of the converted graph besides, as plain data."""
         return {}
+
+    def lower(self, converted: Any, graph: Graph, precision: str) -> Any:
+        """The converted graph in another of its `precisions` than int8, to be written or run.
+
+        What the graph decides is computed in float32, whatever the rest is.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:

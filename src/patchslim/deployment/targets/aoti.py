@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from patchslim.deployment.graph import Graph, quietly
-from patchslim.deployment.target import Runner, Target
+from patchslim.deployment.target import FLOAT32, Runner, Target
 from patchslim.errors import BadFile, MissingExtra
 
 CARD_KEY = "patchslim"
@@ -24,7 +24,7 @@ class Aoti(Target):
     runs_code = True  # it is machine code
     reader = "torch._inductor.aoti_load_package"
 
-    def check_installed(self) -> None:
+    def check_installed(self, precision: str = FLOAT32) -> None:
         """Refuses to go on without a compiler of C++."""
         from torch._inductor import cpp_builder, exc
 

@@ -11,7 +11,8 @@ import torch
 from patchslim.deployment.graph import INPUT, Graph, quietly
 from patchslim.deployment.nodes import Node, link_nodes
 from patchslim.deployment.onnx_file import CARD_KEY, SEALED, read_card_text, seal_file
-from patchslim.deployment.target import Runner, Target, refuse_to_run
+from patchslim.deployment.target import FLOAT32, Runner, Target, refuse_to_run
+from patchslim.deployment.targets._onnx_int8 import OrtQuantiser
 from patchslim.errors import BadFile
 
 OPSET = 18
@@ -25,6 +26,12 @@ class Onnx(Target):
     needs = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22)}  # noqa: RUF012
     extra = "onnx"
     shows_nodes = True
+    precisions = (FLOAT32, "int8")
+    quantiser = OrtQuantiser()
+    refusals = {  # noqa: RUF012
+        "bfloat16": "ONNX Runtime computes nothing in bfloat16 on a CPU",
+        "float16": "ONNX Runtime widens float16 on a CPU for most of what a transformer computes",
+    }
 
     def convert(self, graph: Graph) -> Any:
         """The model as a protocol buffer, with the kept cells among its outputs."""

@@ -10,16 +10,23 @@ from typing import Any
 
 from patchslim.deployment.graph import INPUT, Graph, quietly
 from patchslim.deployment.nodes import Node, link_nodes
-from patchslim.deployment.target import Runner, Target
+from patchslim.deployment.target import FLOAT32, Runner, Target
+from patchslim.deployment.targets._openvino_precision import (
+    NncfQuantiser,
+    halve_weights,
+    keep_decisions,
+)
 from patchslim.errors import BadFile
 from patchslim.files import read_json
 
 MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE = "model.xml", "model.bin", "digests.json"
-CARD_PATH = ["patchslim", "card"]
+CARD_PATH, PRECISION_PATH = ["patchslim", "card"], ["patchslim", "precision"]
+# What the plugin computes in. Weights in float16 are widened when they are read.
+HINTS = {FLOAT32: "f32", "float16": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
 class OpenVino(Target):
-    """OpenVINO's intermediate representation in float32, run on the CPU in float32."""
+    """OpenVINO's intermediate representation, run on the CPU."""
 
     name = "openvino"
     files = (MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE)
@@ -27,6 +34,8 @@ class OpenVino(Target):
     extra = "openvino"
     shows_nodes = True
     has_streams = True
+    precisions = (FLOAT32, "bfloat16", "float16", "int8")
+    quantiser = NncfQuantiser()
 
     def convert(self, graph: Graph) -> Any:
         """The model in OpenVINO's memory, with the kept cells among its outputs."""
@@ -38,6 +47,13 @@ class OpenVino(Target):
             port.get_tensor().set_names({name})
         return model
 
+    def lower(self, converted: Any, graph: Graph, precision: str) -> Any:
+        """A copy in bfloat16 or float16, which remembers how it is to be run."""
+        bfloat16 = precision == "bfloat16"
+        made = keep_decisions(converted, graph) if bfloat16 else halve_weights(converted)
+        made.set_rt_info(precision, PRECISION_PATH)
+        return made
+
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
         """Writes the part of the model that the kept cells do not need, the card, and digests."""
         import openvino
@@ -45,6 +61,7 @@ class OpenVino(Target):
         results = converted.get_results()[: len(graph.outputs.names)]
         model = openvino.Model(results, converted.get_parameters(), "patchslim")
         model.set_rt_info(card, CARD_PATH)
+        model.set_rt_info(json.loads(card)["precision"], PRECISION_PATH)
         openvino.save_model(model, path / MODEL_FILE, compress_to_fp16=False)
         digests = {name: _digest(path / name) for name in (MODEL_FILE, WEIGHTS_FILE)}
         (path / DIGESTS_FILE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
@@ -91,9 +108,22 @@ def _read(path: Path) -> Any:
 
     _check_digests(path)
     try:
-        return openvino.Core().read_model(path / MODEL_FILE)
+        model = openvino.Core().read_model(path / MODEL_FILE)
     except RuntimeError as error:
         raise BadFile(f"{path} cannot be read by OpenVINO: {str(error)[:200]}") from error
+    if _precision(model) not in HINTS:
+        raise BadFile(
+            f"{path} is in {_precision(model)}, which this version of patchslim cannot run: "
+            "pip install -U patchslim"
+        )
+    return model
+
+
+def _precision(model: Any) -> str:
+    """The precision that a model is to be run in; float32 where it says none."""
+    if not model.has_rt_info(PRECISION_PATH):
+        return FLOAT32
+    return str(model.get_rt_info(PRECISION_PATH).value)
 
 
 def _compile(model: Any, more: Mapping[str, Any] | None = None) -> Runner:
@@ -103,10 +133,10 @@ def _compile(model: Any, more: Mapping[str, Any] | None = None) -> Runner:
 
 
 def _compiled(model: Any, more: Mapping[str, Any]) -> Any:
-    """The compiled model, in float32: in a lower precision, other tokens would be kept."""
+    """The compiled model, in its own precision, and not in whatever the CPU does fastest."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", **more}
+    settings = {"INFERENCE_PRECISION_HINT": HINTS[_precision(model)], **more}
     return openvino.Core().compile_model(model, "CPU", settings)
 
 

@@ -21,6 +21,10 @@ class Pt2(Target):
 
     name = "pt2"
     suffix = ".pt2"
+    refusals = dict.fromkeys(
+        ("bfloat16", "float16", "int8"),
+        "an exported program is there to be compiled further, and its compiler lowers it",
+    )
     # torch.export.load evaluates sizes as Python, and unpickles what weights_only refuses.
     runs_code = True
     reader = "torch.export.load"

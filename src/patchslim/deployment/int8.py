@@ -1,0 +1,110 @@
+"""Finds an int8 graph that is close enough to the slimmed model in float32.
+
+The images that are given need no labels. Every second one is used to find ranges, and the others to
+judge: the best recipe is the one with the lowest KL divergence there. If that is more than is
+allowed, activations are left in float where rounding them costs most, as few as will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchslim.deployment.drift import Drift, Limits, Reference
+from patchslim.deployment.graph import Graph
+from patchslim.deployment.quantiser import Quantiser
+from patchslim.deployment.target import INT8, Target
+from patchslim.errors import BadSetting, WrongExport
+
+LEAST_IMAGES = 2
+RANKING_IMAGES = 16  # of those that judge, to rank the places by what they cost
+
+
+def check_images(images: Tensor | None) -> Tensor:
+    """Refuses to go on with too few images."""
+    if images is None or len(images) < LEAST_IMAGES:
+        raise BadSetting(
+            "int8 needs images= (--data) to find the ranges of activations. Give about 200 of the "
+            "kind that the model will see; labels are not needed."
+        )
+    return images
+
+
+def quantise(
+    target: Target, converted: Any, graph: Graph, images: Tensor, limits: Limits
+) -> tuple[Any, Reference, Drift]:
+    """The graph in int8, the images that judged it, and what it changes on them.
+
+    Raises:
+        WrongExport: if it changes more than is allowed, however many activations stay in float.
+    """
+    quantiser = target.quantiser
+    assert quantiser is not None  # noqa: S101 (a target with int8 among its precisions has one)
+    reference = Reference(graph, in_batches(images[1::2], graph.batch, 8))
+    calibration = in_batches(images[::2], graph.batch, 1)
+    best: tuple[Any, Drift] | None = None
+    for recipe in quantiser.recipes:
+        made = quantiser.quantise(converted, graph, calibration, recipe)
+        drift = reference.measure(target.witness(made), INT8, recipe)
+        if best is None or drift.kl < best[1].kl:
+            best = made, drift
+    assert best is not None  # noqa: S101 (there is a recipe)
+    if limits.excess(best[1]):
+        best = _leave_as_few(target, quantiser, best, reference, limits)
+    return best[0], reference, best[1]
+
+
+def in_batches(images: Tensor, batch: int | None, usual: int) -> list[Tensor]:
+    """Images in batches that a graph takes; the last one is filled up with the first image."""
+    if batch is None:
+        return [*images.split(usual)]
+    missing = -len(images) % batch
+    return [*torch.cat([images, images[:1].expand(missing, -1, -1, -1)]).split(batch)]
+
+
+def _leave_as_few(
+    target: Target,
+    quantiser: Quantiser,
+    best: tuple[Any, Drift],
+    reference: Reference,
+    limits: Limits,
+) -> tuple[Any, Drift]:
+    """Leaves those activations in float that cost most, as few as the limits need."""
+    quantised, first = best
+    ranked = _rank_places(target, quantiser, quantised, reference)
+
+    def leave(count: int) -> tuple[Any, Drift]:
+        made = quantiser.leave_float(quantised, ranked[:count])
+        recipe = f"{first.recipe}, {count} of {len(ranked)} activations in float32"
+        return made, reference.measure(target.witness(made), INT8, recipe)
+
+    low, high, found = 0, len(ranked), leave(len(ranked))
+    if limits.excess(found[1]):
+        raise WrongExport(
+            f"In int8, on {first.images} images, {limits.excess(first)}; with every activation in "
+            f"float32 and the weights alone in int8, {limits.excess(found[1])}. Nothing was "
+            "written. Allow more, or export in bfloat16 or float32."
+        )
+    while high - low > 1:  # `low` are too few, `high` are enough
+        middle = (low + high) // 2
+        tried = leave(middle)
+        if limits.excess(tried[1]):
+            low = middle
+        else:
+            high, found = middle, tried
+    return found
+
+
+def _rank_places(
+    target: Target, quantiser: Quantiser, quantised: Any, reference: Reference
+) -> Sequence[str]:
+    """The places by what leaving each one alone in float gains, most first."""
+    few = reference.part(RANKING_IMAGES)
+    kl = {
+        place: few.measure(target.witness(quantiser.leave_float(quantised, [place])), INT8).kl
+        for place in quantiser.list_places(quantised)
+    }
+    return sorted(kl, key=kl.__getitem__)

@@ -1,0 +1,144 @@
+"""How a model of OpenVINO gets a lower precision, and how its decisions do not.
+
+A graph decides where numbers become an index or a truth value. Everything that such a place is
+computed from is kept in float32, up to the weights and to the stream of tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from xml.etree import ElementTree
+
+from torch import Tensor
+
+from patchslim.deployment.graph import Graph, quietly
+from patchslim.deployment.quantiser import Quantiser
+
+DECIDES = "decides/"  # the names of such nodes begin with this
+# OpenVINO's own attribute of a node that is to be computed in the precision that it was written in.
+PRECISE = {"name": "precise", "version": "0"}
+WEIGHTED = ("Convolution", "ScaledDotProductAttention")  # and products with a constant
+
+
+def keep_decisions(model: Any, graph: Graph) -> Any:
+    """A copy of the model whose decisions are computed in float32, whatever the rest is."""
+    name_decisions(model, graph)
+    return _copy(model, compress=False)
+
+
+def halve_weights(model: Any) -> Any:
+    """A copy of the model with weights in float16, which are widened when they are read."""
+    return _copy(model, compress=True)
+
+
+def _copy(model: Any, *, compress: bool) -> Any:
+    """The model as a file holds it, with decisions marked to be computed as they are written."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        openvino.save_model(model, path, compress_to_fp16=compress)
+        tree = ElementTree.parse(path)
+        for layer in tree.iterfind("layers/layer"):
+            if layer.get("name", "").startswith(DECIDES):
+                info = layer.find("rt_info")
+                if info is None:
+                    info = ElementTree.Element("rt_info")
+                    layer.insert(0, info)
+                ElementTree.SubElement(info, "attribute", PRECISE)
+        weights = path.with_suffix(".bin").read_bytes()
+        return openvino.Core().read_model(ElementTree.tostring(tree.getroot()), weights)
+
+
+def name_decisions(model: Any, graph: Graph) -> None:
+    """Lets the names of all nodes that a decision is computed from begin with `DECIDES`."""
+    widths = {block.width for block in graph.model.plan.shape.blocks}
+    todo = [node for node in model.get_ordered_ops() if _decides(node)]
+    while todo:
+        node = todo.pop()
+        name = node.get_friendly_name()
+        if name.startswith(DECIDES) or _is_weighted(node) or _is_stream(node, widths):
+            continue
+        if node.get_type_name() in ("Constant", "Parameter"):
+            continue
+        node.set_friendly_name(DECIDES + name)
+        todo += [each.get_node() for each in node.input_values()]
+
+
+def _decides(node: Any) -> bool:
+    """Whether numbers go in, and an index or a truth value comes out."""
+    real = any(each.get_element_type().is_real() for each in node.input_values())
+    whole = any(not each.get_element_type().is_real() for each in node.outputs())
+    return real and whole and node.get_type_name() != "ShapeOf"
+
+
+def _is_weighted(node: Any) -> bool:
+    """Whether it multiplies with weights, or attends."""
+    if node.get_type_name() != "MatMul":
+        return node.get_type_name() in WEIGHTED
+    return any(map(_is_constant, node.input_values()))
+
+
+def _is_stream(node: Any, widths: set[int]) -> bool:
+    """Whether it adds what a layer computed to the tokens, which all layers read."""
+    if node.get_type_name() != "Add" or any(map(_is_constant, node.input_values())):
+        return False
+    shape = node.get_output_partial_shape(0)
+    last = shape[shape.rank.get_length() - 1] if shape.rank.get_length() > 2 else None
+    return last is not None and last.is_static and last.get_length() in widths
+
+
+def _is_constant(output: Any) -> bool:
+    node = output.get_node()
+    converts = node.get_type_name() == "Convert"
+    return _is_constant(node.input_value(0)) if converts else node.get_type_name() == "Constant"
+
+
+class NncfQuantiser(Quantiser):
+    """Post-training quantisation by NNCF, with SmoothQuant at several strengths."""
+
+    recipes: ClassVar[Sequence[str]] = ("SmoothQuant 0.95", "SmoothQuant 0.75", "SmoothQuant 0.5")
+    needs: ClassVar[Mapping[str, tuple[int, ...]]] = {"nncf": (3, 0)}
+    extra = "int8"
+
+    def quantise(self, converted: Any, graph: Graph, images: Sequence[Tensor], recipe: str) -> Any:
+        """The model with weights of eight bits, and places where activations are rounded."""
+        import nncf
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            AdvancedSmoothQuantParameters,
+        )
+
+        name_decisions(converted, graph)
+        smoothing = AdvancedSmoothQuantParameters(matmul=float(recipe.split()[1]))
+        return quietly(
+            lambda: nncf.quantize(
+                converted,
+                nncf.Dataset([batch.numpy() for batch in images]),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(patterns=[f"^{DECIDES}.*"], validate=False),
+                advanced_parameters=AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
+            )
+        )
+
+    def list_places(self, quantised: Any) -> list[str]:
+        """The nodes that round activations."""
+        nodes = quantised.get_ordered_ops()
+        return [each.get_friendly_name() for each in nodes if _rounds(each)]
+
+    def leave_float(self, quantised: Any, places: Sequence[str]) -> Any:
+        """A copy in which what reads these nodes reads what they round."""
+        made = quantised.clone()
+        for node in made.get_ordered_ops():
+            if _rounds(node) and node.get_friendly_name() in places:
+                for reader in node.output(0).get_target_inputs():
+                    reader.replace_source_output(node.input_value(0))
+        return made
+
+
+def _rounds(node: Any) -> bool:
+    return node.get_type_name() == "FakeQuantize" and not _is_constant(node.input_value(0))

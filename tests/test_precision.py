@@ -1,0 +1,255 @@
+"""Artefacts in less than float32: what they change is told, and too much of it is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import patchslim
+from patchslim import versions
+from patchslim.cli.main import main
+from patchslim.deployment.drift import Drift, Limits, Reference
+from patchslim.deployment.graph import Graph, Outputs, Witness
+from patchslim.deployment.int8 import in_batches, quantise
+from patchslim.deployment.quantiser import Quantiser
+from patchslim.errors import BadFile, BadSetting, MissingExtra, UnsupportedModel, WrongExport
+from test_export import Pretence, artefact_path, pictures, slim
+
+slow = pytest.mark.slow
+
+
+class Rounding(Quantiser):
+    """Eight bits as noise: each place adds some to the logits, and place `b` by far the most."""
+
+    recipes = ("poor", "good")
+    noise = {"a": 0.02, "b": 1.0, "c": 0.01, "d": 0.04}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.calibrated: list[Tensor] = []
+
+    def quantise(self, converted: Any, graph: Graph, images: Any, recipe: str) -> Any:
+        self.calibrated = [*images]
+        extra = {"recipe": 2.0} if recipe == "poor" else {}
+        return converted, {**self.noise, **extra}
+
+    def list_places(self, quantised: Any) -> list[str]:
+        return [*quantised[1]]
+
+    def leave_float(self, quantised: Any, places: Any) -> Any:
+        converted, noise = quantised
+        return converted, {name: size for name, size in noise.items() if name not in places}
+
+
+class Noisy(Pretence):
+    """The pretence with an int8 that adds noise."""
+
+    precisions = ("float32", "int8")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantiser = Rounding()  # type: ignore[misc]
+
+    def witness(self, converted: Any) -> Any:
+        module, noise = converted
+        run = super().witness(module)
+        wave = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.2]) * sum(noise.values())
+
+        def noisy(images: Any) -> list[Any]:
+            logits, *kept = run(images)
+            return [logits + wave.numpy(), *kept]
+
+        return noisy
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return Graph(slim(), Outputs("tensor", ("output",)), None)
+
+
+def lower(graph: Graph, images: Tensor, **limits: float) -> tuple[Any, Drift, Noisy]:
+    target = Noisy()
+    witness = Witness(graph.model, graph.outputs)
+    made, _, drift = quantise(target, witness, graph, images, Limits(**limits))
+    return made, drift, target
+
+
+def test_the_best_recipe_is_chosen_on_images_that_did_not_calibrate(graph):
+    images = pictures(9)
+    made, drift, target = lower(graph, images)
+    assert made[1] == Rounding.noise
+    assert (drift.recipe, drift.images, drift.kept, drift.same_tokens) == ("good", 4, 1.0, 1.0)
+    assert torch.equal(torch.cat(target.quantiser.calibrated), images[::2])
+
+
+def test_as_few_activations_as_will_do_are_left_in_float(graph):
+    _, first, _ = lower(graph, pictures(9))
+    made, drift, _ = lower(graph, pictures(9), kl=first.kl / 5)
+    assert [*made[1]] == ["a", "c", "d"]
+    assert drift.recipe == "good, 1 of 4 activations in float32"
+    assert drift.kl <= first.kl / 5
+    two, _, _ = lower(graph, pictures(9), kl=drift.kl / 2)
+    assert [*two[1]] == ["a", "c"]
+
+
+def test_a_limit_that_cannot_be_met_is_an_error(graph, monkeypatch):
+    monkeypatch.setattr(Rounding, "leave_float", lambda self, quantised, places: quantised)
+    with pytest.raises(WrongExport, match=r"max_kl=0.0001; with every activation in float32 and"):
+        lower(graph, pictures(9), kl=1e-4)
+
+
+@pytest.mark.parametrize("images", [None, pictures(1), []])
+def test_int8_needs_images(tmp_path, images):
+    with pytest.raises(BadSetting, match=r"int8 needs images= \(--data\)"):
+        patchslim.export(slim(), tmp_path / "m.onnx", precision="int8", images=images)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_limits_name_what_is_too_large():
+    drift = Drift("int8", 10, 1.0, kl=0.02, agreement=0.9, kept=1.0)
+    assert not Limits().excess(drift)
+    assert not Limits(0.02, 0.11).excess(drift)
+    assert Limits(0.01, 0.05).excess(drift) == (
+        "its KL to float32 is 0.0200, and max_kl=0.01 and it changes the first answer on 10.0% of "
+        "the images, and max_drop=0.05"
+    )
+    nan = Drift("int8", 10, 1.0, kl=float("nan"), agreement=0.9, kept=1.0)
+    assert "nan" in Limits(kl=1.0).excess(nan)
+
+
+def test_patches_in_common_are_counted(graph):
+    reference = Reference(graph, [pictures(4)])
+    right = [each.numpy() for each in reference.answers[0]]
+    assert reference.measure(lambda images: right, "int8").kept == 1
+    logits, first, second = right
+    swapped = second.copy()
+    swapped[0, 0] = min(set(range(36)) - set(second[0].tolist()))
+    drift = reference.measure(lambda images: [logits, first, swapped], "int8")
+    rows = first.shape[1] + second.shape[1]
+    assert drift.same_tokens == 0.75
+    assert drift.kept == pytest.approx(1 - (1 - (rows - 1) / (rows + 1)) / 4)
+
+
+def test_answers_that_are_no_class_scores_have_no_divergence(graph):
+    reference = Reference(graph, [pictures(2)])
+    logits, *kept = reference.answers[0]
+    reference.answers = [[logits[:, None], *kept]]
+    with pytest.raises(UnsupportedModel, match="not with class scores"):
+        reference.measure(lambda images: [v.numpy() for v in reference.answers[0]], "int8")
+
+
+def test_batches_of_a_fixed_size_are_filled_up():
+    images = pictures(3)
+    assert [len(each) for each in in_batches(images, None, 2)] == [2, 1]
+    filled = in_batches(images, 2, 1)
+    assert torch.equal(torch.cat(filled), torch.cat([images, images[:1]]))
+
+
+def test_int8_without_nncf_names_its_extra(tmp_path, monkeypatch):
+    model = slim()
+    known = versions.installed_version
+    monkeypatch.setattr(
+        "patchslim.versions.installed_version",
+        lambda name: None if name == "nncf" else known(name),
+    )
+    with pytest.raises(MissingExtra, match=r"nncf is not .* pip install 'patchslim\[int8\]'"):
+        patchslim.export(model, tmp_path / "m", to="openvino", precision="int8", images=pictures(4))
+    assert not [*tmp_path.iterdir()]
+
+
+LOWER = [("openvino", "bfloat16"), ("openvino", "float16"), ("openvino", "int8"), ("onnx", "int8")]
+
+
+@slow
+@pytest.mark.parametrize(("target", "precision"), LOWER)
+def test_real_runtimes_run_what_the_card_says(tmp_path, target, precision):
+    model, x, path = slim("topk"), pictures(16), artefact_path(tmp_path, target)
+    written = patchslim.export(model, path, to=target, precision=precision, images=x, max_kl=0.05)
+    drift = written.check.drift
+    assert written.card["precision"] == drift.precision == precision
+    assert drift.agreement == 1
+    assert drift.kept > 0.9
+    again = patchslim.load(path)
+    assert again.card["checked"]["drift"]["kl"] == drift.kl
+    with torch.no_grad():
+        off = (again(x) - model(x)).abs().max()
+    # Not float32, and not another model.
+    assert (1e-6 if precision == "float16" else 1e-4) < off < 0.3
+
+
+@slow
+def test_decisions_are_computed_in_float32(tmp_path):
+    import openvino
+
+    from patchslim.deployment.targets._openvino_precision import DECIDES
+
+    written = patchslim.export(slim("tome"), tmp_path / "m", to="openvino", precision="bfloat16")
+    hint = {"INFERENCE_PRECISION_HINT": "bf16"}
+    compiled = openvino.Core().compile_model(written.path / "model.xml", "CPU", hint)
+    ran: dict[str, set[str]] = {}
+    for node in compiled.get_runtime_model().get_ops():
+        facts = node.get_rt_info()
+        kind, precision = facts["layerType"].value, facts["runtimePrecision"].value
+        decides = facts["originalLayersNames"].value.startswith(DECIDES)
+        ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).add(precision)
+    assert ran["decides MatMul"] == ran["decides Reduce"] == {"f32"}  # similarities, their maxima
+    assert "bf16" in ran["MatMul"]  # those that move rows
+    assert "bf16" in ran["FullyConnected"]
+
+
+@slow
+def test_an_openvino_folder_in_an_unknown_precision_is_refused(tmp_path):
+    from patchslim.deployment.targets.openvino import HINTS, TARGET
+
+    path = patchslim.export(slim(), tmp_path / "m", to="openvino").path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(HINTS, "float32")
+        with pytest.raises(BadFile, match="is in float32, which this version"):
+            TARGET.open(path)
+
+
+@slow
+def test_half_the_bytes_in_float16(tmp_path):
+    sizes = {}
+    for precision in ("float32", "float16"):
+        made = patchslim.export(slim(), tmp_path / precision, to="openvino", precision=precision)
+        sizes[precision] = (made.path / "model.bin").stat().st_size
+    assert sizes["float16"] < 0.65 * sizes["float32"]
+
+
+@slow
+@pytest.mark.parametrize("target", ["openvino", "onnx"])
+def test_sensitive_activations_stay_in_float(tmp_path, target):
+    model, x, path = slim("topk"), pictures(8), artefact_path(tmp_path, target)
+    every = patchslim.export(model, path, to=target, precision="int8", images=x).check.drift
+    weights = path if path.is_file() else path / "model.bin"
+    before = weights.read_bytes()
+    with pytest.raises(WrongExport, match="weights alone in int8"):
+        patchslim.export(model, path, to=target, precision="int8", images=x, max_kl=1e-12)
+    assert weights.read_bytes() == before
+    again = patchslim.export(
+        model, path, to=target, precision="int8", images=x, max_kl=0.7 * every.kl
+    )
+    assert "activations in float32" in again.check.drift.recipe
+    assert again.check.drift.kl <= 0.7 * every.kl
+
+
+@slow
+def test_a_batch_of_a_fixed_size_becomes_int8(tmp_path):
+    written = patchslim.export(
+        slim(), tmp_path / "m.onnx", precision="int8", images=pictures(8), batch=2
+    )
+    assert written(pictures(2)).shape == (2, 5)
+
+
+@slow
+def test_the_command_takes_a_precision(tmp_path, capsys):
+    out = tmp_path / "digits.onnx"
+    argv = f"export digits --macs 0.7 --method topk --precision int8 --out {out} --limit 12 --json"
+    assert main(argv.split()) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["precision"], told["check"]["drift"]["images"]) == ("int8", 6)
+    assert main([*argv.split(), "--max-kl", "-1"]) == 2
