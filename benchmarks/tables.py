@@ -421,6 +421,38 @@ def executorch() -> str:
     return "\n".join([*lines, "", key, "", f"<sub>{facts}</sub>"])
 
 
+def runtimes() -> str:
+    """Writes how much faster exported models are than the dense model on the same runtime."""
+    rows = _read("runtime_speed.json")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["host"], row["target"], row["precision"], row["batch"])
+        groups.setdefault(key, []).append(row)
+    lines = [
+        "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. | fused |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for key, group in groups.items():
+        for row in group:
+            speedup, fused = row["speedup"], row["attention_fused"]
+            conversion = "-" if row["conversion"] is None else f"{row['conversion']['median']:.2f}"
+            lines.append(
+                f"| {', '.join(map(str, key))} | {row['method']} | {row['macs']:.2f} | "
+                f"{row['step_ms']['median']:.1f} | {speedup['median']:.2f}x "
+                f"[{speedup['low']:.2f}, {speedup['high']:.2f}] | {conversion} | "
+                f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} |"
+            )
+            key = ("",)
+    facts = dict.fromkeys(
+        f"{row['rounds']} rounds in turns, {_origin_line(row['birth'])}" for row in rows
+    )
+    note = (
+        "conv.: speed-up times the share of operations; 1 if time falls as operations do. "
+        "fused: attentions that became one kernel."
+    )
+    return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
+
+
 def evo_scratch() -> str:
     """Writes Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     whole = _read("evo_cifar.json")
@@ -574,6 +606,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "evo-speed": evo_speed,
         "large-images": large_images,
         "executorch": executorch,
+        "runtimes": runtimes,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
         "train-speed": train_speed,

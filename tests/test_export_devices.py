@@ -126,7 +126,7 @@ def test_the_command_says_how_much_is_delegated(tmp_path, capsys):
     argv = f"export digits --macs 0.7 --method topk --to executorch --out {tmp_path / 'd.pte'}"
     assert main(argv.split()) == 0
     told = capsys.readouterr().out
-    assert "for executorch, 5.6 MB" in told
+    assert "for executorch in float32, 5.6 MB" in told
     assert "operators, in" in told.split("delegated")[1]
 
 

@@ -1,8 +1,8 @@
 """Every family on disk, every variant that its library builds, every public law of families.
 
 A family's variants are listed by `variants(family)` in `tests/variants_<library>.py`. Each has a
-`build()` that makes a small host, and a name. If that file has `is_combination(variant)`, the
-laws that take longest are slow for variants that only combine options of others.
+`build()` that makes a small host, and a name. If that file has `is_combination(variant)`,
+variants that only combine options of others are slow tests.
 Nothing here names a family.
 """
 
@@ -36,11 +36,6 @@ def list_variants(family: str) -> tuple[Any, ...]:
 SUBJECTS = [
     (family, variant) for family in patchslim.adapter_names() for variant in list_variants(family)
 ]
-LONGEST = (
-    "macs_are_what_it_spends",
-    "the_host_stays_unchanged",
-    "two_threads_get_the_answers_of_one",
-)
 
 
 def only_combines(family: str, variant: Any) -> bool:
@@ -49,9 +44,10 @@ def only_combines(family: str, variant: Any) -> bool:
     return bool(getattr(module, "is_combination", lambda _: False)(variant))
 
 
-COMBINED = [each for each in SUBJECTS if only_combines(*each)]
-TRAINED = [
-    pytest.param(*each, id="-".join(map(str, each)), marks=[pytest.mark.slow] * (each in COMBINED))
+MARKED = [
+    pytest.param(
+        *each, id="-".join(map(str, each)), marks=[pytest.mark.slow] * only_combines(*each)
+    )
     for each in SUBJECTS
 ]
 
@@ -62,24 +58,13 @@ def trial(family: str, variant: Any) -> AdapterTrial:
     return AdapterTrial(variant.build(), load_adapter(family))
 
 
-@pytest.mark.parametrize(("family", "variant"), SUBJECTS, ids=str)
+@pytest.mark.parametrize(("family", "variant"), MARKED)
 def test_the_family_keeps_the_laws(family: str, variant: Any) -> None:
-    """All laws run; for variants that only combine others, the longest are slow tests."""
-    combined = only_combines(family, variant)
     for law in FAMILY_LAWS:
-        if not combined or law.__name__ not in LONGEST:
-            check_law(law, trial(family, variant), f"{family} on {variant}")
+        check_law(law, trial(family, variant), f"{family} on {variant}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "variant"), COMBINED, ids=str)
-def test_the_family_keeps_the_longest_laws_in_combinations(family: str, variant: Any) -> None:
-    for law in FAMILY_LAWS:
-        if law.__name__ in LONGEST:
-            check_law(law, trial(family, variant), f"{family} on {variant}")
-
-
-@pytest.mark.parametrize(("family", "variant"), TRAINED)
+@pytest.mark.parametrize(("family", "variant"), MARKED)
 def test_training_equals_the_host(family: str, variant: Any) -> None:
     """The same random draws give the same gradient for every parameter, none of which is zero."""
     host, twin = variant.build(), variant.build()
@@ -107,7 +92,6 @@ def test_training_equals_the_host(family: str, variant: Any) -> None:
 
 @pytest.mark.parametrize("family", patchslim.adapter_names())
 def test_every_law_runs_by_default_on_every_family(family: str) -> None:
-    assert {law.__name__ for law in FAMILY_LAWS} >= {*LONGEST}
     alone = [each for each in list_variants(family) if not only_combines(family, each)]
     assert len(alone) >= 3
 

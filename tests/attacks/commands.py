@@ -39,6 +39,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "calibrate": ("digits", "--macs", "0.9", "--data", "absent", "--out", "run"),
     "train": ("digits", "--macs", "0.6", "--data", "absent", "--out", "run"),
     "export": ("digits", "--macs", "0.6", "--data", "absent", "--out", "model.pt2"),
+    "benchmark": ("model.onnx", "--rounds", "1", "--out", "times.json"),
     "measure": ("digits", "--macs", "0.6", "--limit", "2", "--batch", "2", "--repeats", "0"),
     "macs": ("digits", "--macs", "0.6"),
     "methods": (),
@@ -234,7 +235,13 @@ def places() -> Iterator[Line]:
     """Where nothing can be written: said at once, before anything takes long."""
     labels = "root,dot,proc,dev null,home of nobody,under a file,file,full folder,long,long path"
     for command, words in BASE.items():
-        written = {"slim": "--out", "measure": "--out --csv", "show": "--out", "train": "--out"}
+        written = {
+            "slim": "--out",
+            "measure": "--out --csv",
+            "benchmark": "--out --csv",
+            "show": "--out",
+            "train": "--out",
+        }
         options = {"demo": "--out", "calibrate": "--out"} | written
         for option in options.get(command, "").split():
             for label in [*labels.split(","), "nothing", "surrogate", "forged error"]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import BadFile, PatchslimError, UnknownName
+from patchslim.errors import BadFile, BadSetting, PatchslimError, UnknownName
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._answers import noise_logits, relative_difference
 from patchslim.hosts._building import MOST_PIXELS, limit_building
@@ -157,7 +157,14 @@ def _list_versions(recipe: Recipe) -> str:
 def _saved_method(recipe: Recipe, method: Method | None) -> Method:
     """Makes the saved method, or returns the given one if it is the same."""
     if method is None and recipe["method"] is not None:
-        return find_method(recipe["method"])(**recipe["settings"])
+        kind = find_method(recipe["method"])
+        try:
+            return kind(**recipe["settings"])
+        except BadSetting as error:
+            raise BadFile(
+                f"The recipe cannot be followed: {error} It was edited, or saved by a later "
+                f"version ({_list_versions(recipe)})."
+            ) from error
     saved = f"{recipe['method_class']} with {recipe['settings']}"
     if method is None:
         raise BadFile(f"The method is not one of ours: {saved}. Pass it: load(path, method=...).")
