@@ -79,7 +79,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; free > 8 or sys.exit("%.1f GB are free here; PyTorch and its libraries need about 8 GB." % free)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,executorch]"
 	@touch $@
 
 # Tests start hundreds of processes. Each would compile PyTorch's sources anew where the variable

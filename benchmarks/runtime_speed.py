@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    for kind in (DeepCut, Untrained):
-        warnings.simplefilter("ignore", kind)
+    for warning in (DeepCut, Untrained):
+        warnings.simplefilter("ignore", warning)
     kind = f"{options.host}-{options.target}-{options.precision}-{options.batch}"
     suffix = find_target(options.target).suffix
     paths = {name: options.folder / kind / f"{name}{suffix}" for name in options.only}
@@ -111,7 +111,7 @@ def save(options: argparse.Namespace, found: Benchmark) -> None:
                 "method": row.method,
                 "macs": row.macs / row.dense_macs,
                 "step_ms": asdict(row.step),
-                "speedup": asdict(row.speedup),
+                "speedup": None if row.speedup is None else asdict(row.speedup),
                 "conversion": None if row.conversion is None else asdict(row.conversion),
                 "attention_fused": fused,
                 "rounds": options.rounds,

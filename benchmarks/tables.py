@@ -433,16 +433,17 @@ def runtimes() -> str:
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for key, group in groups.items():
+        where = ", ".join(map(str, key))
         for row in group:
             speedup, fused = row["speedup"], row["attention_fused"]
             conversion = "-" if row["conversion"] is None else f"{row['conversion']['median']:.2f}"
             lines.append(
-                f"| {', '.join(map(str, key))} | {row['method']} | {row['macs']:.2f} | "
+                f"| {where} | {row['method']} | {row['macs']:.2f} | "
                 f"{row['step_ms']['median']:.1f} | {speedup['median']:.2f}x "
                 f"[{speedup['low']:.2f}, {speedup['high']:.2f}] | {conversion} | "
                 f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} |"
             )
-            key = ("",)
+            where = ""
     facts = dict.fromkeys(
         f"{row['rounds']} rounds in turns, {_origin_line(row['birth'])}" for row in rows
     )

@@ -131,7 +131,7 @@ class Graph:
         spelling = spell_by_product() if by_product else contextlib.nullcontext()
         with warnings.catch_warnings(), torch.no_grad(), spelling:
             warnings.simplefilter("ignore")
-            return torch.export.export(witness, (example,), dynamic_shapes=dynamic)
+            return torch.export.export(witness, (example,), dynamic_shapes=dynamic, strict=False)
 
 
 def kept_cells(cells: Tensor, graph: Graph) -> Tensor:

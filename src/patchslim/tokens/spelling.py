@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+import torch
+
 _by_product: ContextVar[bool] = ContextVar("by_product", default=False)
 
 
@@ -26,4 +28,5 @@ def spell_by_product() -> Iterator[None]:
 
 def is_by_product() -> bool:
     """Whether rows are to be moved by matrix products."""
-    return _by_product.get()
+    # Older versions of the compiler cannot follow a context variable, and need not.
+    return not torch.compiler.is_dynamo_compiling() and _by_product.get()
