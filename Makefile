@@ -52,7 +52,7 @@ test-oldest: $(VENV)-oldest/.ready
 	  tests/test_train.py tests/test_checkpoint.py
 
 $(VENV)-oldest/.ready: pyproject.toml constraints-oldest.txt $(VENV)/.ready
-	$(PYTHON) -m venv $(VENV)-oldest
+	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(BIN)/uv pip install --quiet --python $(VENV)-oldest/bin/python -c constraints-oldest.txt -e ".[dev]"
 	@touch $@
 

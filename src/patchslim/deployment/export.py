@@ -110,7 +110,6 @@ def export(  # noqa: PLR0913 (one word for each thing that an artefact is made o
     if precision != FLOAT32:
         with _tell_refused(target, graph):
             converted, reference, drift = _lower(target, converted, graph, precision, given, limits)
-            run = target.witness(converted)
         found = replace(found, drift=drift)
     with _replace(target, path) as fresh:
         card |= {**target.describe(converted), "checked": found.to_json()}
@@ -119,7 +118,7 @@ def export(  # noqa: PLR0913 (one word for each thing that an artefact is made o
         if found.drift is None:
             found = check_answers(opened, graph, batches, graph.outputs, found)
         else:
-            reference.check_file(opened, run, found.drift)
+            reference.check_file(opened, found.drift, limits)
     written = open_artefact(path, is_own=True)
     if written is None:
         raise BadFile(f"{path} was written and is gone. Another process may have moved it.")
