@@ -20,6 +20,11 @@ from patchslim.deployment.quantiser import Quantiser
 DECIDES = "decides/"  # the names of such nodes begin with this
 # OpenVINO's own attribute of a node that is to be computed in the precision that it was written in.
 PRECISE = {"name": "precise", "version": "0"}
+# They move numbers and round none. Kept in float32, they would be converted back and forth.
+MOVING = (
+    *"Broadcast Concat Gather Reshape Slice Split Squeeze StridedSlice".split(),
+    *"Transpose Unsqueeze VariadicSplit".split(),
+)
 WEIGHTED = ("Convolution", "ScaledDotProductAttention")  # and products with a constant
 
 
@@ -54,17 +59,21 @@ def _copy(model: Any, *, compress: bool) -> Any:
 
 
 def name_decisions(model: Any, graph: Graph) -> None:
-    """Lets the names of all nodes that a decision is computed from begin with `DECIDES`."""
+    """Lets the names of all nodes that compute what decides begin with `DECIDES`."""
     widths = {block.width for block in graph.model.plan.shape.blocks}
     todo = [node for node in model.get_ordered_ops() if _decides(node)]
+    seen = set()
     while todo:
         node = todo.pop()
         name = node.get_friendly_name()
-        if name.startswith(DECIDES) or _is_weighted(node) or _is_stream(node, widths):
+        if name in seen or _is_layer(node) or _is_stream(node, widths):
             continue
+        seen.add(name)
         if node.get_type_name() in ("Constant", "Parameter"):
             continue
-        node.set_friendly_name(DECIDES + name)
+        if node.get_type_name() not in MOVING:
+            node.set_friendly_name(DECIDES + name)
+            seen.add(DECIDES + name)
         todo += [each.get_node() for each in node.input_values()]
 
 
@@ -73,6 +82,13 @@ def _decides(node: Any) -> bool:
     real = any(each.get_element_type().is_real() for each in node.input_values())
     whole = any(not each.get_element_type().is_real() for each in node.outputs())
     return real and whole and node.get_type_name() != "ShapeOf"
+
+
+def _is_layer(node: Any) -> bool:
+    """Whether it is a layer with weights, its bias included, or attention."""
+    inputs = node.input_values()
+    biased = node.get_type_name() == "Add" and any(map(_is_constant, inputs))
+    return _is_weighted(node) or (biased and any(_is_weighted(each.get_node()) for each in inputs))
 
 
 def _is_weighted(node: Any) -> bool:
