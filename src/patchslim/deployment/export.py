@@ -19,7 +19,7 @@ from patchslim.deployment.card import make_card
 from patchslim.deployment.checking import check_answers, check_graph
 from patchslim.deployment.drift import Drift, Limits, Reference
 from patchslim.deployment.graph import Graph, Outputs
-from patchslim.deployment.int8 import check_images, in_batches, quantise
+from patchslim.deployment.int8 import check_images, in_batches, measure_drift, quantise
 from patchslim.deployment.registry import find_target, target_names, target_of_path
 from patchslim.deployment.target import FLOAT32, INT8, Target
 from patchslim.errors import (
@@ -199,7 +199,7 @@ def _lower(
     images = _random_images(graph) if images is None else images
     reference = Reference(graph, in_batches(images, graph.batch, 8))
     converted = target.lower(converted, graph, precision)
-    drift = reference.measure(target.witness(converted), precision)
+    drift = measure_drift(target, converted, reference, precision)
     excess = limits.excess(drift)
     if excess:
         raise WrongExport(

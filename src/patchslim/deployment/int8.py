@@ -48,13 +48,21 @@ def quantise(
     best: tuple[Any, Drift] | None = None
     for recipe in quantiser.recipes:
         made = quantiser.quantise(converted, graph, calibration, recipe)
-        drift = reference.measure(target.witness(made), INT8, recipe)
+        drift = measure_drift(target, made, reference, INT8, recipe)
         if best is None or drift.kl < best[1].kl:
             best = made, drift
     assert best is not None  # noqa: S101 (there is a recipe)
     if limits.excess(best[1]):
         best = _leave_as_few(target, quantiser, best, reference, limits)
     return best[0], reference, best[1]
+
+
+def measure_drift(
+    target: Target, lowered: Any, reference: Reference, precision: str, recipe: str = ""
+) -> Drift:
+    """What a lower precision changes: tokens as the graph tells them, answers as it is written."""
+    drift = reference.measure(target.witness(lowered), precision, recipe)
+    return reference.judge(target.witness(target.strip(lowered, reference.graph)), drift)
 
 
 def in_batches(images: Tensor, batch: int | None, usual: int) -> list[Tensor]:
@@ -79,7 +87,7 @@ def _leave_as_few(
     def leave(count: int) -> tuple[Any, Drift]:
         made = quantiser.leave_float(quantised, ranked[:count])
         recipe = f"{first.recipe}, {count} of {len(ranked)} activations in float32"
-        return made, reference.measure(target.witness(made), INT8, recipe)
+        return made, measure_drift(target, made, reference, INT8, recipe)
 
     low, high, found = 0, len(ranked), leave(len(ranked))
     if limits.excess(found[1]):

@@ -93,6 +93,13 @@ class Target(ABC):
         """
         raise NotImplementedError
 
+    def strip(self, converted: Any, graph: Graph) -> Any:
+        """The converted graph without the kept cells among its outputs, as it is written.
+
+        Only a target that has lower precisions needs it.
+        """
+        return converted
+
     @abstractmethod
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
         """Writes the artefact, without the kept cells, with the card in it.

@@ -77,9 +77,10 @@ class ToMe(Method):
         left = count - tokens.patches + keep
         goes = rank_rows(similarity.amax(dim=2)) < count - left
         partner = first_least(-similarity)
-        # How many rows of A before this one stay: its place.
-        before = torch.ones(count, count).triu(1)
-        place = ((~goes).to(before.dtype) @ before).to(partner.dtype)
+        # Its place is how many rows of A before it stay, counted in whole numbers: as a product it
+        # would be rounded above 256 where a runtime computes in bfloat16.
+        rows = torch.arange(count, device=similarity.device)
+        place = ((~goes).unsqueeze(1) & (rows < rows.unsqueeze(1))).sum(dim=2)
         to_a = torch.where(goes, partner + left, place)
         to_b = torch.arange(left, left + tokens.patches - count).expand(to_a.shape[0], -1)
         a, _ = _set_starts(tokens.prefix)

@@ -51,15 +51,21 @@ class Onnx(Target):
 
         return quietly(convert)
 
-    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Writes the part of the model that the kept cells do not need, and the card in it."""
+    def strip(self, converted: Any, graph: Graph) -> Any:
+        """The part of the model that the kept cells do not need."""
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
             whole, part = Path(folder) / "whole.onnx", Path(folder) / "part.onnx"
             onnx.save(converted, whole)
             onnx.utils.extract_model(whole, part, [INPUT], [*graph.outputs.names])
-            model = onnx.load(part)
+            return onnx.load(part)
+
+    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
+        """Writes the part of the model that the kept cells do not need, and the card in it."""
+        import onnx
+
+        model = self.strip(converted, graph)
         onnx.helper.set_model_props(model, {CARD_KEY: card, **SEALED})
         onnx.save(model, path)
         seal_file(path)

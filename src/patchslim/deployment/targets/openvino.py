@@ -54,12 +54,20 @@ class OpenVino(Target):
         made.set_rt_info(precision, PRECISION_PATH)
         return made
 
-    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Writes the part of the model that the kept cells do not need, the card, and digests."""
+    def strip(self, converted: Any, graph: Graph) -> Any:
+        """The part of the model that the kept cells do not need."""
         import openvino
 
         results = converted.get_results()[: len(graph.outputs.names)]
         model = openvino.Model(results, converted.get_parameters(), "patchslim")
+        model.set_rt_info(_precision(converted), PRECISION_PATH)
+        return model
+
+    def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
+        """Writes the part of the model that the kept cells do not need, the card, and digests."""
+        import openvino
+
+        model = self.strip(converted, graph)
         model.set_rt_info(card, CARD_PATH)
         model.set_rt_info(json.loads(card)["precision"], PRECISION_PATH)
         openvino.save_model(model, path / MODEL_FILE, compress_to_fp16=False)
