@@ -59,8 +59,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """Collects garbage for libraries that count what is left when the interpreter ends."""
+    """Unfreezes it for libraries that count what is left when the interpreter ends.
+
+    This is done last, since pytest collects garbage here once more.
+    """
     gc.unfreeze()
 
 

@@ -95,6 +95,9 @@ def adaptive():
 
 
 ADAPTIVE = adaptive()
+BOTH_FORMS = pytest.mark.parametrize(
+    "packs", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["packed", "padded"]
+)
 
 
 def capped(host, method, cap):
@@ -108,7 +111,7 @@ def test_every_method_of_this_kind_is_attacked():
     assert all(method.adaptive for method in ADAPTIVE.values())
 
 
-@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+@BOTH_FORMS
 @pytest.mark.parametrize("cap", CAPS)
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_no_image_costs_more_than_the_cap(host, images, name, cap, packs):
@@ -128,9 +131,7 @@ def test_no_image_costs_more_than_the_cap(host, images, name, cap, packs):
         assert all(got <= allowed for got, allowed in pairs)
 
 
-@pytest.mark.parametrize(
-    "packs", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["packed", "padded"]
-)
+@BOTH_FORMS
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_runs_is_below_the_cap_too(host, images, name, packs):
     """It is counted by torch's own counter, which knows nothing of counts of rows."""
