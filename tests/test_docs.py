@@ -140,14 +140,14 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("method", patchslim.method_names())
 def test_every_method_has_a_page(method):
-    assert (ROOT / "docs" / "methods" / f"{method}.md").is_file()
+    page = ROOT / "docs" / "methods" / f"{method}.md"
+    assert page.is_file(), f"write {page}: what the method does, and when to use it"
 
 
 def test_the_page_on_choosing_has_every_method():
     page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| \[`(\w+)`\]", page, flags=re.MULTILINE)) == set(
-        patchslim.method_names()
-    )
+    rows = set(re.findall(r"^\| \[`(\w+)`\]", page, flags=re.MULTILINE))
+    assert rows == set(patchslim.method_names()), "docs/choosing.md has one row for each method"
 
 
 def test_the_readme_is_short():
@@ -156,7 +156,8 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("family", patchslim.adapter_names())
 def test_every_family_has_a_page(family):
-    assert (ROOT / "docs" / "families" / f"{family}.md").is_file()
+    page = ROOT / "docs" / "families" / f"{family}.md"
+    assert page.is_file(), f"write {page}: which models, from which version on, what is refused"
 
 
 @pytest.mark.parametrize("public", patchslim.__all__)

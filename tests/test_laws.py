@@ -1,13 +1,14 @@
 """The laws catch faults: each is broken once on purpose, and the check names it."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import pytest
 import torch
 
 import patchslim
-from patchslim.errors import BrokenLaw, PatchslimError
+from patchslim.errors import BadSetting, BrokenLaw, PatchslimError, UnsupportedModel
 from patchslim.hosts.timm_vit import TimmVit
 from patchslim.methods.similarity import Similarity
 from patchslim.testing import FAMILY_LAWS, METHOD_LAWS, check_adapter, check_method
@@ -147,7 +148,23 @@ class Unfit(KeepLongest):
         return super().choose(tokens, signals, keep)
 
 
+class Bare(KeepLongest):
+    """Returns the rows instead of a decision."""
+
+    def choose(self, tokens, signals, keep):
+        return super().choose(tokens, signals, keep).kept
+
+
+class CountsPrefix(KeepLongest):
+    """Counts rows from the class token on."""
+
+    def choose(self, tokens, signals, keep):
+        return Keep(tokens.x.norm(dim=2).topk(keep, dim=1).indices)
+
+
 METHODS = [
+    (Bare, "chooses_among_the_patches"),
+    (CountsPrefix, "chooses_among_the_patches"),
     (OneTooFew, "leaves_exactly_the_scheduled_count"),
     (TooModest, "leaves_exactly_the_scheduled_count"),
     (LooksInSecret, "packed_is_padded_is_alone"),
@@ -160,6 +177,7 @@ METHODS = [
     (Overflows, "half_precision_stays_finite"),
     (Secretive, "settings_make_an_equal_method"),
     (Forgetful, "settings_make_an_equal_method"),
+    (Undeclared, "chooses_among_the_patches"),
     (Undeclared, "says_whether_it_needs_a_class_token"),
     (Unfit, "says_whether_it_needs_a_class_token"),
     (Thrifty, "macs_are_what_it_spends"),
@@ -181,6 +199,41 @@ def test_a_method_that_breaks_a_law_is_caught(kind, name):
     assert "Observed: " in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "cure"),
+    [
+        (Bare, "choose() returned a Tensor; return a Reduction, such as Keep(rows)"),
+        (CountsPrefix, "Cut these off: tokens.x[:, tokens.prefix :]"),
+        (Undeclared, "Set needs_class_token = True."),
+        (Unfit, "choose() raised ValueError: no prefix (test_laws.py, line"),
+    ],
+)
+def test_a_choice_that_cannot_be_used_is_told_with_the_cure(kind, cure):
+    with pytest.raises(BrokenLaw, match=re.escape(cure)):
+        check_method(kind())
+
+
+def test_a_class_and_a_half_made_method_are_told_from_a_method():
+    class Hasty(KeepLongest):
+        def __init__(self):
+            self.power = 2
+
+    with pytest.raises(BadSetting, match=r"OneTooFew is a class. Give an instance: OneTooFew\(\)"):
+        check_method(OneTooFew)
+    with pytest.raises(BadSetting, match=r"Hasty does not call super\(\).__init__\(\) first"):
+        patchslim.slim(tiny_host(), Hasty(), r=2)
+    with pytest.raises(BadSetting, match=r"Approximate is a class. Give an instance"):
+        check_adapter(tiny_host(), Approximate)
+
+
+def test_an_adapter_for_other_hosts_is_refused_with_the_classes():
+    class Zebras(TimmVit):
+        host_classes = frozenset({"zoo.Zebra"})
+
+    with pytest.raises(UnsupportedModel, match=r"Zebras serves zoo.Zebra, and not timm\."):
+        patchslim.slim(tiny_host(), "tome", r=2, adapter=Zebras())
+
+
 def test_the_check_stops_at_the_first_broken_law():
     with pytest.raises(BrokenLaw, match="OneTooFew breaks the law leaves_exactly"):
         check_method(OneTooFew())
@@ -189,6 +242,18 @@ def test_the_check_stops_at_the_first_broken_law():
 class Approximate(TimmVit):
     def mix(self, host, index, queries, attended):
         return super().mix(host, index, queries, attended * 1.001)
+
+
+class Stranger(TimmVit):
+    host_classes: ClassVar = frozenset({"zoo.Zebra"})
+
+
+class Forgets(TimmVit):
+    """Does not say that there is a class token."""
+
+    def describe(self, host):
+        facts = super().describe(host)
+        return dataclasses.replace(facts, prefix=0, has_class_token=False)
 
 
 class Miscounts(TimmVit):
@@ -276,6 +341,8 @@ class Amnesiac(TimmVit):
 
 FAMILIES = [
     (Approximate, "keeping_everything_equals_the_host", "class"),
+    (Stranger, "the_host_is_of_its_classes", "class"),
+    (Forgets, "the_shape_says_which_rows_enter", "class"),
     (Miscounts, "the_shape_says_which_rows_enter", "class"),
     (Swaps, "parts_are_columns_of_the_whole", "class"),
     (Absolute, "rows_may_stand_in_any_order", "class"),

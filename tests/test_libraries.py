@@ -1,5 +1,6 @@
 """Libraries: one file each, from which names, folders, versions and preprocessing follow."""
 
+import importlib
 import json
 import re
 import sys
@@ -188,19 +189,39 @@ def test_an_old_version_of_a_new_library_is_refused_with_the_cure(zoo):
         load_adapter("zoo_zebra")
 
 
-def test_a_missing_library_is_named_only_where_it_may_be_meant(zoo):
-    (zoo / "METADATA").unlink()
-    zoo.rmdir()
+def uninstall(info, *, module=True):
+    """Removes what pip knows of the package, and what can be imported."""
+    (info / "METADATA").unlink()
+    info.rmdir()
+    if module:
+        (info.parent / "zoo.py").unlink()
+    importlib.invalidate_caches()
     installed_version.cache_clear()
+
+
+def test_a_package_that_pip_does_not_know_is_told_from_a_missing_one(zoo, monkeypatch):
+    uninstall(zoo, module=False)
+    with pytest.raises(MissingExtra, match="zoo can be imported, but pip knows no zoo-models"):
+        _catalog.find_host("zoo:zebra")
+    monkeypatch.setattr(type(load_library("zoo")), "oldest", ())
+    assert type(_catalog.find_host("zoo:zebra")).__name__ == "Zebra"
+
+
+def test_a_wrong_name_is_told_beside_a_missing_library(zoo):
+    uninstall(zoo)
+    with pytest.raises(MissingExtra, match=r"zoo-models is not installed.*Did you mean 'test_vit"):
+        _catalog.find_host("tset_vit")
+
+
+def test_a_missing_library_is_named_only_where_it_may_be_meant(zoo):
+    uninstall(zoo)
     with pytest.raises(MissingExtra, match=r"zoo-models is not installed: .*'patchslim\[zoo\]'"):
         _catalog.find_host("zebra")
     assert type(_catalog.find_host("test_vit")).__name__ == "VisionTransformer"
 
 
 def test_models_are_listed_without_a_library_with_how_to_install_it(zoo, capsys):
-    (zoo / "METADATA").unlink()
-    zoo.rmdir()
-    installed_version.cache_clear()
+    uninstall(zoo)
     listed = run(capsys, "models")
     assert "zoo_zebra: zoo-models is not installed: pip install 'patchslim[zoo]'" in listed
     assert "timm Levit: " in listed

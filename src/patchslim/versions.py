@@ -6,6 +6,7 @@ The oldest version of each library of hosts is in its own file in `patchslim/hos
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 
 from patchslim.errors import MissingExtra, OldVersion
@@ -30,7 +31,10 @@ def package_version() -> str:
 
 
 def check_version(
-    distribution: str, oldest: tuple[int, ...] | None = None, extra: str | None = None
+    distribution: str,
+    oldest: tuple[int, ...] | None = None,
+    extra: str | None = None,
+    module: str | None = None,
 ) -> None:
     """Refuses a library that is missing, or older than the oldest version that is tested.
 
@@ -39,6 +43,7 @@ def check_version(
         oldest: the oldest version that will do; by default that of `OLDEST_VERSIONS`, and any
             version of what is not listed there.
         extra: the extra of patchslim that installs it, if one does.
+        module: what is imported, if it may be there without being installed.
     """
     oldest = oldest or OLDEST_VERSIONS.get(distribution)
     if oldest is None:
@@ -46,6 +51,12 @@ def check_version(
     wanted = ".".join(map(str, oldest))
     present = installed_version(distribution)
     if present is None:
+        if module is not None and importlib.util.find_spec(module) is not None:
+            raise MissingExtra(
+                f"{module} can be imported, but pip knows no {distribution} that is installed, so "
+                "that its version is not known. Install it (`pip install -e FOLDER`), or correct "
+                "its Library: `distribution` is what pip calls it; `oldest = ()` asks for none."
+            )
         cure = f"patchslim[{extra}]" if extra else f"{distribution}>={wanted}"
         raise MissingExtra(f"{distribution} is not installed: pip install '{cure}'")
     if _version_numbers(present) < oldest:

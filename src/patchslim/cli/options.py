@@ -77,8 +77,9 @@ class Parser(argparse.ArgumentParser):
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     """Asks whether the nearest known name was meant; nothing if none is near."""
-    near = difflib.get_close_matches(shorten(name, LONGEST_WORD), [*known], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    bare = {each.lstrip("-"): each for each in known}  # dashes would make all options alike
+    near = difflib.get_close_matches(shorten(name, LONGEST_WORD).lstrip("-"), bare, n=1)
+    return f" Did you mean {bare[near[0]]!r}?" if near else ""
 
 
 class ShowVersion(argparse.Action):
@@ -150,7 +151,12 @@ def add_method(command: Parser) -> None:
     add = group.add_argument
     add("--method", metavar="NAME", help="tome by default; `patchslim methods` lists them all")
     add_method_settings(group)
-    add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
+    add(
+        "--macs",
+        type=parse_float,
+        metavar="X",
+        help="operations: a share (0.6) or a number (0.8e9)",
+    )
     add(
         "--keep",
         type=_parse_keep,
@@ -163,7 +169,12 @@ def add_method(command: Parser) -> None:
         metavar="N",
         help="tokens removed per block: 13, or a list 13,12,..., or decreasing 13:-1",
     )
-    add("--keep-rate", type=float, metavar="X", help="share of patches kept at each block of --at")
+    add(
+        "--keep-rate",
+        type=parse_float,
+        metavar="X",
+        help="share of patches kept at each block of --at",
+    )
     add("--at", type=_parse_ints, metavar="3,6,9", help="blocks, counted from 0")
     add("--schedule", type=path, metavar="FILE", help="a saved schedule, instead of a budget")
     add(
@@ -283,6 +294,11 @@ def _parse_removed(text: str) -> float | list[int] | tuple[float, float]:
     return (parse_number(number), parse_number(inflect)) if colon else parse_number(number)
 
 
+def parse_float(text: str) -> float:
+    """Reads a number, as a float."""
+    return float(parse_number(text))
+
+
 def parse_number(text: str) -> float:
     """Reads a number, as an int if it is whole."""
     whole = _parse_digits(text)
@@ -291,4 +307,5 @@ def parse_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        share = " A share is written as 0.6." if text.endswith("%") else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number.{share}") from None

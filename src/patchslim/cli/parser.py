@@ -22,6 +22,7 @@ from patchslim.cli.options import (
     add_search_options,
     add_training_options,
     add_weights,
+    parse_float,
     parse_number,
     path,
     whole_number,
@@ -144,10 +145,27 @@ def _add_calibrate(commands: Any) -> None:
         "tome, ats or duplicates, which keep a different number of patches in each image",
     )
     add_method_settings(group)
-    add("--macs", type=float, metavar="X", help="operations: a share (0.6) or a number (0.8e9)")
-    add("--tolerance", type=float, metavar="X", help="the largest --error, instead of a budget")
-    add("--agreement", type=float, metavar="X", help="share of unchanged answers (thresholds)")
-    add("--cap", type=float, metavar="X", help="operations of the costliest image (thresholds)")
+    add(
+        "--macs",
+        type=parse_float,
+        metavar="X",
+        help="operations: a share (0.6) or a number (0.8e9)",
+    )
+    add(
+        "--tolerance",
+        type=parse_float,
+        metavar="X",
+        help="the largest --error, instead of a budget",
+    )
+    add(
+        "--agreement", type=parse_float, metavar="X", help="share of unchanged answers (thresholds)"
+    )
+    add(
+        "--cap",
+        type=parse_float,
+        metavar="X",
+        help="operations of the costliest image (thresholds)",
+    )
     add("--schedule", type=path, metavar="FILE", help="a saved schedule: the counts, or the cap")
     add_search_options(command)
 

@@ -125,7 +125,8 @@ def find_library_of(name: str) -> tuple[Library, str]:
         known += library.names()
     if any(mark in name for mark in "/\\"):
         raise BadFile(f"There is no folder {name}. {model_hint()}")
-    raise missing or UnknownName.of("model", name, known, model_hint())
+    unknown = UnknownName.of("model", name, known, model_hint())
+    raise unknown if missing is None else MissingExtra(f"{missing} Without it: {unknown}")
 
 
 def served_names(family: str, containing: str = "") -> list[str]:

@@ -65,7 +65,8 @@ class Library(ABC):
         name: the module that is imported, which is also the prefix in `torchvision:vit_b_16` and
             the first part of the names of its families' files.
         distribution: what `pip install` calls it.
-        oldest: the oldest version that is tested.
+        oldest: the oldest version that is tested; () for a package without versions, such as a
+            folder on the path.
         extra: the extra of patchslim that installs it, or None where patchslim itself needs it.
         hint: what to give on the command line, as it stands after "A model is".
         precedence: where two libraries have a model of one name, the name without a prefix means
@@ -103,7 +104,7 @@ class Library(ABC):
 
     def check_version(self) -> None:
         """Raises MissingExtra or OldVersion, with the pip command, unless the library will do."""
-        check_version(self.distribution, self.oldest, self.extra)
+        check_version(self.distribution, self.oldest, self.extra, self.name)
 
     def installed_version(self) -> str | None:
         """Reads the version that is installed, or None."""

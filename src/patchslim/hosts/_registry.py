@@ -52,7 +52,8 @@ def find_adapter(host: nn.Module) -> Adapter:
             return adapter
     raise UnsupportedModel(
         f"No adapter knows {type(host).__module__}.{type(host).__name__}. Known families: "
-        f"{', '.join(adapter_names())}. To add one: {locate_guide('adding-a-family')}"
+        f"{', '.join(adapter_names())}; `patchslim models` lists what they serve. To add one: "
+        f"{locate_guide('adding-a-family')}"
     )
 
 

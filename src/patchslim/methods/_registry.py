@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from patchslim.errors import UnknownName
+from patchslim.errors import BadSetting, UnknownName
 from patchslim.settings import show_value
 
 if TYPE_CHECKING:
@@ -60,7 +60,13 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
     """Makes the method called `method` with these settings; returns a `Method` as it is."""
     from patchslim.methods._method import Method
 
+    if inspect.isclass(method):
+        raise BadSetting(f"{method.__name__} is a class. Give an instance: {method.__name__}().")
     if isinstance(method, Method):
+        if "_parameters" not in vars(method):
+            raise BadSetting(
+                f"{type(method).__name__} does not call super().__init__() first in its __init__."
+            )
         if settings:
             kind = type(method).__name__
             raise UnknownName(f"{sorted(settings)}: give settings to {kind}(...), which you made.")

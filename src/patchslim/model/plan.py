@@ -100,9 +100,10 @@ def make_plan(
 ) -> Plan:
     """Makes the plan that `slim`, `macs` and the command line follow, from `slim`'s arguments."""
     if not isinstance(host, nn.Module):
-        raise UnsupportedModel(f"A host is a torch.nn.Module, not a {type(host).__name__}.")
-    if adapter is not None and not isinstance(adapter, Adapter):
-        raise BadSetting(f"adapter={show_value(adapter)}: give an Adapter, or leave it out.")
+        cure = f" Build it first: timm.create_model({show_value(host)})." * isinstance(host, str)
+        raise UnsupportedModel(f"A host is a torch.nn.Module, not a {type(host).__name__}.{cure}")
+    if adapter is not None:
+        _check_adapter(adapter, host)
     if tail is not None:
         check_choice("tail", tail, get_args(Tail))
     adapter = adapter or find_adapter(host)
@@ -112,6 +113,20 @@ def make_plan(
     tail = tail or ("full" if budget.get("macs") is None else "exact")
     rule = make_schedule(shape, made, schedule, tail=tail, **budget)
     return _lay_out(adapter, facts, shape, made, rule, tail)
+
+
+def _check_adapter(adapter: Adapter, host: nn.Module) -> None:
+    """Refuses what is no adapter, and one for hosts of other classes."""
+    if not isinstance(adapter, Adapter):
+        raise BadSetting(
+            f"adapter={show_value(adapter)}: give an instance of an Adapter, or leave it out."
+        )
+    if not adapter.serves(host):
+        raise UnsupportedModel(
+            f"{type(adapter).__name__} serves {', '.join(adapter.host_classes)}, and not "
+            f"{type(host).__module__}.{type(host).__qualname__}. Leave adapter= out, or add the "
+            "class to its host_classes."
+        )
 
 
 def macs(

@@ -92,7 +92,10 @@ def _schedule_without_budget(
         return Rate(1.0, _decision_blocks(method, shape, at))
     if method.fewest(2) == 2:
         return Constant(0)
-    raise BadSchedule("How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7.")
+    raise BadSchedule(
+        "How much is to be kept? Give macs=0.6, keep=0.5, r=13 or keep_rate=0.7 "
+        "(on the command line --macs 0.6, and so on)."
+    )
 
 
 def schedule_for_macs(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import UnsupportedModel
+from patchslim.errors import BadSetting, UnsupportedModel
 from patchslim.hosts._adapter import Adapter, Part
 from patchslim.hosts._answers import TOLERANCE, eval_mode
 from patchslim.hosts._registry import find_adapter
@@ -43,6 +44,8 @@ def check_adapter(host: nn.Module, adapter: Adapter | None = None) -> None:
         host: a small model of the family, in evaluation mode. It is not changed.
         adapter: an adapter of your own; by default the one that ships for this host.
     """
+    if inspect.isclass(adapter):
+        raise BadSetting(f"{adapter.__name__} is a class. Give an instance: {adapter.__name__}().")
     subject = AdapterTrial(host, adapter or find_adapter(host))
     with eval_mode(host):
         for law in FAMILY_LAWS:
@@ -102,6 +105,13 @@ class AdapterTrial:
         """Picks the tensor to compare from a model's answer."""
         with torch.no_grad():
             return self.adapter.logits(model(images))
+
+
+def the_host_is_of_its_classes(family: AdapterTrial) -> None:
+    """`host_classes` names the host's class, or one that it derives from."""
+    own = f"{type(family.host).__module__}.{type(family.host).__qualname__}"
+    said = ", ".join(family.adapter.host_classes)
+    require(family.adapter.serves(family.host), f"the host is a {own}; host_classes has {said}")
 
 
 def keeping_everything_equals_the_host(family: AdapterTrial) -> None:
@@ -164,6 +174,11 @@ def the_shape_says_which_rows_enter(family: AdapterTrial) -> None:
         tokens = family.adapter.embed(family.host, family.images(), {})
     said, actual = (shape.entering, shape.prefix), (tokens.x.shape[1], tokens.prefix)
     require(said == actual, f"shape() says rows and prefix {said}, the tokens have {actual}")
+    facts = family.adapter.describe(family.host)
+    require(
+        facts.prefix == tokens.prefix,
+        f"describe() says prefix={facts.prefix}, the tokens have {tokens.prefix}",
+    )
     same_grid = shape.grid == tokens.grid
     require(same_grid, f"shape() says grid {shape.grid}, the tokens have {tokens.grid}")
     blocks = len(family.adapter.blocks(family.host))
@@ -271,6 +286,7 @@ def a_recipe_rebuilds_the_architecture(family: AdapterTrial) -> None:
 
 
 FAMILY_LAWS: tuple[Law[AdapterTrial], ...] = (
+    the_host_is_of_its_classes,
     keeping_everything_equals_the_host,
     the_shape_says_which_rows_enter,
     parts_are_columns_of_the_whole,

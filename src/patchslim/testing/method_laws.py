@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +21,14 @@ from torch import Tensor
 from patchslim.errors import BadSchedule, NeedsClassToken, ShortSchedule
 from patchslim.methods import LearnedMethod, Method
 from patchslim.methods._method import method_settings
-from patchslim.methods._registry import find_method, method_names
+from patchslim.methods._registry import find_method, make_method, method_names
 from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.counting import count_macs
 from patchslim.testing.law import Law, Violation, check_law, require, require_close
 from patchslim.testing.token_checks import check_origin, check_same_tokens, check_sizes, real_rows
 from patchslim.testing.trial import PATCHES, READOUTS, Trial, noise_images, uneven_images
+from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
 
 
@@ -37,9 +40,40 @@ def check_method(method: Method, *, width: int = 16) -> None:
         width: channels of the tokens that it is tried on. Matters if it has parameters for one
             width.
     """
-    trial = Trial(copy.deepcopy(method).eval(), width)
+    trial = Trial(copy.deepcopy(make_method(method, {})).eval(), width)
     for law in METHOD_LAWS:
         check_law(law, trial, type(method).__name__)
+
+
+def chooses_among_the_patches(trial: Trial) -> None:
+    """`choose` raises nothing, and returns a reduction to rows that are there.
+
+    Rows are counted from the first patch: prefix rows do not count.
+    """
+    for prefix in (0, 2):
+        scene = trial.scene(prefix=prefix)
+        with torch.no_grad():
+            try:
+                made = trial.method.choose(scene.tokens, scene.signals, trial.keep_counts(16)[0])
+            except NeedsClassToken as error:
+                raise Violation(f"{error} Set needs_class_token = True.") from error
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                raise Violation(
+                    f"choose() raised {type(error).__name__}: {error} "
+                    f"({Path(where.filename).name}, line {where.lineno}: {where.line})"
+                ) from error
+        require(
+            isinstance(made, Reduction),
+            f"choose() returned a {type(made).__name__}; return a Reduction, such as Keep(rows)",
+        )
+        rows = getattr(made, "kept", None)
+        last = 0 if rows is None else int(rows.max())
+        require(
+            last < scene.tokens.patches,
+            f"row {last} of {scene.tokens.patches} patches with {prefix} prefix rows before them. "
+            "Cut these off: tokens.x[:, tokens.prefix :], signals.v[:, :, signals.prefix :]",
+        )
 
 
 def leaves_exactly_the_scheduled_count(trial: Trial) -> None:
@@ -323,6 +357,7 @@ def every_parameter_learns(trial: Trial) -> None:
 
 
 METHOD_LAWS: tuple[Law[Trial], ...] = (
+    chooses_among_the_patches,
     leaves_exactly_the_scheduled_count,
     prefix_rows_come_first_and_unchanged,
     rows_that_stay_are_distinct,
