@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.data.limits import Limits as Limits
     from patchslim.data.webdataset import Shards as Shards
     from patchslim.deployment.artefact import Artefact as Artefact
+    from patchslim.deployment.budgets import Budgets as Budgets
     from patchslim.deployment.export import export as export
     from patchslim.deployment.load import load as load
     from patchslim.deployment.measure import measure as measure
@@ -51,6 +52,7 @@ _MODULES = {
     "Adapter": "patchslim.hosts._adapter",
     "Artefact": "patchslim.deployment.artefact",
     "Benchmark": "patchslim.benchmarking.result",
+    "Budgets": "patchslim.deployment.budgets",
     "CalibrationResult": "patchslim.calibration.task",
     "Cost": "patchslim.tokens.shapes",
     "Dataset": "patchslim.data.hf_dataset",

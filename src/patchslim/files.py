@@ -37,7 +37,7 @@ def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
         fresh.mkdir()
         try:
             yield fresh
-            for written in [*fresh.iterdir(), fresh]:
+            for written in [*fresh.rglob("*"), fresh]:
                 _sync_to_disk(written)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)

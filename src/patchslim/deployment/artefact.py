@@ -56,14 +56,17 @@ class Artefact:
 
     def __call__(self, images: Tensor) -> Any:
         """What the slimmed model returns for images (B, C, H, W)."""
-        self._check_images(images)
-        outputs = self.card["outputs"]
-        values = run_images(self.path, self._run, images, outputs["names"])
+        outputs, values = self.card["outputs"], self.run(images)
         if outputs["kind"] == "tensor":
             return values[0]
         if outputs["kind"] == "mapping":
             return Named(zip(outputs["names"], values, strict=True))
         return tuple(values)
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        """The tensors in the order of their names, as the runtime returns them."""
+        self._check_images(images)
+        return run_images(self.path, self._run, images, self.card["outputs"]["names"])
 
     def logits(self, images: Tensor) -> Tensor:
         """The class scores (B, C): the answer, or what is called so in it, or its first tensor."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from patchslim.deployment.artefact import open_artefact
+from patchslim.deployment.budgets import INDEX_FILE, list_files, open_budgets
 from patchslim.deployment.registry import find_target, target_names
 from patchslim.errors import BadFile, BadSetting
 from patchslim.files import find_complete, resolve_path
@@ -28,7 +29,8 @@ def load(
     """The saved or exported model at `path`, ready to be called with images.
 
     A folder that `save` wrote gives a `SlimModel`. A file or folder that `export` wrote gives an
-    `Artefact`, which runs in its own runtime. `hf-hub:owner/name` is a repository with either.
+    `Artefact`, which runs in its own runtime; a folder with several of one set of weights gives
+    `Budgets`. `hf-hub:owner/name` is a repository with any of these.
 
     Args:
         path: the folder, the file, or the repository.
@@ -43,7 +45,8 @@ def load(
     text = str(path)
     if text.startswith(PREFIX):
         path = fetch(text.removeprefix(PREFIX))
-    artefact = open_artefact(find_complete(resolve_path(path)))
+    whole = find_complete(resolve_path(path))
+    artefact = open_budgets(whole) or open_artefact(whole)
     if artefact is not None:
         if any(given is not None for given in (model, method, adapter)):
             raise BadSetting(
@@ -63,7 +66,9 @@ def fetch(repository: str) -> Path:
         return folder
     targets = [each for each in map(find_target, target_names()) if not each.runs_code]
     names = [name for each in targets for name in (each.files or (f"*{each.suffix}",))]
-    folder = download(repository, names)
+    folder = download(repository, [*names, INDEX_FILE])
+    if (folder / INDEX_FILE).is_file():
+        return download(repository, [INDEX_FILE, *list_files(folder)], nested=True)
     there = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
     found = [each for each in there if any(target.looks_written(each) for target in targets)]
     if len(found) > 1:

@@ -6,17 +6,20 @@ ONNX itself has no checksum: a flipped bit in a weight would be another answer, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchslim.deployment.shared_weights import WEIGHTS_FILE, SharedWeights, digest_file
 from patchslim.errors import BadFile
 
 CARD_KEY = "patchslim"
 SEAL_KEY = "patchslim.sha256"  # the last entry of the file: the SHA-256 of all bytes before it
 # Stands in the file beside the card, so that a seal that was cut off is missed.
 SEALED = {"patchslim.sealed": "sha256"}
+WEIGHTS_KEY = "patchslim.weights"  # the SHA-256 of the file that holds weights of several models
 CHUNK = 1 << 20
+SMALL = 1 << 10  # bytes; what is smaller stays in the file itself
 
 
 def seal_file(path: Path) -> None:
@@ -24,9 +27,36 @@ def seal_file(path: Path) -> None:
 
     Protocol buffers may be continued at their end, so it stays an ONNX file.
     """
-    entry = _seal_entry(_digest(path, path.stat().st_size))
-    with path.open("ab") as file:
-        file.write(entry)
+    _append(path, SEAL_KEY, _digest(path, path.stat().st_size))
+
+
+def share_weights(paths: Sequence[Path], weights: Path) -> None:
+    """Moves the weights of ONNX files into the file `weights` beside them, equal ones once."""
+    import onnx
+
+    with SharedWeights(weights) as shared:
+        for path in paths:
+            model = onnx.load_model(path)
+            kept = [(each.key, each.value) for each in model.metadata_props]
+            onnx.helper.set_model_props(model, {key: v for key, v in kept if key != SEAL_KEY})
+            for tensor in model.graph.initializer:
+                _move(tensor, shared)
+            onnx.save_model(model, path)
+    digest = digest_file(weights)
+    for path in paths:
+        _append(path, WEIGHTS_KEY, digest)
+        seal_file(path)
+
+
+def _move(tensor: Any, shared: SharedWeights) -> None:
+    """Moves the numbers of a tensor into a file that it then refers to, unless they are few."""
+    import onnx
+
+    content = tensor.raw_data
+    if len(content) >= SMALL:
+        place = shared.add(content)
+        onnx.external_data_helper.set_external_data(tensor, WEIGHTS_FILE, place, len(content))
+        tensor.ClearField("raw_data")
 
 
 def read_card_text(path: Path) -> str | None:
@@ -51,11 +81,14 @@ def read_card_text(path: Path) -> str | None:
             f"{path} is not the file that was exported (its SHA-256 differs). Copy it again, or "
             "export again."
         )
-    if any(map(_is_elsewhere, _tensors(model))):
+    others = {name for each in _tensors(model) for name in _places_elsewhere(each)}
+    if others and (others != {WEIGHTS_FILE} or WEIGHTS_KEY not in names or not sealed):
         raise BadFile(
             f"{path} has weights in another file, which patchslim does not write and does not "
             "open. Export it again."
         )
+    if others:
+        _check_weights(path, dict(entries)[WEIGHTS_KEY])
     card: str = dict(entries)[CARD_KEY]
     return card
 
@@ -71,11 +104,34 @@ def _is_whole(path: Path) -> bool:
     return end == _seal_entry(_digest(path, size))
 
 
+def _check_weights(path: Path, digest: str) -> None:
+    """Refuses another file of weights than the one that was written with the model."""
+    weights = path.with_name(WEIGHTS_FILE)
+    if not weights.is_file():
+        raise BadFile(f"{weights} is missing, and {path} has its weights there. Copy both again.")
+    if digest_file(weights) != digest:
+        raise BadFile(
+            f"{weights} is not the file that was exported with {path.name} (its SHA-256 differs). "
+            "Copy both again, or export again."
+        )
+
+
+def _append(path: Path, key: str, value: str) -> None:
+    """Appends an entry to the metadata of an ONNX file."""
+    with path.open("ab") as file:
+        file.write(_entry(key, value))
+
+
 def _seal_entry(digest: str) -> bytes:
-    """The bytes of a metadata entry with the checksum; their number is always the same."""
+    """The bytes of the entry with the checksum; their number is always the same."""
+    return _entry(SEAL_KEY, digest)
+
+
+def _entry(key: str, value: str) -> bytes:
+    """The bytes of an entry of the metadata."""
     import onnx
 
-    entry = onnx.StringStringEntryProto(key=SEAL_KEY, value=digest)
+    entry = onnx.StringStringEntryProto(key=key, value=value)
     made: bytes = onnx.ModelProto(metadata_props=[entry]).SerializeToString()
     return made
 
@@ -112,6 +168,8 @@ def _is_many(value: Any) -> bool:
     return not hasattr(value, "ListFields")
 
 
-def _is_elsewhere(tensor: Any) -> bool:
-    """Whether the numbers of a tensor stand in another file."""
-    return bool(tensor.external_data) or tensor.data_location == tensor.EXTERNAL
+def _places_elsewhere(tensor: Any) -> list[str]:
+    """Names of the files in which numbers of a tensor stand, if not in its own."""
+    if not tensor.external_data and tensor.data_location != tensor.EXTERNAL:
+        return []
+    return [each.value for each in tensor.external_data if each.key == "location"] or [""]

@@ -49,6 +49,8 @@ class Target(ABC):
         shows_nodes: whether it can list the nodes of the graph that its runtime runs.
         has_streams: whether it can run several calls at a time, each on a part of the threads.
         reader: the function that opens an artefact whose reader runs code.
+        alone: why several models cannot be one artefact with their weights in common; empty if
+            they can.
     """
 
     name: ClassVar[str]
@@ -64,6 +66,7 @@ class Target(ABC):
     shows_nodes: ClassVar[bool] = False
     has_streams: ClassVar[bool] = False
     reader: ClassVar[str] = ""
+    alone: ClassVar[str] = "each holds its own weights"
 
     def distributions(self, precision: str) -> list[str]:
         """The distributions that it needs to write in this precision."""
@@ -106,6 +109,13 @@ class Target(ABC):
 
         `path` is a file to write, or an empty folder.
         """
+
+    def share_weights(self, written: Sequence[Path], weights: Path) -> None:
+        """Moves the weights of several artefacts into the file `weights`, equal ones once.
+
+        The artefacts lie in the folder of that file. Only a target that is not `alone` can.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def witness(self, converted: Any) -> Runner:

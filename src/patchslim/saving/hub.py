@@ -12,16 +12,25 @@ PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 MESSAGE = "A model slimmed by patchslim"
 
 
-def download(repository: str, names: Sequence[str] = (WEIGHTS_FILE, RECIPE_FILE)) -> Path:
+def download(
+    repository: str,
+    names: Sequence[str] = (WEIGHTS_FILE, RECIPE_FILE),
+    *,
+    nested: bool = False,
+) -> Path:
     """Downloads files of a Hub repository into the Hub client's cache; returns the folder there.
 
-    `names` are names or patterns of files at the top of the repository, by default those of a saved
-    model. Nothing else is fetched.
+    Args:
+        repository: its owner and name.
+        names: names or patterns of files at the top of the repository, by default those of a saved
+            model. Nothing else is fetched.
+        nested: whether names may also be of files in folders.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=[*names], ignore_patterns=["*/*"]))
+        ignored = None if nested else ["*/*"]
+        return Path(snapshot_download(repository, allow_patterns=[*names], ignore_patterns=ignored))
     except _hub_errors() as error:
         raise BadFile(f"{repository!r} cannot be fetched from the Hub: {error}") from error
 

@@ -21,6 +21,7 @@ class Aoti(Target):
 
     name = "aoti"
     suffix = ".aoti.pt2"
+    alone = "each package is machine code with its weights in it"
     runs_code = True  # it is machine code
     reader = "torch._inductor.aoti_load_package"
 

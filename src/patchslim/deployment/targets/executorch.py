@@ -40,6 +40,7 @@ class ExecuTorch(Target):
 
     name = "executorch"
     suffix = ".pte"
+    alone = "each program holds its weights as XNNPACK takes them"
     needs = {"executorch": (1, 5)}  # noqa: RUF012
     extra = "executorch"
     any_batch = False  # with a free number of images, XNNPACK takes no reshape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import torch
 
 from patchslim.deployment.graph import INPUT, Graph, quietly
 from patchslim.deployment.nodes import Node, link_nodes
-from patchslim.deployment.onnx_file import CARD_KEY, SEALED, read_card_text, seal_file
+from patchslim.deployment.onnx_file import (
+    CARD_KEY,
+    SEALED,
+    read_card_text,
+    seal_file,
+    share_weights,
+)
 from patchslim.deployment.target import FLOAT32, Runner, Target, refuse_to_run
 from patchslim.deployment.targets._onnx_int8 import OrtQuantiser
 from patchslim.errors import BadFile
@@ -25,6 +32,7 @@ class Onnx(Target):
     suffix = ".onnx"
     needs = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22)}  # noqa: RUF012
     extra = "onnx"
+    alone = ""
     shows_nodes = True
     precisions = (FLOAT32, "int8")
     quantiser = OrtQuantiser()
@@ -69,6 +77,10 @@ class Onnx(Target):
         onnx.helper.set_model_props(model, {CARD_KEY: card, **SEALED})
         onnx.save(model, path)
         seal_file(path)
+
+    def share_weights(self, written: Sequence[Path], weights: Path) -> None:
+        """Keeps what is large as external data of ONNX, in one file beside the models."""
+        share_weights(written, weights)
 
     def witness(self, converted: Any) -> Runner:
         """Runs the model from memory."""

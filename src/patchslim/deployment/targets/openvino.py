@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from patchslim.deployment.graph import INPUT, Graph, quietly
 from patchslim.deployment.nodes import Node, link_nodes
+from patchslim.deployment.running import check_regular
+from patchslim.deployment.shared_weights import WEIGHTS_FILE as SHARED_FILE
+from patchslim.deployment.shared_weights import SharedWeights, digest_file
 from patchslim.deployment.target import FLOAT32, Runner, Target
 from patchslim.deployment.targets._openvino_precision import (
     NncfQuantiser,
@@ -20,6 +23,7 @@ from patchslim.errors import BadFile
 from patchslim.files import read_json
 
 MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE = "model.xml", "model.bin", "digests.json"
+SHARED_PLACE = f"../{SHARED_FILE}"  # where the weights are if other models have the same
 CARD_PATH, PRECISION_PATH = ["patchslim", "card"], ["patchslim", "precision"]
 # What the plugin computes in. Weights in float16 are widened when they are read.
 HINTS = {FLOAT32: "f32", "float16": "f32", "bfloat16": "bf16", "int8": "f32"}
@@ -32,6 +36,7 @@ class OpenVino(Target):
     files = (MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE)
     needs = {"openvino": (2025, 4)}  # noqa: RUF012
     extra = "openvino"
+    alone = ""
     shows_nodes = True
     has_streams = True
     precisions = (FLOAT32, "bfloat16", "float16", "int8")
@@ -71,8 +76,15 @@ class OpenVino(Target):
         model.set_rt_info(card, CARD_PATH)
         model.set_rt_info(json.loads(card)["precision"], PRECISION_PATH)
         openvino.save_model(model, path / MODEL_FILE, compress_to_fp16=False)
-        digests = {name: _digest(path / name) for name in (MODEL_FILE, WEIGHTS_FILE)}
-        (path / DIGESTS_FILE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+        _write_digests(path, WEIGHTS_FILE)
+
+    def share_weights(self, written: Sequence[Path], weights: Path) -> None:
+        """Has the constants of all models refer to one file, in the folder of their folders."""
+        with SharedWeights(weights) as shared:
+            for path in written:
+                _move_constants(path, shared)
+        for path in written:
+            _write_digests(path, SHARED_PLACE)
 
     def witness(self, converted: Any) -> Runner:
         """Runs the model from memory."""
@@ -114,9 +126,9 @@ def _read(path: Path) -> Any:
     """The model in a folder, if its files are the ones that were written."""
     import openvino
 
-    _check_digests(path)
+    weights = _check_digests(path)
     try:
-        model = openvino.Core().read_model(path / MODEL_FILE)
+        model = openvino.Core().read_model(path / MODEL_FILE, weights)
     except RuntimeError as error:
         raise BadFile(f"{path} cannot be read by OpenVINO: {str(error)[:200]}") from error
     if _precision(model) not in HINTS:
@@ -125,6 +137,19 @@ def _read(path: Path) -> Any:
             "pip install -U patchslim"
         )
     return model
+
+
+def _move_constants(path: Path, shared: SharedWeights) -> None:
+    """Moves the weights of the model in a folder into a file that it then refers to."""
+    tree = ElementTree.parse(path / MODEL_FILE)
+    content = (path / WEIGHTS_FILE).read_bytes()
+    for layer in tree.iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None:
+            start = int(data.attrib["offset"])
+            data.set("offset", str(shared.add(content[start : start + int(data.attrib["size"])])))
+    tree.write(path / MODEL_FILE, encoding="utf-8", xml_declaration=True)
+    (path / WEIGHTS_FILE).unlink()
 
 
 def _precision(model: Any) -> str:
@@ -168,17 +193,20 @@ def _plain(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _write_digests(path: Path, weights: str) -> None:
+    """Writes the digests of the model and of its weights, and thereby where these are."""
+    digests = {name: digest_file(path / name) for name in (MODEL_FILE, weights)}
+    (path / DIGESTS_FILE).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_digests(path: Path) -> None:
-    """Refuses files that are not the ones that were written."""
+def _check_digests(path: Path) -> Path:
+    """Refuses files that are not the ones that were written; returns the one with the weights."""
     try:
         digests: dict[str, str] = read_json(path / DIGESTS_FILE)
+        weights = SHARED_PLACE if SHARED_PLACE in digests else WEIGHTS_FILE
+        check_regular(path, [weights])
         wrong = [
-            name for name in (MODEL_FILE, WEIGHTS_FILE) if digests[name] != _digest(path / name)
+            name for name in (MODEL_FILE, weights) if digests[name] != digest_file(path / name)
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path} is incomplete: {error}. Copy it again, or export again.") from error
@@ -187,6 +215,7 @@ def _check_digests(path: Path) -> None:
             f"{path / wrong[0]} is not the file that was exported (its SHA-256 differs). Copy the "
             "folder again, or export again."
         )
+    return path / weights
 
 
 TARGET = OpenVino()

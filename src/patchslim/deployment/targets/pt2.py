@@ -21,6 +21,7 @@ class Pt2(Target):
 
     name = "pt2"
     suffix = ".pt2"
+    alone = "an archive of PyTorch is one program with its weights"
     refusals = dict.fromkeys(
         ("bfloat16", "float16", "int8"),
         "an exported program is there to be compiled further, and its compiler lowers it",
