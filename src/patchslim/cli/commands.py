@@ -22,11 +22,9 @@ from patchslim.cli.resolve import (
     has_budget,
     method_from_args,
     open_calibration_images,
-    open_export_images,
     open_measurement_images,
     open_model,
     open_training_images,
-    read_labels,
     search_from_args,
     slimmed_model,
     teacher_from_args,
@@ -179,45 +177,12 @@ def train(args: Namespace, terminal: Terminal) -> CommandResult | None:
 
 
 def export(args: Namespace, terminal: Terminal) -> CommandResult:
-    """Writes a model for another runtime, and says what was checked."""
-    from patchslim.deployment.export import export as run
+    """Writes models for another runtime, and says what was checked."""
+    from patchslim.cli.exporting import run_export
 
-    slimmed, prepared = open_model(args, terminal)
-    images = open_export_images(args, slimmed, prepared)
-    artefact = run(
-        slimmed,
-        args.out,
-        args.to,
-        precision=args.precision,
-        images=images,
-        max_kl=args.max_kl,
-        max_drop=args.max_drop,
-        batch=args.batch,
-        labels=None if args.labels is None else read_labels(args.labels, args.limits),
-    )
-    _warn_unreadable(getattr(images, "unreadable", []), "left out of the check", terminal)
-    facts = {
-        **model_facts(args, slimmed.plan),
-        "target": artefact.card["target"],
-        "precision": artefact.card["precision"],
-        "out": str(args.out),
-        "bytes": artefact.size,
-        "check": artefact.card["checked"],
-    }
-    kind = f"for {facts['target']} in {facts['precision']}"
-    lines = [
-        facts_text(facts),
-        f"exported       {show_name(args.out)}, {kind}, {artefact.size / 1e6:.1f} MB",
-    ]
-    if "delegated" in artefact.card:
-        facts["delegated"] = artefact.card["delegated"]
-        lines.append(
-            "delegated      {operators} of {of} operators, in {partitions} parts".format(
-                **facts["delegated"]
-            )
-        )
-    lines.append(f"checked        {artefact.check}")
-    return CommandResult("\n".join(lines), facts)
+    result, unreadable = run_export(args, terminal)
+    _warn_unreadable(unreadable, "left out of the check", terminal)
+    return result
 
 
 def benchmark(args: Namespace, terminal: Terminal) -> CommandResult:

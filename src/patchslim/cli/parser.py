@@ -219,9 +219,15 @@ def _add_export(commands: Any) -> None:
         "patchslim export runs/deit-0.6 --to onnx --out deit-0.6.onnx --data imagenet/val",
         MODEL_HELP + SAVED_HELP,
     )
-    command.usage = "%(prog)s MODEL --out PATH [OPTION ...]"
+    command.usage = "%(prog)s MODEL [MODEL ...] --out PATH [OPTION ...]"
     add = command.add_argument
-    add("model", type=word, metavar="MODEL")
+    add(
+        "model",
+        type=word,
+        nargs="+",
+        metavar="MODEL",
+        help="several of one set of weights become a folder that holds the weights once",
+    )
     add(
         "--to",
         choices=target_names(),
@@ -235,6 +241,12 @@ def _add_export(commands: Any) -> None:
         default="float32",
         metavar="WORD",
         help="float32 (default), bfloat16, float16 or int8, as far as the target can",
+    )
+    add(
+        "--layout",
+        choices=("ovms", "triton"),
+        metavar="SERVER",
+        help="write a folder for ovms (OpenVINO Model Server) or triton, each MODEL a version",
     )
     add(
         "--max-kl",
