@@ -21,6 +21,7 @@ from typing import Any
 
 import timm
 import torch
+from real_model import DEIT_TINY, load_deit_tiny
 from torch import nn
 
 import patchslim
@@ -47,12 +48,8 @@ def main() -> None:
     options = parser.parse_args()
     suffix = find_target(options.target).suffix
     paths = {name: options.folder / f"{name}-{options.batch}{suffix}" for name in METHODS}
-    host = timm.create_model("deit_tiny_patch16_224").eval()
     if options.make:
-        weights = options.shared / "data" / "deit_tiny_patch16_224.safetensors"
-        if not weights.is_file():
-            sys.exit(f"{weights} is not there: nothing to export. Give --shared FOLDER.")
-        timm.models.load_checkpoint(host, str(weights))
+        host = load_deit_tiny(options.shared)
         for name, path in paths.items():
             if not path.exists():
                 print(make(host, name, path, options.target, options.batch), flush=True)
@@ -63,6 +60,7 @@ def main() -> None:
     rows = time_models(paths, options.batch, options.repeats)
     for row in rows:
         print(json.dumps(row))
+    host = timm.create_model(DEIT_TINY)
     provenance = Provenance.now(
         host, batch=options.batch, image_size=(224, 224), images=options.batch, seed=0
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -20,9 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from export import read_images
+from real_model import load_deit_tiny, read_images
 from torch import Tensor, nn
 
 import patchslim
@@ -54,12 +52,8 @@ def main() -> None:
     options = parser.parse_args()
     for kind in (DeepCut, ShortSchedule, Untrained):
         warnings.simplefilter("ignore", kind)
-    weights = options.shared / "data" / "deit_tiny_patch16_224.safetensors"
-    if not weights.is_file():
-        sys.exit(f"{weights} is not there: nothing to export. Give --shared FOLDER.")
-    host = timm.create_model("deit_tiny_patch16_224").eval()
-    timm.models.load_checkpoint(host, str(weights))
-    images = read_images(host, options.shared / "data" / "imagenet-sample-500.zip", options.limit)
+    host = load_deit_tiny(options.shared)
+    images = read_images(host, options.shared, options.limit)
     judged = images[1::2]
     dense = answer(host, judged)
     provenance = Provenance.now(host, batch=8, image_size=(224, 224), images=len(judged), seed=0)

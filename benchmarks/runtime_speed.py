@@ -20,7 +20,7 @@ from typing import Any
 
 import timm
 import torch
-from export import read_images
+from real_model import DEIT_TINY, load_deit_tiny, read_images
 
 import patchslim
 from patchslim.benchmarking.result import Benchmark
@@ -31,7 +31,6 @@ from patchslim.report.provenance import Provenance
 RESULT = Path(__file__).parent / "results" / "runtime_speed.json"
 BUDGET = 0.6
 METHODS = "identity random patch_slimming topk evit evo tome similarity".split()
-WEIGHTS = {"deit_tiny_patch16_224": "deit_tiny_patch16_224.safetensors"}
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--folder", type=Path, default=Path("runs/runtime_speed"))
     parser.add_argument("--make", action="store_true", help="export, and time nothing")
-    parser.add_argument("--host", default="deit_tiny_patch16_224")
+    parser.add_argument("--host", default=DEIT_TINY)
     parser.add_argument("--target", choices=("onnx", "openvino"), default="openvino")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--batch", type=int, default=8, help="fixed in the artefacts")
@@ -68,11 +67,11 @@ def main() -> None:
 def make(options: argparse.Namespace, paths: dict[str, Path]) -> None:
     """Exports the host, whole and slimmed to the budget by each method."""
     torch.manual_seed(0)
-    host = timm.create_model(options.host).eval()
-    data = options.shared / "data"
-    if options.host in WEIGHTS:
-        timm.models.load_checkpoint(host, str(data / WEIGHTS[options.host]))
-    images = read_images(host, data / "imagenet-sample-500.zip", 16)
+    if options.host == DEIT_TINY:
+        host = load_deit_tiny(options.shared)
+    else:
+        host = timm.create_model(options.host).eval()
+    images = read_images(host, options.shared, 16)
     for name, path in paths.items():
         budget: dict[str, Any] = {"keep": 1.0} if name == "identity" else {"macs": BUDGET}
         model = patchslim.slim(host, name, **budget)

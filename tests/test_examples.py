@@ -16,6 +16,7 @@ MOST_LINES = 40
 
 # What each of them prints on every machine.
 SAYS = {
+    "benchmark": ["dense", "conv.", "identity batch 1: ", "topk batch 2: "],
     "calibrate": ["patch_slimming_dynamic ", "random/patch_slimming ", "tome ", "pyramid.svg"],
     "documents": ["letter: ", "form  : 100 of 784 patches, 17% of the operations", "(2, 1000)"],
     "embedded_example": ["tome 0.6", "random/evit 0.6", "speed-up"],

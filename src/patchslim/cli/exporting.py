@@ -1,4 +1,4 @@
-"""`patchslim export`: one model into an artefact, or several of one set of weights into a folder."""
+"""`patchslim export`: one model into an artefact, or several of equal weights into a folder."""
 
 from __future__ import annotations
 
