@@ -4,9 +4,9 @@
     python benchmarks/export.py --shared ../shared --host eva --targets onnx openvino
 
 DeiT-Ti has real weights; Eva, LeViT and a ViT of Hugging Face have random ones, so large that
-decisions are clear. For each cell, whether it was written or why not, how far its answers are off, near ties
-that went the other way, whether first answers are the same, seconds, bytes, and how many nodes of
-each kind the graph has. Methods that learn have random layers here. A cell that is in
+decisions are clear. For each cell, whether it was written or why not, how far its answers are off,
+near ties that went the other way, whether first answers are the same, seconds, bytes, and how many
+nodes of each kind the graph has. Methods that learn have random layers here. A cell that is in
 benchmarks/results/export.json with as many images is not run again, so that it can be stopped.
 """
 

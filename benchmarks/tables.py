@@ -454,6 +454,45 @@ def runtimes() -> str:
     return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
 
 
+def parity() -> str:
+    """Writes how far exported models are from the slimmed ones, a row for each method."""
+    data = _read("export.json")
+    targets = sorted({row["target"] for row in data["rows"]})
+    lines = [
+        f"| host | method | {' | '.join(targets)} |",
+        f"|---|---|{'--:|' * len(targets)}",
+    ]
+    cells = {(row["host"], row["setting"], row["target"]): row for row in data["rows"]}
+    reasons: dict[str, int] = {}
+    for host, setting in dict.fromkeys((row["host"], row["setting"]) for row in data["rows"]):
+        found = [cells.get((host, setting, target)) for target in targets]
+        shown = [_parity_cell(each, reasons) for each in found]
+        lines.append(f"| {host} | {setting} | {' | '.join(shown)} |")
+    key = (
+        "The largest difference of an answer, as a share of the largest, with equal kept sets in "
+        "every block of each image that met no near tie, and on how many images; in brackets near "
+        "ties that went the other way. -: not run."
+    )
+    notes = [f"refused {number}: {reason}" for reason, number in reasons.items()]
+    facts = dict.fromkeys(_origin_line(row["birth"]) for row in data["rows"])
+    return "\n".join(
+        [*lines, "", "<br>".join([key, *notes]), "", f"<sub>{'<br>'.join(facts)}</sub>"]
+    )
+
+
+def _parity_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
+    """A cell of the table of parity; why a target refused is numbered."""
+    if row is None:
+        return "-"
+    if "refused" in row:
+        return f"refused {reasons.setdefault(row['refused'], len(reasons) + 1)}"
+    ties = sum(row["near_ties"].values())
+    told = f"{row['largest_difference']:.0e}, {row['images']}"
+    if row["same_answers"] < row["asked"]:
+        told += f", {row['asked'] - row['same_answers']} other answers"
+    return f"{told} ({ties})" if ties else told
+
+
 def evo_scratch() -> str:
     """Writes Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     whole = _read("evo_cifar.json")
@@ -608,6 +647,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "large-images": large_images,
         "executorch": executorch,
         "runtimes": runtimes,
+        "parity": parity,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
         "train-speed": train_speed,
