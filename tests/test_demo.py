@@ -9,10 +9,13 @@ from timm.models.vision_transformer import VisionTransformer
 from patchslim.calibration.calibrate import must_be_calibrated
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.cli import demo as module
+from patchslim.cli import demo_runtimes
 from patchslim.cli.demo import demo, slim_all, write_demo_report
+from patchslim.cli.demo_runtimes import compare_runtimes, write_table
 from patchslim.example import digits
 from patchslim.methods import Placement
 from patchslim.methods._registry import find_method, method_names
+from patchslim.model.slim import slim
 from patchslim.report.report import Report
 from patchslim.testing.trial import Trial
 
@@ -28,7 +31,8 @@ FREE = {name for name in SHOWN if find_method(name).placement is Placement.FIRST
 
 @pytest.fixture
 def few(monkeypatch):
-    """Calibrates on two scenes only, since the positions do not matter here."""
+    """Calibrates on two scenes only, and exports nothing: neither matters here."""
+    monkeypatch.setattr(demo_runtimes, "RUNTIMES", {})
     monkeypatch.setattr(module, "SEARCH", PatchSlimmingConfig(mode="free", images=2, probe=2))
 
 
@@ -40,9 +44,11 @@ def host():
 
 def test_demo_writes_what_it_returns(host, few, tmp_path):
     out, lines = tmp_path / "new" / "folder", []
-    report = write_demo_report(
+    made = write_demo_report(
         host, digits.scenes("test", 4), out, budgets=(0.7,), repeats=1, progress=lines.append
     )
+    report = made.report
+    assert [row.runtime for row in made.runtimes] == ["eager PyTorch", "eager PyTorch"]
     assert sorted(each.name for each in out.iterdir()) == ["report.html", "report.json"]
     assert Report.load(out / "report.json") == report
     text = (out / "report.html").read_text(encoding="utf-8")
@@ -52,8 +58,21 @@ def test_demo_writes_what_it_returns(host, few, tmp_path):
     assert all(text.count(f"{name} is missing: it learns") == 1 for name in LEARN)
     assert report.provenance.images == 4
     assert all(report.baseline(row) for row in report.rows if row.method not in ("dense", "random"))
+    assert "On one thread an image takes" in text
     assert lines[0].startswith("slimming: ")
     assert any("4/4 images" in line for line in lines)
+
+
+def test_a_runtime_that_is_missing_is_one_line(host, monkeypatch):
+    monkeypatch.setattr("patchslim.versions.installed_version", lambda name: None)
+    models = {"dense": slim(host, "identity", keep=1.0)}
+    images = digits.normalise(digits.scenes("test", 1).images)
+    rows, missing = compare_runtimes(models, images, lambda _: None)
+    assert [row.runtime for row in rows] == ["eager PyTorch"]
+    assert [line.partition(":")[0] for line in missing] == [
+        "ONNX Runtime is not shown", "OpenVINO is not shown",
+    ]  # fmt: skip
+    assert "pip install 'patchslim[onnx]'" in missing[0]
 
 
 def test_budgets_out_of_reach_are_reported(host, few):
@@ -104,7 +123,14 @@ def test_methods_that_need_a_class_token_are_reported_as_missing():
 @pytest.mark.slow
 def test_whole_demo_reads_digits_and_beats_random(tmp_path):
     begun = time.monotonic()
-    report = demo(tmp_path, scenes=200)
+    made = demo(tmp_path, scenes=200)
+    report = made.report
+    assert [row.runtime for row in made.runtimes[::2]] == [
+        "eager PyTorch", "ONNX Runtime", "OpenVINO",
+    ]  # fmt: skip
+    assert not made.missing
+    assert all(row.difference < 1e-4 for row in made.runtimes[2:])
+    assert write_table(made.runtimes).count("\n") == 6
     assert time.monotonic() - begun < 300
     assert report.dense.accuracy.value > 0.94
     rows = {row.name: row for row in report.rows}

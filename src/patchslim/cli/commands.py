@@ -10,6 +10,7 @@ import contextlib
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,14 @@ if TYPE_CHECKING:
 def demo(args: Namespace, terminal: Terminal) -> CommandResult:
     """Slims the embedded example with every method at several budgets."""
     from patchslim.cli.demo import demo as run
+    from patchslim.cli.demo_runtimes import write_table
 
-    report = run(args.out, scenes=args.scenes, progress=terminal.progress)
-    return CommandResult(f"{report.table()}\n\nWritten to {show_name(args.out)}", report.to_json())
+    made = run(args.out, scenes=args.scenes, progress=terminal.progress)
+    lines = [made.report.table(), write_table(made.runtimes), *made.missing]
+    lines.append(f"Written to {show_name(args.out)}")
+    runtimes = [asdict(row) for row in made.runtimes]
+    data = {**made.report.to_json(), "runtimes": runtimes, "missing_runtimes": made.missing}
+    return CommandResult("\n\n".join(lines), data)
 
 
 def slim(args: Namespace, terminal: Terminal) -> CommandResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from patchslim.calibration.calibrate import calibrate, must_be_calibrated
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
+from patchslim.cli.demo_runtimes import RuntimeRow, compare_runtimes, write_note
 from patchslim.errors import BadSchedule, DeepCut, NeedsClassToken, Untrained
 from patchslim.example import digits
 from patchslim.files import check_writable, write_atomically
@@ -40,10 +41,28 @@ SCORING_BATCH = 50  # scenes per batch when accuracy is measured
 # patch_slimming, which keeps the same positions in all scenes, but not patch_slimming_dynamic.
 SEARCH = PatchSlimmingConfig(mode="free", images=16, probe=4, batch=16)
 STATIC = "patch_slimming"
+EXPORTED_METHOD = "similarity"
+EXPORTED = f"{EXPORTED_METHOD} {PICTURE_BUDGET:g}"  # shown on other runtimes, beside dense
+TIMED_SCENES = 8  # in a call, there
 TITLE = "Reading a digit in clutter with fewer patch tokens"
 
 
-def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> Report:
+@dataclass(frozen=True)
+class Demo:
+    """What the demo has measured.
+
+    Attributes:
+        report: every method at every budget.
+        runtimes: one method and the dense model, exported, on every runtime that is installed.
+        missing: a line for each runtime that is not.
+    """
+
+    report: Report
+    runtimes: list[RuntimeRow]
+    missing: list[str]
+
+
+def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> Demo:
     """Measures the example and writes `report.html` and `report.json` into the folder `out`."""
     with use_one_thread():
         return write_demo_report(
@@ -59,7 +78,7 @@ def write_demo_report(
     budgets: Sequence[float] = BUDGETS,
     repeats: int = REPEATS,
     progress: Progress | None = None,
-) -> Report:
+) -> Demo:
     """Slims `host` by every method that fits it, at `budgets`, and writes a report on all."""
     say = progress or ignore_progress
     out = check_writable(out, folder=True)
@@ -70,14 +89,17 @@ def write_demo_report(
     pictures = draw_pictures(
         models, scenes, PICTURE_BUDGET if PICTURE_BUDGET in budgets else budgets[0]
     )
-    text = render_page(
-        report, pictures, intro=INTRO, notes=[OWN_MODEL, UNTRAINED, EXACT_TAIL, *skipped]
-    )
+    exported = {"dense": slim(host, "identity", keep=1.0)}
+    exported[EXPORTED] = models.get(EXPORTED) or slim(host, EXPORTED_METHOD, macs=budgets[0])
+    images = digits.normalise(scenes.images[:TIMED_SCENES])
+    runtimes, missing = compare_runtimes(exported, images, say)
+    notes = [OWN_MODEL, UNTRAINED, EXACT_TAIL, write_note(runtimes), *missing, *skipped]
+    text = render_page(report, pictures, intro=INTRO, notes=notes)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "report.html", text)
     report.save(out / "report.json")
     say(f"wrote {out / 'report.html'} and report.json")
-    return report
+    return Demo(report, runtimes, missing)
 
 
 @contextlib.contextmanager
