@@ -140,7 +140,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     names, size = index.get("names"), index.get("bytes_apart")
     makes_sense = {
         "target": index.get("target") in [n for n in target_names() if not find_target(n).alone],
-        "layout": index.get("layout") in LAYOUTS,
+        "layout": index.get("layout", "") in [*LAYOUTS],
         "names": _are_names(names),
         "bytes_apart": isinstance(size, int) and not isinstance(size, bool) and size >= 0,
     }

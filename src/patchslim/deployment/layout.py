@@ -164,7 +164,7 @@ def layout_names() -> list[str]:
 
 def find_layout(name: str | None) -> Layout:
     """The layout of that name; ours for None."""
-    if name not in LAYOUTS:
+    if name not in [*LAYOUTS]:  # which may be of any type
         raise UnknownName.of("layout", str(name), layout_names())
     return LAYOUTS[name]
 
