@@ -88,7 +88,9 @@ def write_demo_report(
     budget = PICTURE_BUDGET if PICTURE_BUDGET in budgets else budgets[0]
     pictures = draw_pictures(models, scenes, budget)
     exported_name = f"{EXPORTED_METHOD} {budget:g}"
-    exported = {"dense": slim(host, "identity", keep=1.0), exported_name: models[exported_name]}
+    exported = {"dense": slim(host, "identity", keep=1.0)}
+    if exported_name in models:
+        exported[exported_name] = models[exported_name]
     images = digits.normalise(scenes.images[:TIMED_SCENES])
     runtimes, missing = compare_runtimes(exported, images, say)
     notes = [OWN_MODEL, UNTRAINED, EXACT_TAIL, write_note(runtimes), *missing, *skipped]
