@@ -258,7 +258,7 @@ def test_a_model_for_openvino_model_server(tmp_path):
     version = tmp_path / "vit" / served["base_path"] / "1"
     assert written.path == version.resolve()
     compiled = openvino.Core().compile_model(version / "model.xml", "CPU", served["plugin_config"])
-    assert compiled.input("images").partial_shape.to_string() == "[?,3,24,24]"
+    assert compiled.input("images").partial_shape[0].is_dynamic
     with torch.no_grad():
         answer = torch.from_numpy(compiled({"images": x.numpy()})["output"])
         assert torch.allclose(answer, model(x), atol=1e-5)
@@ -303,14 +303,14 @@ def test_the_command_exports_several_models(tmp_path, capsys):
     from patchslim.example import digits
 
     made = digits.host()
-    for name, share in (("a", 0.5), ("b", 0.8)):
+    for name, share in (("a", 0.6), ("b", 0.8)):
         patchslim.slim(made, "topk", macs=share).save(tmp_path / name)
     argv = [str(tmp_path / "a"), str(tmp_path / "b"), "--to", "onnx", "--limit", "2", "--json"]
     assert main(["export", *argv, "--out", str(tmp_path / "both")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["bytes"] < 0.7 * told["bytes_apart"]
-    assert [*told["models"]] == ["0.5", "0.8"]
-    assert [*patchslim.load(tmp_path / "both")] == ["0.5", "0.8"]
+    assert [*told["models"]] == ["0.6", "0.8"]
+    assert [*patchslim.load(tmp_path / "both")] == ["0.6", "0.8"]
     assert main(["export", *argv[:-1], "--layout", "triton", "--out", str(tmp_path / "vit")]) == 0
     assert "version 2" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "vit" / "2")
