@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 import patchslim
 from patchslim.deployment.registry import find_target, target_names
-from patchslim.deployment.target import INT8, Target
+from patchslim.deployment.target import INT8
 from patchslim.errors import DeepCut, PatchslimError, ShortSchedule, Untrained
 from patchslim.measurement.score import kl_divergence
 from patchslim.model.model import SlimModel
@@ -36,6 +37,7 @@ from patchslim.report.provenance import Provenance
 from patchslim.versions import installed_version
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
+HOST = "deit_tiny_patch16_224"
 BUDGET = 0.6
 METHODS = "identity evit topk tome similarity patch_slimming".split()
 CELLS = [
@@ -54,33 +56,37 @@ def main() -> None:
     parser.add_argument("--given", type=int, default=200, help="of them, those that export gets")
     parser.add_argument("--only", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--cells", nargs="*", choices=CELLS, default=CELLS)
+    parser.add_argument("--folder", type=Path, help="where the artefacts stay, to be timed")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     for kind in (DeepCut, ShortSchedule, Untrained):
         warnings.simplefilter("ignore", kind)
-    weights = options.shared / "data" / "deit_tiny_patch16_224.safetensors"
+    weights = options.shared / "data" / f"{HOST}.safetensors"
     if not weights.is_file():
         sys.exit(f"{weights} is not there: nothing to export. Give --shared FOLDER.")
-    host = timm.create_model("deit_tiny_patch16_224").eval()
+    host = timm.create_model(HOST).eval()
     timm.models.load_checkpoint(host, str(weights))
     images = read_images(host, options.shared / "data" / "imagenet-sample-500.zip", options.images)
     given = images[::2][: options.given]
     scored = torch.cat([images[1::2], images[::2][options.given :]])
     dense = answer(host, scored)
-    for cell in options.cells:
-        for method in options.only:
-            model = slim(host, method)
-            own = answer(model, scored)
+    folder = options.folder or Path(tempfile.mkdtemp())
+    for method in options.only:
+        model = slim(host, method)
+        own = answer(model, scored)
+        for cell in options.cells:
+            target, precision = cell.split()
+            name = f"{method}{find_target(target).suffix}"
+            path = folder / f"{HOST}-{target}-{precision}-8" / name
             row = {
                 "method": method,
                 "cell": cell,
                 "budget": BUDGET,
                 "given": len(given),
                 "float32_to_dense": mean_kl(dense, own),
-                **try_export(model, cell, given, scored, dense, own),
+                **try_export(model, path, cell, given, (scored, dense, own)),
             }
             print(say(row), flush=True)
-            target = find_target(cell.split()[0])
             provenance = Provenance.of(
                 torch.device("cpu"),
                 "float32",
@@ -88,14 +94,17 @@ def main() -> None:
                 image_size=(224, 224),
                 images=len(scored),
                 seed=0,
-                versions={name: installed_version(name) or "" for name in distributions(target)},
+                versions=find_versions(target),
             )
             save(options.out, {**row, "birth": asdict(provenance)})
+    if options.folder is None:
+        shutil.rmtree(folder)
 
 
-def distributions(target: Target) -> list[str]:
-    """What has to be installed to write for a target in any precision."""
-    return target.distributions(INT8)
+def find_versions(target: str) -> dict[str, str]:
+    """Versions of what writes and runs a target."""
+    names = find_target(target).distributions(INT8)
+    return {name: installed_version(name) or "unknown" for name in names}
 
 
 def save(path: Path, row: dict[str, Any]) -> None:
@@ -114,27 +123,29 @@ def slim(host: nn.Module, method: str) -> SlimModel:
 
 
 def try_export(
-    model: SlimModel, cell: str, given: Tensor, scored: Tensor, dense: Tensor, own: Tensor
+    model: SlimModel, path: Path, cell: str, given: Tensor, scored: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, Any]:
-    """What a lower precision changed, or why it was refused."""
+    """What a lower precision changed, or why it was refused.
+
+    `scored` are images, the dense model's answers to them, and this model's own.
+    """
     target, precision = cell.split()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{find_target(target).suffix}"
-        begin = time.perf_counter()
-        try:
-            written = patchslim.export(model, path, to=target, precision=precision, images=given)
-        except PatchslimError as error:
-            return {"refused": str(error)}
-        seconds = time.perf_counter() - begin
-        answers = answer(written, scored)
-        return {
-            "to_dense": mean_kl(dense, answers),
-            "to_own": mean_kl(own, answers),
-            "agreement": (answers.argmax(1) == own.argmax(1)).double().mean().item(),
-            "drift": written.card["checked"]["drift"],
-            "seconds": round(seconds, 1),
-            "bytes": written.size,
-        }
+    images, dense, own = scored
+    begin = time.perf_counter()
+    try:
+        written = patchslim.export(model, path, to=target, precision=precision, images=given)
+    except PatchslimError as error:
+        return {"refused": str(error)}
+    seconds = time.perf_counter() - begin
+    answers = answer(written, images)
+    return {
+        "to_dense": mean_kl(dense, answers),
+        "to_own": mean_kl(own, answers),
+        "agreement": (answers.argmax(1) == own.argmax(1)).double().mean().item(),
+        "drift": written.card["checked"]["drift"],
+        "seconds": round(seconds, 1),
+        "bytes": written.size,
+    }
 
 
 def answer(model: Any, images: Tensor) -> Tensor:

@@ -454,6 +454,39 @@ def runtimes() -> str:
     return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
 
 
+def precision() -> str:
+    """Writes what lower precisions change, on images that `export` did not get."""
+    rows = sorted(_read("precision.json"), key=lambda row: row["cell"])
+    lines = [
+        (
+            "| target, precision | method | KL to dense, float32 | here | more | first answer "
+            "| kept | MB | s | how |"
+        ),
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        begin = f"| {row['cell']} | {row['method']} | {row['float32_to_dense']:.4f} |"
+        if "refused" in row:
+            lines.append(f"{begin} refused | - | - | - | - | - | - |")
+            continue
+        drift, more = row["drift"], row["to_dense"] - row["float32_to_dense"]
+        lines.append(
+            f"{begin} {row['to_dense']:.4f} | {more:+.4f} | {row['agreement']:.1%} | "
+            f"{drift['kept']:.1%} | {row['bytes'] / 1e6:.1f} | {row['seconds']:.0f} | "
+            f"{drift['recipe'] or '-'} |"
+        )
+    facts = dict.fromkeys(
+        f"{row['given']} other images given to `export`, {_origin_line(row['birth'])}"
+        for row in rows
+    )
+    note = (
+        "first answer: images on which it is that of the slimmed model in float32. kept: patches "
+        "that both keep, of those that either keeps, on the images that judged. s: seconds of "
+        "`export`, the search included, on a machine that did other work, too."
+    )
+    return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
+
+
 def evo_scratch() -> str:
     """Writes Evo-ViT and its dense twin, trained alike from scratch, a row for each seed."""
     whole = _read("evo_cifar.json")
@@ -608,6 +641,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "large-images": large_images,
         "executorch": executorch,
         "runtimes": runtimes,
+        "precision": precision,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
         "train-speed": train_speed,
