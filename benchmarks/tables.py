@@ -429,19 +429,24 @@ def runtimes() -> str:
         key = (row["host"], row["target"], row["precision"], row["batch"])
         groups.setdefault(key, []).append(row)
     lines = [
-        "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. | fused |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        (
+            "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. "
+            "| fused | eager |"
+        ),
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for key, group in groups.items():
         where = ", ".join(map(str, key))
         for row in group:
             speedup, fused = row["speedup"], row["attention_fused"]
+            eager = row.get("over_eager")
             conversion = "-" if row["conversion"] is None else f"{row['conversion']['median']:.2f}"
             lines.append(
                 f"| {where} | {row['method']} | {row['macs']:.2f} | "
                 f"{row['step_ms']['median']:.1f} | {speedup['median']:.2f}x "
                 f"[{speedup['low']:.2f}, {speedup['high']:.2f}] | {conversion} | "
-                f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} |"
+                f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} | "
+                f"{'-' if eager is None else format(eager['median'], '.2f') + 'x'} |"
             )
             where = ""
     facts = dict.fromkeys(
@@ -449,7 +454,7 @@ def runtimes() -> str:
     )
     note = (
         "conv.: speed-up times the share of operations; 1 if time falls as operations do. "
-        "fused: attentions that became one kernel."
+        "fused: attentions that became one kernel. eager: speed-up over the dense model in PyTorch."
     )
     return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
 
