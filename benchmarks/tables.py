@@ -429,12 +429,12 @@ def runtimes() -> str:
         key = (row["host"], row["target"], row["precision"], row["batch"])
         groups.setdefault(key, []).append(row)
     lines = [
-        (
-            "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. "
-            "| fused | eager |"
-        ),
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. | fused |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
+    beside_eager = any(row.get("over_eager") for row in rows)
+    if beside_eager:
+        lines = [f"{lines[0]} eager |", f"{lines[1]}--:|"]
     for key, group in groups.items():
         where = ", ".join(map(str, key))
         for row in group:
@@ -445,17 +445,20 @@ def runtimes() -> str:
                 f"| {where} | {row['method']} | {row['macs']:.2f} | "
                 f"{row['step_ms']['median']:.1f} | {speedup['median']:.2f}x "
                 f"[{speedup['low']:.2f}, {speedup['high']:.2f}] | {conversion} | "
-                f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} | "
-                f"{'-' if eager is None else format(eager['median'], '.2f') + 'x'} |"
+                f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} |"
             )
+            if beside_eager:
+                lines[-1] += " - |" if eager is None else f" {eager['median']:.2f}x |"
             where = ""
     facts = dict.fromkeys(
         f"{row['rounds']} rounds in turns, {_origin_line(row['birth'])}" for row in rows
     )
     note = (
         "conv.: speed-up times the share of operations; 1 if time falls as operations do. "
-        "fused: attentions that became one kernel. eager: speed-up over the dense model in PyTorch."
+        "fused: attentions that became one kernel."
     )
+    if beside_eager:
+        note += " eager: speed-up over the dense model in PyTorch."
     return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
 
 
