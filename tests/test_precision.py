@@ -13,6 +13,7 @@ from torch import Tensor
 import patchslim
 from patchslim import versions
 from patchslim.cli.main import main
+from patchslim.deployment import int8
 from patchslim.deployment.drift import Drift, Limits, Reference
 from patchslim.deployment.graph import Graph, Outputs, Witness
 from patchslim.deployment.int8 import in_batches, quantise
@@ -80,20 +81,30 @@ def lower(graph: Graph, images: Tensor, **limits: float) -> tuple[Any, Drift, No
 
 def test_the_best_recipe_is_chosen_on_images_that_did_not_calibrate(graph):
     images = pictures(9)
-    made, drift, target = lower(graph, images)
+    made, drift, target = lower(graph, images, kl=100.0)
     assert made[1] == Rounding.noise
     assert (drift.recipe, drift.images, drift.kept, drift.same_tokens) == ("good", 4, 1.0, 1.0)
     assert torch.equal(torch.cat(target.quantiser.calibrated), images[::2])
 
 
 def test_as_few_activations_as_will_do_are_left_in_float(graph):
-    _, first, _ = lower(graph, pictures(9))
+    _, first, _ = lower(graph, pictures(9), kl=100.0)
     made, drift, _ = lower(graph, pictures(9), kl=first.kl / 5)
     assert [*made[1]] == ["a", "c", "d"]
     assert drift.recipe == "good, 1 of 4 activations in float32"
     assert drift.kl <= first.kl / 5
     two, _, _ = lower(graph, pictures(9), kl=drift.kl / 2)
     assert [*two[1]] == ["a", "c"]
+
+
+def test_without_a_limit_few_activations_stay_in_float_for_the_aim(graph, monkeypatch):
+    monkeypatch.setattr(int8, "AIM", Limits(kl=1e-9))
+    made, drift, _ = lower(graph, pictures(9))
+    assert [*made[1]] == ["a", "c", "d"]
+    assert drift.recipe == "good, 1 of 4 activations in float32"
+    monkeypatch.setattr(int8, "AIM", Limits(kl=100.0))
+    made, drift, _ = lower(graph, pictures(9))
+    assert (made[1], drift.recipe) == (Rounding.noise, "good")
 
 
 def test_a_limit_that_cannot_be_met_is_an_error(graph, monkeypatch):
