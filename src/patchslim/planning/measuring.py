@@ -85,8 +85,8 @@ def measure_table(
             show(f"preparing check {number + 1} of {len(checks)}")
             timed[Key("check", number)] = _Timed(partial(runtime.whole(each), images))
         began = time.perf_counter()
-        for each in timed.values():
-            each.run()
+        for call in timed.values():
+            call.run()
         round_seconds = time.perf_counter() - began
         rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / round_seconds)))
         taken = _time_all(timed, rounds, show)
@@ -110,7 +110,8 @@ class _Blocks:
 
     def keys(self) -> list[Key]:
         """Lists the kinds of blocks."""
-        rows = [self.patches, *(max(2, round(share * self.patches)) for share in ROWS)]
+        fewer = {max(2, round(share * self.patches)) for share in ROWS} - {self.patches}
+        rows = [self.patches, *sorted(fewer, reverse=True)]
         made = []
         for number, entering in enumerate(rows):
             made.append(Key("block", entering, entering))
@@ -169,6 +170,7 @@ def _checked_models(model: SlimModel) -> list[SlimModel]:
 
 def _time_all(timed: dict[Key, _Timed], rounds: int, show: Progress) -> dict[Key, list[float]]:
     """Times every call in every round, in an order drawn anew, and returns seconds of a block."""
+    wait: Callable[[], object]
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
 
     def time_one(key: Key) -> float:
@@ -178,9 +180,7 @@ def _time_all(timed: dict[Key, _Timed], rounds: int, show: Progress) -> dict[Key
         wait()
         return (time.perf_counter() - began) / timed[key].count
 
-    return interleave(
-        [*timed], time_one, rounds, WARMUP, draw=Random(0), progress=_say_calls(show)
-    )
+    return interleave([*timed], time_one, rounds, WARMUP, draw=Random(0), progress=_say_calls(show))
 
 
 def _say_calls(show: Progress) -> Progress:

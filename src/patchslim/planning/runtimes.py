@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from patchslim.deployment.artefact import open_artefact
 from patchslim.deployment.export import export
-from patchslim.deployment.graph import INPUT, Graph, Outputs
+from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.target import FLOAT32, INT8, Target
 from patchslim.errors import BadSetting, UnknownName
@@ -56,6 +56,10 @@ class Runtime(ABC):
     @abstractmethod
     def whole(self, model: SlimModel) -> Call:
         """Returns a call of a slimmed model."""
+
+    def target_needs(self) -> list[str]:
+        """Lists the distributions whose versions decide on times, besides PyTorch's."""
+        return []
 
     @abstractmethod
     def blocks(self, forward: ForwardPass, step: BlockStep, tokens: Tokens, count: int) -> Blocks:
@@ -98,6 +102,10 @@ class Exported(Runtime):
         self.target, self.name = target, target.name
         self.precision, self.threads, self.folder = precision, threads, folder
         self._written = 0
+
+    def target_needs(self) -> list[str]:
+        """Lists the distributions of the target."""
+        return [*self.target.needs]
 
     def dense(self, untouched: SlimModel) -> Call:
         """Runs the exported model that removes nothing."""

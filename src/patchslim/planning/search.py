@@ -40,7 +40,9 @@ def find_levels(cost: Table, damage: Table, limit: float) -> list[int] | None:
     start = Labels(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     reached: list[dict[int, Labels]] = [{0: start}]
     for block in range(len(cost)):
-        reached.append(_pass_block(reached[-1], cost[block], damage[block], after[block + 1], limit))
+        reached.append(
+            _pass_block(reached[-1], cost[block], damage[block], after[block + 1], limit)
+        )
     ends = [(float(way.damage[-1]), level) for level, way in reached[-1].items()]
     if not ends:
         return None
@@ -90,7 +92,9 @@ def _pass_block(
         )
         kept = _undominated(ways, limit - rest[level])
         if len(kept):
-            after[level] = Labels(*(each[kept] for each in ways))
+            after[level] = Labels(
+                ways.cost[kept], ways.damage[kept], ways.level[kept], ways.label[kept]
+            )
     return after
 
 
@@ -105,5 +109,6 @@ def _undominated(ways: Labels, limit: float) -> NDArray[np.int64]:
         return order
     cost = ways.cost[order]
     ranges = ((cost - cost[0]) / (cost[-1] - cost[0]) * MOST_LABELS).astype(np.int64)
-    last = np.append(ranges[1:] != ranges[:-1], True)  # noqa: FBT003 (numpy's signature)
-    return order[last]
+    last = np.append(ranges[1:] != ranges[:-1], True)
+    kept: NDArray[np.int64] = order[last]
+    return kept
