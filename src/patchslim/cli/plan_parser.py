@@ -23,8 +23,8 @@ def add_plan(commands: Any, model_help: str, data_help: str) -> None:
         commands,
         "plan",
         "finds what is as fast as asked on this device, and changes the answers least",
-        "patchslim plan deit_small_patch16_224 --weights deit.safetensors --data imagenet/train \\\n"
-        "           --latency-ms 40 --batch 8 --out runs/deit-40ms",
+        "patchslim plan deit_small_patch16_224 --weights deit.safetensors \\\n"
+        "           --data imagenet/train --latency-ms 40 --batch 8 --out runs/deit-40ms",
         model_help,
     )
     command.usage = "%(prog)s MODEL --data PATH [OPTION ...]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -56,19 +57,23 @@ class MethodSearch:
         step = max(1, round(patches / STEPS))
         return [*range(patches, self.table.fewest - 1, -step)]
 
+    @cached_property
+    def times(self) -> Table:
+        """The time of each step between levels in each block."""
+        return self.table.costs(self.levels, self.model.method)
+
     def predict(self, plan: Plan) -> float:
         """Returns the time of a plan as a share of the dense model's."""
         return self.correction * self.table.predict(plan.steps, plan.shape.prefix)
 
     def shortest_time(self) -> float:
         """Returns the least time of any schedule, as a share of the dense model's."""
-        costs = self.table.costs(self.levels, self.model.method)
-        return self.correction * (self.table.rest + least_cost(costs))
+        return self.correction * (self.table.rest + least_cost(self.times))
 
     def plans_for_time(self, share: float) -> Iterator[tuple[str, Plan]]:
         """Yields plans that take at most a share of the dense time, and how each was found."""
         limit = share / self.correction - self.table.rest
-        yield from self._searched(self.table.costs(self.levels, self.model.method), limit)
+        yield from self._searched(self.times, limit)
 
         def fits(plan: Plan) -> bool:
             return self.predict(plan) <= share
