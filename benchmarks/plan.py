@@ -126,10 +126,10 @@ def describe(row: dict[str, Any]) -> str:
     if "refused" in row:
         return f"{cell}: refused: {row['refused'][:150]}"
     predicted = "-" if row["predicted"] is None else f"{row['predicted']:.3f}"
+    took = "{latency_ms:.2f} of {target_ms:.2f} ms, {search_seconds:.0f} s to find".format(**row)
     return (
         f"{cell}, {row['method']}, predicted {predicted}, "
-        f"measured {row['measured']['median']:.3f}, {row['latency_ms']:.2f} of {row['target_ms']:.2f} ms, KL {row['kl']['value']:.4f}, "
-        f"{row['search_seconds']:.0f} s"
+        f"measured {row['measured']['median']:.3f}, KL {row['kl']['value']:.4f}, {took}"
     )
 
 

@@ -49,6 +49,9 @@ class Sleeper(TopK):
         return super().choose(tokens, signals, keep)
 
 
+quick = pytest.mark.filterwarnings("ignore::patchslim.errors.UnsteadyTimes")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
@@ -57,7 +60,7 @@ def own_cache(tmp_path, monkeypatch):
 def random_tables(seed, blocks, levels):
     """Costs and damages of steps that only go down; deeper costs less and damages more."""
     draw = np.random.default_rng(seed)
-    cost, damage = draw.random((2, blocks, levels, levels)) + 0.1
+    cost, damage = draw.random((2, blocks, levels, levels)) + 0.6
     above = np.tril_indices(levels, -1)
     cost[:, above[0], above[1]] = np.inf
     cost -= 0.09 * np.arange(levels)
@@ -82,7 +85,7 @@ def test_the_search_is_as_good_as_trying_everything(seed):
         if best is None:
             assert found is None
             continue
-        assert path_sum(cost, found) <= limit * (1 + 1e-9)
+        assert path_sum(cost, found) <= limit * (1 + 1e-8)
         assert path_sum(damage, found) == pytest.approx(best, rel=0.02)
 
 
@@ -97,7 +100,7 @@ def test_a_large_search_keeps_its_limit():
     cost, damage = random_tables(2, blocks=12, levels=40)
     limit = 0.7 * cost[:, 0, 0].sum()
     found = find_levels(cost, damage, limit)
-    assert path_sum(cost, found) <= limit * (1 + 1e-9)
+    assert path_sum(cost, found) <= limit * (1 + 1e-8)
     assert found == sorted(found)
 
 
@@ -134,10 +137,10 @@ def test_probes_cut_after_every_block_but_the_last_and_damage_grows():
 def table_of(patches=64, depth=4, *, tail=True):
     """A table in which a block takes as long as the patches in it are many, and deciding 1 %."""
     whole, reduced, tails = [], [], []
-    for entering in (patches, 60, 48, 32, 16, 8):
+    for entering in (patches, *(patches * part // 16 for part in (15, 12, 8, 4, 2))):
         share = 0.2 * entering / patches
         points = [Point(entering, entering, share, share * 0.99, share * 1.01)]
-        for left in (entering - 1, entering // 2):
+        for left in {entering - 1, entering // 2}:
             share = 0.1 * (entering + left) / patches + 0.01
             points.append(Point(entering, left, share, share * 0.99, share * 1.01))
         (whole if entering == patches else reduced).extend(points)
@@ -226,6 +229,7 @@ def batches(count=8):
     return [(noise_images(count), None)]
 
 
+@quick
 def test_a_method_that_is_slower_than_dense_gives_the_dense_model():
     host = tiny_host()
     planned = patchslim.plan(host, batches(), Sleeper(), macs=0.7, batch=1, seconds=0.01)
@@ -237,6 +241,7 @@ def test_a_method_that_is_slower_than_dense_gives_the_dense_model():
     assert torch.allclose(planned.model(images), host(images), atol=1e-5)
 
 
+@quick
 def test_more_time_than_the_dense_model_takes_gives_the_dense_model(tmp_path):
     host = tiny_host()
     planned = patchslim.plan(host, batches(), "topk", latency_ms=1e5, batch=2, seconds=0.01)
@@ -246,12 +251,14 @@ def test_more_time_than_the_dense_model_takes_gives_the_dense_model(tmp_path):
     assert saved.calibrated["planned"]["goal"] == {"latency_ms": 1e5}
 
 
+@quick
 def test_no_time_at_all_is_refused_with_the_fastest_that_is_possible():
     with pytest.raises(ImpossibleBudget, match=r"fastest that is possible here is about .* ms"):
         patchslim.plan(tiny_host(), batches(), "topk", latency_ms=1e-6, batch=2, seconds=0.01)
 
 
-def test_a_second_plan_measures_no_blocks(monkeypatch):
+@quick
+def test_a_second_plan_measures_no_blocks():
     host = tiny_host()
     patchslim.plan(host, batches(), "topk", macs=0.8, batch=2, seconds=0.01)
     lines = []
@@ -303,6 +310,7 @@ def test_auto_takes_a_target_and_images_and_nothing_else():
         patchslim.slim(tiny_host(), "tome", latency_ms=3.0)
 
 
+@quick
 @pytest.mark.slow
 def test_auto_answers_for_every_kind_of_goal_and_is_never_slower(tmp_path):
     from patchslim.example import digits

@@ -93,7 +93,8 @@ class SlimModel(nn.Module):
         """Makes a forward pass through this model as it is now, to run whole or block by block."""
         host, plan = self.host, self.plan
         # Thresholds hold for any size, and a plan's schedule refuses other sizes by itself.
-        fixed_size = bool(self.calibrated) and not {"threshold", "planned"} & {*self.calibrated}
+        calibrated = self.calibrated or {"threshold": None}
+        fixed_size = not {"threshold", "planned"} & {*calibrated}
         facts = plan.adapter.describe(host)
         return ForwardPass(
             host, plan.adapter, self.method, plan, facts, self.training, self.packs, fixed_size

@@ -95,7 +95,7 @@ def plan(  # noqa: PLR0913 (the target by its name, and the device)
         chosen, reported = read_halves(images, untouched)
         planner = Planner(untouched, goal, device, batch, chosen, show)
         with _silence_advice():
-            searches = [planner.search(each, seconds, fresh=fresh) for each in methods]
+            searches = (planner.search(each, seconds, fresh=fresh) for each in methods)
             result = planner.answer(searches, reported)
     check_identity(result.model)
     result.model.calibrated = {"planned": to_plain_data(result.to_json())}

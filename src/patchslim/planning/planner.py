@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from patchslim.schedules.budget import macs_target
 from patchslim.schedules.schedule import Constant, Tail
 from patchslim.tokens.shapes import dense_macs
 
-PROBED = 64  # images on which single cuts are tried
+PROBED = 48  # images on which single cuts are tried
 JUDGED = 16  # of those, at a time
 ATTEMPTS = 3  # to meet a target in time: each learns from what the one before measured
 MARGIN = 1.03  # by how much a measured time may miss its target, before another attempt
@@ -81,17 +81,25 @@ class Planner:
             model, table, fit_damage(probe_damage(self.untouched, model, probed, show))
         )
 
-    def answer(self, searches: list[MethodSearch], reported: Tensor) -> PlanResult:
-        """Returns the plan that reaches the goal, measured from end to end."""
+    def answer(self, searches: Iterable[MethodSearch], reported: Tensor) -> PlanResult:
+        """Returns the plan that reaches the goal, measured from end to end.
+
+        Methods are searched when they are asked for: not where the dense model is fast enough.
+        """
         limit = self.goal.seconds(self.batch)
         if limit is not None:
             choices, model, measured, dense = self._meet_time(searches, limit)
         else:
-            choices = self._without_time(searches)
-            model = SlimModel(self.untouched.host, choices[0].plan).eval()
+            choices = self._without_time([*searches])
+            model = self._untouched("exact")
+            if choices:
+                model = SlimModel(self.untouched.host, choices[0].plan).eval()
             measured, dense = self._time(model)
-        if not choices or not is_faster(measured):
-            choices, model = [], self._dense_model()
+        if choices and not is_faster(measured):
+            choices, model = [], self._untouched("exact")
+            measured, dense = self._time(model)
+        if not choices and measured.low > 1:  # the loop itself costs more than it leaves out
+            model = self._untouched("full")
             measured, dense = self._time(model)
         self.show("judging the answer on images that were not searched")
         verdict = Jury(self.untouched, reported).judge(model)
@@ -118,16 +126,17 @@ class Planner:
         )
 
     def _meet_time(
-        self, searches: list[MethodSearch], limit: float
+        self, methods: Iterable[MethodSearch], limit: float
     ) -> tuple[list[Choice], SlimModel, Ratio, float]:
         """Returns what meets a limit of seconds: planned again with what was learned.
 
         The dense model is timed first; a limit that it meets already needs no plan.
         """
-        dense_model = self._dense_model()
-        measured, dense = self._time(dense_model)
+        untouched = self._untouched("exact")
+        measured, dense = self._time(untouched)
         if dense <= limit:
-            return [], dense_model, measured, dense
+            return [], untouched, measured, dense
+        searches = [*methods]
         off = {id(search): 1.0 for search in searches}
         for _ in range(ATTEMPTS):
             share = limit / dense
@@ -190,14 +199,14 @@ class Planner:
             choices.append(Choice(search, each, found))
         return choices
 
-    def _dense_model(self) -> SlimModel:
-        """Returns the model that removes nothing, and computes no row that nobody reads."""
-        plan = self.untouched.plan
-        if plan.shape.read is not None:
-            plan = plan_schedule(
-                self.untouched.host, plan.adapter, plan.method, plan.schedule, "exact"
-            )
-        return SlimModel(self.untouched.host, plan).eval()
+    def _untouched(self, tail: Tail) -> SlimModel:
+        """Returns the model that removes nothing: the host itself, or without rows nobody reads."""
+        plan, host = self.untouched.plan, self.untouched.host
+        tail = "full" if plan.shape.read is None else tail
+        plan = plan_schedule(host, plan.adapter, plan.method, plan.schedule, tail)
+        model = SlimModel(host, plan).eval()
+        model.calibrated = {"planned": {}}
+        return model
 
     def _time(self, model: SlimModel) -> tuple[Ratio, float]:
         """Times a model beside the dense one: their ratio, and seconds of the dense one."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Table = NDArray[np.float64]  # (blocks, level in, level out); infinite where a step is impossible
 MOST_LABELS = 400  # ways to one level that are kept after a block: the best in each range of costs
 
+ROUNDING = 1e-9  # sums are taken in several orders; by so much a limit may be exceeded
+
 
 class Labels(NamedTuple):
     """Ways to reach one level, none of which is worse than another in both cost and damage.
@@ -36,6 +38,7 @@ def find_levels(cost: Table, damage: Table, limit: float) -> list[int] | None:
 
     All levels start at 0. Returns None if nothing is as cheap as the limit.
     """
+    limit += ROUNDING * abs(limit)
     after = _cheapest_rest(cost)
     start = Labels(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     reached: list[dict[int, Labels]] = [{0: start}]
@@ -101,7 +104,7 @@ def _pass_block(
 def _undominated(ways: Labels, limit: float) -> NDArray[np.int64]:
     """Returns which ways to keep: within the limit, and better than all that cost less."""
     order = np.lexsort((ways.damage, ways.cost))
-    order = order[ways.cost[order] <= limit * (1 + 1e-12)]
+    order = order[ways.cost[order] <= limit]
     damage = ways.damage[order]
     best_before = np.minimum.accumulate(np.concatenate([[np.inf], damage]))[:-1]
     order = order[damage < best_before]
