@@ -13,6 +13,7 @@ import torch
 
 import patchslim
 from patchslim.benchmarking.result import Ratio
+from patchslim.cli.main import main
 from patchslim.errors import (
     BadData,
     BadFile,
@@ -104,13 +105,15 @@ def test_a_large_search_keeps_its_limit():
     assert found == sorted(found)
 
 
-def test_the_curve_of_damages_is_found_again_and_adds_up():
+def test_the_curve_of_damages_is_found_again_and_a_step_costs_twice():
     true = Damage(level=-3.0, slope=-4.0, bend=0.0, power=2.0, twist=0.0)
     probes = [(x, cut, true.of_cut(x, cut)) for x in np.linspace(0, 1, 11) for cut in CUTS]
     found = fit_damage(probes)
     assert found.of_cut(0.3, 0.4) == pytest.approx(true.of_cut(0.3, 0.4), rel=1e-3)
     table = found.table([100, 80, 60], 3)
-    assert table[1, 0, 2] == pytest.approx(table[1, 0, 1] + table[1, 1, 2])
+    gone, more = true.of_cut(0.5, 0.2), true.of_cut(0.5, 0.4)
+    assert table[1, 0, 1] == pytest.approx(2 * gone, rel=1e-3)
+    assert table[1, 1, 2] == pytest.approx(more - gone + true.of_cut(0.5, 0.25), rel=1e-3)
     assert table[0, 0, 1] > table[2, 0, 1] > 0
     assert table[1, 1, 1] == 0
 
@@ -308,6 +311,33 @@ def test_auto_takes_a_target_and_images_and_nothing_else():
         patchslim.slim(tiny_host(), "auto", keep=0.5, images=batches())
     with pytest.raises(BadSetting, match=r"patchslim\.plan\(model, images, 'tome'"):
         patchslim.slim(tiny_host(), "tome", latency_ms=3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("plan digits", "No target was given"),
+        ("plan digits --macs 0.5 --set fuse=false", "--set is for one method"),
+        ("plan test_vit --macs 0.5", "random weights"),
+        ("plan digits --macs 0.5 --method tone", "Did you mean 'tome'"),
+        ("slim digits --macs 0.5 --method auto", "`patchslim plan` finds the best method"),
+    ],
+)
+def test_a_command_that_cannot_be_followed_has_one_answer(words, message, capsys):
+    assert main(words.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@quick
+@pytest.mark.slow
+def test_the_command_saves_a_model_that_others_take(tmp_path, capsys):
+    out = tmp_path / "planned"
+    words = "plan digits --macs 0.7 --method tome --limit 16 --seconds 0.5 --batch 2 --json"
+    assert main([*words.split(), "--out", str(out)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["goal"] == {"macs": 0.7}
+    assert data["images"] == 8
+    assert load(out).calibrated["planned"]["measured"] == data["measured"]
 
 
 @quick

@@ -23,7 +23,7 @@ from patchslim.runs.progress import Progress
 from patchslim.tokens.packing import pad
 from patchslim.tokens.tokens import Tokens
 
-CUTS = (0.1, 0.25, 0.5)  # shares of the patches that the probes remove
+CUTS = (0.1, 0.25, 0.5, 0.75)  # shares of the patches that the probes remove
 PROBED_BLOCKS = 6  # evenly spread; the curve between them is smooth
 LEAST_KL = 1e-7  # nats; below it the logarithm of a probe says nothing
 LEAST_POWER = 1.0  # a second cut at the same place does at least as much damage as the first
@@ -35,8 +35,10 @@ class Damage:
     """The damage of keeping only a share of the patches after a block, as a curve.
 
     Removing the share r after the block at depth x (0 first, 1 last) costs
-    exp(level + slope x + bend x² + (power + twist x) log r). A later cut that goes further costs
-    the difference.
+    exp(level + slope x + bend x² + (power + twist x) log r). A step costs what its own cut would
+    cost by itself, and what all that is removed costs more after it than before. With the former
+    alone, what has gone already would cost nothing; with the latter alone, one deep cut would be as
+    good as many small ones.
 
     Attributes:
         level, slope, bend, power, twist: the parameters of the curve.
@@ -59,10 +61,12 @@ class Damage:
     def table(self, levels: Sequence[int], blocks: int) -> Table:
         """Returns the damage of each step between levels (numbers of patches) in each block."""
         made = np.zeros((blocks, len(levels), len(levels)))
+        rows = np.array(levels, dtype=np.float64)
         for block in range(blocks):
             depth = block / max(blocks - 1, 1)
             cut = np.array([self.of_cut(depth, 1 - each / levels[0]) for each in levels])
-            made[block] = np.maximum(cut[None, :] - cut[:, None], 0)
+            step = np.vectorize(self.of_cut)(depth, 1 - rows[None, :] / rows[:, None])
+            made[block] = np.maximum(cut[None, :] - cut[:, None], 0) + step
         return made
 
 
