@@ -32,6 +32,7 @@ from patchslim.model.plan import make_plan
 from patchslim.planning import cache
 from patchslim.planning.damage import CUTS, Damage, fit_damage, probe_damage
 from patchslim.planning.latency_table import LatencyTable, Point, SelfCheck
+from patchslim.planning.measuring import Key, remove_drift
 from patchslim.planning.method_search import MethodSearch
 from patchslim.planning.planner import is_faster
 from patchslim.planning.search import find_levels, least_cost, path_sum
@@ -212,6 +213,14 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "file"))
     with pytest.warns(UnusedTable, match=cache.FOLDER_VARIABLE):
         cache.write_table(QUESTION, DEVICE, {"depth": 3})
+
+
+def test_a_slow_round_does_not_count():
+    fast = {Key("dense"): 1.0, Key("block", 9, 9): 0.1, Key("block", 9, 5): 0.08}
+    taken = {key: [value, 3 * value, value, 2 * value] for key, value in fast.items()}
+    for key, times in remove_drift(taken).items():
+        assert times == pytest.approx([times[0]] * 4)
+        assert times[0] / remove_drift(taken)[Key("dense")][0] == pytest.approx(fast[key])
 
 
 def test_times_under_load_are_told():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -32,8 +32,9 @@ TAIL_ROWS = (1.0, 0.6, 0.3, 0.125)
 CUTS = (0.03, 0.5)  # shares that one decision removes
 CHECKED = (0.8, 0.65, 0.5)  # shares of the operations of the schedules that are checked
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 40
-MOST_BLOCKS = 6  # run in turn in one timing
-WARMUP = 2
+MOST_BLOCKS = 4  # run in turn in one timing
+WARMUP = 1
+COPIES = 3  # of what every share is made of, in each round
 
 
 class Key(NamedTuple):
@@ -42,6 +43,7 @@ class Key(NamedTuple):
     kind: Literal["dense", "untouched", "block", "tail", "check"]
     entering: int = 0
     left: int = 0
+    copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,12 @@ def measure_table(
         checks = _checked_models(model)
         blocks = _Blocks(model, runtime, images)
         most = seconds * model.plan.shape.depth / (FEWEST_ROUNDS * len(blocks.keys()) * estimate)
-        timed = {
-            Key("dense"): _Timed(partial(dense, images)),
-            Key("untouched"): _Timed(partial(runtime.whole(untouched), images)),
-            **blocks.calls(max(1, min(MOST_BLOCKS, int(most))), show),
-        }
+        timed = blocks.calls(max(1, min(MOST_BLOCKS, int(most))), show)
+        timed[Key("dense")] = _Timed(partial(dense, images))
+        timed[Key("untouched")] = _Timed(partial(runtime.whole(untouched), images))
+        often = [Key("dense"), Key("untouched"), blocks.keys()[0]]
+        for copy in range(1, COPIES):
+            timed |= {key._replace(copy=copy): timed[key] for key in often}
         for number, each in enumerate(checks):
             show(f"preparing check {number + 1} of {len(checks)}")
             timed[Key("check", number)] = _Timed(partial(runtime.whole(each), images))
@@ -188,17 +191,35 @@ def _say_calls(show: Progress) -> Progress:
     return lambda line: show(line.replace(" models:", " calls:"))
 
 
+def remove_drift(taken: Mapping[Key, Sequence[float]]) -> dict[Key, list[float]]:
+    """Divides all times of a round by how slow the round was: the median over all that was timed.
+
+    One time of the dense model would say that less well than all times of the round together.
+    """
+    usual = {key: median(seconds) for key, seconds in taken.items()}
+    rounds = range(len(next(iter(taken.values()))))
+    slow = [median(seconds[each] / usual[key] for key, seconds in taken.items()) for each in rounds]
+    return {
+        key: [each / by for each, by in zip(seconds, slow, strict=True)]
+        for key, seconds in taken.items()
+    }
+
+
 def _make_table(
     model: SlimModel,
     checks: Sequence[SlimModel],
     taken: dict[Key, list[float]],
     rounds: int,
 ) -> LatencyTable:
-    """Makes the table of what was timed. Every time is divided by the dense one of its round."""
-    dense = taken[Key("dense")]
+    """Makes the table of what was timed: medians over the rounds, divided by the dense one."""
+    steady = remove_drift(taken)
+    dense = [each for key, seconds in steady.items() if key.kind == "dense" for each in seconds]
+    pooled: dict[Key, list[float]] = {}
+    for key, seconds in steady.items():
+        pooled.setdefault(key._replace(copy=0), []).extend(seconds)
     share = {
-        key: Quartiles.of([each / whole for each, whole in zip(seconds, dense, strict=True)])
-        for key, seconds in taken.items()
+        key: Quartiles.of([each / median(dense) for each in seconds])
+        for key, seconds in pooled.items()
     }
 
     def points(kind: str, rows: Callable[[int], bool]) -> tuple[Point, ...]:

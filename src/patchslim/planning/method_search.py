@@ -25,6 +25,7 @@ from patchslim.tokens.shapes import HostShape, block_macs, dense_macs
 
 STEPS = 48  # levels that the patches of an image are divided into
 BISECTIONS = 10  # of the budget of a method's own rule
+MANY = 1000  # patches, of which a method that removes some can remove some at once
 NOT_SEARCHED = ("identity", "random")  # remove nothing, or look at nothing
 
 
@@ -139,7 +140,7 @@ def find_obstacle(model: SlimModel, method: Method) -> str | None:
         return "what a block takes depends on the blocks before it"
     if isinstance(method, LearnedMethod) and method.missing is not None:
         return "it has to be trained or calibrated first"
-    if method.fewest(2) == 2:
+    if method.fewest(MANY) == MANY:
         return "it removes nothing"
     try:
         facts = model.plan.adapter.describe(model.host)
