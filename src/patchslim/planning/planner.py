@@ -151,7 +151,7 @@ class Planner:
             measured, dense = self._time(model)
             if measured.median * dense <= limit * MARGIN:
                 return choices, model, measured, dense
-            off[id(best.search)] *= measured.median * dense / limit
+            off[id(best.search)] *= measured.median / share
         if measured.median * dense <= limit * MISSED:
             return choices, model, measured, dense
         raise self._unreachable(searches, dense, measured.median * dense)
