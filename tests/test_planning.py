@@ -270,6 +270,7 @@ def test_no_time_at_all_is_refused_with_the_fastest_that_is_possible():
 
 
 @quick
+@pytest.mark.slow
 def test_a_second_plan_measures_no_blocks():
     host = tiny_host()
     patchslim.plan(host, batches(), "topk", macs=0.8, batch=2, seconds=0.01)
