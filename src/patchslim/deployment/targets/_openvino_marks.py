@@ -18,6 +18,8 @@ def settle_nodes(model: Any, prefix: str) -> None:
             _take_in_transpose(node)
         elif node.get_type_name() == "Softmax":
             _use_oldest_softmax(node)
+        elif node.get_type_name() == "Pad":
+            _use_oldest_pad(node)
         elif node.get_type_name() in ("Squeeze", "Unsqueeze"):
             _use_reshape(node)
 
@@ -49,14 +51,26 @@ def _use_oldest_softmax(softmax: Any) -> None:
     _replace(softmax, op.softmax(softmax.input_value(0), axis % rank))
 
 
+def _use_oldest_pad(pad: Any) -> None:
+    """Adds rows and takes none away, as the first version of the node does."""
+    from openvino import opset1 as op
+
+    data, *rest = pad.input_values()
+    _replace(pad, op.pad(data, rest[0], rest[1], pad.get_attributes()["pad_mode"], *rest[2:]))
+
+
 def _use_reshape(node: Any) -> None:
-    """Names the shape itself, if no more than one of its sizes is open."""
+    """Names the last of several shapes itself, if no more than one of its sizes is open."""
     from openvino import opset1 as op
 
     sizes = [*node.get_output_partial_shape(0)]
     shape = [size.get_length() if size.is_static else -1 for size in sizes]
-    if shape and shape.count(-1) <= 1:
-        _replace(node, op.reshape(node.input_value(0), shape, special_zero=False))
+    if not shape or shape.count(-1) > 1:
+        return
+    data = node.input_value(0)
+    while data.get_node().get_type_name() == "Reshape":
+        data = data.get_node().input_value(0)
+    _replace(node, op.reshape(data, shape, special_zero=False))
 
 
 def _replace(old: Any, new: Any) -> None:
