@@ -24,15 +24,15 @@ def translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.aten.scaled_dot_product_attention.default: _attend}
 
 
-def _attend(
+def _attend(  # noqa: PLR0913 (the arguments of PyTorch's operator)
     query: Any,
     key: Any,
     value: Any,
     attn_mask: Any = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,
+    is_causal: bool = False,  # noqa: FBT001, FBT002
     scale: float | None = None,
-    enable_gqa: bool = False,
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Any:
     """One node, with a mask for each query: ONNX Runtime refuses one that all of them share."""
     from onnxscript import opset23 as op
