@@ -46,8 +46,6 @@ class Signals:
         """Averages the keys of the patches over the heads (B, n, d)."""
         if self.k is None:
             raise BadSchedule("Keys exist only inside a block; this method decides before it (P0).")
-        if is_by_product():  # rows first, as the layer made them: no heads are laid out for this
-            return self.k.transpose(1, 2)[:, self.prefix :].mean(dim=2)
         return self.k[:, :, self.prefix :].mean(dim=1)
 
     def class_attention(self) -> Tensor:
@@ -61,9 +59,8 @@ class Signals:
         if not self.prefix or self.q is None or self.k is None:
             raise NeedsClassToken("There is no class token in this sequence to score patches by.")
         query = self.q[:, :, :1] * self.scale
-        if is_by_product():  # rows first, as above
-            rows = query.transpose(1, 2) * self.k.transpose(1, 2)
-            logits = rows.sum(dim=-1).transpose(1, 2)
+        if is_by_product():
+            logits = (query @ self.k.transpose(-2, -1)).squeeze(2)
         else:  # a matrix product would first copy the keys
             logits = (query * self.k).sum(dim=-1)
         if self.bias is not None:
