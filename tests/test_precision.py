@@ -193,12 +193,18 @@ def test_real_runtimes_run_what_the_card_says(tmp_path, target, precision):
 
 
 @slow
-def test_decisions_are_computed_in_float32(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [("tome", {"MatMul", "Reduce"}), ("similarity", {"MatMul", "Reduce", "Softmax"})],
+)
+def test_decisions_are_computed_in_float32(method, kinds, tmp_path):
     import openvino
 
     from patchslim.deployment.targets._openvino_precision import DECIDES
 
-    written = patchslim.export(slim("tome"), tmp_path / "m", to="openvino", precision="bfloat16")
+    written = patchslim.export(
+        slim(method), tmp_path / "m", to="openvino", precision="bfloat16", batch=2
+    )
     hint = {"INFERENCE_PRECISION_HINT": "bf16"}
     compiled = openvino.Core().compile_model(written.path / "model.xml", "CPU", hint)
     ran: dict[str, set[str]] = {}
@@ -207,8 +213,9 @@ def test_decisions_are_computed_in_float32(tmp_path):
         kind, precision = facts["layerType"].value, facts["runtimePrecision"].value
         decides = facts["originalLayersNames"].value.startswith(DECIDES)
         ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).add(precision)
-    assert ran["decides MatMul"] == ran["decides Reduce"] == {"f32"}  # similarities, their maxima
-    assert "bf16" in ran["MatMul"]  # those that move rows
+    # Scores and what they are from; whole numbers and truth values are neither rounded nor "f32".
+    assert all("f32" in ran[f"decides {kind}"] for kind in kinds)
+    assert not [kind for kind, each in ran.items() if "decides" in kind and "bf16" in each]
     assert "bf16" in ran["FullyConnected"]
 
 
