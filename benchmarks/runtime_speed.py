@@ -4,7 +4,8 @@
     python benchmarks/runtime_speed.py                              # times it; let nothing else run
 
 Speed depends on shapes alone, so a host without weights in --shared has random ones. Conversion is
-the speed-up over the dense model on the same runtime, times the share of operations. Adds a row
+the speed-up over the dense model on the same runtime, times the share of operations. For int8,
+`precision.py --folder runs/runtime_speed` exports the models for any number of images. Adds a row
 for each host, target, precision, batch and method to benchmarks/results/runtime_speed.json.
 """
 
@@ -23,7 +24,7 @@ import torch
 from real_model import DEIT_TINY, load_deit_tiny, read_images
 
 import patchslim
-from patchslim.benchmarking.result import Benchmark
+from patchslim.benchmarking.result import Benchmark, BenchmarkRow, Ratio
 from patchslim.deployment.registry import find_target
 from patchslim.errors import DeepCut, PatchslimError, Untrained
 from patchslim.report.provenance import Provenance
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--batch", type=int, default=8, help="fixed in the artefacts")
     parser.add_argument("--only", nargs="*", choices=METHODS, default=METHODS)
+    parser.add_argument("--eager", action="store_true", help="time the dense host in PyTorch, too")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     for warning in (DeepCut, Untrained):
@@ -57,9 +59,10 @@ def main() -> None:
     there = {name: path for name, path in paths.items() if path.exists()}
     if "identity" not in there:
         sys.exit(f"{paths.get('identity', 'identity')} is not there: run with --make first.")
-    found = patchslim.benchmark(
-        [*there.values()], batch=options.batch, rounds=options.rounds, threads=2
-    )
+    files = [*there.values()]
+    if options.eager:
+        files.append(save_dense(options))
+    found = patchslim.benchmark(files, batch=options.batch, rounds=options.rounds, threads=2)
     print(found.table())
     save(options, found)
 
@@ -90,6 +93,15 @@ def make(options: argparse.Namespace, paths: dict[str, Path]) -> None:
             print(f"{name}: {written.check}", flush=True)
 
 
+def save_dense(options: argparse.Namespace) -> Path:
+    """Saves the host whole, as PyTorch runs it; with random weights, since only time counts."""
+    path: Path = options.folder / f"{options.host}-eager"
+    if not path.exists():
+        host = timm.create_model(options.host).eval()
+        patchslim.slim(host, "identity", keep=1.0).save(path)
+    return path
+
+
 def save(options: argparse.Namespace, found: Benchmark) -> None:
     """Puts the rows in the place of earlier ones of the same host, target, precision and batch."""
     rows: list[dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else []
@@ -102,7 +114,10 @@ def save(options: argparse.Namespace, found: Benchmark) -> None:
             host, batch=options.batch, image_size=(size[0], size[1]), images=options.batch, seed=0
         )
     )
+    eager = [row for row in found.rows if row.runtime == "eager"]
     for row in found.rows:
+        if row in eager:
+            continue
         fused = None if row.nodes is None else [row.nodes.fused, row.nodes.attention]
         rows.append(
             {
@@ -113,11 +128,18 @@ def save(options: argparse.Namespace, found: Benchmark) -> None:
                 "speedup": None if row.speedup is None else asdict(row.speedup),
                 "conversion": None if row.conversion is None else asdict(row.conversion),
                 "attention_fused": fused,
+                "over_eager": asdict(over(row, eager[0])) if eager else None,
                 "rounds": options.rounds,
                 "birth": provenance,
             }
         )
     RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def over(row: BenchmarkRow, eager: BenchmarkRow) -> Ratio:
+    """How many times as fast as the dense host in PyTorch, round by round."""
+    pairs = zip(eager.seconds, row.seconds, strict=True)
+    return Ratio.of([theirs / ours for theirs, ours in pairs], 0)
 
 
 if __name__ == "__main__":

@@ -432,10 +432,14 @@ def runtimes() -> str:
         "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. | fused |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
+    beside_eager = any(row.get("over_eager") for row in rows)
+    if beside_eager:
+        lines = [f"{lines[0]} eager |", f"{lines[1]}--:|"]
     for key, group in groups.items():
         where = ", ".join(map(str, key))
         for row in group:
             speedup, fused = row["speedup"], row["attention_fused"]
+            eager = row.get("over_eager")
             conversion = "-" if row["conversion"] is None else f"{row['conversion']['median']:.2f}"
             lines.append(
                 f"| {where} | {row['method']} | {row['macs']:.2f} | "
@@ -443,6 +447,8 @@ def runtimes() -> str:
                 f"[{speedup['low']:.2f}, {speedup['high']:.2f}] | {conversion} | "
                 f"{'-' if fused is None else f'{fused[0]} of {fused[1]}'} |"
             )
+            if beside_eager:
+                lines[-1] += " - |" if eager is None else f" {eager['median']:.2f}x |"
             where = ""
     facts = dict.fromkeys(
         f"{row['rounds']} rounds in turns, {_origin_line(row['birth'])}" for row in rows
@@ -450,6 +456,41 @@ def runtimes() -> str:
     note = (
         "conv.: speed-up times the share of operations; 1 if time falls as operations do. "
         "fused: attentions that became one kernel."
+    )
+    if beside_eager:
+        note += " eager: speed-up over the dense model in PyTorch."
+    return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
+
+
+def precision() -> str:
+    """Writes what lower precisions change, on images that `export` did not get."""
+    rows = sorted(_read("precision.json"), key=lambda row: row["cell"])
+    lines = [
+        (
+            "| target, precision | method | KL to dense, float32 | here | more | first answer "
+            "| kept | MB | s | how |"
+        ),
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        begin = f"| {row['cell']} | {row['method']} | {row['float32_to_dense']:.4f} |"
+        if "refused" in row:
+            lines.append(f"{begin} refused | - | - | - | - | - | - |")
+            continue
+        drift, more = row["drift"], row["to_dense"] - row["float32_to_dense"]
+        lines.append(
+            f"{begin} {row['to_dense']:.4f} | {more:+.4f} | {row['agreement']:.1%} | "
+            f"{drift['kept']:.1%} | {row['bytes'] / 1e6:.1f} | {row['seconds']:.0f} | "
+            f"{drift['recipe'] or '-'} |"
+        )
+    facts = dict.fromkeys(
+        f"{row['given']} other images given to `export`, {_origin_line(row['birth'])}"
+        for row in rows
+    )
+    note = (
+        "first answer: images on which it is that of the slimmed model in float32. kept: patches "
+        "that both keep, of those that either keeps, on the images that judged. s: seconds of "
+        "`export`, the search included, on a machine that did other work, too."
     )
     return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
 
@@ -648,6 +689,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "executorch": executorch,
         "runtimes": runtimes,
         "parity": parity,
+        "precision": precision,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
         "train-speed": train_speed,

@@ -34,7 +34,8 @@ QUICK = [
     (["train", "digits"], 2, "the following arguments are required: --out"),
     (["slim", "digits", "--mac", "0.6"], 2, "--mac 0.6. Did you mean '--macs'?"),
     (["slim", "digits", "--tail", "exakt"], 2, "invalid choice: 'exakt'. Did you mean 'exact'?"),
-    (["slim", "digits", "--macs", "much"], 2, "invalid float value: 'much'"),
+    (["slim", "digits", "--macs", "60%"], 2, "'60%' is not a number. A share is written as 0.6."),
+    (["measure", "digits", "--device", "cuda"], 2, "unrecognized arguments: --device cuda.\n"),
     (["slim", "digits", "--method", "evitt"], 2, "Unknown method 'evitt'. Did you mean 'evit'"),
 ]
 

@@ -32,6 +32,7 @@ ROOMS = """
     data report
     measurement testing deployment
     benchmarking
+    planning
     calibration training
     cli
     __init__ __main__

@@ -67,6 +67,7 @@ def test_openvino_fuses_attention_in_every_block(method, sorts, tmp_path):
 @slow
 def test_the_graph_that_onnx_runtime_runs_is_counted(tmp_path):
     dense, slimmed = (nodes_of(name, "onnx", tmp_path) for name in ("identity", "evit"))
-    assert dense.attention == slimmed.attention == 3
+    assert dense.attention == dense.fused == slimmed.attention == 3
+    assert slimmed.fused == nodes_of("tome", "onnx", tmp_path).fused == 3  # with sizes as a mask
     assert (dense.decisions, slimmed.decisions) == (0, 2)
     assert slimmed.movements > dense.movements

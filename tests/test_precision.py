@@ -13,6 +13,7 @@ from torch import Tensor
 import patchslim
 from patchslim import versions
 from patchslim.cli.main import main
+from patchslim.deployment import int8
 from patchslim.deployment.drift import Drift, Limits, Reference
 from patchslim.deployment.graph import Graph, Outputs, Witness
 from patchslim.deployment.int8 import in_batches, quantise
@@ -80,20 +81,30 @@ def lower(graph: Graph, images: Tensor, **limits: float) -> tuple[Any, Drift, No
 
 def test_the_best_recipe_is_chosen_on_images_that_did_not_calibrate(graph):
     images = pictures(9)
-    made, drift, target = lower(graph, images)
+    made, drift, target = lower(graph, images, kl=100.0)
     assert made[1] == Rounding.noise
     assert (drift.recipe, drift.images, drift.kept, drift.same_tokens) == ("good", 4, 1.0, 1.0)
     assert torch.equal(torch.cat(target.quantiser.calibrated), images[::2])
 
 
 def test_as_few_activations_as_will_do_are_left_in_float(graph):
-    _, first, _ = lower(graph, pictures(9))
+    _, first, _ = lower(graph, pictures(9), kl=100.0)
     made, drift, _ = lower(graph, pictures(9), kl=first.kl / 5)
     assert [*made[1]] == ["a", "c", "d"]
     assert drift.recipe == "good, 1 of 4 activations in float32"
     assert drift.kl <= first.kl / 5
     two, _, _ = lower(graph, pictures(9), kl=drift.kl / 2)
     assert [*two[1]] == ["a", "c"]
+
+
+def test_without_a_limit_few_activations_stay_in_float_for_the_aim(graph, monkeypatch):
+    monkeypatch.setattr(int8, "AIM", Limits(kl=1e-9))
+    made, drift, _ = lower(graph, pictures(9))
+    assert [*made[1]] == ["a", "c", "d"]
+    assert drift.recipe == "good, 1 of 4 activations in float32"
+    monkeypatch.setattr(int8, "AIM", Limits(kl=100.0))
+    made, drift, _ = lower(graph, pictures(9))
+    assert (made[1], drift.recipe) == (Rounding.noise, "good")
 
 
 def test_a_limit_that_cannot_be_met_is_an_error(graph, monkeypatch):
@@ -182,12 +193,18 @@ def test_real_runtimes_run_what_the_card_says(tmp_path, target, precision):
 
 
 @slow
-def test_decisions_are_computed_in_float32(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [("tome", {"MatMul", "Reduce"}), ("similarity", {"MatMul", "Reduce", "Softmax"})],
+)
+def test_decisions_are_computed_in_float32(method, kinds, tmp_path):
     import openvino
 
     from patchslim.deployment.targets._openvino_precision import DECIDES
 
-    written = patchslim.export(slim("tome"), tmp_path / "m", to="openvino", precision="bfloat16")
+    written = patchslim.export(
+        slim(method), tmp_path / "m", to="openvino", precision="bfloat16", batch=2
+    )
     hint = {"INFERENCE_PRECISION_HINT": "bf16"}
     compiled = openvino.Core().compile_model(written.path / "model.xml", "CPU", hint)
     ran: dict[str, set[str]] = {}
@@ -196,8 +213,9 @@ def test_decisions_are_computed_in_float32(tmp_path):
         kind, precision = facts["layerType"].value, facts["runtimePrecision"].value
         decides = facts["originalLayersNames"].value.startswith(DECIDES)
         ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).add(precision)
-    assert ran["decides MatMul"] == ran["decides Reduce"] == {"f32"}  # similarities, their maxima
-    assert "bf16" in ran["MatMul"]  # those that move rows
+    # Scores and what they are from; whole numbers and truth values are neither rounded nor "f32".
+    assert all("f32" in ran[f"decides {kind}"] for kind in kinds)
+    assert not [kind for kind, each in ran.items() if "decides" in kind and "bf16" in each]
     assert "bf16" in ran["FullyConnected"]
 
 

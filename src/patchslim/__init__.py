@@ -37,7 +37,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.methods._registry import method_names as method_names
     from patchslim.model.model import SlimModel as SlimModel
     from patchslim.model.plan import macs as macs
-    from patchslim.model.slim import slim as slim
+    from patchslim.planning.plan import plan as plan
+    from patchslim.planning.result import PlanResult as PlanResult
+    from patchslim.planning.slim import slim as slim
     from patchslim.report.report import Report as Report
     from patchslim.schedules.schedule import Schedule as Schedule
     from patchslim.tokens.reduction import Reduction as Reduction
@@ -61,6 +63,7 @@ _MODULES = {
     "Method": "patchslim.methods._method",
     "PatchSlimmingConfig": "patchslim.calibration.patch_slimming.config",
     "PatchslimError": "patchslim.errors",
+    "PlanResult": "patchslim.planning.result",
     "Reduction": "patchslim.tokens.reduction",
     "Report": "patchslim.report.report",
     "Schedule": "patchslim.schedules.schedule",
@@ -79,7 +82,8 @@ _MODULES = {
     "macs": "patchslim.model.plan",
     "measure": "patchslim.deployment.measure",
     "method_names": "patchslim.methods._registry",
-    "slim": "patchslim.model.slim",
+    "plan": "patchslim.planning.plan",
+    "slim": "patchslim.planning.slim",
     "train": "patchslim.training.train",
 }
 

@@ -142,3 +142,11 @@ class BypassedHook(UserWarning):
 
 class DeepCut(UserWarning):
     """More than half of the MACs are removed without any training."""
+
+
+class UnusedTable(UserWarning):
+    """A table of latencies was found that cannot be used here, so that it is measured anew."""
+
+
+class UnsteadyTimes(UserWarning):
+    """Times differed so much from round to round that a plan made of them may be wrong."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchslim.cli.interruption import restore_interrupts
 from patchslim.cli.next_steps import dense_argument, measure_command, train_command
+from patchslim.cli.plan_command import plan as plan
 from patchslim.cli.resolve import (
     budget_from_args,
     dense_from_args,

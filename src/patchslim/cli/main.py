@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(argv: Sequence[str] | None, terminal: Terminal) -> None:
     """Runs the command and prints its answer."""
     args = make_parser().parse_command(argv)
-    if getattr(args, "method", None):
-        check_method_name(args.method)
+    _check_method(args)
     terminal.silent = not _is_main_process(args)
     with warnings.catch_warnings():
         _show_warnings(terminal)
@@ -62,6 +61,18 @@ def _answer(argv: Sequence[str] | None, terminal: Terminal) -> None:
     terminal.clear()
     if result is not None:
         terminal.answer(json.dumps(result.data, indent=2) if args.json else result.text)
+
+
+def _check_method(args: argparse.Namespace) -> None:
+    """Refuses a method that is not there, before anything takes long."""
+    method = getattr(args, "method", None)
+    if method == "auto" and args.command != "plan":
+        raise PatchslimError(
+            f"--method auto: `patchslim plan` finds the best method for a target on this device, "
+            f"and saves a model that `patchslim {args.command}` takes."
+        )
+    if method and method != "auto":
+        check_method_name(method)
 
 
 def _run_command(args: argparse.Namespace, terminal: Terminal) -> CommandResult | None:

@@ -13,7 +13,7 @@ from patchslim.files import check_writable
 from patchslim.runs.ownership import own_file, own_folder
 
 GROWING_FOLDERS = ("calibrate", "demo", "train")  # commands whose --out is a folder that grows
-FOLDERS = (*GROWING_FOLDERS, "slim")
+FOLDERS = (*GROWING_FOLDERS, "slim", "plan")
 
 
 @contextlib.contextmanager

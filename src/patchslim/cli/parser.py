@@ -28,6 +28,7 @@ from patchslim.cli.options import (
     whole_number,
     word,
 )
+from patchslim.cli.plan_parser import add_plan
 from patchslim.deployment.registry import target_names
 from patchslim.settings import BATCH, Range
 
@@ -58,6 +59,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_slim(commands)
+    add_plan(commands, MODEL_HELP, DATA_HELP)
     _add_calibrate(commands)
     _add_train(commands)
     _add_export(commands)

@@ -67,11 +67,11 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
 
 
 def dense_model(args: Namespace) -> nn.Module:
-    """Builds the model in the arguments for calibration; refuses random weights."""
+    """Builds the dense model in the arguments; refuses random weights."""
     if is_saved(args.model):
         raise PatchslimError(
-            f"{args.model} is slimmed already: calibrate the model it was made of. To improve what "
-            "it answers, train it (`patchslim train`)."
+            f"{args.model} is slimmed already: {args.command} the model it was made of. To improve "
+            "what it answers, train it (`patchslim train`)."
         )
     if _is_random(args):
         raise PatchslimError(

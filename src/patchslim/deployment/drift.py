@@ -70,6 +70,11 @@ class Limits:
     kl: float | None = None
     drop: float | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether there is a limit."""
+        return self != Limits()
+
     def excess(self, drift: Drift) -> str:
         """What is too large, in words; empty if nothing is."""
         said = []

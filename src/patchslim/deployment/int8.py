@@ -1,12 +1,15 @@
 """Finds an int8 graph that is close enough to the slimmed model in float32.
 
 The images that are given need no labels. Every second one is used to find ranges, and the others to
-judge: the best recipe is the one with the lowest KL divergence there. If that is more than is
-allowed, activations are left in float where rounding them costs most, as few as will do.
+judge: recipes are tried while the KL divergence falls there. If that is more than is
+allowed, activations are left in float where rounding them costs most, as few as will do. Where
+nothing is asked for, the aim is a small divergence, and few are left in float for it: they cost
+time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +24,9 @@ from patchslim.errors import BadSetting, WrongExport
 
 LEAST_IMAGES = 2
 RANKING_IMAGES = 16  # of those that judge, to rank the places by what they cost
+PARTS, CLOSER = 12, 2  # of the graph, to rank the places: in all, and looked at place by place
+AIM = Limits(kl=0.01)  # where no limit is given
+FEW = 0.1  # share of the places that may stay in float for the aim
 
 
 def check_images(images: Tensor | None) -> Tensor:
@@ -49,12 +55,30 @@ def quantise(
     for recipe in quantiser.recipes:
         made = quantiser.quantise(converted, graph, calibration, recipe)
         drift = measure_drift(target, made, reference, INT8, recipe)
-        if best is None or drift.kl < best[1].kl:
-            best = made, drift
+        if best is not None and best[1].kl <= drift.kl:
+            break
+        best = made, drift
     assert best is not None  # noqa: S101 (there is a recipe)
-    if limits.excess(best[1]):
-        best = _leave_as_few(target, quantiser, best, reference, limits)
-    return best[0], reference, best[1]
+    if not (limits if limits.given else AIM).excess(best[1]):
+        return best[0], reference, best[1]
+    ranked = _rank_places(target, quantiser, best[0], reference)
+    if not limits.given:
+        fewer = _leave_as_few(target, best, reference, ranked[: _few(ranked)], AIM)
+        made, drift = min(best, fewer, key=lambda each: each[1].kl)
+        return made, reference, drift
+    made, drift = _leave_as_few(target, best, reference, ranked, limits)
+    if limits.excess(drift):
+        raise WrongExport(
+            f"In int8, on {drift.images} images, {limits.excess(best[1])}; with every activation "
+            f"in float32 and the weights alone in int8, {limits.excess(drift)}. Nothing was "
+            "written. Allow more, or export in bfloat16 or float32."
+        )
+    return made, reference, drift
+
+
+def _few(places: Sequence[str]) -> int:
+    """How many places may stay in float for the aim."""
+    return math.ceil(FEW * len(places))
 
 
 def measure_drift(
@@ -75,27 +99,25 @@ def in_batches(images: Tensor, batch: int | None, usual: int) -> list[Tensor]:
 
 def _leave_as_few(
     target: Target,
-    quantiser: Quantiser,
-    best: tuple[Any, Drift],
+    quantised: tuple[Any, Drift],
     reference: Reference,
+    ranked: Sequence[str],
     limits: Limits,
 ) -> tuple[Any, Drift]:
-    """Leaves those activations in float that cost most, as few as the limits need."""
-    quantised, first = best
-    ranked = _rank_places(target, quantiser, quantised, reference)
+    """Leaves the first of these places in float, as few as the limits need; all if none will do."""
+    quantiser = target.quantiser
+    assert quantiser is not None  # noqa: S101 (it made the graph)
+    whole, first = quantised
+    of = len(quantiser.list_places(whole))
 
     def leave(count: int) -> tuple[Any, Drift]:
-        made = quantiser.leave_float(quantised, ranked[:count])
-        recipe = f"{first.recipe}, {count} of {len(ranked)} activations in float32"
+        made = quantiser.leave_float(whole, ranked[:count])
+        recipe = f"{first.recipe}, {count} of {of} activations in float32"
         return made, measure_drift(target, made, reference, INT8, recipe)
 
     low, high, found = 0, len(ranked), leave(len(ranked))
     if limits.excess(found[1]):
-        raise WrongExport(
-            f"In int8, on {first.images} images, {limits.excess(first)}; with every activation in "
-            f"float32 and the weights alone in int8, {limits.excess(found[1])}. Nothing was "
-            "written. Allow more, or export in bfloat16 or float32."
-        )
+        return found
     while high - low > 1:  # `low` are too few, `high` are enough
         middle = (low + high) // 2
         tried = leave(middle)
@@ -109,10 +131,23 @@ def _leave_as_few(
 def _rank_places(
     target: Target, quantiser: Quantiser, quantised: Any, reference: Reference
 ) -> Sequence[str]:
-    """The places by what leaving each one alone in float gains, most first."""
+    """The places by what leaving them in float gains, most first.
+
+    First neighbours are left in float together, then each place alone in those parts that gain
+    most. To try every place of a model alone would take minutes, and most gain nothing.
+    """
     few = reference.part(RANKING_IMAGES)
-    kl = {
-        place: few.measure(target.witness(quantiser.leave_float(quantised, [place])), INT8).kl
-        for place in quantiser.list_places(quantised)
-    }
-    return sorted(kl, key=kl.__getitem__)
+
+    def rank(parts: list[list[str]]) -> list[list[str]]:
+        """These parts, by the KL that is left when each of them is in float."""
+        kl = [
+            few.measure(target.witness(quantiser.leave_float(quantised, part)), INT8).kl
+            for part in parts
+        ]
+        return [parts[number] for number in sorted(range(len(parts)), key=kl.__getitem__)]
+
+    places = quantiser.list_places(quantised)
+    size = math.ceil(len(places) / PARTS)
+    parts = rank([places[begin : begin + size] for begin in range(0, len(places), size or 1)])
+    first = rank([[place] for part in parts[:CLOSER] for place in part])
+    return [place for part in [*first, *parts[CLOSER:]] for place in part]

@@ -18,7 +18,8 @@ class Quantiser(ABC):
     """What a target that can be written in int8 knows how to do.
 
     Attributes:
-        recipes: the ways to quantise, by what they are called; each is tried.
+        recipes: the ways to quantise, by what they are called, in the order in which they are
+            tried: the next one only as long as each is better than the one before.
         needs: the distributions that it needs besides the target's, and their oldest versions.
         extra: the extra of patchslim that installs them.
     """

@@ -38,9 +38,13 @@ def first_least(cost: Tensor) -> Tensor:
     """The column of the least entry of each row, the first of equals: (B, n, m) gives (B, n)."""
     if not is_by_product():
         return cost.argmin(dim=2)
-    columns = torch.arange(cost.shape[2], device=cost.device)
-    least = cost.amin(dim=2, keepdim=True)
-    return torch.where(cost == least, columns, cost.shape[2]).amin(dim=2)
+    return first_equal(cost, cost.amin(dim=2))
+
+
+def first_equal(table: Tensor, value: Tensor) -> Tensor:
+    """The first column of each row of a table (B, n, m) that holds the row's value (B, n)."""
+    columns = torch.arange(table.shape[2], device=table.device)
+    return torch.where(table == value.unsqueeze(2), columns, table.shape[2]).amin(dim=2)
 
 
 def _comes_first(worth: Tensor) -> Tensor:

@@ -307,7 +307,10 @@ class Similarity(Method):
         else:
             square = compared.square().sum(dim=2)
             cost = square.unsqueeze(2) + square.unsqueeze(1)
-            cost = torch.baddbmm(cost, compared, compared.transpose(1, 2), alpha=-2)
+            if is_by_product():  # a factor after the product would cost it its float32 in OpenVINO
+                cost = cost + (compared * -2) @ compared.transpose(1, 2)
+            else:
+                cost = torch.baddbmm(cost, compared, compared.transpose(1, 2), alpha=-2)
         if self.group == "ward":
             inverse = 1 / worth
             cost.div_(inverse.unsqueeze(2) + inverse.unsqueeze(1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals, Threshold
-from patchslim.methods._sorting import first_least, rank_rows
+from patchslim.methods._sorting import first_equal, rank_rows
 from patchslim.tokens.merging import Assign, Merge
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.shapes import BlockShape
@@ -75,8 +75,9 @@ class ToMe(Method):
         """The same pairs and the same order of rows, without sorting."""
         count = similarity.shape[1]
         left = count - tokens.patches + keep
-        goes = rank_rows(similarity.amax(dim=2)) < count - left
-        partner = first_least(-similarity)
+        best = similarity.amax(dim=2)
+        goes = rank_rows(best) < count - left
+        partner = first_equal(similarity, best)
         # Its place is how many rows of A before it stay, counted in whole numbers: as a product it
         # would be rounded above 256 where a runtime computes in bfloat16.
         rows = torch.arange(count, device=similarity.device)

@@ -34,7 +34,7 @@ class SlimModel(nn.Module):
     Attributes:
         plan: the adapter, the method and the schedule, and what they cost.
         trained: how the weights were trained for fewer tokens; None if they were not.
-        calibrated: how the method was fitted to images; None if it was not.
+        calibrated: how the method was fitted to images, or planned for a device; None if neither.
         packs: whether images of different numbers of tokens are packed into one sequence. Switch
             it off to run them padded and masked, as an exported graph does.
     """
@@ -74,13 +74,27 @@ class SlimModel(nn.Module):
         """Returns what the host returns for `images`; keyword arguments are the host's own."""
         if images is None:
             images = options.pop("pixel_values", None)
+        if self.runs_host:
+            return self.host(images, **options)
         honoured = self.plan.adapter.options(self.host, options)
         return self.start_pass().run(images, honoured)
+
+    @property
+    def runs_host(self) -> bool:
+        """Whether a call runs the host itself: a plan found nothing that is faster."""
+        return (
+            self.calibrated is not None
+            and "planned" in self.calibrated
+            and self.plan.tail == "full"
+            and not self.plan.decision_blocks
+        )
 
     def start_pass(self) -> ForwardPass:
         """Makes a forward pass through this model as it is now, to run whole or block by block."""
         host, plan = self.host, self.plan
-        fixed_size = self.calibrated is not None and "threshold" not in self.calibrated
+        # Thresholds hold for any size, and a plan's schedule refuses other sizes by itself.
+        calibrated = self.calibrated or {"threshold": None}
+        fixed_size = not {"threshold", "planned"} & {*calibrated}
         facts = plan.adapter.describe(host)
         return ForwardPass(
             host, plan.adapter, self.method, plan, facts, self.training, self.packs, fixed_size

@@ -87,7 +87,7 @@ class Provenance:
         load = os.getloadavg() if hasattr(os, "getloadavg") else ()
         return cls(
             device=str(device),
-            processor=_processor(device),
+            processor=processor_name(device),
             threads=threads or torch.get_num_threads(),
             dtype=dtype,
             batch=batch,
@@ -116,7 +116,7 @@ class Provenance:
         ]
 
 
-def _processor(device: torch.device) -> str:
+def processor_name(device: torch.device) -> str:
     """Returns the name of the processor or GPU, as far as the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

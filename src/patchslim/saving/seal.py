@@ -34,16 +34,21 @@ def check_seal(file: Path, recipe: Mapping[str, Any]) -> None:
         if _is_older(recipe.get("package")):
             return
         raise BadFile(f"{file} was edited: its {CHECKSUMS} were taken out. {_cure(file)}")
-    saved, now = recipe[CHECKSUMS], seal_recipe(recipe)[CHECKSUMS]
-    if not isinstance(saved, dict):
+    if not isinstance(recipe[CHECKSUMS], dict):
         raise BadFile(f"{file} was edited: its {CHECKSUMS} are no longer there. {_cure(file)}")
-    changed = sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
+    changed = changed_entries(recipe)
     if changed:
         names = ", ".join(name[:50] for name in changed[:5])
         raise BadFile(
             f"{file} was edited or damaged after it was saved; this is not what was written: "
             f"{names}. {_cure(file)}"
         )
+
+
+def changed_entries(sealed: Mapping[str, Any]) -> list[str]:
+    """Lists the entries that are not those that were sealed."""
+    saved, now = sealed[CHECKSUMS], seal_recipe(sealed)[CHECKSUMS]
+    return sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
 
 
 def _checksum(name: str, value: Any) -> str:

@@ -53,7 +53,7 @@ def slim_macs(
             flow = Flow.for_queries(left, whole)
         else:
             read = host.read if tail and index == last else None
-            flow = _block_flow(method, rows, left if index in deciding else rows, read)
+            flow = block_flow(method, rows, left if index in deciding else rows, read)
         if remembers(method) and index < max(deciding, default=0):
             choosing += shape.attention_row_macs(flow.k)
         flows.append(flow)
@@ -88,7 +88,7 @@ def skips_last_decision(method: Method, read: int | None) -> bool:
     return read is not None and method.place.value in ("P1", "P2")
 
 
-def _block_flow(method: Method, rows: int, left: int, read: int | None) -> Flow:
+def block_flow(method: Method, rows: int, left: int, read: int | None) -> Flow:
     """Counts the rows that pass through each part of a block that `rows` enter and `left` leave."""
     match method.place.value if left < rows else None:
         case "P0":

@@ -50,11 +50,12 @@ def chooses_among_the_patches(trial: Trial) -> None:
 
     Rows are counted from the first patch: prefix rows do not count.
     """
-    for prefix in (0, 2):
+    counts = trial.keep_counts(PATCHES)
+    for prefix in (0, 2) if counts else ():
         scene = trial.scene(prefix=prefix)
         with torch.no_grad():
             try:
-                made = trial.method.choose(scene.tokens, scene.signals, trial.keep_counts(16)[0])
+                made = trial.method.choose(scene.tokens, scene.signals, max(counts))
             except NeedsClassToken as error:
                 raise Violation(f"{error} Set needs_class_token = True.") from error
             except Exception as error:

@@ -125,12 +125,17 @@ class Assign(Reduction):
         prefix: int = 0,
     ) -> Tensor:
         """Multiplies by the matrix that averages (or adds up) the rows of each group."""
+        if weight is None and t.ndim == 2:
+            # The same numbers are the weights of the mean if sizes are, and their sum its divisor.
+            return (self._members * t.unsqueeze(1)).sum(dim=2)
         if weight is None:
             share = self._members.to(t.dtype)
         else:
-            weight = weight if self.weight is None else self.weight
+            if self.weight is not None:
+                weight, total = self.weight, None
             share = self._members * weight.unsqueeze(1)
-            share = (share / share.sum(dim=2, keepdim=True)).to(t.dtype)
+            total = share.sum(dim=2) if total is None else total
+            share = (share / total.unsqueeze(2)).to(t.dtype)
         if t.ndim == 2:
             return (share @ t.unsqueeze(2)).squeeze(2)
         moved = share @ t[:, prefix:].flatten(2)

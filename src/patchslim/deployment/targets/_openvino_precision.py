@@ -16,11 +16,13 @@ from torch import Tensor
 
 from patchslim.deployment.graph import Graph, quietly
 from patchslim.deployment.quantiser import Quantiser
+from patchslim.deployment.targets._openvino_marks import settle_nodes
 
 DECIDES = "decides/"  # the names of such nodes begin with this
 # OpenVINO's own attribute of a node that is to be computed in the precision that it was written in.
 PRECISE = {"name": "precise", "version": "0"}
-# They move numbers and round none. Kept in float32, they would be converted back and forth.
+# They move numbers and round none. They are kept in float32 if what they move is: what comes from a
+# layer is moved first, and converted where it is smallest.
 MOVING = (
     *"Broadcast Concat Gather Reshape Slice Split Squeeze StridedSlice".split(),
     *"Transpose Unsqueeze VariadicSplit".split(),
@@ -31,6 +33,7 @@ WEIGHTED = ("Convolution", "ScaledDotProductAttention")  # and products with a c
 def keep_decisions(model: Any, graph: Graph) -> Any:
     """A copy of the model whose decisions are computed in float32, whatever the rest is."""
     name_decisions(model, graph)
+    settle_nodes(model, DECIDES)
     return _copy(model, compress=False)
 
 
@@ -75,6 +78,11 @@ def name_decisions(model: Any, graph: Graph) -> None:
             node.set_friendly_name(DECIDES + name)
             seen.add(DECIDES + name)
         todo += [each.get_node() for each in node.input_values()]
+    for node in model.get_ordered_ops():
+        sources = [each.get_node().get_friendly_name() for each in node.input_values()]
+        moves = node.get_type_name() in MOVING and node.get_friendly_name() in seen
+        if moves and any(name.startswith(DECIDES) for name in sources):
+            node.set_friendly_name(DECIDES + node.get_friendly_name())
 
 
 def _decides(node: Any) -> bool:
@@ -116,7 +124,9 @@ def _is_constant(output: Any) -> bool:
 class NncfQuantiser(Quantiser):
     """Post-training quantisation by NNCF, with SmoothQuant at several strengths."""
 
-    recipes: ClassVar[Sequence[str]] = ("SmoothQuant 0.95", "SmoothQuant 0.75", "SmoothQuant 0.5")
+    # The strength moves outliers of activations into weights; -1 leaves them where they are, which
+    # is best where a host has few of them.
+    recipes: ClassVar[Sequence[str]] = ("SmoothQuant -1", "SmoothQuant 0.15", "SmoothQuant 0.5")
     needs: ClassVar[Mapping[str, tuple[int, ...]]] = {"nncf": (3, 0)}
     extra = "int8"
 

@@ -19,18 +19,17 @@ from patchslim.deployment.onnx_file import (
     share_weights,
 )
 from patchslim.deployment.target import FLOAT32, Runner, Target, refuse_to_run
+from patchslim.deployment.targets._onnx_attention import choose_opset, translations
 from patchslim.deployment.targets._onnx_int8 import OrtQuantiser
 from patchslim.errors import BadFile
 
-OPSET = 18
-
 
 class Onnx(Target):
-    """An ONNX file of opset 18, run by ONNX Runtime on the CPU."""
+    """An ONNX file of opset 23, or of 18 with an old PyTorch, run by ONNX Runtime on the CPU."""
 
     name = "onnx"
     suffix = ".onnx"
-    needs = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 22)}  # noqa: RUF012
+    needs = {"onnx": (1, 18), "onnxscript": (0, 5), "onnxruntime": (1, 23)}  # noqa: RUF012
     extra = "onnx"
     alone = ""
     shows_nodes = True
@@ -45,6 +44,7 @@ class Onnx(Target):
         """The model as a protocol buffer, with the kept cells among its outputs."""
         program = graph.program()
         outputs = [*graph.outputs.names, *graph.kept_names]
+        opset = choose_opset()
 
         def convert() -> Any:
             made = torch.onnx.export(
@@ -53,7 +53,8 @@ class Onnx(Target):
                 verbose=False,
                 input_names=[INPUT],
                 output_names=outputs,
-                opset_version=OPSET,
+                opset_version=opset,
+                custom_translation_table=translations(opset),
             )
             return None if made is None else made.model_proto
 

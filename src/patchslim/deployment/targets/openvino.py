@@ -47,6 +47,8 @@ class OpenVino(Target):
         import openvino
 
         model = quietly(lambda: openvino.convert_model(graph.program(by_product=True)))
+        # The converter leaves all sizes open, and a graph with an open size runs more slowly.
+        model.reshape([graph.batch or -1, *graph.image_shape])
         names = [*graph.outputs.names, *graph.kept_names]
         for port, name in zip([*model.inputs, *model.outputs], [INPUT, *names], strict=True):
             port.get_tensor().set_names({name})

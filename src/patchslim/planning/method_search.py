@@ -1,0 +1,164 @@
+"""Schedules of one method for a limit on time or operations: searched, and by its own rule."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from patchslim.errors import BadSchedule, UnsupportedModel
+from patchslim.methods import LearnedMethod
+from patchslim.methods._method import Method, remembers
+from patchslim.methods._registry import make_method, method_names
+from patchslim.model.model import SlimModel
+from patchslim.model.plan import Plan, check_class_token, plan_schedule
+from patchslim.planning.damage import Damage
+from patchslim.planning.latency_table import LatencyTable
+from patchslim.planning.search import Table, find_levels, least_cost
+from patchslim.schedules.budget import schedule_for_macs
+from patchslim.schedules.macs import block_flow
+from patchslim.schedules.schedule import Counts, Schedule
+from patchslim.tokens.shapes import HostShape, block_macs, dense_macs
+
+STEPS = 48  # levels that the patches of an image are divided into
+BISECTIONS = 10  # of the budget of a method's own rule
+MANY = 1000  # patches, of which a method that removes some can remove some at once
+NOT_SEARCHED = ("identity", "random")  # remove nothing, or look at nothing
+
+
+@dataclass(frozen=True)
+class MethodSearch:
+    """All that is known of one method on this host and device.
+
+    Attributes:
+        model: the host with the method.
+        table: how long its blocks take.
+        damage: what its cuts change.
+    """
+
+    model: SlimModel
+    table: LatencyTable
+    damage: Damage
+
+    @property
+    def correction(self) -> float:
+        """How much longer whole schedules took than the sums over their blocks."""
+        checks = self.table.checks
+        if not checks:
+            return 1.0
+        return float(np.median([each.measured / each.predicted for each in checks]))
+
+    @property
+    def levels(self) -> list[int]:
+        """The numbers of patches that may be left after a block."""
+        patches = self.table.patches
+        step = max(1, round(patches / STEPS))
+        return [*range(patches, self.table.fewest - 1, -step)]
+
+    @cached_property
+    def times(self) -> Table:
+        """The time of each step between levels in each block."""
+        return self.table.costs(self.levels, self.model.method)
+
+    def predict(self, plan: Plan) -> float:
+        """Returns the time of a plan as a share of the dense model's."""
+        return self.correction * self.table.predict(plan.steps, plan.shape.prefix)
+
+    def shortest_time(self) -> float:
+        """Returns the least time of any schedule, as a share of the dense model's."""
+        return self.correction * (self.table.rest + least_cost(self.times))
+
+    def plans_for_time(self, share: float) -> Iterator[tuple[str, Plan]]:
+        """Yields plans that take at most a share of the dense time, and how each was found."""
+        limit = share / self.correction - self.table.rest
+        yield from self._searched(self.times, limit)
+
+        def fits(plan: Plan) -> bool:
+            return self.predict(plan) <= share
+
+        yield from self._by_rule(fits)
+
+    def plans_for_macs(self, target: float) -> Iterator[tuple[str, Plan]]:
+        """Yields plans of at most as many multiply-adds an image, and how each was found."""
+        shape = self.model.plan.shape
+        costs = _macs_table(shape, self.model.method, self.levels, self.model.plan.tail == "exact")
+        dense = dense_macs(shape)
+        yield from self._searched(costs, target - dense.embed - dense.head)
+
+        def fits(plan: Plan) -> bool:
+            return plan.cost.total <= target
+
+        yield from self._by_rule(fits)
+
+    def _searched(self, costs: Table, limit: float) -> Iterator[tuple[str, Plan]]:
+        """Yields the plan that the damage curve likes best."""
+        levels = self.levels
+        path = find_levels(costs, self.damage.table(levels, len(costs)), limit)
+        if path is not None:
+            shape = self.model.plan.shape
+            kept = tuple(levels[each] + shape.prefix for each in path)
+            yield "search", self._plan(Counts(kept, shape.entering, shape.prefix))
+
+    def _by_rule(self, fits: Callable[[Plan], bool]) -> Iterator[tuple[str, Plan]]:
+        """Yields the plan of the method's own rule that removes the least and fits."""
+        method, plan = self.model.method, self.model.plan
+        best = None
+        low, high = 0.0, 1.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            with contextlib.suppress(BadSchedule):
+                rule = schedule_for_macs(plan.shape, method, middle, tail=plan.tail)
+                made = self._plan(rule)
+                if fits(made):
+                    best, low = made, middle
+                    continue
+                high = middle
+                continue
+            low = middle  # too few operations for this method
+        if best is not None:
+            yield "rule", best
+
+    def _plan(self, schedule: Schedule) -> Plan:
+        plan = self.model.plan
+        return plan_schedule(self.model.host, plan.adapter, self.model.method, schedule, plan.tail)
+
+
+def plannable_methods(model: SlimModel) -> list[Method]:
+    """Makes every method that needs no training and can be planned for this host."""
+    made = [make_method(name, {}) for name in method_names() if name not in NOT_SEARCHED]
+    return [method for method in made if find_obstacle(model, method) is None]
+
+
+def find_obstacle(model: SlimModel, method: Method) -> str | None:
+    """Says why a method cannot be planned for on a host, or None."""
+    if method.adaptive:
+        return "its images keep different numbers of tokens; calibrate() finds its threshold"
+    if method.defers or remembers(method):
+        return "what a block takes depends on the blocks before it"
+    if isinstance(method, LearnedMethod) and method.missing is not None:
+        return "it has to be trained or calibrated first"
+    if method.fewest(MANY) == MANY:
+        return "it removes nothing"
+    try:
+        facts = model.plan.adapter.describe(model.host)
+        check_class_token(facts, method)
+    except UnsupportedModel as error:
+        return str(error)
+    return None
+
+
+def _macs_table(shape: HostShape, method: Method, levels: list[int], tail: bool) -> Table:  # noqa: FBT001
+    """Counts the multiply-adds of each step between levels in each block."""
+    made = np.full((shape.depth, len(levels), len(levels)), np.inf)
+    for block in range(shape.depth):
+        read = shape.read if tail and block == shape.depth - 1 else None
+        for i, entering in enumerate(levels):
+            for j, left in enumerate(levels[i:], i):
+                if i != j and (read is not None or left < method.fewest(entering)):
+                    continue
+                flow = block_flow(method, entering + shape.prefix, left + shape.prefix, read)
+                made[block, i, j] = block_macs(shape.blocks[block], flow)
+    return made
