@@ -64,8 +64,8 @@ def test_demo_writes_what_it_returns(host, few, tmp_path):
 
 
 def test_a_runtime_that_is_missing_is_one_line(host, monkeypatch):
-    monkeypatch.setattr("patchslim.versions.installed_version", lambda name: None)
     models = {"dense": slim(host, "identity", keep=1.0)}
+    monkeypatch.setattr("patchslim.versions.installed_version", lambda name: None)
     images = digits.normalise(digits.scenes("test", 1).images)
     rows, missing = compare_runtimes(models, images, lambda _: None)
     assert [row.runtime for row in rows] == ["eager PyTorch"]
