@@ -59,7 +59,7 @@ class DiffRate(Method):
             raise UnknownName.of("preset of diffrate", preset, PUBLISHED)
         self.preset = preset
         self.pruned = check_value("pruned", pruned, float, Range(0, 1))
-        self.published = PUBLISHED[preset][1] if preset else ()
+        self.own_counts = tuple(map(min, *PUBLISHED[preset])) if preset else ()
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Sorts patches by class attention: the first stay, the last go, those between merge."""
