@@ -161,7 +161,6 @@ METHOD_VARIANTS = {
     ),
     "tome": ({"threshold": 0.3},),
     "ats": ({"floor": 1},),
-    "atc": ({"linkage": "complete"}, {"linkage": "single"}),
     "duplicates": ({"tolerance": 0.5}, {"window": 2}),
 }
 

@@ -5,7 +5,6 @@ Haurum et al., "Agglomerative Token Clustering" (ECCV 2024).
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 
 from patchslim.errors import BadSetting

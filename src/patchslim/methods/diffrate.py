@@ -74,5 +74,6 @@ class DiffRate(Method):
         return Merge(kept, merged, into=similarity.argmax(dim=2), weight=even)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
-        """Counts one row of the attention map, a second time."""
-        return block.attention_row_macs(rows)
+        """Counts one row of the attention map, a second time, and the similarities."""
+        merged = (rows - block.left) - round(self.pruned * (rows - block.left))
+        return block.attention_row_macs(rows) + merged * (block.left - prefix) * block.width

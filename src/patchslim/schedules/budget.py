@@ -53,7 +53,9 @@ def make_schedule(
     _check_one_budget(budget, schedule)
     if schedule is not None:
         return _open_schedule(schedule)
-    if method.own_counts and (given := [name for name, value in budget.items() if value is not None]):
+    if method.own_counts and (
+        given := [name for name, value in budget.items() if value is not None]
+    ):
         raise BadSchedule(
             f"{method!r} brings the schedule that was published with it, and {', '.join(given)} asks "
             "for another. Leave one of them out."
@@ -91,7 +93,7 @@ def _open_schedule(schedule: Schedule | str | Path) -> Schedule:
 def _schedule_without_budget(
     shape: HostShape, method: Method, at: tuple[int, ...] | None
 ) -> Schedule:
-    """The schedule of a method that brings one, decides itself how many stay, or removes nothing."""
+    """The schedule of a method that brings one, decides itself, or removes nothing."""
     if method.own_counts:
         return Counts(method.own_counts, method.own_counts[0], shape.prefix)
     if method.adaptive:
