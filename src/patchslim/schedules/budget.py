@@ -53,12 +53,11 @@ def make_schedule(
     _check_one_budget(budget, schedule)
     if schedule is not None:
         return _open_schedule(schedule)
-    if method.own_counts and (
-        given := [name for name, value in budget.items() if value is not None]
-    ):
+    given = [name for name, value in budget.items() if value is not None]
+    if method.own_counts and given:
         raise BadSchedule(
-            f"{method!r} brings the schedule that was published with it, and {', '.join(given)} asks "
-            "for another. Leave one of them out."
+            f"{method!r} brings the schedule that was published with it, and {', '.join(given)} "
+            "asks for another. Leave one of them out."
         )
     macs, keep, r = budget.get("macs"), budget.get("keep"), budget.get("r")
     rate, named = budget.get("keep_rate"), budget.get("at")
