@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers import PEERS
+from peer_figures import PEERS
 
 from patchslim.report.report import Report
 from patchslim.report.row import Estimate, Row
@@ -86,8 +86,7 @@ def peers(method: str) -> str:
     """Writes a method's settings beside what the official code reached with them."""
     reports = {name: Report.from_json(data) for name, data in _read("peers.json").items()}
     lines = [
-        "| setting | tokens left | GMACs | KL to dense (nats) | authors' | agree % | authors' "
-        "| top-1 % | authors' |",
+        "| setting | tokens left | GMACs | KL | theirs | agree % | theirs | top-1 | theirs |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for peer in PEERS:

@@ -29,7 +29,7 @@ def test_a_published_schedule_costs_what_its_name_says(deit, preset):
 
 
 def test_a_published_schedule_takes_no_budget_and_no_other_host(deit):
-    with pytest.raises(BadSchedule, match="brings the schedule .* macs asks for another"):
+    with pytest.raises(BadSchedule, match=r"brings the schedule .* macs asks for another"):
         patchslim.macs(deit, "diffrate", preset="0.9", macs=0.6)
     with pytest.raises(BadSchedule, match="made for 197 tokens"):
         patchslim.macs(tiny_host(), "diffrate", preset="0.9")
@@ -92,5 +92,5 @@ def test_a_sequence_of_what_does_not_fit_is_refused():
             patchslim.find_method(name)
     with pytest.raises(UnknownName, match="names 3 methods"):
         patchslim.find_method("topk+tome+evit")
-    with pytest.raises(UnknownName, match="'tomme'. Did you mean 'tome'"):
+    with pytest.raises(UnknownName, match=r"'tomme'\. Did you mean 'tome'"):
         patchslim.find_method("topk+tomme")
