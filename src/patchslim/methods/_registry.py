@@ -49,9 +49,9 @@ def find_method(name: str) -> type[Method]:
 
     check_method_name(name)
     if "+" in name:
-        from patchslim.methods._sequence import find_sequence
-
-        return find_sequence(name)
+        sequences = importlib.import_module("patchslim.methods._sequence")
+        sequence: type[Method] = sequences.find_sequence(name)
+        return sequence
     module = importlib.import_module(f"patchslim.methods.{name}")
     own = [
         value

@@ -46,9 +46,8 @@ class Sequence(Method):
         if between == keep:
             return first
         left = first.apply(tokens)
-        return Chain(
-            first, between, self.second.choose(left, self._follow(first, left, signals), keep)
-        )
+        seen = self._follow(first, tokens, left, signals)
+        return Chain(first, between, self.second.choose(left, seen, keep))
 
     def _between(self, patches: int, keep: int) -> int:
         """Counts the rows that the first leaves: fewer if the second cannot remove the rest."""
@@ -58,22 +57,27 @@ class Sequence(Method):
             between -= 1
         return between
 
-    def _follow(self, first: Reduction, left: Tokens, signals: Signals) -> Signals:
+    def _follow(self, first: Reduction, whole: Tokens, left: Tokens, signals: Signals) -> Signals:
         """Returns what the block has computed, for the rows that are left."""
 
         def move(t: Tensor | None) -> Tensor | None:
             if t is None:
                 return None
-            return first.move(t.transpose(1, 2), prefix=signals.prefix).transpose(1, 2)
+            rows, size = t.transpose(1, 2), whole.sizes()
+            return first.move(rows, weight=size, prefix=signals.prefix).transpose(1, 2)
 
         readout = signals.readout
-        return replace(
-            signals,
-            q=move(signals.q),
-            k=move(signals.k),
-            v=move(signals.v),
-            bias=attention_bias(left, proportional=self.proportional),
-            readout=None if readout is None else lambda: first.represent(readout()),
+        return Signals(
+            signals.prefix,
+            signals.scale,
+            move(signals.q),
+            move(signals.k),
+            move(signals.v),
+            attention_bias(left, proportional=self.proportional),
+            None if readout is None else lambda: first.represent(readout()),
+            signals.block,
+            signals.stride,
+            signals.depth,
         )
 
     def fewest(self, patches: int) -> int:
