@@ -98,8 +98,10 @@ def peers(method: str) -> str:
             f"| {peer.kl:.2g} | {_percent(row.agreement)} | {peer.agree:.1f} "
             f"| {_percent(row.accuracy)} | {peer.top1:.1f} |"
         )
-    origin = next(report for name, report in reports.items() if name.startswith(method))
-    return "\n".join([*lines, "", f"<sub>{provenance_line(origin)}</sub>"])
+    origins = [report for name, report in reports.items() if name.startswith(f"{method} ")]
+    if not origins:
+        return "Not measured yet; `python benchmarks/peers.py --shared ../shared` does it."
+    return "\n".join([*lines, "", f"<sub>{provenance_line(origins[0])}</sub>"])
 
 
 def provenance_line(report: Report) -> str:
