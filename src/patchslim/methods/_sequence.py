@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor
 
@@ -107,7 +107,8 @@ def find_sequence(name: str) -> type[Sequence]:
                 "Take two of evit, pitome, random, similarity, tome, topk."
             )
     doc = f"Removes tokens by {names[0]} and then, in the same block, by {names[1]}."
-    return type(name, (Sequence,), {"names": tuple(names), "__doc__": doc, "__module__": __name__})
+    members = {"names": tuple(names), "__doc__": doc, "__module__": __name__}
+    return cast("type[Sequence]", type(name, (Sequence,), members))
 
 
 def _can_follow(method: Method) -> bool:
