@@ -93,8 +93,9 @@ def peers(method: str) -> str:
         if peer.name not in reports or not peer.name.startswith(f"{method} "):
             continue
         row = reports[peer.name].rows[1]
+        kl = "-" if row.kl is None else row.kl.show()
         lines.append(
-            f"| {row.name} | {row.tokens[-1]} | {row.macs / 1e9:.3f} | {row.kl.show()} "
+            f"| {row.name} | {row.tokens[-1]} | {row.macs / 1e9:.3f} | {kl} "
             f"| {peer.kl:.2g} | {_percent(row.agreement)} | {peer.agree:.1f} "
             f"| {_percent(row.accuracy)} | {peer.top1:.1f} |"
         )

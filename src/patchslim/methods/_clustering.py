@@ -8,6 +8,7 @@ rounds. The result is `Groups`: how hard each row is to remove, and which row it
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,11 @@ ABOVE_LIMITS = 1e20  # a distance larger than any threshold
 UNJOINABLE = 1e30  # a distance larger still, for rows that must stay
 MEDOID_ROUNDS = 5  # rounds of k-medoids, as in Haurum et al.
 # How the distances of two clusters to a third become the distance of both together.
-LINKAGES = {"average": torch.add, "complete": torch.maximum, "single": torch.minimum}
+LINKAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "average": torch.add,
+    "complete": torch.maximum,
+    "single": torch.minimum,
+}
 
 
 @dataclass(frozen=True)

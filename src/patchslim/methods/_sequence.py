@@ -30,7 +30,7 @@ class Sequence(Method):
 
     def __init__(self, *, share: float = 0.5) -> None:
         super().__init__()
-        self.share = check_value("share", share, float, Range(0, 1))
+        self.share: float = check_value("share", share, float, Range(0, 1))
         self.first, self.second = (find_method(name)() for name in self.names)
         self.needs_class_token = self.first.needs_class_token or self.second.needs_class_token
         self.proportional = self.first.proportional or self.second.proportional

@@ -58,7 +58,7 @@ class DiffRate(Method):
         if preset and preset not in PUBLISHED:
             raise UnknownName.of("preset of diffrate", preset, PUBLISHED)
         self.preset = preset
-        self.pruned = check_value("pruned", pruned, float, Range(0, 1))
+        self.pruned: float = check_value("pruned", pruned, float, Range(0, 1))
         self.own_counts = tuple(map(min, *PUBLISHED[preset])) if preset else ()
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
