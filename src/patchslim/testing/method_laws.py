@@ -26,7 +26,13 @@ from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.counting import count_macs
 from patchslim.testing.law import Law, Violation, check_law, require, require_close
-from patchslim.testing.token_checks import check_origin, check_same_tokens, check_sizes, real_rows
+from patchslim.testing.token_checks import (
+    check_origin,
+    check_same_tokens,
+    check_sizes,
+    drops_cells,
+    real_rows,
+)
 from patchslim.testing.trial import PATCHES, READOUTS, Trial, noise_images, uneven_images
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
@@ -134,7 +140,7 @@ def rows_that_stay_are_distinct(trial: Trial) -> None:
 def sizes_add_up(trial: Trial) -> None:
     """Sizes sum to the number of patches if rows join, and to no more if rows are dropped."""
     for scene, _, after in trial.decisions():
-        check_sizes(after, scene.tokens.patches, joined=not _drops(after))
+        check_sizes(after, scene.tokens.patches, joined=not drops_cells(after))
     for tokens in _trace(trial):
         check_sizes(tokens, PATCHES, joined=False)
 
@@ -228,7 +234,7 @@ def half_precision_stays_finite(trial: Trial) -> None:
                 after = halved.decide(scene, keep)
                 require(after.x.dtype == dtype, f"{dtype} became {after.x.dtype}")
                 require(bool(after.x.isfinite().all()), f"{dtype}: a row is not finite")
-                check_sizes(after, 35, joined=not _drops(after))
+                check_sizes(after, 35, joined=not drops_cells(after))
 
 
 def settings_make_an_equal_method(trial: Trial) -> None:
@@ -384,11 +390,6 @@ METHOD_LAWS: tuple[Law[Trial], ...] = (
 def _describe(tokens: Tokens) -> str:
     """Describes tokens in a message."""
     return f"{tokens.patches} patches (prefix {tokens.prefix})"
-
-
-def _drops(tokens: Tokens) -> bool:
-    """Tells whether the map of a scene's tokens has cells that lead to no row."""
-    return tokens.origin is not None and bool((tokens.origin < 0).any())
 
 
 def _run(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:

@@ -16,6 +16,11 @@ def real_rows(tokens: Tokens, t: Tensor) -> list[Tensor]:
     return [each[real] for each, real in zip(t, tokens.alive, strict=True)]
 
 
+def drops_cells(tokens: Tokens) -> bool:
+    """Tells whether the map of these tokens has cells that lead to no row."""
+    return tokens.origin is not None and bool((tokens.origin < 0).any())
+
+
 def check_same_tokens(got: Tokens, wanted: Tokens, who: str) -> None:
     """Checks that both have the same rows, with the same features and sizes."""
     pairs = zip(real_rows(got, got.cells()), real_rows(wanted, wanted.cells()), strict=True)
