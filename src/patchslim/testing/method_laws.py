@@ -26,13 +26,7 @@ from patchslim.model.slim import slim
 from patchslim.schedules.schedule import Counts
 from patchslim.testing.counting import count_macs
 from patchslim.testing.law import Law, Violation, check_law, require, require_close
-from patchslim.testing.token_checks import (
-    check_origin,
-    check_same_tokens,
-    check_sizes,
-    drops_cells,
-    real_rows,
-)
+from patchslim.testing.token_checks import check_origin, check_same_tokens, check_sizes, real_rows
 from patchslim.testing.trial import PATCHES, READOUTS, Trial, noise_images, uneven_images
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.tokens import Tokens
@@ -140,7 +134,7 @@ def rows_that_stay_are_distinct(trial: Trial) -> None:
 def sizes_add_up(trial: Trial) -> None:
     """Sizes sum to the number of patches if rows join, and to no more if rows are dropped."""
     for scene, _, after in trial.decisions():
-        check_sizes(after, scene.tokens.patches, joined=not drops_cells(after))
+        check_sizes(after, scene.tokens.patches)
     for tokens in _trace(trial):
         check_sizes(tokens, PATCHES, joined=False)
 
@@ -234,7 +228,7 @@ def half_precision_stays_finite(trial: Trial) -> None:
                 after = halved.decide(scene, keep)
                 require(after.x.dtype == dtype, f"{dtype} became {after.x.dtype}")
                 require(bool(after.x.isfinite().all()), f"{dtype}: a row is not finite")
-                check_sizes(after, 35, joined=not drops_cells(after))
+                check_sizes(after, 35)
 
 
 def settings_make_an_equal_method(trial: Trial) -> None:

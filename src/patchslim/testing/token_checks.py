@@ -16,7 +16,7 @@ def real_rows(tokens: Tokens, t: Tensor) -> list[Tensor]:
     return [each[real] for each, real in zip(t, tokens.alive, strict=True)]
 
 
-def drops_cells(tokens: Tokens) -> bool:
+def _drops_cells(tokens: Tokens) -> bool:
     """Tells whether the map of these tokens has cells that lead to no row."""
     return tokens.origin is not None and bool((tokens.origin < 0).any())
 
@@ -48,8 +48,13 @@ def _patch_sizes(tokens: Tokens) -> Tensor:
     return torch.cat(real_rows(tokens, tokens.sizes()))
 
 
-def check_sizes(tokens: Tokens, patches: int, *, joined: bool) -> None:
-    """Checks that sizes are at least 1 and sum to at most `patches`; if `joined`, to all."""
+def check_sizes(tokens: Tokens, patches: int, *, joined: bool | None = None) -> None:
+    """Checks that sizes are at least 1 and sum to at most `patches`; if `joined`, to all.
+
+    By default rows have joined unless the map has cells that lead to none.
+    """
+    if joined is None:
+        joined = tokens.size is not None and not _drops_cells(tokens)
     for sizes in real_rows(tokens, tokens.sizes()):
         require(bool((sizes >= 1).all()), f"a size of {sizes.min().item():g}")
         whole = sizes.sum().item()
