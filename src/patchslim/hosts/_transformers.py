@@ -11,20 +11,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._libraries.transformers import check_config
 from patchslim.hosts._macs import linear_macs
-from patchslim.hosts._transformers_layout import Layout, apply_parts, find_part
+from patchslim.hosts._transformers_layout import (
+    Layout,
+    apply_parts,
+    attention_dropout,
+    attention_scale,
+    find_part,
+    head_width,
+    parts_macs,
+)
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
 # What a configuration or a call may ask for and a reduced sequence cannot give.
 UNSUPPORTED_OUTPUTS = ("output_attentions", "output_hidden_states")
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
+# What is compared of an output, whichever of these it has first.
+COMPARED = ("logits", "image_embeds", "feature_maps", "last_hidden_state")
 # Options of a class that a recipe notes by the part that they make.
 OPTIONAL_PARTS = {"pooler": "add_pooling_layer", "mask_token": "use_mask_token"}
 
@@ -70,15 +79,26 @@ class TransformersHost(Adapter, ABC):
         """Computes what the classifier of an image classifier reads (B, C)."""
 
     def features(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a bare model, its rows in the dense order."""
+        """Makes the output of a bare model or a backbone, its rows in the dense order."""
+        if is_backbone(host):
+            return self.feature_map(host, tokens)
         rows = self.norm(host, tokens.dense_features())
         pooled = self.pool(host, tokens, rows)
         made = output_class(host, "BaseModelOutputWithPooling")
         return made(last_hidden_state=rows, pooler_output=pooled)
 
+    def feature_map(self, host: Any, tokens: Tokens) -> Any:
+        """Makes the output of a backbone that returns the last stage."""
+        x = tokens.dense_features()
+        if host.config.apply_layernorm:
+            x = self.norm(host, x)
+        if host.config.reshape_hidden_states:
+            x = x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous()
+        return output_class(host, "BackboneOutput")(feature_maps=(x,))
+
     def returns_rows(self, host: Any) -> bool:
-        """Tells whether it is a bare model, which returns its last hidden state."""
-        return type(host).__name__.endswith("Model")
+        """Tells whether it returns its sequence, as a bare model or a backbone."""
+        return type(host).__name__.endswith("Model") or is_backbone(host)
 
     def head_macs(self, host: Any) -> tuple[int, int]:
         """Counts the multiply-adds of the head: a fixed number, and one for each row left."""
@@ -111,9 +131,15 @@ class TransformersHost(Adapter, ABC):
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses other tasks than features and classification, and outputs of the dense shape."""
-        names = self.layout(host).classes
-        if type(host).__name__ not in names:
-            return f"{type(host).__name__} is not among the supported tasks: {', '.join(names)}."
+        names, own = self.layout(host).classes, type(host).__name__
+        if own not in names:
+            return f"{own} is not among the supported tasks: {', '.join(names)}."
+        if is_backbone(host) and list(host.out_features) != host.stage_names[-1:]:
+            return (
+                f"it returns features of {', '.join(host.out_features)}, and only those of the "
+                f"last stage are restored here. Build it with out_features={host.stage_names[-1:]}, "
+                f"or slim a {own.replace('Backbone', 'Model')} and call forward_intermediates."
+            )
         for name in UNSUPPORTED_OUTPUTS:
             if getattr(host.config, name, False):
                 return (
@@ -130,8 +156,8 @@ class TransformersHost(Adapter, ABC):
         return HostFacts(
             prefix=prefix,
             image_shape=self._image_shape(host),
-            scales=tuple([_scale(each) for each in attentions]),
-            dropouts=tuple([_dropout(each) for each in attentions]),
+            scales=tuple([attention_scale(each) for each in attentions]),
+            dropouts=tuple([attention_dropout(each) for each in attentions]),
             has_class_token=prefix > 0,
             rows_read=self.rows_read(host),
             has_relative_bias=self.has_relative_bias(host),
@@ -212,7 +238,7 @@ class TransformersHost(Adapter, ABC):
         attention = find_part(layer, layout.attention)
         y = find_part(layer, layout.norm)(tokens.x)
         every = [getattr(attention, name)(y) for name in layout.project_names(part)]
-        width = _head_width(attention)
+        width = head_width(attention)
         return tuple([each.unflatten(2, (-1, width)).transpose(1, 2) for each in every])
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
@@ -247,12 +273,12 @@ class TransformersHost(Adapter, ABC):
         return output_class(host, "ImageClassifierOutput")(loss=loss, logits=logits)
 
     def logits(self, output: Any) -> Tensor:
-        """Returns the logits, or the image's embedding, or the last hidden state."""
+        """Returns the logits, the image's embedding, or the features."""
         if isinstance(output, tuple):
-            first: Tensor = output[0]
+            first: Tensor = output[0][0] if isinstance(output[0], tuple) else output[0]
             return first
-        name = next(name for name in ("logits", "last_hidden_state") if name in output)
-        tensor: Tensor = output[name]
+        name = next(name for name in COMPARED if name in output)
+        tensor: Tensor = output[name][0] if name == "feature_maps" else output[name]
         return tensor
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
@@ -341,11 +367,16 @@ class TransformersHost(Adapter, ABC):
             v=linear_macs(v),
             query_width=inner,
             value_width=inner,
-            key_width=_head_width(attention),
-            out=_parts_macs(layer, layout.mix),
-            feed=_parts_macs(layer, layout.feed),
+            key_width=head_width(attention),
+            out=parts_macs(layer, layout.mix),
+            feed=parts_macs(layer, layout.feed),
             **self.score_macs(host, inner),
         )
+
+
+def is_backbone(host: Any) -> bool:
+    """Tells whether it is a backbone, which returns maps of features."""
+    return type(host).__name__.endswith("Backbone")
 
 
 def output_class(host: Any, name: str) -> Any:
@@ -355,51 +386,6 @@ def output_class(host: Any, name: str) -> Any:
         if found is not None:
             return found
     raise WrongInput(f"{type(host).__name__} comes from a module that has no {name}.")
-
-
-def mean_of_patches(tokens: Tokens, x: Tensor) -> Tensor:
-    """Averages the patch rows of x (B, N, C): a merged row weighs as many as it stands for."""
-    weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
-    total = weight.sum(dim=1, keepdim=True).clamp(min=1)  # the mean of nothing is 0
-    share = (weight / total).to(x.dtype).unsqueeze(2)
-    return (x[:, tokens.prefix :] * share).sum(dim=1)
-
-
-def log_sizes(tokens: Tokens, dtype: torch.dtype) -> Tensor | None:
-    """Computes what is added to a pooling query's logits of patch rows (B, n); None for nothing."""
-    if tokens.size is None and tokens.alive is None:
-        return None
-    weight = tokens.sizes() if tokens.alive is None else tokens.sizes() * tokens.alive
-    return weight.clamp(min=torch.finfo(weight.dtype).tiny).log().to(dtype)
-
-
-def _parts_macs(layer: Any, names: tuple[str, ...]) -> int:
-    """Counts the multiply-adds a row of the modules among these parts."""
-    parts = [find_part(layer, name) for name in names]
-    return sum(linear_macs(part) for part in parts if isinstance(part, nn.Module))
-
-
-def _head_width(attention: Any) -> int:
-    """Reads the channels of one head."""
-    width = getattr(attention, "head_dim", None)
-    return int(attention.attention_head_size if width is None else width)
-
-
-def _scale(attention: Any) -> float:
-    """Reads the factor on the query-key product."""
-    scale = getattr(attention, "scaling", None) or getattr(attention, "scale", None)
-    return float(_head_width(attention) ** -0.5 if scale is None else scale)
-
-
-def _dropout(attention: Any) -> float:
-    """Reads the attention dropout that is in force now."""
-    if not attention.training:
-        return 0.0
-    for name in ("attention_dropout", "dropout_prob", "dropout"):
-        dropout = getattr(attention, name, None)
-        if dropout is not None:
-            return float(dropout.p if isinstance(dropout, nn.Module) else dropout)
-    return 0.0
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from patchslim.hosts._macs import linear_macs
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -44,7 +46,6 @@ class Layout:
     interpolates: bool = False
     any_size: bool = False
 
-
     def project_names(self, part: str) -> tuple[str, ...]:
         """Lists the names of the layers for the parts ("qk") of a projection."""
         return tuple([self.projections["qkv".index(each)] for each in part])
@@ -66,3 +67,32 @@ def apply_parts(layer: Any, names: tuple[str, ...], x: Tensor) -> Tensor:
         elif part is not None:  # a LayerScale kept as a plain parameter, or the number 1
             x = part * x
     return x
+
+
+def parts_macs(layer: Any, names: tuple[str, ...]) -> int:
+    """Counts the multiply-adds a row of the modules among these parts."""
+    parts = [find_part(layer, name) for name in names]
+    return sum(linear_macs(part) for part in parts if isinstance(part, nn.Module))
+
+
+def head_width(attention: Any) -> int:
+    """Reads the channels of one head."""
+    width = getattr(attention, "head_dim", None)
+    return int(attention.attention_head_size if width is None else width)
+
+
+def attention_scale(attention: Any) -> float:
+    """Reads the factor on the query-key product."""
+    scale = getattr(attention, "scaling", None) or getattr(attention, "scale", None)
+    return float(head_width(attention) ** -0.5 if scale is None else scale)
+
+
+def attention_dropout(attention: Any) -> float:
+    """Reads the attention dropout that is in force now."""
+    if not attention.training:
+        return 0.0
+    for name in ("attention_dropout", "dropout_prob", "dropout"):
+        dropout = getattr(attention, name, None)
+        if dropout is not None:
+            return float(dropout.p if isinstance(dropout, nn.Module) else dropout)
+    return 0.0

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.hosts._transformers import TransformersHost, mean_of_patches, output_class
+from patchslim.hosts._pooling import mean_of_patches
+from patchslim.hosts._transformers import TransformersHost, output_class
 from patchslim.hosts._transformers_layout import Layout
 from patchslim.tokens.tokens import Tokens
 
@@ -63,19 +64,12 @@ class TransformersVit(TransformersHost):
     }
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Refuses other tasks, MAE's random masking, and backbones that return earlier stages."""
+        """Refuses what every tower refuses, and MAE's random masking."""
         if self._kind(host) == "vit_mae":
             return (
                 f"{type(host).__name__} drops patches at random in every call and returns those "
                 "that stay in a random order. Load its encoder as a ViT, which keeps all: "
                 "ViTModel.from_pretrained(...) reads the same weights."
-            )
-        if _is_backbone(host) and list(host.out_features) != host.stage_names[-1:]:
-            return (
-                f"it returns features of {', '.join(host.out_features)}, and only those of the "
-                f"last stage are restored here. Set model.out_features = "
-                f"{host.stage_names[-1:]}, or slim a {type(host).__name__[:-8]}Model and call "
-                "forward_intermediates."
             )
         return super().unsupported_reason(host)
 
@@ -94,14 +88,8 @@ class TransformersVit(TransformersHost):
         reads_class_token = self._kind(host) in ("vit", "deit", "vit_msn")
         return 1 if is_classifier and reads_class_token else None
 
-    def returns_rows(self, host: Any) -> bool:
-        """Tells whether it returns its sequence, as a bare model or a backbone."""
-        return _is_backbone(host) or super().returns_rows(host)
-
     def features(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a bare model or of a backbone, its rows in the dense order."""
-        if _is_backbone(host):
-            return self._feature_map(host, tokens)
+        """Makes the output of a bare model or a backbone; ViTMSN's has nothing pooled."""
         if self._kind(host) == "vit_msn":
             rows = self.norm(host, tokens.dense_features())
             return output_class(host, "BaseModelOutput")(last_hidden_state=rows)
@@ -133,29 +121,7 @@ class TransformersVit(TransformersHost):
             logits=(of_class + distilled) / 2, cls_logits=of_class, distillation_logits=distilled
         )
 
-    def logits(self, output: Any) -> Tensor:
-        """Returns the logits, the last hidden state, or the feature map of a backbone."""
-        if not isinstance(output, tuple) and "feature_maps" in output:
-            feature_map: Tensor = output["feature_maps"][0]
-            return feature_map
-        first = super().logits(output)
-        return first[0] if isinstance(first, tuple) else first
-
-    def _feature_map(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a backbone that returns the last stage."""
-        x = tokens.dense_features()
-        if host.config.apply_layernorm:
-            x = self.norm(host, x)
-        if host.config.reshape_hidden_states:
-            x = x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous()
-        return output_class(host, "BackboneOutput")(feature_maps=(x,))
-
 
 def _is_dinov2(kind: str | None) -> bool:
     """Tells whether this kind has DINOv2's layer layout."""
     return (kind or "").startswith("dinov2")
-
-
-def _is_backbone(host: Any) -> bool:
-    """Tells whether it is a backbone, which returns maps of features."""
-    return type(host).__name__.endswith("Backbone")
