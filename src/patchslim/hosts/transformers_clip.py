@@ -63,6 +63,9 @@ class TransformersClip(TransformersHost):
             "MetaClip2VisionModelWithProjection",
             "MetaClip2ForImageClassification",
         ),
+        "altclip": _clip("AltCLIPVisionModel"),
+        "chinese_clip": _clip("ChineseCLIPVisionModel"),
+        "clipseg": _clip("CLIPSegVisionModel"),
         "siglip": _clip("SiglipVisionModel", "SiglipForImageClassification"),
         "siglip2": _clip(),
         "aimv2": _aimv2(),
@@ -168,7 +171,7 @@ class TransformersClip(TransformersHost):
 
     def _is_clip(self, host: Any) -> bool:
         """Tells whether it has CLIP's class token."""
-        return self._kind(host) in ("clip", "metaclip_2")
+        return self._kind(host) not in ("siglip", "aimv2")
 
     def _pooling(self, host: Any) -> Any:
         """Finds the head that pools by a query; None where there is none."""
