@@ -16,7 +16,7 @@ WIDE = {"intermediate_size": 48}
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 60}
 PROJECTED = {**WIDE, "projection_dim": 12}
 ROTARY = {**WIDE, "image_size": (16, 20), "layerscale_value": 0.1, "num_register_tokens": 2}
-BEIT = {**WIDE, "layer_scale_init_value": 0.1, "out_indices": [1, 1, 2, 3]}
+BEIT = {**WIDE, "layer_scale_init_value": 0.1, "out_indices": [0, 1, 2, 3]}
 DATA2VEC = {**WIDE, "layer_scale_init_value": 0.1}
 RELATIVE = {"image_size": (16, 20), "use_relative_position_bias": True}
 ABSOLUTE = {"use_absolute_position_embeddings": True, "use_mean_pooling": False}
@@ -33,6 +33,7 @@ class Tower:
         attention: "sdpa" or "eager".
         dtype: the type of its weights.
         slow: whether the laws run on it in the slow suite alone.
+        unread: where names of parameters begin that the class itself never reads; they are frozen.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Tower:
     attention: str = "sdpa"
     dtype: torch.dtype = torch.float32
     slow: bool = True
+    unread: tuple[str, ...] = ()
 
     def config(self) -> Any:
         """Makes the configuration of the class."""
@@ -59,6 +61,9 @@ class Tower:
                 self.config(), **self.arguments
             )
         randomise(host)
+        for name, parameter in host.named_parameters():
+            if self.unread and name.startswith(self.unread):
+                parameter.requires_grad_(False)
         return host.eval().to(self.dtype)
 
     def __str__(self) -> str:
@@ -68,21 +73,21 @@ class Tower:
 CLIP_TOWERS = (
     Tower("CLIPVisionModel", WIDE, slow=False),
     Tower("CLIPVisionModelWithProjection", PROJECTED),
-    Tower("CLIPForImageClassification", WIDE),
+    Tower("CLIPForImageClassification", WIDE, unread=("vision_model.post_layernorm",)),
     Tower(
         "CLIPVisionModel eager, quick GELU", {**WIDE, "hidden_act": "quick_gelu"}, attention="eager"
     ),
     Tower("CLIPVisionModel dropout", {**WIDE, "attention_dropout": 0.1}),
     Tower("CLIPVisionModelWithProjection half", PROJECTED, dtype=torch.float16),
     Tower("MetaClip2VisionModelWithProjection", PROJECTED),
-    Tower("MetaClip2ForImageClassification", WIDE),
+    Tower("MetaClip2ForImageClassification", WIDE, unread=("vision_model.post_layernorm",)),
     Tower("AltCLIPVisionModel", WIDE),
     Tower("ChineseCLIPVisionModel", WIDE, attention="eager"),
     Tower("CLIPSegVisionModel", WIDE),
     Tower("SiglipVisionModel", WIDE, slow=False),
     Tower("SiglipVisionModel eager", WIDE, attention="eager"),
     Tower("SiglipVisionModel without head", {**WIDE, "vision_use_head": False}),
-    Tower("SiglipForImageClassification", WIDE),
+    Tower("SiglipForImageClassification", WIDE, unread=("vision_model.head",)),
     Tower("SiglipForImageClassification without head", {**WIDE, "vision_use_head": False}),
     Tower("SiglipVisionModel double", WIDE, dtype=torch.float64),
     Tower("Aimv2VisionModel", WIDE, slow=False),
@@ -133,8 +138,9 @@ BEIT_TOWERS = (
             **BEIT,
             **RELATIVE,
             **ABSOLUTE,
+            "image_size": 16,
             "use_shared_relative_position_bias": True,
-            "layer_scale_init_value": 0,
+            "layer_scale_init_value": 0.0,
         },
         attention="eager",
     ),
@@ -145,7 +151,7 @@ BEIT_TOWERS = (
     ),
     Tower(
         "Data2VecVisionForImageClassification eager",
-        {**DATA2VEC, **RELATIVE, "layer_scale_init_value": 0, "drop_path_rate": 0.1},
+        {**DATA2VEC, **RELATIVE, "layer_scale_init_value": 0.0, "drop_path_rate": 0.1},
         attention="eager",
     ),
     Tower(
@@ -164,6 +170,7 @@ VIT_TOWERS = (
     Tower(
         "Dinov2Backbone rows, without norm",
         {**DINO_CONFIG, "reshape_hidden_states": False, "apply_layernorm": False},
+        unread=("layernorm",),
     ),
     Tower("Dinov2WithRegistersBackbone", {**DINO_CONFIG, "num_register_tokens": 3}),
 )
