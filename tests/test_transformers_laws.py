@@ -234,7 +234,7 @@ def test_other_tasks_are_refused(name: str, settings: dict[str, Any]) -> None:
         patchslim.slim(host, "tome", r=2)
 
 
-@pytest.mark.parametrize("name", ["GLPNModel", "SwinModel"])
+@pytest.mark.parametrize("name", ["VitDetModel", "SwinModel"])
 def test_other_families_are_refused(name: str) -> None:
     small = (
         {**SMALL_CONFIG, **VIT_CONFIG} if name != "SwinModel" else {"embed_dim": 8, "depths": [1]}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transformer import LayerNormFp32, QuickGELU, VisionTransformer
+from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, VisionTransformer
+from torch import nn
 
 from timm_variants import randomise
 
@@ -50,6 +52,13 @@ VARIANTS = (
     Variant("tower, mean and tokens", {"pool_type": "avg", "output_tokens": True}),
     Variant("tower, sequence", {"pool_type": "none"}),
     Variant("tower, norm after the mean", {"pool_type": "avg", "final_ln_after_pool": True}),
+    Variant(
+        "tower, other epsilon, tanh GELU",
+        {
+            "norm_layer": partial(LayerNorm, eps=0.1),
+            "act_layer": partial(nn.GELU, approximate="tanh"),
+        },
+    ),
     Variant("tower, quick GELU", {"act_layer": QuickGELU, "no_ln_pre": True}),
     Variant("tower, LayerScale", {"ls_init_value": 0.1, "norm_layer": LayerNormFp32}),
     Variant("tower, other blocks", {"block_type": "custom", **CUSTOM}),

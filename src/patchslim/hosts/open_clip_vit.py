@@ -8,12 +8,14 @@ By itself, or as `model.visual` of a model: `model.visual = patchslim.slim(model
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchslim.errors import BadFile
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._building import check_arguments
 from patchslim.hosts._macs import linear_macs
@@ -193,7 +195,9 @@ class OpenClipVit(Adapter):
             "block_type": "custom" if special else None,
             **has,
             "norm_layer": norm,
+            "norm_eps": float(host.ln_post.eps),
             "act_layer": activation,
+            "approximate": getattr(mlp.gelu, "approximate", None),
             "preserved": {name: getattr(host, name) for name in PRESERVED if hasattr(host, name)},
         }
 
@@ -203,12 +207,19 @@ class OpenClipVit(Adapter):
 
         arguments = dict(recipe)
         preserved = arguments.pop("preserved")
-        norm, activation = arguments.pop("norm_layer"), arguments.pop("act_layer")
+        norm, eps = arguments.pop("norm_layer"), float(arguments.pop("norm_eps"))
+        activation, approximate = arguments.pop("act_layer"), arguments.pop("approximate")
+        if norm not in NORMS or activation not in ACTIVATIONS:
+            raise BadFile(f"open_clip has no {str(norm)[:100]} or {str(activation)[:100]}.")
         check_arguments("open_clip's VisionTransformer", arguments, PLAIN_ARGUMENTS)
-        known = {name: getattr(transformer, name) for name in (*NORMS, "QuickGELU")}
-        known["GELU"] = nn.GELU
         host: nn.Module = transformer.VisionTransformer(
-            **arguments, norm_layer=known[norm], act_layer=known[activation]
+            **arguments,
+            norm_layer=partial(getattr(transformer, norm), eps=eps),
+            act_layer=(
+                transformer.QuickGELU
+                if activation == "QuickGELU"
+                else partial(nn.GELU, approximate=approximate)
+            ),
         )
         for name in PRESERVED:
             if name in preserved:

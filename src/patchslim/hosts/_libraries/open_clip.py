@@ -9,12 +9,13 @@ from patchslim.errors import PatchslimError, UnknownName
 from patchslim.hosts._library import Library, build_error
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from patchslim.hosts._adapter import Adapter
 
 # How open_clip resizes, in the words of `Preprocessing`.
 CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
+TOWER = "visual."  # how names of the image tower's weights begin in the file of a whole model
 # Entries of a configuration with which the image tower is not open_clip's own VisionTransformer.
 OTHER_TOWERS = ("timm_model_name", "hf_model_name")
 
@@ -52,7 +53,7 @@ class OpenClip(Library):
         pretrained: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> nn.Module:
-        """Builds the model and returns its image tower.
+        """Builds the image tower alone; with `pretrained`, all of the model, whose weights are one.
 
         `ViT-B-32.laion2b_s34b_b79k` names weights, which `pretrained` fetches.
         """
@@ -66,17 +67,33 @@ class OpenClip(Library):
                 f"open_clip has no default weights. Name them behind a dot: one of "
                 f"{', '.join(f'{model}.{each}' for each in known) or 'none for this model'}."
             )
-        try:
-            built: Any = library.create_model(
-                model, pretrained=tag if pretrained else None, **(settings or {})
+        inner = library.get_model_config(model)["vision_cfg"].get("timm_model_name")
+        if inner is not None:
+            raise PatchslimError(
+                f"The image tower of {model} is timm's {inner}. Give that name; or in Python, "
+                "model.visual.trunk = patchslim.slim(model.visual.trunk, ...)."
             )
+        given = dict(settings or {})
+        try:
+            if pretrained:
+                whole: Any = library.create_model(model, pretrained=tag, **given)
+                tower: nn.Module = whole.visual
+                return tower
+            return _build_tower(library, model, tag, given)
         except Exception as error:  # a library may raise anything at the settings of a user
             failure = build_error(self.name, name, error)
             raise PatchslimError(
                 f"{failure} Without a network, give --weights FILE." if pretrained else str(failure)
             ) from error
-        tower: nn.Module = built.visual
-        return tower
+
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes the image tower's weights out of the file of a whole model."""
+        whole = any(name.startswith(TOWER) for name in state)
+        return {
+            name.removeprefix(TOWER): value
+            for name, value in state.items()
+            if name.startswith(TOWER) or not whole
+        }
 
     def setting_names(self, name: str) -> frozenset[str]:
         """The arguments of `create_model` that change the architecture of the image tower."""
@@ -94,6 +111,22 @@ class OpenClip(Library):
             "interpolation": config.get("interpolation", "bicubic"),
             "crop_mode": CROP_MODES[config.get("resize_mode", "shortest")],
         }
+
+
+def _build_tower(library: Any, model: str, tag: str, given: Mapping[str, Any]) -> nn.Module:
+    """Builds the image tower of a model with random weights, and fetches nothing for its text."""
+    from dataclasses import asdict
+
+    config = library.get_model_config(model)
+    vision = dict(config["vision_cfg"])
+    vision["image_size"] = given.get("force_image_size") or vision["image_size"]
+    quick = bool(given.get("force_quick_gelu", config.get("quick_gelu", False)))
+    tower: nn.Module = library.model._build_vision_tower(config["embed_dim"], vision, quick)
+    preparing = asdict(library.transform.PreprocessCfg(size=vision["image_size"]))
+    said = library.get_pretrained_cfg(model, tag) if tag else {}
+    known = {name: said[name] for name in preparing if said.get(name) is not None}
+    library.model.set_model_preprocess_cfg(tower, {**preparing, **known})
+    return tower
 
 
 def _is_own_tower(tower: Mapping[str, Any]) -> bool:
