@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG, HfHost
+from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
 from timm_variants import randomise
 
 WIDE = {"intermediate_size": 48}

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 import patchslim
-from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
+from hf_hosts import OBLONG_CONFIG, SMALL_CONFIG
 from hf_towers import TEXT, WIDE, tiny_tower
 from patchslim.errors import UnsupportedModel
 from patchslim.model.model import SlimModel

@@ -26,7 +26,6 @@ from comparison import (
     slim_unchecked,
 )
 from hf_hosts import (
-    DINO_CONFIG,
     HF_HOSTS,
     OBLONG_CONFIG,
     SMALL_CONFIG,

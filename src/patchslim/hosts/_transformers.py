@@ -137,8 +137,8 @@ class TransformersHost(Adapter, ABC):
         if is_backbone(host) and list(host.out_features) != host.stage_names[-1:]:
             return (
                 f"it returns features of {', '.join(host.out_features)}, and only those of the "
-                f"last stage are restored here. Build it with out_features={host.stage_names[-1:]}, "
-                f"or slim a {own.replace('Backbone', 'Model')} and call forward_intermediates."
+                f"last stage are restored here. Build it with "
+                f"out_features={host.stage_names[-1:]}, or slim a {own.replace('Backbone', 'Model')} and call forward_intermediates."
             )
         for name in UNSUPPORTED_OUTPUTS:
             if getattr(host.config, name, False):
@@ -152,6 +152,7 @@ class TransformersHost(Adapter, ABC):
         """Reads what the loop must know off the configuration and the layers."""
         layout, layers = self.layout(host), self.blocks(host)
         attentions = [find_part(layer, layout.attention) for layer in layers]
+        kept = [getattr(layer, "gradient_checkpointing", False) for layer in layers]
         prefix = self.prefix(host)
         return HostFacts(
             prefix=prefix,
@@ -163,9 +164,7 @@ class TransformersHost(Adapter, ABC):
             has_relative_bias=self.has_relative_bias(host),
             returns_rows=self.returns_rows(host),
             has_query_pooling=self.has_query_pooling(host),
-            recomputes_activations=any(
-                [getattr(layer, "gradient_checkpointing", False) for layer in layers]
-            ),
+            recomputes_activations=any(kept),
         )
 
     def size_mismatch(

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,18 +61,8 @@ class OpenClipVit(Adapter):
                 "it drops patches at random in training (patch_dropout). Set "
                 "model.patch_dropout = torch.nn.Identity()."
             )
-        for block in self.blocks(host):
-            kind, attention = type(block), block.attn
-            if kind.__module__ != MODULE or kind.__name__ not in ATTENTIONS:
-                return f"it has a block of {kind.__name__}, and only open_clip's own are known."
-            if type(attention).__name__ != ATTENTIONS[kind.__name__]:
-                return (
-                    f"its attention is a {type(attention).__name__}, and in this block only "
-                    f"{ATTENTIONS[kind.__name__]} is known. Slim it before layers are replaced."
-                )
-            if getattr(attention, "scaled_cosine", False):
-                return "its attention compares by cosine (scaled_cosine_attn)."
-        return None
+        reasons = (_foreign_block_reason(block) for block in self.blocks(host))
+        return next((reason for reason in reasons if reason is not None), None)
 
     def describe(self, host: Any) -> HostFacts:
         """Reads the host's facts. Its positions fix the image size."""
@@ -240,6 +229,21 @@ class OpenClipVit(Adapter):
             head=projection * (every if host.pool_type == "none" else 1),
             read=facts.rows_read,
         )
+
+
+def _foreign_block_reason(block: Any) -> str | None:
+    """Says why a block is none of open_clip's own whose attention is known; None if it is one."""
+    kind, attention = type(block), block.attn
+    if kind.__module__ != MODULE or kind.__name__ not in ATTENTIONS:
+        return f"it has a block of {kind.__name__}, and only open_clip's own are known."
+    if type(attention).__name__ != ATTENTIONS[kind.__name__]:
+        return (
+            f"its attention is a {type(attention).__name__}, and in this block only "
+            f"{ATTENTIONS[kind.__name__]} is known. Slim it before layers are replaced."
+        )
+    if getattr(attention, "scaled_cosine", False):
+        return "its attention compares by cosine (scaled_cosine_attn)."
+    return None
 
 
 def _returns_rows(host: Any) -> bool:
