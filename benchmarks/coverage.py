@@ -34,9 +34,9 @@ from patchslim.hosts._registry import installed_libraries
 
 RESULT = Path(__file__).parent / "results" / "coverage.json"
 # The lists of transformers by which its classes that take images are found.
-MAPPINGS = """MODEL IMAGE_CLASSIFICATION BACKBONE ZERO_SHOT_IMAGE_CLASSIFICATION MASKED_IMAGE_MODELING
-    SEMANTIC_SEGMENTATION OBJECT_DETECTION DEPTH_ESTIMATION IMAGE_TEXT_TO_TEXT IMAGE PRETRAINING
-    ZERO_SHOT_OBJECT_DETECTION KEYPOINT_DETECTION MASK_GENERATION""".split()
+MAPPINGS = """MODEL IMAGE_CLASSIFICATION BACKBONE ZERO_SHOT_IMAGE_CLASSIFICATION IMAGE PRETRAINING
+    MASKED_IMAGE_MODELING SEMANTIC_SEGMENTATION OBJECT_DETECTION DEPTH_ESTIMATION MASK_GENERATION
+    IMAGE_TEXT_TO_TEXT ZERO_SHOT_OBJECT_DETECTION KEYPOINT_DETECTION""".split()
 
 
 def main() -> None:
@@ -90,14 +90,14 @@ def ask(name: str, build: Callable[[], nn.Module]) -> tuple[str, str]:
             host = build().eval()
     except PatchslimError as error:
         return refusal(name, error)
-    except Exception as error:  # a library may raise anything at its own defaults
+    except Exception as error:  # noqa: BLE001 (a library may raise anything at its own defaults)
         return "not built", f"the library does not build it here: {type(error).__name__}"
     try:
         adapter = patchslim.find_adapter(host)
         patchslim.macs(host)
     except PatchslimError as error:
         return refusal(name, error)
-    except Exception as error:  # what this command is there to find
+    except Exception as error:  # noqa: BLE001 (what this command is there to find)
         return "unclear", f"{type(error).__name__}: {error}"[:200]
     return "served", adapter.family
 

@@ -5,6 +5,7 @@ The advice is taken as it stands in the error: it is run, and the library's own 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 import patchslim
 from hf_hosts import OBLONG_CONFIG, SMALL_CONFIG
 from hf_towers import TEXT, WIDE, tiny_tower
-from patchslim.errors import UnsupportedModel
+from patchslim.errors import PatchslimError, UnsupportedModel
+from patchslim.hosts._catalog import find_host
+from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.model.model import SlimModel
 from timm_variants import randomise
 
@@ -263,3 +266,71 @@ def test_the_readout_is_the_attention_of_the_pooling_head(label: str) -> None:
             logits = query @ key.transpose(2, 3) * 8**-0.5
             wanted = logits.softmax(dim=3).mean(dim=1)[:, 0]
     assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_a_tower_is_prepared_for_as_the_processor_of_its_folder_says(tmp_path: Any) -> None:
+    tower = tiny_tower("CLIPVisionModel")
+    tower.save_pretrained(tmp_path)
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 20},
+        crop_size={"height": 16, "width": 16},
+        image_mean=[0.1, 0.2, 0.3],
+    )
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"image_processor": images.to_dict(), "processor_class": "CLIPProcessor"})
+    )
+    host = transformers.CLIPVisionModel.from_pretrained(tmp_path)
+    found = find_preprocessing(host, patchslim.find_adapter(host))
+    assert found.stated
+    assert found.mean == (0.1, 0.2, 0.3)
+    assert found.resized_size(100, 100) == (20, 20)
+
+
+def test_a_tower_of_open_clip_says_how_images_are_prepared_and_keeps_it(tmp_path: Any) -> None:
+    host = find_host("ViT-S-32-alt")
+    stated = find_preprocessing(host, patchslim.find_adapter(host))
+    assert stated.stated
+    assert stated.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
+    whole = {f"visual.{name}": value for name, value in host.state_dict().items()}
+    torch.save({**whole, "logit_scale": torch.ones(())}, tmp_path / "whole.pth")
+    loaded = find_host("ViT-S-32-alt", weights=tmp_path / "whole.pth")
+    assert torch.equal(loaded.conv1.weight, host.conv1.weight)
+    slimmed = patchslim.slim(loaded, "tome", macs=0.6)
+    slimmed.save(tmp_path / "saved")
+    again = patchslim.load(tmp_path / "saved").host
+    assert find_preprocessing(again, patchslim.find_adapter(again)) == stated
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ViT-B-16-SigLIP", r"timm's vit_base_patch16_siglip_224.*model\.visual\.trunk"),
+        ("ViT-B-32.laion2b_s34b_b79", "Did you mean 'ViT-B-32.laion2b_s34b_b79k'"),
+    ],
+)
+def test_names_of_open_clip_that_are_not_built_say_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(PatchslimError, match=said):
+        find_host(name)
+
+
+def test_weights_of_open_clip_are_fetched_by_name_alone() -> None:
+    with pytest.raises(PatchslimError, match=r"Name them behind a dot: one of ViT-B-32\.openai"):
+        find_host("ViT-B-32", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch_dropout": 0.5}, r"patch_dropout = torch\.nn\.Identity\(\)"),
+        ({"attentional_pool": True}, "attentional_pool"),
+        ({"block_type": "custom", "scaled_cosine_attn": True}, "scaled_cosine_attn"),
+    ],
+)
+def test_what_a_tower_of_open_clip_cannot_give_exactly_is_refused(
+    change: dict[str, Any], said: str
+) -> None:
+    tower = open_clip.transformer.VisionTransformer(
+        image_size=16, patch_size=4, width=32, layers=1, heads=2, mlp_ratio=2, **change
+    )
+    with pytest.raises(UnsupportedModel, match=said):
+        patchslim.slim(tower, "tome", r=2)

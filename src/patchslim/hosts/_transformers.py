@@ -137,8 +137,9 @@ class TransformersHost(Adapter, ABC):
         if is_backbone(host) and list(host.out_features) != host.stage_names[-1:]:
             return (
                 f"it returns features of {', '.join(host.out_features)}, and only those of the "
-                f"last stage are restored here. Build it with "
-                f"out_features={host.stage_names[-1:]}, or slim a {own.replace('Backbone', 'Model')} and call forward_intermediates."
+                "last stage are restored here. Build it with "
+                f"out_features={host.stage_names[-1:]}, or slim a "
+                f"{own.replace('Backbone', 'Model')} and call forward_intermediates."
             )
         for name in UNSUPPORTED_OUTPUTS:
             if getattr(host.config, name, False):
