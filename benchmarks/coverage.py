@@ -30,7 +30,7 @@ from torch import nn
 
 import patchslim
 from patchslim.errors import PatchslimError
-from patchslim.hosts._registry import installed_libraries
+from patchslim.hosts._registry import installed_libraries, load_library
 
 RESULT = Path(__file__).parent / "results" / "coverage.json"
 # The lists of transformers by which its classes that take images are found.
@@ -54,6 +54,7 @@ def main() -> None:
     unclear = 0
     for library in options.libraries:
         found = ask_all(LISTS[library]())
+        found["distribution"] = load_library(library).distribution
         if library in before:
             found["before"] = before[library]["counts"]
         told["libraries"][library] = found
