@@ -307,7 +307,7 @@ def coverage() -> str:
     """Counts the models of each library that are served, by the whole or by a part, and refused."""
     data = _read("coverage.json")
     lines = [
-        "| library | models | served | served before | a part is served | refused | not built here |",
+        "| library | models | served | before | a part is served | refused | not built here |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for library, found in data["libraries"].items():

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from patchslim.errors import UnsupportedModel
@@ -42,7 +43,7 @@ def load_adapter(name: str) -> Adapter:
 
 def find_adapter(host: nn.Module) -> Adapter:
     """Finds the adapter that serves `host`, after making sure that it can serve it exactly."""
-    adapter = _find_family(host)
+    adapter = _find_family(host, _families_by_library())
     reason = None if adapter is None else adapter.unsupported_reason(host)
     if adapter is not None and reason is None:
         return adapter
@@ -64,20 +65,28 @@ def find_adapter(host: nn.Module) -> Adapter:
 def find_parts(host: nn.Module) -> dict[str, nn.Module]:
     """Finds the parts of a model that are served by themselves, by their names; outermost first."""
     found: dict[str, nn.Module] = {}
+    families = _families_by_library()
     for name, part in host.named_modules():
         if not name or any(name.startswith(f"{outer}.") for outer in found):
             continue
-        adapter = _find_family(part)
+        adapter = _find_family(part, families)
         if adapter is not None and adapter.unsupported_reason(part) is None:
             found[name] = part
     return found
 
 
-def _find_family(host: nn.Module) -> Adapter | None:
+def _families_by_library() -> dict[str, list[str]]:
+    """Lists the families of each library, by the library's name."""
+    found: dict[str, list[str]] = {}
+    for family in adapter_names():
+        found.setdefault(_family_owner(family), []).append(family)
+    return found
+
+
+def _find_family(host: nn.Module, families: Mapping[str, list[str]]) -> Adapter | None:
     """Finds the adapter for hosts of this class; None if no family is of its library, or it."""
-    owners = {name: _family_owner(name) for name in adapter_names()}
-    families = [each for owner in _host_owners(host) for each in owners if owners[each] == owner]
-    return next((each for each in map(load_adapter, families) if each.serves(host)), None)
+    names = [name for package in _packages(host) for name in families.get(package, ())]
+    return next((each for each in map(load_adapter, names) if each.serves(host)), None)
 
 
 def _advise_on_parts(host: nn.Module) -> str:
@@ -142,8 +151,12 @@ def _host_owners(host: nn.Module) -> list[str]:
     Nothing is loaded to know them: a library's file is named as the module that is imported.
     """
     names = library_names()
-    packages = (cls.__module__.partition(".")[0] for cls in type(host).__mro__)
-    return [package for package in dict.fromkeys(packages) if package in names]
+    return [package for package in _packages(host) if package in names]
+
+
+def _packages(host: nn.Module) -> list[str]:
+    """Lists the packages of the host's class and of those it derives from, in order."""
+    return list(dict.fromkeys(cls.__module__.partition(".")[0] for cls in type(host).__mro__))
 
 
 def installed_libraries() -> dict[str, str]:

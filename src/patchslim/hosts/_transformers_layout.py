@@ -94,5 +94,5 @@ def attention_dropout(attention: Any) -> float:
     for name in ("attention_dropout", "dropout_prob", "dropout"):
         dropout = getattr(attention, name, None)
         if dropout is not None:
-            return float(dropout.p if isinstance(dropout, nn.Module) else dropout)
+            return float(getattr(dropout, "p", dropout))
     return 0.0

@@ -66,7 +66,7 @@ class OpenClipVit(Adapter):
 
     def describe(self, host: Any) -> HostFacts:
         """Reads the host's facts. Its positions fix the image size."""
-        attentions = [block.attn for block in self.blocks(host)]
+        attentions = [block.attn for block in host.transformer.resblocks]
         return HostFacts(
             prefix=1,
             image_shape=(host.conv1.in_channels, int(host.image_size[0]), int(host.image_size[1])),
