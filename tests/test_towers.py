@@ -286,6 +286,7 @@ def test_a_tower_is_prepared_for_as_the_processor_of_its_folder_says(tmp_path: A
     assert found.resized_size(100, 100) == (20, 20)
 
 
+@pytest.mark.slow
 def test_a_tower_of_open_clip_says_how_images_are_prepared_and_keeps_it(tmp_path: Any) -> None:
     host = find_host("ViT-S-32-alt")
     stated = find_preprocessing(host, patchslim.find_adapter(host))
