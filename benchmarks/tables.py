@@ -303,24 +303,6 @@ def families() -> str:
     return "\n".join(lines)
 
 
-def coverage() -> str:
-    """Counts the models of each library that are served, by the whole or by a part, and refused."""
-    data = _read("coverage.json")
-    lines = [
-        "| library | models | served | before | a part is served | refused | not built here |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for library, found in data["libraries"].items():
-        counts, before = found["counts"], found.get("before", {})
-        kinds = ("models", "served", None, "refused, a part is served", "refused", "not built")
-        cells = [
-            before.get("served", "") if kind is None else counts.get(kind, 0) for kind in kinds
-        ]
-        named = f"{library} {data['versions'][found['distribution']]}"
-        lines.append(f"| {named} | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
 def front_speed() -> str:
     """Says in a sentence what a budget of 0.6 gained in time, for every method timed there."""
     parts = []
@@ -608,7 +590,6 @@ def tables() -> dict[str, Callable[[], str]]:
         "front": front,
         "front-speed": front_speed,
         "families": families,
-        "coverage": coverage,
         "accuracy": lambda: deit_tiny(lambda row: row.name in main),
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
