@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peer_figures import PEERS
+
 from patchslim.report.report import Report
 from patchslim.report.row import Estimate, Row
 
@@ -78,6 +80,29 @@ def deit_tiny(keep: Callable[[Row], bool]) -> str:
     rows = [row for row in report.rows if " seed" not in row.name and keep(row)]
     lines = [accuracy_table(rows), *averaged(report.rows)]
     return "\n".join([*lines, "", f"<sub>{provenance_line(report)}</sub>"])
+
+
+def peers(method: str) -> str:
+    """Writes a method's settings beside what the official code reached with them."""
+    reports = {name: Report.from_json(data) for name, data in _read("peers.json").items()}
+    lines = [
+        "| setting | tokens left | GMACs | KL | theirs | agree % | theirs | top-1 | theirs |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for peer in PEERS:
+        if peer.name not in reports or not peer.name.startswith(f"{method} "):
+            continue
+        row = reports[peer.name].rows[1]
+        kl = "-" if row.kl is None else row.kl.show()
+        lines.append(
+            f"| {row.name} | {row.tokens[-1]} | {row.macs / 1e9:.3f} | {kl} "
+            f"| {peer.kl:.2g} | {_percent(row.agreement)} | {peer.agree:.1f} "
+            f"| {_percent(row.accuracy)} | {peer.top1:.1f} |"
+        )
+    origins = [report for name, report in reports.items() if name.startswith(f"{method} ")]
+    if not origins:
+        return "Not measured yet; `python benchmarks/peers.py --shared ../shared` does it."
+    return "\n".join([*lines, "", f"<sub>{provenance_line(origins[0])}</sub>"])
 
 
 def provenance_line(report: Report) -> str:
@@ -664,9 +689,14 @@ def tables() -> dict[str, Callable[[], str]]:
         f"method-{name}": lambda name=name: deit_tiny(lambda row: row.method in ("dense", name))
         for name in ("tome", "evit", "topk", "random")
     }
+    beside = {
+        f"peers-{name}": lambda name=name: peers(name)
+        for name in ("mctf", "pitome", "diffrate", "atc")
+    }
     main = {"dense", "tome r=8", "tome r=13", "tome r=16", "evit 0.9 fused", "evit 0.7 fused"}
     main |= {"evit 0.5 fused", "evit 0.7 not fused", "topk 0.7", "tome macs=0.65, exact tail"}
     return {
+        **beside,
         "front": front,
         "front-speed": front_speed,
         "families": families,

@@ -17,7 +17,11 @@ from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.reduction import Keep, Reduction
 from patchslim.tokens.tokens import Tokens
 
-ZERO_GRADIENT = ("k_norm.bias", "k_proj.bias")  # the softmax cancels what all keys share
+ZERO_GRADIENT = (
+    "k_norm.bias",
+    "k_proj.bias",
+    "ln_k.bias",
+)  # the softmax cancels what all keys share
 # A batch norm takes away what a whole channel has in common, so the bias of one before it may have
 # no gradient but rounding.
 ROUNDING = 1e-9
@@ -73,7 +77,7 @@ def gradients(run: Callable[[Tensor], Any], host: nn.Module, x: Tensor) -> dict[
     out = torch.stack(out) if isinstance(out, tuple) else out
     noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     (out * noise.to(out.dtype)).sum().backward()  # type: ignore[no-untyped-call]
-    return {name: p.grad for name, p in host.named_parameters()}
+    return {name: p.grad for name, p in host.named_parameters() if p.requires_grad}
 
 
 def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:

@@ -246,14 +246,15 @@ def test_average_linkage_is_the_textbook_s_at_every_cut(seed, kind):
 
 
 @every_kind
+@pytest.mark.parametrize("linkage", grouping.LINKAGES)
 @pytest.mark.parametrize("count", [24, 100])
-def test_average_linkage_is_scipy_s_at_every_height(count, kind):
+def test_linkage_is_scipy_s_at_every_height(count, linkage, kind):
     hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
     for seed in range(4):
         cost, worth = problem(seed, kind, count)
         condensed = cost[tuple(torch.triu_indices(count, count, 1))].numpy()
-        tree = hierarchy.linkage(condensed, method="average")
-        groups = grouping.agglomerative(cost.unsqueeze(0), worth.unsqueeze(0))
+        tree = hierarchy.linkage(condensed, method=linkage)
+        groups = grouping.agglomerative(cost.unsqueeze(0), worth.unsqueeze(0), linkage)
         heights = groups.apart[0].sort().values
         assert heights[-1] == math.inf
         torch.testing.assert_close(heights[:-1], torch.from_numpy(tree[:, 2]))

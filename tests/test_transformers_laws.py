@@ -26,7 +26,6 @@ from comparison import (
     slim_unchecked,
 )
 from hf_hosts import (
-    DINO_CONFIG,
     HF_HOSTS,
     OBLONG_CONFIG,
     SMALL_CONFIG,
@@ -225,8 +224,6 @@ def test_what_the_configuration_asks_for_is_refused(option: str) -> None:
     [
         ("ViTForMaskedImageModeling", OBLONG_CONFIG),
         ("DeiTForMaskedImageModeling", OBLONG_CONFIG),
-        ("Dinov2Backbone", DINO_CONFIG),
-        ("Dinov2WithRegistersBackbone", DINO_CONFIG),
     ],
 )
 def test_other_tasks_are_refused(name: str, settings: dict[str, Any]) -> None:
@@ -236,7 +233,7 @@ def test_other_tasks_are_refused(name: str, settings: dict[str, Any]) -> None:
         patchslim.slim(host, "tome", r=2)
 
 
-@pytest.mark.parametrize("name", ["BeitModel", "SwinModel", "IJepaModel"])
+@pytest.mark.parametrize("name", ["VitDetModel", "SwinModel"])
 def test_other_families_are_refused(name: str) -> None:
     small = (
         {**SMALL_CONFIG, **VIT_CONFIG} if name != "SwinModel" else {"embed_dim": 8, "depths": [1]}

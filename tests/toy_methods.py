@@ -178,6 +178,7 @@ def shipped_methods():
         for settings in METHOD_VARIANTS.get(name, ()):
             settings_text = ",".join(f"{key}={value}" for key, value in settings.items())
             yield pytest.param(kind(**settings).eval(), id=f"{name}-{settings_text}")
+    yield pytest.param(patchslim.find_method("topk+tome")().eval(), id="topk+tome")
 
 
 def all_toys():

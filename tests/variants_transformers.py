@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from hf_hosts import EAGER_BY_DEFAULT, HF_HOSTS, HfHost
+from hf_towers import BEIT_TOWERS, CLIP_TOWERS, DINOV3_TOWERS, VIT_TOWERS, Tower
+
+VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
+    "transformers_vit": (*HF_HOSTS, *VIT_TOWERS),
+    "transformers_clip": CLIP_TOWERS,
+    "transformers_dinov3": DINOV3_TOWERS,
+    "transformers_beit": BEIT_TOWERS,
+}
 
 
-def variants(family: str) -> tuple[HfHost, ...]:
+def variants(family: str) -> tuple[HfHost | Tower, ...]:
     """Lists small variants of a family of this library."""
-    return {"transformers_vit": tuple(HF_HOSTS)}[family]
+    return VARIANTS[family]
 
 
-def is_combination(variant: HfHost) -> bool:
-    """Tells whether it combines a class and an attention each of which another variant has."""
+def is_combination(variant: HfHost | Tower) -> bool:
+    """Tells whether it is left to the slow suite, since quicker variants show what it is about."""
+    if isinstance(variant, Tower):
+        return variant.slow
     return variant.attention == "eager" and variant.label not in EAGER_BY_DEFAULT

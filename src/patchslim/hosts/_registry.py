@@ -6,6 +6,8 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from patchslim.errors import UnsupportedModel
@@ -41,19 +43,63 @@ def load_adapter(name: str) -> Adapter:
 
 def find_adapter(host: nn.Module) -> Adapter:
     """Finds the adapter that serves `host`, after making sure that it can serve it exactly."""
-    owners = {name: _family_owner(name) for name in adapter_names()}
-    families = [each for owner in _host_owners(host) for each in owners if owners[each] == owner]
-    for name in families:
-        adapter = load_adapter(name)
-        if adapter.serves(host):
-            reason = adapter.unsupported_reason(host)
-            if reason is not None:
-                raise UnsupportedModel(f"{adapter.family}: this model cannot be slimmed: {reason}")
-            return adapter
-    raise UnsupportedModel(
-        f"No adapter knows {type(host).__module__}.{type(host).__name__}. Known families: "
-        f"{', '.join(adapter_names())}; `patchslim models` lists what they serve. To add one: "
-        f"{locate_guide('adding-a-family')}"
+    adapter = _find_family(host, _families_by_library())
+    reason = None if adapter is None else adapter.unsupported_reason(host)
+    if adapter is not None and reason is None:
+        return adapter
+    own = type(host).__name__
+    advice = _advise_on_parts(host)
+    if adapter is not None:
+        said = f"{adapter.family}: this model cannot be slimmed: {reason}"
+    elif advice:
+        said = f"{type(host).__module__}.{own} is not slimmed as a whole."
+    else:
+        said = (
+            f"No adapter knows {type(host).__module__}.{own}. Known families: "
+            f"{', '.join(adapter_names())}; `patchslim models` lists what they serve. To add one: "
+            f"{locate_guide('adding-a-family')}"
+        )
+    raise UnsupportedModel(f"{said}{advice}")
+
+
+def find_parts(host: nn.Module) -> dict[str, nn.Module]:
+    """Finds the parts of a model that are served by themselves, by their names; outermost first."""
+    found: dict[str, nn.Module] = {}
+    families = _families_by_library()
+    for name, part in host.named_modules():
+        if not name or any(name.startswith(f"{outer}.") for outer in found):
+            continue
+        adapter = _find_family(part, families)
+        if adapter is not None and adapter.unsupported_reason(part) is None:
+            found[name] = part
+    return found
+
+
+def _families_by_library() -> dict[str, list[str]]:
+    """Lists the families of each library, by the library's name."""
+    found: dict[str, list[str]] = {}
+    for family in adapter_names():
+        found.setdefault(_family_owner(family), []).append(family)
+    return found
+
+
+def _find_family(host: nn.Module, families: Mapping[str, list[str]]) -> Adapter | None:
+    """Finds the adapter for hosts of this class; None if no family is of its library, or it."""
+    names = [name for package in _packages(host) for name in families.get(package, ())]
+    return next((each for each in map(load_adapter, names) if each.serves(host)), None)
+
+
+def _advise_on_parts(host: nn.Module) -> str:
+    """Says which parts of a model can be slimmed and how they are put back; "" for none."""
+    lines = []
+    for name, part in find_parts(host).items():
+        place = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"model.{name}")
+        lines.append(f"{type(part).__name__}, {place} = patchslim.slim({place}, ...)")
+    if not lines:
+        return ""
+    return (
+        f" Slim the encoder in it and put that back: {'; '.join(lines)}. Then call the model as "
+        "before."
     )
 
 
@@ -105,8 +151,12 @@ def _host_owners(host: nn.Module) -> list[str]:
     Nothing is loaded to know them: a library's file is named as the module that is imported.
     """
     names = library_names()
-    packages = (cls.__module__.partition(".")[0] for cls in type(host).__mro__)
-    return [package for package in dict.fromkeys(packages) if package in names]
+    return [package for package in _packages(host) if package in names]
+
+
+def _packages(host: nn.Module) -> list[str]:
+    """Lists the packages of the host's class and of those it derives from, in order."""
+    return list(dict.fromkeys(cls.__module__.partition(".")[0] for cls in type(host).__mro__))
 
 
 def installed_libraries() -> dict[str, str]:

@@ -8,17 +8,25 @@ rounds. The result is `Groups`: how hard each row is to remove, and which row it
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from patchslim.methods._sorting import first_least, is_heavier
+from patchslim.tokens.rows import take
 
 DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
 ABOVE_LIMITS = 1e20  # a distance larger than any threshold
 UNJOINABLE = 1e30  # a distance larger still, for rows that must stay
 MEDOID_ROUNDS = 5  # rounds of k-medoids, as in Haurum et al.
+# How the distances of two clusters to a third become the distance of both together.
+LINKAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "average": torch.add,
+    "complete": torch.maximum,
+    "single": torch.minimum,
+}
 
 
 @dataclass(frozen=True)
@@ -94,24 +102,31 @@ def components(cost: Tensor, worth: Tensor, limit: float) -> Groups:
     return Groups(torch.where(stays, _above_limits(worth), -far), head)
 
 
-def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
-    """Clusters by average linkage: the height at which each row joins a heavier one, and which.
+def agglomerative(cost: Tensor, worth: Tensor, linkage: str = "average") -> Groups:
+    """Clusters bottom up: the height at which each row joins one of greater worth, and which.
 
-    In every round, all pairs of clusters that are nearest to each other join. With average linkage
-    this gives the same tree as joining one pair at a time. A compiled graph has a fixed number of
-    rounds; rows that would need more do not join.
+    `linkage` is one of `LINKAGES`: whether the mean, the greatest or the least distance between
+    the rows of two clusters is that of the clusters. In every round, all pairs of clusters that
+    are nearest to each other join. With these linkages that gives the same tree as joining one
+    pair at a time. A compiled graph has a fixed number of rounds; rows that would need more do not
+    join.
     """
     batch, count = worth.shape
     rows = torch.arange(count, device=cost.device)
     itself = _diagonal(cost)
     alive = cost.masked_fill(itself, math.inf).amin(dim=2).isfinite()
-    between = cost.masked_fill(itself | ~cost.isfinite(), 0)
+    combine = LINKAGES[linkage]
+    between = cost.masked_fill(itself, 0)
+    if linkage == "average":
+        between = between.masked_fill(~cost.isfinite(), 0)
     size = torch.ones_like(cost[:, 0])
     height = cost.new_full((batch, count), math.inf)
     parent = rows.expand(batch, -1)
     graph = torch.compiler.is_compiling()
     for _ in range(2 * _round_count(count) if graph else count):
-        apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
+        apart = between
+        if linkage == "average":
+            apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
         apart = apart.masked_fill(~(alive.unsqueeze(1) & alive.unsqueeze(2)), math.inf)
         apart = apart.masked_fill(itself, math.inf)
         best = apart.min(dim=2)
@@ -119,11 +134,13 @@ def agglomerative(cost: Tensor, worth: Tensor) -> Groups:
         mutual = alive & best.values.isfinite() & (partner.gather(1, partner) == rows)
         theirs = worth.gather(1, partner)
         goes = mutual & ((worth < theirs) | ((worth == theirs) & (rows > partner)))
-        into = torch.where(goes, partner, rows)
-        height, parent = torch.where(goes, best.values, height), torch.where(goes, into, parent)
-        added = torch.zeros_like(between).scatter_add(1, into.unsqueeze(2).expand_as(cost), between)
-        between = torch.zeros_like(added).scatter_add(2, into.unsqueeze(1).expand_as(cost), added)
-        size = torch.zeros_like(size).scatter_add(1, into, size).clamp(min=1)
+        height = torch.where(goes, best.values, height)
+        parent = torch.where(goes, partner, parent)
+        grows = (mutual & ~goes).unsqueeze(2)
+        for _axis in "rows", "columns":
+            joined = combine(between, take(between, partner))
+            between = torch.where(grows, joined, between).transpose(1, 2)
+        size = torch.where(grows.squeeze(2), size + size.gather(1, partner), size)
         alive = alive & ~goes
         if not graph and not bool(goes.any()):
             break

@@ -143,6 +143,8 @@ class Method(_ChecksSettings, nn.Module, ABC):
             "embedding" (the patch embedding without its position) makes `tokens.content` available.
         defers: whether rows that are not kept wait and come back (`Defer`) instead of being
             removed. A keep rate is then a share of all patches.
+        own_counts: tokens left after each block, a class token included, if the settings name a
+            published list of them. It is the schedule unless a budget is given.
         training_defaults: values of `TrainConfig` that the authors use, where they are not the
             usual ones.
     """
@@ -156,6 +158,7 @@ class Method(_ChecksSettings, nn.Module, ABC):
     tuned_threshold: Threshold | None = None
     reads: tuple[Read, ...] = ("x", "q", "k", "v")
     defers: bool = False
+    own_counts: tuple[int, ...] = ()
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     _learns: ClassVar[bool] = False
 

@@ -33,15 +33,25 @@ def check_method_name(name: str) -> None:
     """Refuses a name that no method has."""
     if not isinstance(name, str):
         raise UnknownName(f"A method is a name or a Method instance, not {show_value(name)}.")
-    if name not in method_names():
+    if "+" in name:
+        for each in name.split("+"):
+            check_method_name(each)
+    elif name not in method_names():
         raise UnknownName.of("method", name, method_names(), "`patchslim methods` describes them.")
 
 
 def find_method(name: str) -> type[Method]:
-    """Returns the class of the method called `name`, the one `Method` that its file defines."""
+    """Returns the class of the method called `name`, the one `Method` that its file defines.
+
+    A name such as "topk+tome" is that of two methods, one after the other.
+    """
     from patchslim.methods._method import Method
 
     check_method_name(name)
+    if "+" in name:
+        sequences = importlib.import_module("patchslim.methods._sequence")
+        sequence: type[Method] = sequences.find_sequence(name)
+        return sequence
     module = importlib.import_module(f"patchslim.methods.{name}")
     own = [
         value
@@ -83,6 +93,8 @@ def make_method(method: str | Method, settings: Mapping[str, Setting]) -> Method
 def method_name(method: Method) -> str | None:
     """Returns the name under which `method` ships with the package; None if it does not."""
     package, _, name = type(method).__module__.rpartition(".")
+    if name == "_sequence":
+        return type(method).__qualname__
     return name if package == "patchslim.methods" else None
 
 

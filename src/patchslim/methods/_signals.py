@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSchedule, NeedsClassToken
+from patchslim.tokens.attention import attention_map
 from patchslim.tokens.spelling import is_by_product
 
 
@@ -30,6 +31,8 @@ class Signals:
             hosts that have such a head instead of a class token.
         block: the number of the block, from 0.
         stride: 2 in a block that leaves only every second row and column of the grid, or 1.
+        depth: how many blocks the host has.
+        weights: the attention map (B, H, N, N), which is there at `Place.ON_MAP` only.
     """
 
     prefix: int
@@ -41,6 +44,8 @@ class Signals:
     readout: Callable[[], Tensor] | None = None
     block: int = 0
     stride: int = 1
+    depth: int = 1
+    weights: Tensor | None = None
 
     def keys(self) -> Tensor:
         """Averages the keys of the patches over the heads (B, n, d)."""
@@ -74,10 +79,10 @@ class Signals:
         """
         if self.q is None or self.k is None:
             raise BadSchedule("Attention exists only inside a block; this method decides before.")
-        logits = (self.q * self.scale) @ self.k.transpose(-2, -1)
-        if self.bias is not None:
-            logits = logits + self.bias
-        weights = logits.softmax(dim=-1)[..., self.prefix :].mean(dim=1)
+        whole = self.weights
+        if whole is None:
+            whole = attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
+        weights = whole[..., self.prefix :].mean(dim=1)
         if alive is None:
             return weights.mean(dim=1)
         counts = F.pad(alive.to(weights.dtype), (self.prefix, 0), value=1.0)

@@ -50,12 +50,7 @@ CHOICES = {
     "weight": "class received size",
     "survivor": "mean weighted medoid first heaviest alone",
 }
-READ_FOR: dict[str, Read] = {
-    "features": "x",
-    "keys": "k",
-    "values": "v",
-    "embedding": "embedding",
-}
+READ_FOR: dict[str, Read] = {"features": "x", "keys": "k", "values": "v", "embedding": "embedding"}
 READ_FOR_WEIGHT: dict[str, tuple[Read, ...]] = {"received": ("q", "k"), "class": ("k",), "size": ()}
 AVERAGING = ("mean", "weighted")
 DROPPING = ("iterative", "redundancy")  # patches are dropped, and none merge

@@ -159,7 +159,7 @@ class ForwardPass:
             tokens = _restore_grid(pad(tokens))
         if place is Place.BEFORE_BLOCK:
             side = self._pad_for_method(tokens)
-            signals = Signals(side.prefix, block=step.index)
+            signals = Signals(side.prefix, block=step.index, depth=len(self.plan.steps))
             tokens = self._apply_reduction(tokens, self._choose(step, side, signals))
         tokens = self._attend_and_reduce(step, place, tokens)
         return tokens.with_x(self.adapter.feed(self.host, step.index, tokens.x))
@@ -268,9 +268,9 @@ class ForwardPass:
         project = partial(self.adapter.project, self.host, step.index)
         bias = self._bias(step, tokens, tokens)
         q, k = project(tokens, "qk")
-        signals = self._signals(step, tokens, q, k, None, bias)
+        weights = attention_map(q, k, scale=self.facts.scales[step.index], bias=bias)
+        signals = self._signals(step, tokens, q, k, None, bias, weights)
         reduction = self._choose(step, tokens, signals)
-        weights = attention_map(q, k, scale=signals.scale, bias=bias)
         queries = reduction.apply(tokens)
         (v,) = project(queries, "v")
         weights = reduction.fold(weights, tokens.prefix)
@@ -286,6 +286,7 @@ class ForwardPass:
         k: Tensor | None,
         v: Tensor | None,
         bias: Tensor | None,
+        weights: Tensor | None = None,
     ) -> Signals:
         """Collects what the method may read in this block, as padded images."""
         if tokens.borders is not None:
@@ -298,7 +299,10 @@ class ForwardPass:
             readout = partial(self.adapter.readout, self.host, pad(tokens))
         scale = self.facts.scales[step.index]
         prefix = tokens.prefix if tokens.borders is None else tokens.borders.prefix
-        return Signals(prefix, scale, q, k, v, bias, readout, step.index, step.stride)
+        depth = len(self.plan.steps)
+        return Signals(
+            prefix, scale, q, k, v, bias, readout, step.index, step.stride, depth, weights
+        )
 
     def _unpack_qkv(
         self, borders: Borders, q: Tensor | None, k: Tensor | None, v: Tensor | None

@@ -23,9 +23,11 @@ KINDS = "_forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks".
 def warn_of_bypassed_hooks(host: nn.Module, slimmed: nn.Module, images: Tensor) -> None:
     """Warns once of the modules whose hooks fire in the host and do not in its slimmed form.
 
-    Costs nothing where the host has no hooks. Hooks that are added later are not seen.
+    Costs nothing where the host has no hooks. Hooks that are added later are not seen. Those of the
+    host's own library are no user's: transformers records by them what a slimmed model refuses.
     """
-    hooked = {name: module for name, module in host.named_modules() if _has_hooks(module)}
+    library = _package(type(host))
+    hooked = {name: each for name, each in host.named_modules() if _has_hooks(each, library)}
     if not hooked:
         return
     called, still_called = _called_modules(host, images), _called_modules(slimmed, images)
@@ -45,9 +47,15 @@ def warn_of_bypassed_hooks(host: nn.Module, slimmed: nn.Module, images: Tensor) 
         )
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether anybody hooked this module."""
-    return any(getattr(module, kind) for kind in KINDS)
+def _has_hooks(module: nn.Module, library: str) -> bool:
+    """Whether anybody but this library hooked the module."""
+    hooks = (hook for kind in KINDS for hook in getattr(module, kind).values())
+    return any(_package(hook) != library for hook in hooks)
+
+
+def _package(defined: Any) -> str:
+    """The package in which a class or function is defined."""
+    return str(getattr(defined, "__module__", "")).partition(".")[0]
 
 
 def _called_modules(model: Callable[[Tensor], Any], images: Tensor) -> set[nn.Module]:

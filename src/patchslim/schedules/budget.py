@@ -23,6 +23,7 @@ from patchslim.schedules.schedule import (
     Schedule,
     Tail,
     is_list,
+    round_half_up,
 )
 from patchslim.settings import Range, check_value, show_value
 from patchslim.tokens.shapes import HostShape, dense_macs
@@ -31,7 +32,7 @@ MIN_BLOCK_RATE = 0.7  # with a lower rate in every block, it is better to begin 
 
 
 class Budget(TypedDict, total=False):
-    """How much to keep: one of macs, keep, r, keep_rate. `at` names blocks for all but r."""
+    """How much to keep: one of macs, keep, r, keep_rate. `at` names the blocks that remove."""
 
     macs: float | None
     keep: float | Sequence[int] | None
@@ -52,12 +53,18 @@ def make_schedule(
     _check_one_budget(budget, schedule)
     if schedule is not None:
         return _open_schedule(schedule)
+    given = [name for name, value in budget.items() if value is not None]
+    if method.own_counts and given:
+        raise BadSchedule(
+            f"{method!r} brings the schedule that was published with it, and {', '.join(given)} "
+            "asks for another. Leave one of them out."
+        )
     macs, keep, r = budget.get("macs"), budget.get("keep"), budget.get("r")
     rate, named = budget.get("keep_rate"), budget.get("at")
     at = None if named is None else Rate(1.0, named).at  # type: ignore[arg-type]  # it checks them
-    if at is not None and (r is not None or is_list(keep)):
+    if at is not None and (is_list(r) or is_list(keep)):
         raise BadSchedule(
-            f"at={at} goes with keep_rate, macs or a share to keep; r and a list of counts name "
+            f"at={at} goes with one number: keep_rate, macs, r or a share to keep. A list names "
             "every block."
         )
     if macs is not None:
@@ -65,7 +72,7 @@ def make_schedule(
     if keep is not None:
         return _schedule_from_keep(shape, method, keep, at)
     if r is not None:
-        return _schedule_from_r(shape, r)
+        return _schedule_from_r(shape, r, at)
     if rate is not None:
         return Rate(rate, _decision_blocks(method, shape, at))
     return _schedule_without_budget(shape, method, at)
@@ -85,7 +92,9 @@ def _open_schedule(schedule: Schedule | str | Path) -> Schedule:
 def _schedule_without_budget(
     shape: HostShape, method: Method, at: tuple[int, ...] | None
 ) -> Schedule:
-    """The schedule of a method that decides itself how many stay, or removes nothing."""
+    """The schedule of a method that brings one, decides itself, or removes nothing."""
+    if method.own_counts:
+        return Counts(method.own_counts, method.own_counts[0], shape.prefix)
     if method.adaptive:
         if at is None and method.placement is Placement.EVERY_BLOCK:
             return Constant(0)
@@ -246,8 +255,16 @@ def _avoid_strides(shape: HostShape, places: tuple[int, ...]) -> tuple[int, ...]
     return tuple(sorted({place + (place in shape.strided) for place in places}))
 
 
-def _schedule_from_r(shape: HostShape, r: float | Sequence[int] | tuple[int, float]) -> Schedule:
-    """Makes a schedule from ToMe's r: a number for all blocks, a tilted one, or one per block."""
+def _schedule_from_r(
+    shape: HostShape, r: float | Sequence[int] | tuple[int, float], at: tuple[int, ...] | None
+) -> Schedule:
+    """Makes a schedule from ToMe's r: a number for some or all blocks, a tilted one, or a list."""
+    if at is not None:
+        Rate(1.0, at).check(shape.entering, shape.prefix, shape.depth)  # are these its blocks?
+        each = Constant(r).r  # type: ignore[arg-type]  # it checks it
+        steps = [round_half_up(each * (i + 1)) - round_half_up(each * i) for i in range(len(at))]
+        removed = dict(zip(at, steps, strict=True))
+        return Removed(tuple(removed.get(block, 0) for block in range(shape.depth)))
     if isinstance(r, tuple) and len(r) == 2:
         return Constant(r[0], inflect=r[1])
     if not isinstance(r, Sequence):

@@ -46,7 +46,8 @@ def slim_macs(
     ):
         if index in deciding:
             among = whole if method.defers else rows
-            choosing += method.macs(among, host.prefix, replace(shape, pixels=host.pixels))
+            block = replace(shape, pixels=host.pixels, left=left)
+            choosing += method.macs(among, host.prefix, block)
             if content_kind(method) == "embedding":
                 choosing += host.embed  # the embedding is computed a second time
         if index in host.strided:

@@ -134,7 +134,7 @@ def rows_that_stay_are_distinct(trial: Trial) -> None:
 def sizes_add_up(trial: Trial) -> None:
     """Sizes sum to the number of patches if rows join, and to no more if rows are dropped."""
     for scene, _, after in trial.decisions():
-        check_sizes(after, scene.tokens.patches, joined=after.size is not None)
+        check_sizes(after, scene.tokens.patches)
     for tokens in _trace(trial):
         check_sizes(tokens, PATCHES, joined=False)
 
@@ -228,7 +228,7 @@ def half_precision_stays_finite(trial: Trial) -> None:
                 after = halved.decide(scene, keep)
                 require(after.x.dtype == dtype, f"{dtype} became {after.x.dtype}")
                 require(bool(after.x.isfinite().all()), f"{dtype}: a row is not finite")
-                check_sizes(after, 35, joined=after.size is not None)
+                check_sizes(after, 35)
 
 
 def settings_make_an_equal_method(trial: Trial) -> None:

@@ -16,6 +16,11 @@ def real_rows(tokens: Tokens, t: Tensor) -> list[Tensor]:
     return [each[real] for each, real in zip(t, tokens.alive, strict=True)]
 
 
+def _drops_cells(tokens: Tokens) -> bool:
+    """Tells whether the map of these tokens has cells that lead to no row."""
+    return tokens.origin is not None and bool((tokens.origin < 0).any())
+
+
 def check_same_tokens(got: Tokens, wanted: Tokens, who: str) -> None:
     """Checks that both have the same rows, with the same features and sizes."""
     pairs = zip(real_rows(got, got.cells()), real_rows(wanted, wanted.cells()), strict=True)
@@ -43,8 +48,13 @@ def _patch_sizes(tokens: Tokens) -> Tensor:
     return torch.cat(real_rows(tokens, tokens.sizes()))
 
 
-def check_sizes(tokens: Tokens, patches: int, *, joined: bool) -> None:
-    """Checks that sizes are at least 1 and sum to at most `patches`; if `joined`, to all."""
+def check_sizes(tokens: Tokens, patches: int, *, joined: bool | None = None) -> None:
+    """Checks that sizes are at least 1 and sum to at most `patches`; if `joined`, to all.
+
+    By default rows have joined unless the map has cells that lead to none.
+    """
+    if joined is None:
+        joined = tokens.size is not None and not _drops_cells(tokens)
     for sizes in real_rows(tokens, tokens.sizes()):
         require(bool((sizes >= 1).all()), f"a size of {sizes.min().item():g}")
         whole = sizes.sum().item()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 PREPROCESSING_FILE = "preprocessor_config.json"
+# A processor of images and text keeps that of the images in a file of its own, under this key.
+PROCESSOR_FILE, IMAGES_KEY = "processor_config.json", "image_processor"
 # Entries of a configuration by which transformers would fetch and run kernels, or read weights in
 # a form that is not theirs.
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
@@ -80,13 +82,21 @@ class Transformers(Library):
         return loaded
 
     def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-        """Reads the values of `preprocessor_config.json` in the folder that the host came from."""
-        file = Path(host.config.name_or_path or "") / PREPROCESSING_FILE
-        if not file.is_file():
+        """Reads what the host's processor has in the folder that the host came from."""
+        folder = Path(host.config.name_or_path or "")
+        file = folder / PREPROCESSING_FILE
+        if file.is_file():
+            config = read_json(file)
+        elif (folder / PROCESSOR_FILE).is_file():
+            file = folder / PROCESSOR_FILE
+            config = read_json(file)
+            config = config.get(IMAGES_KEY, {}) if isinstance(config, dict) else config
+        else:
             return {}
-        config = read_json(file)
         if not isinstance(config, dict):
             raise BadFile(f"{file} holds a {type(config).__name__}, not settings of images.")
+        if not config:
+            return {}
         size = config.get("size") or {}
         resized = _side_length(size)
         crops = config.get("do_center_crop", "crop_size" in config) and resized

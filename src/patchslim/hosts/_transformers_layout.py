@@ -1,0 +1,98 @@
+"""`Layout`: where the towers of transformers 5 keep their parts, as names of attributes.
+
+The towers differ in what their parts are called and in what stands between a part and the residual
+sum, and in little else. So a layout is data, and the steps of a layer are written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from patchslim.hosts._macs import linear_macs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of the parts of one kind of model. A name may have dots: "attention.o_proj".
+
+    Attributes:
+        classes: the names of the classes that are served.
+        inner: what a model with a head calls the bare model in it.
+        layers: the layers, from the bare model.
+        patches: the convolution that embeds patches, from the bare model.
+        final: the last norm, from the bare model.
+        attention: the module that attends, from a layer.
+        projections: its layers for queries, keys and values, from the module that attends.
+        norm: the norm before attention, from a layer.
+        mix: what is applied to attended values, in order, up to the residual sum, from a layer.
+        feed: the same for the feed-forward, with the norm before it.
+        interpolates: whether a call takes `interpolate_pos_encoding`.
+        any_size: whether images of any size fit without that.
+    """
+
+    classes: tuple[str, ...]
+    norm: str
+    mix: tuple[str, ...]
+    feed: tuple[str, ...]
+    inner: str = ""
+    layers: str = "layers"
+    patches: str = "embeddings.patch_embeddings.projection"
+    final: str = "layernorm"
+    attention: str = "attention"
+    projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    interpolates: bool = False
+    any_size: bool = False
+
+    def project_names(self, part: str) -> tuple[str, ...]:
+        """Lists the names of the layers for the parts ("qk") of a projection."""
+        return tuple([self.projections["qkv".index(each)] for each in part])
+
+
+def find_part(module: Any, name: str) -> Any:
+    """Finds the attribute of this name, which may have dots."""
+    for each in name.split("."):
+        module = getattr(module, each)
+    return module
+
+
+def apply_parts(layer: Any, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """Applies these parts of a layer in order: modules are called, factors are multiplied."""
+    for name in names:
+        part = find_part(layer, name)
+        if isinstance(part, nn.Module):
+            x = part(x)
+        elif part is not None:  # a LayerScale kept as a plain parameter, or the number 1
+            x = part * x
+    return x
+
+
+def parts_macs(layer: Any, names: tuple[str, ...]) -> int:
+    """Counts the multiply-adds a row of the modules among these parts."""
+    parts = [find_part(layer, name) for name in names]
+    return sum(linear_macs(part) for part in parts if isinstance(part, nn.Module))
+
+
+def head_width(attention: Any) -> int:
+    """Reads the channels of one head."""
+    width = getattr(attention, "head_dim", None)
+    return int(attention.attention_head_size if width is None else width)
+
+
+def attention_scale(attention: Any) -> float:
+    """Reads the factor on the query-key product."""
+    scale = getattr(attention, "scaling", None) or getattr(attention, "scale", None)
+    return float(head_width(attention) ** -0.5 if scale is None else scale)
+
+
+def attention_dropout(attention: Any) -> float:
+    """Reads the attention dropout that is in force now."""
+    if not attention.training:
+        return 0.0
+    for name in ("attention_dropout", "dropout_prob", "dropout"):
+        dropout = getattr(attention, name, None)
+        if dropout is not None:
+            return float(getattr(dropout, "p", dropout))
+    return 0.0

@@ -1,0 +1,94 @@
+"""Hugging Face's `DINOv3` (ViT), with registers and rotary positions.
+
+A token keeps the rotary position of the grid cell it comes from, wherever it stands in the
+sequence; a merged token keeps that of the token into which the group was merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from patchslim.hosts._adapter import Part
+from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers_layout import Layout
+from patchslim.tokens.tokens import Tokens
+
+
+class TransformersDinov3(TransformersHost):
+    """DINOv3's vision transformer, as a bare model or as a backbone that returns the last stage."""
+
+    family: ClassVar[str] = "transformers DINOv3"
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "dinov3_vit": Layout(
+            classes=("DINOv3ViTModel", "DINOv3ViTBackbone"),
+            layers="model.layer",
+            patches="embeddings.patch_embeddings",
+            final="norm",
+            norm="norm1",
+            mix=("attention.o_proj", "layer_scale1", "drop_path"),
+            feed=("norm2", "mlp", "layer_scale2", "drop_path"),
+            any_size=True,
+        )
+    }
+
+    def prefix(self, host: Any) -> int:
+        """Counts the class token and the registers."""
+        return 1 + int(host.config.num_register_tokens)
+
+    def rows_read(self, host: Any) -> int | None:
+        """Says that all rows are read: each is returned."""
+        return None
+
+    def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
+        """Calls the host's own embeddings, and notes cosines and sines of rotary positions."""
+        tokens = super().embed(host, images, options)
+        images = images.to(tokens.x.dtype)
+        table = torch.cat(host.rope_embeddings(images), dim=1)
+        return Tokens(x=tokens.x, prefix=tokens.prefix, grid=tokens.grid, rotary=table)
+
+    def project(self, host: Any, index: int, tokens: Tokens, part: Part) -> tuple[Tensor, ...]:
+        """Applies norm and projections, and turns queries and keys of patches."""
+        projected = super().project(host, index, tokens, part)
+        return tuple(
+            each if name == "v" else _rotate(tokens, each)
+            for name, each in zip(part, projected, strict=True)
+        )
+
+    def feature_map(self, host: Any, tokens: Tokens) -> Any:
+        """Makes the output of a backbone; the last stage is normed whatever is configured."""
+        rows = self.norm(host, tokens.dense_features())
+        features = rows[:, tokens.prefix :]
+        if host.config.reshape_hidden_states:
+            features = features.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
+        with_class = getattr(host.config, "return_class_token", False)
+        output = output_class(host, "DINOv3ViTBackboneOutput")(
+            feature_maps=(features,), cls_tokens=(rows[:, 0],) if with_class else None
+        )
+        output.last_hidden_state = rows  # as the host does: beside the fields of its class
+        return output
+
+    def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
+        """Takes the class token."""
+        return rows[:, 0]
+
+    def read(self, host: Any, tokens: Tokens) -> Tensor:
+        """Takes the class token."""
+        return self.norm(host, tokens.x[:, 0])
+
+
+def _rotate(tokens: Tokens, t: Tensor) -> Tensor:
+    """Rotates queries or keys (B, H, N, d) by each patch's position in the grid."""
+    if tokens.rotary is None or not tokens.patches:
+        return t
+    table = tokens.rotary
+    if tokens.position is not None:
+        table = table[tokens.position].unsqueeze(1)
+    cosine, sine = table.chunk(2, dim=-1)
+    leading, patches = t[:, :, : tokens.prefix], t[:, :, tokens.prefix :]
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cosine + torch.cat([-second, first], dim=-1) * sine
+    return torch.cat([leading, turned], dim=2)

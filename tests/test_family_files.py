@@ -1,0 +1,62 @@
+"""Every family: saved and loaded bit for bit, exported with the same answers.
+
+Nothing here names a family. Export compares the graph with the model itself, and writes nothing if
+their answers or their tokens differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import patchslim
+from patchslim.hosts._registry import load_adapter
+from patchslim.testing.adapter_laws import AdapterTrial
+from test_family_laws import list_variants, only_combines
+
+MOST = 3  # variants of a family that are exported
+FIRST: list[Any] = []
+SOME: list[Any] = []
+for family in patchslim.adapter_names():
+    usual = [each for each in list_variants(family) if not only_combines(family, each)]
+    FIRST.append(pytest.param(family, usual[0], id=family))
+    SOME += [pytest.param(family, each, id=f"{family}-{each}") for each in usual[:MOST]]
+
+
+@pytest.mark.parametrize(("family", "variant"), FIRST)
+def test_a_saved_model_of_the_family_is_loaded_bit_for_bit(
+    family: str, variant: Any, tmp_path: Path
+) -> None:
+    host, adapter = variant.build(), load_adapter(family)
+    slimmed = patchslim.slim(host, "random", keep=0.5)
+    slimmed.save(tmp_path / "saved")
+    if adapter.recipe(host) is None:
+        loaded = patchslim.load(tmp_path / "saved", model=variant.build())
+    else:
+        loaded = patchslim.load(tmp_path / "saved")
+    images = AdapterTrial(host, adapter).images()
+    with torch.no_grad():
+        got, wanted = adapter.logits(loaded(images)), adapter.logits(slimmed(images))
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize(("family", "variant"), SOME)
+def test_the_family_is_exported_with_the_same_answers(
+    family: str, variant: Any, target: str, tmp_path: Path
+) -> None:
+    host, adapter = variant.build(), load_adapter(family)
+    if next(host.parameters()).dtype != torch.float32:
+        host = host.float()
+    slimmed = patchslim.slim(host, "tome", keep=0.5)
+    written = patchslim.export(slimmed, tmp_path / "model", to=target)
+    assert "the same tokens in every block" in str(written.check)
+    images = AdapterTrial(host, adapter).images()
+    with torch.no_grad():
+        wanted = adapter.logits(slimmed(images))
+    got = torch.as_tensor(adapter.logits(written(images)))
+    assert torch.allclose(got, wanted, rtol=1e-3, atol=1e-4)

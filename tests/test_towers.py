@@ -1,0 +1,337 @@
+"""Models that contain an encoder: the error says which part to slim, and putting it back works.
+
+The advice is taken as it stands in the error: it is run, and the library's own calls after it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+
+import patchslim
+from hf_hosts import OBLONG_CONFIG, SMALL_CONFIG
+from hf_towers import TEXT, WIDE, tiny_tower
+from patchslim.errors import PatchslimError, UnsupportedModel
+from patchslim.hosts._catalog import find_host
+from patchslim.hosts._preprocessing import find_preprocessing
+from patchslim.model.model import SlimModel
+from timm_variants import randomise
+
+VISION = {**SMALL_CONFIG, **WIDE}
+OWN_TOWER = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 3, "head_width": 8}
+TIMM_TOWER = {
+    "timm_model_name": "test_vit",
+    "timm_proj": "linear",
+    "timm_pool": "avg",
+    "image_size": 160,
+}
+WORDS = ("a", "photo", "of", "cat", "dog", "[start]", "[end]", "[pad]")
+
+
+def clip() -> Any:
+    """Makes a small CLIP."""
+    text = {**TEXT, "eos_token_id": WORDS.index("[end]"), "pad_token_id": WORDS.index("[pad]")}
+    config = transformers.CLIPConfig(vision_config=VISION, text_config=text, projection_dim=12)
+    return prepared(transformers.CLIPModel(config))
+
+
+def siglip() -> Any:
+    """Makes a small SigLIP."""
+    config = transformers.SiglipConfig(vision_config=VISION, text_config=TEXT)
+    return prepared(transformers.SiglipModel(config))
+
+
+def aimv2() -> Any:
+    """Makes a small AIMv2 with its text tower."""
+    config = transformers.Aimv2Config(vision_config=VISION, text_config=TEXT, projection_dim=12)
+    return prepared(transformers.Aimv2Model(config))
+
+
+def open_clip_model(tower: dict[str, Any]) -> Any:
+    """Makes a small model of open_clip's with this image tower."""
+    text = {"context_length": 8, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
+    cls = open_clip.CustomTextCLIP if "timm_model_name" in tower else open_clip.CLIP
+    return prepared(cls(embed_dim=12, vision_cfg=tower, text_cfg=text))
+
+
+def prepared(host: nn.Module) -> nn.Module:
+    """Gives a model weights that matter, in evaluation mode."""
+    randomise(host)
+    return host.eval()
+
+
+def image_features(model: Any, x: Tensor) -> Tensor:
+    """Calls transformers' own function for an image's embedding."""
+    features: Tensor = model.get_image_features(x).pooler_output
+    return features
+
+
+def encode_image(model: Any, x: Tensor) -> Tensor:
+    """Calls open_clip's own function for an image's embedding."""
+    features: Tensor = model.encode_image(x, normalize=True)
+    return features
+
+
+TOWERS: tuple[tuple[str, Callable[[], Any], Callable[[Any, Tensor], Tensor], int], ...] = (
+    ("vision_model", clip, image_features, 16),
+    ("vision_model", siglip, image_features, 16),
+    ("vision_model", aimv2, image_features, 16),
+    ("visual", lambda: open_clip_model(OWN_TOWER), encode_image, 16),
+    ("visual.trunk", lambda: open_clip_model(TIMM_TOWER), encode_image, 160),
+)
+
+
+def take_advice(model: Any, method: str, **budget: Any) -> str:
+    """Slims the part that the error names, as the error says; returns its name."""
+    with pytest.raises(UnsupportedModel, match="put that back") as caught:
+        patchslim.slim(model, method, **budget)
+    (advice,) = re.findall(
+        r"(model\.\S+) = (patchslim\.slim\(model\.\S+), \.\.\.\)", str(caught.value)
+    )
+    place, call = advice
+    arguments = "".join(f", {name}={value!r}" for name, value in budget.items())
+    exec(f"{place} = {call}, {method!r}{arguments})", {"model": model, "patchslim": patchslim})
+    return str(place).removeprefix("model.")
+
+
+@pytest.mark.parametrize(("part", "build", "embed", "side"), TOWERS, ids=range(len(TOWERS)))
+def test_the_error_names_the_tower_and_putting_it_back_serves_the_librarys_own_calls(
+    part: str, build: Callable[[], Any], embed: Callable[[Any, Tensor], Tensor], side: int
+) -> None:
+    model, x = build(), torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = embed(model, x)
+        assert take_advice(model, "identity") == part
+        assert torch.allclose(embed(model, x), wanted, rtol=1e-4, atol=1e-5)
+        setattr(*owner_and_name(model, part), model.get_submodule(part).host)
+        take_advice(model, "tome", keep=0.5)
+        got = embed(model, x)
+    assert isinstance(model.get_submodule(part), SlimModel)
+    assert got.shape == wanted.shape
+    assert torch.isfinite(got).all()
+    assert not torch.allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def owner_and_name(model: nn.Module, part: str) -> tuple[nn.Module, str]:
+    """Splits the name of a part into the module that holds it, and its name there."""
+    owner, _, name = part.rpartition(".")
+    return model.get_submodule(owner), name
+
+
+def test_the_zero_shot_pipeline_runs_a_slimmed_tower() -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[pad]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[pad]", eos_token="[end]"
+    )
+    processor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    model = clip()
+
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+
+    def classify() -> dict[str, float]:
+        run = transformers.pipeline(
+            "zero-shot-image-classification",
+            model=model,
+            tokenizer=fast,
+            image_processor=processor,
+        )
+        answers = run(
+            image, candidate_labels=["cat", "dog"], hypothesis_template="a photo of {} [end]"
+        )
+        return {each["label"]: each["score"] for each in answers}
+
+    wanted = classify()
+    model.vision_model = patchslim.slim(model.vision_model, "identity")
+    assert classify() == pytest.approx(wanted, rel=1e-4)
+    model.vision_model = patchslim.slim(model.vision_model.host, "random", keep=0.3)
+    assert classify() != pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_projected_tower_gives_the_models_own_image_features() -> None:
+    model = clip()
+    config = transformers.CLIPVisionConfig(**VISION, projection_dim=12)
+    tower = transformers.CLIPVisionModelWithProjection(config).eval()
+    tower.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        model.vision_model = patchslim.slim(model.vision_model, "tome", r=2)
+        got = patchslim.slim(tower, "tome", r=2)(x).image_embeds
+        assert torch.allclose(got, image_features(model, x), atol=1e-5)
+
+
+def test_mae_is_refused_and_its_encoder_as_a_vit_is_the_same_model(tmp_path: Any) -> None:
+    settings = {**SMALL_CONFIG, **OBLONG_CONFIG, "image_size": 16}
+    mae = prepared(transformers.ViTMAEModel(transformers.ViTMAEConfig(**settings, mask_ratio=0.0)))
+    with pytest.raises(UnsupportedModel, match=r"ViTModel\.from_pretrained"):
+        patchslim.slim(mae, "tome", r=2)
+    mae.save_pretrained(tmp_path)
+    vit = transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        in_order = torch.arange(16.0).expand(2, -1)
+        wanted = mae(x, noise=in_order).last_hidden_state
+        got = patchslim.slim(vit, "identity")(x).last_hidden_state
+    assert torch.allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("label", ["Dinov2Backbone", "DINOv3ViTBackbone"])
+def test_a_backbone_that_returns_earlier_stages_is_refused_with_the_cure(label: str) -> None:
+    with pytest.raises(UnsupportedModel, match=r"out_features=\['stage3'\]"):
+        patchslim.slim(tiny_tower(label, out_features=["stage1", "stage3"]), "tome", r=2)
+
+
+def test_patches_of_several_sizes_are_refused_with_the_model_that_takes_images() -> None:
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(UnsupportedModel, match="fixed resolution is a SiglipModel"):
+        patchslim.slim(transformers.Siglip2VisionModel(config), "tome", r=2)
+
+
+def test_a_decoder_on_an_encoder_gets_the_encoders_rows_in_order() -> None:
+    settings = {**SMALL_CONFIG, **OBLONG_CONFIG, "image_size": 16, "encoder_stride": 4}
+    model = prepared(transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**settings)))
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        wanted = model(x).reconstruction
+        assert take_advice(model, "identity") == "vit"
+        assert torch.allclose(model(x).reconstruction, wanted, atol=1e-5)
+
+
+def test_a_model_without_an_encoder_gets_no_advice() -> None:
+    with pytest.raises(UnsupportedModel, match="No adapter knows") as caught:
+        patchslim.slim(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), "tome", r=2)
+    assert "put that back" not in str(caught.value)
+
+
+def test_a_part_in_a_list_is_named_by_its_number() -> None:
+    towers = nn.ModuleList([nn.Identity(), tiny_tower("CLIPVisionModel")])
+    model: Any = nn.Module()
+    model.towers = towers
+    assert take_advice(model, "identity") == "towers[1]"
+
+
+@pytest.mark.parametrize("label", ["DINOv3ViTModel", "BeitModel", "Aimv2VisionModel native, eager"])
+def test_images_of_other_sizes(label: str) -> None:
+    host = tiny_tower(label)
+    x = torch.randn(2, 3, 24, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = host(x).last_hidden_state
+        same = patchslim.slim(host, "identity")(x).last_hidden_state
+        less = patchslim.slim(host, "tome", r=2)(x).last_hidden_state
+    assert torch.allclose(same, wanted, rtol=1e-4, atol=1e-4)
+    assert less.shape == wanted.shape
+
+
+def test_interpolated_positions_of_clip() -> None:
+    host = tiny_tower("CLIPVisionModel")
+    x = torch.randn(2, 3, 24, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = host(x, interpolate_pos_encoding=True).pooler_output
+        slimmed = patchslim.slim(host, "identity")
+        assert torch.allclose(
+            slimmed(x, interpolate_pos_encoding=True).pooler_output, wanted, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("label", ["SiglipVisionModel", "Aimv2VisionModel"])
+def test_the_readout_is_the_attention_of_the_pooling_head(label: str) -> None:
+    host = tiny_tower(label)
+    adapter = patchslim.find_adapter(host)
+    slimmed = patchslim.slim(host, "identity")
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = slimmed.trace(x)[-1]
+        got = adapter.readout(host, tokens)
+        rows, pooling = adapter.norm(host, tokens.x), host.head
+        if label == "SiglipVisionModel":
+            probe = pooling.probe.repeat(2, 1, 1)
+            wanted = pooling.attention(probe, rows, rows)[1][:, 0]
+        else:
+            query = pooling.cls_token.unflatten(2, (4, -1)).transpose(1, 2)
+            key = pooling.k_proj(rows).unflatten(2, (4, -1)).transpose(1, 2)
+            logits = query @ key.transpose(2, 3) * 8**-0.5
+            wanted = logits.softmax(dim=3).mean(dim=1)[:, 0]
+    assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_a_tower_is_prepared_for_as_the_processor_of_its_folder_says(tmp_path: Any) -> None:
+    tower = tiny_tower("CLIPVisionModel")
+    tower.save_pretrained(tmp_path)
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 20},
+        crop_size={"height": 16, "width": 16},
+        image_mean=[0.1, 0.2, 0.3],
+    )
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"image_processor": images.to_dict(), "processor_class": "CLIPProcessor"})
+    )
+    host = transformers.CLIPVisionModel.from_pretrained(tmp_path)
+    found = find_preprocessing(host, patchslim.find_adapter(host))
+    assert found.stated
+    assert found.mean == (0.1, 0.2, 0.3)
+    assert found.resized_size(100, 100) == (20, 20)
+
+
+@pytest.mark.slow
+def test_a_tower_of_open_clip_says_how_images_are_prepared_and_keeps_it(tmp_path: Any) -> None:
+    host = find_host("ViT-S-32-alt")
+    stated = find_preprocessing(host, patchslim.find_adapter(host))
+    assert stated.stated
+    assert stated.mean == tuple(open_clip.OPENAI_DATASET_MEAN)
+    whole = {f"visual.{name}": value for name, value in host.state_dict().items()}
+    torch.save({**whole, "logit_scale": torch.ones(())}, tmp_path / "whole.pth")
+    loaded = find_host("ViT-S-32-alt", weights=tmp_path / "whole.pth")
+    assert torch.equal(loaded.conv1.weight, host.conv1.weight)
+    slimmed = patchslim.slim(loaded, "tome", macs=0.6)
+    slimmed.save(tmp_path / "saved")
+    again = patchslim.load(tmp_path / "saved").host
+    assert find_preprocessing(again, patchslim.find_adapter(again)) == stated
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ViT-B-16-SigLIP", r"timm's vit_base_patch16_siglip_224.*model\.visual\.trunk"),
+        ("ViT-B-32.laion2b_s34b_b79", "Did you mean 'ViT-B-32.laion2b_s34b_b79k'"),
+    ],
+)
+def test_names_of_open_clip_that_are_not_built_say_what_to_do(name: str, said: str) -> None:
+    with pytest.raises(PatchslimError, match=said):
+        find_host(name)
+
+
+def test_weights_of_open_clip_are_fetched_by_name_alone() -> None:
+    with pytest.raises(PatchslimError, match=r"Name them behind a dot: one of ViT-B-32\.openai"):
+        find_host("ViT-B-32", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch_dropout": 0.5}, r"patch_dropout = torch\.nn\.Identity\(\)"),
+        ({"attentional_pool": True}, "attentional_pool"),
+        ({"block_type": "custom", "scaled_cosine_attn": True}, "scaled_cosine_attn"),
+    ],
+)
+def test_what_a_tower_of_open_clip_cannot_give_exactly_is_refused(
+    change: dict[str, Any], said: str
+) -> None:
+    tower = open_clip.transformer.VisionTransformer(
+        image_size=16, patch_size=4, width=32, layers=1, heads=2, mlp_ratio=2, **change
+    )
+    with pytest.raises(UnsupportedModel, match=said):
+        patchslim.slim(tower, "tome", r=2)
