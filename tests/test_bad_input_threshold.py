@@ -141,7 +141,7 @@ PYTHON = {
         lambda d, out: fit(d, out, Similarity(group="medoids"), macs=0.6),
         UnknownName, "Similarity | medoids"),
     "a class for a Method": (
-        lambda d, out: fit(d, out, ToMe, macs=0.6), UnknownName, "a name or a Method instance"),
+        lambda d, out: fit(d, out, ToMe, macs=0.6), BadSetting, "Give an instance: ToMe()"),
     "an unknown method": (
         lambda d, out: fit(d, out, "similar", macs=0.6),
         UnknownName, "'similar' | Did you mean 'similarity'"),

@@ -21,6 +21,8 @@ PatchslimError
 from __future__ import annotations
 
 import difflib
+import inspect
+import warnings
 from collections.abc import Iterable
 
 LONGEST_WORD = 300  # characters of a name that somebody gave
@@ -150,3 +152,19 @@ class UnusedTable(UserWarning):
 
 class UnsteadyTimes(UserWarning):
     """Times differed so much from round to round that a plan made of them may be wrong."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warns at the line that called this package, however many of our functions lie between.
+
+    The command line is a caller, too.
+    """
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    """Tells whether a module is of this package, and not of its command line."""
+    return module.split(".")[0] == "patchslim" and not module.startswith("patchslim.cli")

@@ -6,7 +6,6 @@ around never fires, and nothing would say so.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from patchslim.errors import BypassedHook
+from patchslim.errors import BypassedHook, warn_caller
 
 SHOWN = 5  # modules that the warning names
 KINDS = "_forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks".split()
@@ -38,12 +37,11 @@ def warn_of_bypassed_hooks(host: nn.Module, slimmed: nn.Module, images: Tensor) 
     ]
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        warnings.warn(
+        warn_caller(
             f"The host has hooks that the slimmed model never calls, on {', '.join(names[:SHOWN])}"
             f"{more}: it goes around these modules. Hook the modules inside of a block (norms, "
             "feed-forward), or read `slimmed.trace(images)`.",
             BypassedHook,
-            stacklevel=3,
         )
 
 

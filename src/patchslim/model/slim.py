@@ -6,13 +6,12 @@ give what the host gives. A host that fails it is refused.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
-from patchslim.errors import DeepCut, UnsupportedModel, Untrained
+from patchslim.errors import DeepCut, UnsupportedModel, Untrained, warn_caller
 from patchslim.hosts._adapter import Adapter
 from patchslim.methods._learned import LearnedMethod, is_trainable
 from patchslim.methods._method import Method, Setting
@@ -89,16 +88,15 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
             "it: patchslim.train, `patchslim train`."
         )
     if missing is not None:
-        warnings.warn(missing, Untrained, stacklevel=2)
+        warn_caller(missing, Untrained)
     return slimmed
 
 
 def _warn_if_deep(cost: Cost, dense: Cost) -> None:
     """Warns above half of the work removed: accuracy without training will be poor."""
     if cost.total < dense.total / 2:
-        warnings.warn(
+        warn_caller(
             f"{1 - cost.total / dense.total:.0%} of the operations are removed without any "
             "training. Measure accuracy before you rely on it; beyond half, fine-tuning is needed.",
             DeepCut,
-            stacklevel=3,
         )

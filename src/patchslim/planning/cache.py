@@ -11,14 +11,13 @@ import json
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from patchslim.errors import BadFile, UnusedTable
+from patchslim.errors import BadFile, UnusedTable, warn_caller
 from patchslim.files import read_json, write_atomically
 from patchslim.hosts._registry import installed_libraries
 from patchslim.report.provenance import processor_name
@@ -85,9 +84,7 @@ def read_table(question: Mapping[str, Any], device: Mapping[str, Any]) -> dict[s
     if reason is None:
         found: dict[str, Any] = saved["table"]
         return found
-    warnings.warn(
-        f"{file} is not used: {reason} The latencies are measured anew.", UnusedTable, stacklevel=4
-    )
+    warn_caller(f"{file} is not used: {reason} The latencies are measured anew.", UnusedTable)
     return None
 
 
@@ -105,11 +102,10 @@ def write_table(
     try:
         write_atomically(file, json.dumps(seal_recipe(entries), indent=1, allow_nan=False) + "\n")
     except BadFile as error:
-        warnings.warn(
+        warn_caller(
             f"The latencies are not kept for the next time: {error} ({FOLDER_VARIABLE} names "
             "another folder.)",
             UnusedTable,
-            stacklevel=4,
         )
 
 

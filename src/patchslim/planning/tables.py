@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor
 
-from patchslim.errors import UnsteadyTimes
+from patchslim.errors import UnsteadyTimes, warn_caller
 from patchslim.methods._method import method_settings
 from patchslim.model.model import SlimModel
 from patchslim.model.recipe import to_plain_data
@@ -54,12 +53,11 @@ def find_table(
 def warn_if_unsteady(table: LatencyTable) -> None:
     """Warns if times differed much from round to round: something else ran."""
     if table.spread > STEADY:
-        warnings.warn(
+        warn_caller(
             f"Times of blocks differ by {table.spread:.0%} from round to round: something else ran "
             "on this machine. The plan may be wrong by as much. Let nothing else run, and measure "
             "again (fresh=True, --fresh).",
             UnsteadyTimes,
-            stacklevel=3,
         )
 
 

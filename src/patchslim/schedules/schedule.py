@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName
+from patchslim.errors import BadFile, BadSchedule, ShortSchedule, UnknownName, warn_caller
 from patchslim.files import read_json, write_atomically
 from patchslim.methods._method import remembers
 from patchslim.schedules.blocks import unit_blocks
@@ -148,11 +147,10 @@ class Schedule(ABC):
         short = [block for block, (wanted, each) in enumerate(steps) if each > wanted]
         if short:
             name = type(method).__name__
-            warnings.warn(
+            warn_caller(
                 f"{name} cannot remove all that the schedule asks at block {short[0]}: one step "
                 f"leaves at least {left[short[0]]} tokens there. Tokens after each block: {left}.",
                 ShortSchedule,
-                stacklevel=3,
             )
 
     def _check(
