@@ -56,7 +56,7 @@ class Onnx(Target):
                 opset_version=opset,
                 custom_translation_table=translations(opset),
             )
-            return None if made is None else made.model_proto
+            return None if made is None else _name_batch(made.model_proto)
 
         return quietly(convert)
 
@@ -98,6 +98,17 @@ class Onnx(Target):
             optimised = Path(folder) / "optimised.onnx"
             _session(str(path), optimised=optimised)
             return _read_nodes(path), _read_nodes(optimised)
+
+
+def _name_batch(model: Any) -> Any:
+    """Calls the free size of a model "batch", as its users will see it."""
+    graph = model.graph
+    free = {dim.dim_param for each in graph.input for dim in each.type.tensor_type.shape.dim}
+    for each in [*graph.input, *graph.output, *graph.value_info]:
+        for dim in each.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in free:
+                dim.dim_param = "batch"
+    return model
 
 
 def _session(
