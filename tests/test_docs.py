@@ -25,9 +25,7 @@ from patchslim import errors
 from patchslim.cli.main import main, make_parser
 from patchslim.example import digits
 from patchslim.report.report import COLUMNS
-from patchslim.testing import METHOD_LAWS, check_method
-from patchslim.testing.law import check_law
-from patchslim.testing.trial import Trial
+from patchslim.testing import check_method
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -200,13 +198,10 @@ def keynorm(tmp_path, monkeypatch):
     sys.modules.pop("patchslim.methods.keynorm")
 
 
-COMPILING = ("compiles_whole", "exports")
-
-
-@pytest.mark.parametrize("law", [each for each in METHOD_LAWS if each.__name__ not in COMPILING])
-def test_the_example_method_is_one_file_and_keeps_the_laws(keynorm, law):
+def test_the_example_method_is_one_file(keynorm):
+    """Its laws are tried with those of all examples, in `test_method_laws.py`."""
     assert "keynorm" in patchslim.method_names()
-    check_law(law, Trial(keynorm.eval(), 16), "KeyNorm")
+    assert type(keynorm).__name__ == "KeyNorm"
 
 
 @pytest.mark.slow

@@ -55,10 +55,11 @@ def slow_cases():
 
 @pytest.mark.parametrize("method", SUBJECTS)
 def test_the_method_keeps_the_laws(method):
+    trial = Trial(method.eval(), 16)  # it decides once for all laws
     for law in METHOD_LAWS:
         has_nothing_to_say = law in OF_ADAPTIVE and not method.adaptive
         if law not in SLOW and not has_nothing_to_say:
-            check_law(law, Trial(method.eval(), 16), type(method).__name__)
+            check_law(law, trial, type(method).__name__)
 
 
 @pytest.mark.parametrize(("method", "law"), list(slow_cases()))
@@ -111,9 +112,10 @@ def test_a_file_in_the_folder_is_a_method(folder):
     assert slimmed.trace(noise_images(1))[0].cells().tolist() == [list(range(2, 14))]
     cost = patchslim.macs(host, "middle", keep_rate=0.75, at=(0,))
     assert cost == slimmed.macs()
+    trial = Trial(slimmed.method.eval(), 16)
     for law in METHOD_LAWS:
         if law not in SLOW:
-            check_law(law, Trial(slimmed.method.eval(), 16), "middle")
+            check_law(law, trial, "middle")
     with pytest.raises(UnknownName, match="'middle'"):
         patchslim.slim(host, "midle", keep=0.5)
 
@@ -150,9 +152,10 @@ def examples():
 
 @pytest.mark.parametrize("kind", examples(), ids=lambda kind: kind.__name__)
 def test_the_methods_that_the_guide_shows_keep_the_laws(kind):
+    trial = Trial(kind().eval(), 16)
     for law in METHOD_LAWS:
         if law not in SLOW:
-            check_law(law, Trial(kind().eval(), 16), kind.__name__)
+            check_law(law, trial, kind.__name__)
 
 
 def test_the_guide_shows_methods_of_several_kinds():
