@@ -1,6 +1,6 @@
 """The embedded example: read a digit in clutter with fewer patches, measured beside random ones.
 
-`patchslim demo` does this for every method at three budgets, with a page of pictures.
+`patchslim demo` does this for every method at two budgets, with a page of pictures.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""`demo`: the embedded example, slimmed by every method at three budgets, measured and shown.
+"""`demo`: the embedded example, slimmed by every method at two budgets, measured and shown.
 
 It combines the public functions on data that ships with the package; it computes nothing itself.
 """
@@ -32,7 +32,7 @@ from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.report import Report
 from patchslim.runs.progress import Progress, ignore_progress
 
-BUDGETS = (0.7, 0.5, 0.35)
+BUDGETS = (0.7, 0.5)
 PICTURE_BUDGET = 0.5
 PICTURED_SCENES = 2  # scenes drawn for each method
 REPEATS = 5
@@ -197,7 +197,7 @@ def draw_pictures(
 INTRO = (
     "A small vision transformer, trained to find and read one handwritten digit in a cluttered "
     "scene of 96x96 pixels (144 patches), was given fewer patch tokens by every method in "
-    "patchslim that needs no training, at three budgets, and measured beside the untouched "
+    "patchslim that needs no training, at two budgets, and measured beside the untouched "
     "(dense) model in one run. Those that are calibrated first looked at "
     f"{SEARCH.images} other scenes, without labels and without changing a weight. Random keeps "
     "patches drawn by lot at the very token counts of each method: a method that does not beat it "
