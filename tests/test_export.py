@@ -425,8 +425,8 @@ def artefact_path(folder: Path, target: str) -> Path:
 def cases():
     """Every method in every target; settings that make other graphs in ONNX alone.
 
-    AOTInductor compiles the program that the laws compile, for half a minute a method: here it meets
-    one method of each kind, and `benchmarks/export.py` has them all.
+    AOTInductor compiles the program that the laws compile, for half a minute a method: here it
+    meets one method of each kind, and `benchmarks/export.py` has them all.
     """
     for method in METHODS:
         ships = method in patchslim.method_names()
