@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchslim.errors import BadSchedule
 from patchslim.measurement.latency import interleave
+from patchslim.methods._method import Method
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import make_plan
@@ -110,10 +111,11 @@ class _Blocks:
         shape = model.plan.shape
         self.prefix, self.patches = shape.prefix, shape.entering - shape.prefix
         self.read = shape.read if model.plan.tail == "exact" else None
+        self.fewest = max(2, _fewest_of_all(model.method, self.patches))
 
     def keys(self) -> list[Key]:
         """Lists the kinds of blocks."""
-        fewer = {max(2, round(share * self.patches)) for share in ROWS} - {self.patches}
+        fewer = {max(self.fewest, round(share * self.patches)) for share in ROWS} - {self.patches}
         rows = [self.patches, *sorted(fewer, reverse=True)]
         made = []
         for number, entering in enumerate(rows):
@@ -121,7 +123,7 @@ class _Blocks:
             if number < len(rows) - 1:
                 made += [Key("block", entering, self._left(entering, cut)) for cut in CUTS]
         if self.read is not None:
-            tails = [max(2, round(share * self.patches)) for share in TAIL_ROWS]
+            tails = [max(self.fewest, round(share * self.patches)) for share in TAIL_ROWS]
             made += [Key("tail", entering, entering) for entering in tails]
         return list(dict.fromkeys(made))
 
@@ -156,6 +158,13 @@ class _Blocks:
             step = BlockStep(0, entering, left + self.prefix, place=self.model.method.place)
             tokens = forward.run_block(step, tokens)
         return tokens
+
+
+def _fewest_of_all(method: Method, patches: int) -> int:
+    """Finds how few patches a method can leave, however often it decides."""
+    while method.fewest(patches) < patches:
+        patches = method.fewest(patches)
+    return patches
 
 
 def _checked_models(model: SlimModel) -> list[SlimModel]:
