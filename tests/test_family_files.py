@@ -6,6 +6,7 @@ their answers or their tokens differ.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,23 @@ import pytest
 import torch
 
 import patchslim
+from patchslim.deployment.registry import find_target
+from patchslim.errors import ShortSchedule, WrongExport
 from patchslim.hosts._registry import load_adapter
 from patchslim.testing.adapter_laws import AdapterTrial
 from test_family_laws import list_variants, only_combines
 
-MOST = 3  # variants of a family that are exported
+# PyTorch's converter to ONNX does not follow the layout of attention with a bias for each head.
+REFUSED = {("transformers_beit", "onnx")}
+MOST = 2  # variants of a family that are exported
 FIRST: list[Any] = []
 SOME: list[Any] = []
 for family in patchslim.adapter_names():
     usual = [each for each in list_variants(family) if not only_combines(family, each)]
+    # What a backbone returns holds more than tensors, and export refuses that.
+    exported = [each for each in usual if "Backbone" not in str(each)]
     FIRST.append(pytest.param(family, usual[0], id=family))
-    SOME += [pytest.param(family, each, id=f"{family}-{each}") for each in usual[:MOST]]
+    SOME += [pytest.param(family, each, id=f"{family}-{each}") for each in exported[:MOST]]
 
 
 @pytest.mark.parametrize(("family", "variant"), FIRST)
@@ -52,8 +59,14 @@ def test_the_family_is_exported_with_the_same_answers(
     host, adapter = variant.build(), load_adapter(family)
     if next(host.parameters()).dtype != torch.float32:
         host = host.float()
-    slimmed = patchslim.slim(host, "tome", keep=0.5)
-    written = patchslim.export(slimmed, tmp_path / "model", to=target)
+    if (family, target) in REFUSED:
+        with pytest.raises(WrongExport, match="Nothing was written"):
+            patchslim.export(patchslim.slim(host, "tome", keep=0.5), tmp_path / "m.onnx", to=target)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ShortSchedule)  # of a pyramid
+        slimmed = patchslim.slim(host, "tome", keep=0.5)
+    written = patchslim.export(slimmed, tmp_path / f"model{find_target(target).suffix}", to=target)
     assert "the same tokens in every block" in str(written.check)
     images = AdapterTrial(host, adapter).images()
     with torch.no_grad():

@@ -86,7 +86,7 @@ class TorchvisionVit(Adapter):
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """Embeds class token and patches, adds their positions, applies dropout."""
         patches = self.embedding(host, images)
-        class_token = host.class_token.expand(len(patches), -1, -1)
+        class_token = host.class_token.expand(patches.shape[0], -1, -1)
         x = torch.cat([class_token, patches], dim=1) + host.encoder.pos_embedding
         side = _grid_side(host)
         return Tokens(x=host.encoder.dropout(x), prefix=1, grid=(side, side))

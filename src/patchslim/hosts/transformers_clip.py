@@ -185,7 +185,7 @@ class TransformersClip(TransformersHost):
         if bias is None:
             pooled = pooling(x)
         elif hasattr(pooling, "probe"):
-            probe = pooling.probe.repeat(len(x), 1, 1)
+            probe = pooling.probe.repeat(x.shape[0], 1, 1)
             mask = bias.repeat_interleave(pooling.attention.num_heads, dim=0).unsqueeze(1)
             pooled = pooling.attention(probe, x, x, attn_mask=mask)[0]
             pooled = (pooled + pooling.mlp(pooling.layernorm(pooled)))[:, 0]
@@ -194,7 +194,7 @@ class TransformersClip(TransformersHost):
                 each.unflatten(2, (pooling.num_heads, -1)).transpose(1, 2)
                 for each in (pooling.cls_token, pooling.k_proj(x), pooling.v_proj(x))
             )
-            query = query.expand(len(x), -1, -1, -1)
+            query = query.expand(x.shape[0], -1, -1, -1)
             scale = query.shape[3] ** -0.5
             read = attention(query, key, value, scale=scale, bias=bias[:, None, None])
             pooled = pooling.output_proj(read.transpose(1, 2).flatten(2).mean(dim=1))
