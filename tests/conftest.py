@@ -52,6 +52,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the latencies that plans measure in a folder of this run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATCHSLIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_collection_finish() -> None:
     """Freezes what the tests have imported, so that the garbage collector need not visit it."""
     gc.collect()
