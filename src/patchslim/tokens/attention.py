@@ -34,7 +34,15 @@ def attention(
     """Computes softmax(q k' * scale + bias) v; q (B, H, n, d), k (B, H, N, d), v (B, H, N, e)."""
     if training and dropout == 0.0 and _is_explicit_faster(q, k):
         return attention_map(q, k, scale=scale, bias=bias) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+    attended = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
+    )
+    # Where each head has a bias of its own, kernels lay out what they return in different ways, and
+    # a graph that was traced with one is converted with another.
+    own_bias = bias is not None and bias.shape[1] > 1
+    if own_bias and torch.compiler.is_compiling():
+        return attended.clone(memory_format=torch.contiguous_format)
+    return attended
 
 
 def _is_explicit_faster(q: Tensor, k: Tensor) -> bool:
