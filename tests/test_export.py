@@ -52,6 +52,7 @@ METHODS = {
         f"similarity {group}": ("similarity", {"group": group})
         for group in "nearest bipartite average density medoids iterative redundancy".split()
     },
+    "topk+tome": ("topk+tome", {}),
     "similarity leader": ("similarity", {"group": "leader", "threshold": 0.3}),
     "similarity components": ("similarity", {"group": "components", "threshold": 0.3}),
     "similarity paper": ("similarity", {"preset": "paper"}),

@@ -43,6 +43,8 @@ class Chain(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Follows each row through both; -1 if either drops it."""
         first, second = self.first.remap(rows), self.second.remap(self.between)
-        second = second.expand(max(len(first), len(second)), -1)
-        first = first.expand(len(second), -1)
+        if first.shape[0] == 1:  # a map that all images share
+            first = first.expand(second.shape[0], -1)
+        elif second.shape[0] == 1:
+            second = second.expand(first.shape[0], -1)
         return torch.where(first < 0, first, second.gather(1, first.clamp(min=0)))
