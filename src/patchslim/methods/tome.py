@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals, Threshold
+from patchslim.methods._matching import ascending, first_of_sets, match_best
 from patchslim.methods._sorting import first_equal, rank_rows
 from patchslim.tokens.merging import Assign, Merge
 from patchslim.tokens.reduction import Reduction
@@ -49,7 +50,7 @@ class ToMe(Method):
 
         The rows that stay are those of A and then those of B: the next split depends on the order.
         """
-        a, b = _set_starts(tokens.prefix)
+        a, b = first_of_sets(tokens.prefix)
         keys = F.normalize(signals.keys(), dim=-1)
         similarity = keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)
         if tokens.alive is not None:
@@ -59,17 +60,14 @@ class ToMe(Method):
             )
         if is_by_product() and not self.adaptive:
             return self._assign(tokens, similarity, keep)
-        best = similarity.max(dim=-1)
         every_b = torch.arange(b, tokens.patches, 2, device=keys.device).expand(keys.shape[0], -1)
         if self.adaptive:
+            best = similarity.max(dim=-1)
             return self._merge_above_threshold(tokens, best, every_b, keep)
-        order = best.values.topk(best.values.shape[1], dim=1).indices
-        gone, stay = order.split(
-            [tokens.patches - keep, order.shape[1] - tokens.patches + keep], dim=1
-        )
-        stay = stay.topk(stay.shape[1], dim=1, largest=False).values
-        into = best.indices.gather(1, gone) + stay.shape[1]
-        return Merge(torch.cat([stay * 2 + a, every_b], dim=1), gone=gone * 2 + a, into=into)
+        matched = match_best(similarity, tokens.patches - keep)
+        stay = ascending(matched.stay)
+        kept = torch.cat([stay * 2 + a, every_b], dim=1)
+        return Merge(kept, gone=matched.gone * 2 + a, into=matched.into + stay.shape[1])
 
     def _assign(self, tokens: Tokens, similarity: Tensor, keep: int) -> Assign:
         """The same pairs and the same order of rows, without sorting."""
@@ -84,7 +82,7 @@ class ToMe(Method):
         place = ((~goes).unsqueeze(1) & (rows < rows.unsqueeze(1))).sum(dim=2)
         to_a = torch.where(goes, partner + left, place)
         to_b = torch.arange(left, left + tokens.patches - count).expand(to_a.shape[0], -1)
-        a, _ = _set_starts(tokens.prefix)
+        a, _ = first_of_sets(tokens.prefix)
         to = _interleave(to_a, to_b, a)
         leads = _interleave(~goes, torch.ones_like(to_b, dtype=torch.bool), a)
         return Assign(to, leads, keep)
@@ -93,7 +91,7 @@ class ToMe(Method):
         self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int
     ) -> Merge:
         """Merges the pairs above the threshold, and more if the schedule wants fewer rows."""
-        a, _ = _set_starts(tokens.prefix)
+        a, _ = first_of_sets(tokens.prefix)
         rows = tokens.rows()
         real = torch.ones_like(rows, dtype=torch.bool) if tokens.alive is None else tokens.alive
         number = real.sum(dim=1, keepdim=True)
@@ -122,7 +120,7 @@ class ToMe(Method):
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts the similarities between A and B."""
-        a, b = _set_starts(prefix)
+        a, b = first_of_sets(prefix)
         count = rows - prefix
         return len(range(a, count, 2)) * len(range(b, count, 2)) * block.key_width
 
@@ -134,8 +132,3 @@ def _interleave(of_a: Tensor, of_b: Tensor, a: int) -> Tensor:
     second = F.pad(second, (0, missing)) if missing else second
     both = torch.stack([first, second], dim=2).flatten(1)
     return both[:, :-1] if missing else both
-
-
-def _set_starts(prefix: int) -> tuple[int, int]:
-    """Finds the first patch of A and of B. Rows alternate, prefix included, and row 0 is in A."""
-    return prefix % 2, 1 - prefix % 2
