@@ -230,7 +230,7 @@ def test_an_adapter_for_other_hosts_is_refused_with_the_classes():
     class Zebras(TimmVit):
         host_classes = frozenset({"zoo.Zebra"})
 
-    with pytest.raises(UnsupportedModel, match=r"Zebras serves zoo.Zebra, and not timm\."):
+    with pytest.raises(UnsupportedModel, match=r"Zebras does not serve timm\..*host_classes"):
         patchslim.slim(tiny_host(), "tome", r=2, adapter=Zebras())
 
 

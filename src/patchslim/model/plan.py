@@ -123,9 +123,8 @@ def _check_adapter(adapter: Adapter, host: nn.Module) -> None:
         )
     if not adapter.serves(host):
         raise UnsupportedModel(
-            f"{type(adapter).__name__} serves {', '.join(adapter.host_classes)}, and not "
-            f"{type(host).__module__}.{type(host).__qualname__}. Leave adapter= out, or add the "
-            "class to its host_classes."
+            f"{type(adapter).__name__} does not serve {type(host).__module__}."
+            f"{type(host).__qualname__}. Leave adapter= out, or name the class in its host_classes."
         )
 
 
@@ -142,9 +141,17 @@ def macs(
 
     Takes what `slim` takes; without a method, those of the untouched model.
     """
-    budget: Any = {name: asked.pop(name) for name in Budget.__annotations__ if name in asked}
-    plan = make_plan(model, method, schedule, tail=tail, adapter=adapter, settings=asked, **budget)
-    return plan.cost
+    budget, settings = split_budget(asked)
+    return make_plan(
+        model, method, schedule, tail=tail, adapter=adapter, settings=settings, **budget
+    ).cost
+
+
+def split_budget(asked: Mapping[str, Any]) -> tuple[Budget, dict[str, Setting]]:
+    """Tells the budget from the method's own settings, which callers give side by side."""
+    names = Budget.__annotations__
+    budget: Any = {name: value for name, value in asked.items() if name in names}
+    return budget, {name: value for name, value in asked.items() if name not in names}
 
 
 def plan_schedule(

@@ -67,10 +67,10 @@ def slim(  # noqa: PLR0913 (the front door: every budget by its name)
                 f"latency_ms and images are for slim(model, 'auto', ...). For {method} alone, call "
                 f"patchslim.plan(model, images, {method!r}, latency_ms=...)."
             )
+        budget = {"macs": macs, "keep": keep, "r": r, "keep_rate": keep_rate, "at": at}
         return slim_by_budget(
-            model, method, schedule, macs=macs, keep=keep, r=r, keep_rate=keep_rate, at=at,
-            tail=tail, adapter=adapter, **settings,
-        )  # fmt: skip
+            model, method, schedule, tail=tail, adapter=adapter, **budget, **settings
+        )
     given = {"schedule": schedule, "keep": keep, "r": r, "keep_rate": keep_rate, "at": at}
     unused = [name for name, value in {**given, "tail": tail}.items() if value is not None]
     if unused or images is None:
