@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 from peer_figures import LATER, PEERS
+from real_model import load_deit_tiny
 
 import patchslim
 from patchslim.data.images import Images
@@ -40,8 +40,7 @@ def main() -> None:
     warnings.simplefilter("ignore", DeepCut)
     warnings.simplefilter("ignore", ShortSchedule)
     data = options.shared / "data"
-    host = timm.create_model("deit_tiny_patch16_224").eval()
-    timm.models.load_checkpoint(host, str(data / "deit_tiny_patch16_224.safetensors"))
+    host = load_deit_tiny(options.shared)
     images = Images.for_host(
         host,
         data / "imagenet-sample-500.zip",

@@ -63,11 +63,16 @@ def commands(desk: Path) -> dict[str, Command]:
         ),
         "slim": Command(("slim", "test_vit", "--macs", 0.6)),
         "export": Command(("export", desk / "small"), out="run.pt2"),
+        "plan": Command(
+            ("plan", "test_vit", "--weights", desk / "vit.safetensors", "--model-kwargs",
+             "num_classes=3", *data, "--method", "topk", "--macs", 0.8, "--batch", 2,
+             "--seconds", 0.1),
+        ),
         "demo": Command(("demo", "--scenes", 2), first=shorten_demo),
     }  # fmt: skip
 
 
-LONG = ("train", "calibrate", "measure", "slim", "export", "demo")
+LONG = ("train", "calibrate", "measure", "slim", "export", "plan", "demo")
 
 
 def shorten_demo() -> None:
