@@ -102,6 +102,15 @@ def folder(tmp_path_factory):
 
 
 @slow
+@pytest.mark.parametrize("small_disk", ["100k"], indirect=True)
+@pytest.mark.parametrize("target", ABLE)
+def test_a_full_disk_is_one_error_and_leaves_nothing(small_disk, target):
+    with pytest.raises(BadFile, match=r"Could not write .*What was there before is as it was"):
+        patchslim.export([slim(host(), 0.5), slim(host(), 0.8)], small_disk / "vit", to=target)
+    assert not [each for each in small_disk.iterdir() if "lock" not in each.name]
+
+
+@slow
 def test_a_list_is_named_by_shares_and_a_budget_is_chosen(folder):
     budgets = patchslim.load(folder)
     shares = {name: each.card["macs"] / each.card["dense_macs"] for name, each in budgets.items()}

@@ -24,7 +24,7 @@ from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.int8 import check_images, in_batches, measure_drift, quantise
 from patchslim.deployment.registry import target_names
 from patchslim.deployment.target import FLOAT32, INT8, Target
-from patchslim.errors import BadSetting, PatchslimError, UnsupportedModel, WrongExport
+from patchslim.errors import BadFile, BadSetting, PatchslimError, UnsupportedModel, WrongExport
 from patchslim.model.images import check_readable, show_images
 from patchslim.model.model import SlimModel
 from patchslim.settings import check_type
@@ -211,6 +211,17 @@ def _check_batch(images: Any) -> Tensor:
         raise BadSetting(f"images=: {show_images(images)}. {GIVE_IMAGES}")
     given: Tensor = images.detach()
     return given
+
+
+@contextlib.contextmanager
+def tell_unwritable(path: Path) -> Iterator[None]:
+    """Says that a place could not be written, and that nothing there has changed."""
+    try:
+        yield
+    except OSError as error:
+        raise BadFile(
+            f"Could not write {path}: {error}. What was there before is as it was."
+        ) from error
 
 
 def _write(target: Target, converted: Any, graph: Graph, card: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from patchslim.deployment.artefact import Artefact, open_artefact
 from patchslim.deployment.budgets import Budgets
-from patchslim.deployment.conversion import Order, convert, read_images
+from patchslim.deployment.conversion import Order, convert, read_images, tell_unwritable
 from patchslim.deployment.drift import Limits
 from patchslim.deployment.export_budgets import (
     check_folder,
@@ -228,7 +228,7 @@ def _limits(max_kl: Any, max_drop: Any) -> Limits:
 @contextlib.contextmanager
 def _replace(target: Target, path: Path) -> Iterator[Path]:
     """A file or a folder to write, which takes the place of `path` if nothing fails."""
-    try:
+    with tell_unwritable(path):
         if target.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(path) as fresh:
@@ -236,7 +236,3 @@ def _replace(target: Target, path: Path) -> Iterator[Path]:
         else:
             with replace_folder(path, target.files) as fresh:
                 yield fresh
-    except OSError as error:
-        raise BadFile(
-            f"Could not write {path}: {error}. What was there before is as it was."
-        ) from error

@@ -12,7 +12,7 @@ import torch
 from patchslim.deployment.artefact import open_artefact
 from patchslim.deployment.budgets import INDEX_FILE, Budgets, is_name, open_budgets, write_index
 from patchslim.deployment.checking import Check
-from patchslim.deployment.conversion import Converted, Order, convert
+from patchslim.deployment.conversion import Converted, Order, convert, tell_unwritable
 from patchslim.deployment.layout import LAYOUTS, Layout
 from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.shared_weights import WEIGHTS_FILE
@@ -78,7 +78,7 @@ def export_budgets(
             "name has letters, digits, '.', '_' and '-' only."
         )
     places = layout.places(order.target, [*models])
-    with replace_folder(path, _replaceable(path)) as fresh:
+    with tell_unwritable(path), replace_folder(path, _replaceable(path)) as fresh:
         written = {name: fresh / place for name, place in places.items()}
         made = {name: _write(models[name], order, place) for name, place in written.items()}
         bytes_apart = sum(each.stat().st_size for each in fresh.rglob("*") if each.is_file())
