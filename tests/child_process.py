@@ -110,9 +110,6 @@ def kill_when(work: Callable[[], Any], when: Callable[[], bool]) -> None:
 def _work_and_exit(work: Callable[[], Any]) -> NoReturn:
     """Does the work, and ends as an interpreter would: by the exit code, or with a traceback."""
     code = 1
-    # Where the tests were started in the background, interrupts are ignored, and so they would be
-    # here: a test that interrupts its child would wait for ever.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = work() or 0
     except SystemExit as error:
