@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 pytest.register_assert_rewrite("bad_input")  # a failed row says what was compared
-# A shell lets what it starts in the background ignore interrupts. Children would, too, and a test that
-# interrupts one would wait for ever.
+# A shell lets what it starts in the background ignore interrupts. Children would, too, and a test
+# that interrupts one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # imports make millions of objects, and none of them is garbage
 
