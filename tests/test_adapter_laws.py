@@ -46,12 +46,13 @@ PREFIXED = [variant for variant in EVERY if variant.prefix]
 SLOW = pytest.mark.slow
 
 
-def each_option(variants: list[Variant]) -> Any:
-    """Lists each option by itself by default; the registry's combinations of them are slow.
+def each_option(variants: list[Variant], every: int = 1) -> Any:
+    """Lists options by themselves by default, or one in `every`; the others are slow.
 
-    All public laws run on all of them by default.
+    So are the registry's combinations of options. All public laws run on all of them by default.
     """
-    marked = [each if each in OPTIONS else pytest.param(each, marks=SLOW) for each in variants]
+    quick = OPTIONS[::every]
+    marked = [each if each in quick else pytest.param(each, marks=SLOW) for each in variants]
     return pytest.mark.parametrize("variant", marked, ids=str)
 
 
@@ -102,7 +103,7 @@ def test_features_of_everything_equal_the_hosts(variant: Variant) -> None:
     assert slimmed.host is host
 
 
-@each_option(EVERY)
+@each_option(EVERY, every=4)
 def test_reduced_model_runs(variant: Variant) -> None:
     host = built(variant)
     x = random_images(host)
@@ -139,7 +140,7 @@ def test_dropping_equals_masking_in_the_host(variant: Variant) -> None:
     assert is_close(got[:, left.prefix :], take(wanted, rows))
 
 
-@each_option(PREFIXED)
+@each_option(PREFIXED, every=4)
 def test_prefix_stays_first_and_untouched(variant: Variant) -> None:
     """A reduction after the last attention, or of its queries, cannot change any prefix row."""
     host = built(variant)
@@ -155,7 +156,7 @@ def test_prefix_stays_first_and_untouched(variant: Variant) -> None:
             assert is_close(host.norm(traced[-1].x)[:, :prefix], wanted), method
 
 
-@each_option(PREFIXED)
+@each_option(PREFIXED, every=4)
 def test_exact_tail_gives_the_same_answer(variant: Variant) -> None:
     host = built(variant)
     x = random_images(host)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -22,6 +25,19 @@ from patchslim.settings import show_value
 
 JSON_BYTES = 16 << 20  # more than any file of ours, or any configuration of a model, has
 JSON_DEPTH = 50  # lists and objects within each other
+
+
+def list_modules(package: str) -> list[str]:
+    """Lists the public modules in a package's folders, sorted; such a folder is a registry."""
+    paths = importlib.import_module(package).__path__
+    return list(_list_modules(tuple((path, Path(path).stat().st_mtime_ns) for path in paths)))
+
+
+@functools.cache
+def _list_modules(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    """Reads the folders once for each time at which they were changed."""
+    found = pkgutil.iter_modules([path for path, _ in folders])
+    return tuple(sorted(each.name for each in found if not each.name.startswith("_")))
 
 
 @contextlib.contextmanager

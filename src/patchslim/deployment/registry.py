@@ -6,12 +6,12 @@ Listing names imports no torch, since the command line checks and completes them
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchslim.errors import UnknownName
+from patchslim.files import list_modules
 
 if TYPE_CHECKING:
     from patchslim.deployment.target import Target
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def target_names() -> list[str]:
     """The targets that ship with the package, in the order of the alphabet."""
-    package = importlib.import_module("patchslim.deployment.targets")
-    names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    return list_modules("patchslim.deployment.targets")
 
 
 def find_target(name: str) -> Target:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from patchslim.errors import UnsupportedModel
+from patchslim.files import list_modules
 from patchslim.guides import locate_guide
 from patchslim.hosts._library import Library
 
@@ -25,7 +25,7 @@ def adapter_names() -> list[str]:
 
     Files whose names begin with an underscore hold what several families of a library share.
     """
-    return [name for name in _file_names("patchslim.hosts") if not name.startswith("_")]
+    return list_modules("patchslim.hosts")
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def _advise_on_parts(host: nn.Module) -> str:
 
 def library_names() -> list[str]:
     """Lists the libraries that hosts may come from: the files of `patchslim/hosts/_libraries`."""
-    return _file_names("patchslim.hosts._libraries")
+    return list_modules("patchslim.hosts._libraries")
 
 
 @functools.cache
@@ -163,12 +163,6 @@ def installed_libraries() -> dict[str, str]:
     """Lists the distribution and version of each library that is installed."""
     every = ((each.distribution, each.installed_version()) for each in find_libraries())
     return {name: version for name, version in every if version is not None}
-
-
-def _file_names(package: str) -> list[str]:
-    """Lists the modules in a package's folder, sorted."""
-    paths = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(paths))
 
 
 def _only_class(module_name: str, base: type) -> Any:

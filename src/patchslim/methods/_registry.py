@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from patchslim.errors import BadSetting, UnknownName
+from patchslim.files import list_modules
 from patchslim.settings import show_value
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ def method_names() -> list[str]:
 
     Files whose names begin with an underscore are not methods.
     """
-    package = importlib.import_module("patchslim.methods")
-    names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    return list_modules("patchslim.methods")
 
 
 def check_method_name(name: str) -> None:

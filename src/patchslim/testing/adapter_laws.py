@@ -263,7 +263,7 @@ def the_host_stays_unchanged(family: AdapterTrial) -> None:
 def two_threads_get_the_answers_of_one(family: AdapterTrial) -> None:
     """Nothing about a forward pass is kept in the model: threads may share it."""
     model = family.half_model()
-    batches = [family.images(1 + i % 3) + i for i in range(8)]
+    batches = [family.images(1 + i % 3) + i for i in range(4)]
     wanted = [family.answer(model, images) for images in batches]
     with ThreadPoolExecutor(2) as pool:
         for got, want in zip(
