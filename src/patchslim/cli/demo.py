@@ -1,4 +1,4 @@
-"""`demo`: the embedded example, slimmed by every method at two budgets, measured and shown.
+"""`demo`: the embedded example, slimmed by every method at half of the operations, measured and shown.
 
 It combines the public functions on data that ships with the package; it computes nothing itself.
 """
@@ -32,8 +32,7 @@ from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.report import Report
 from patchslim.runs.progress import Progress, ignore_progress
 
-BUDGETS = (0.7, 0.5)
-PICTURE_BUDGET = 0.5
+BUDGETS = (0.5,)
 PICTURED_SCENES = 2  # scenes drawn for each method
 REPEATS = 5
 SCORING_BATCH = 50  # scenes per batch when accuracy is measured
@@ -85,7 +84,7 @@ def write_demo_report(
     report = measure(models, make_batches(scenes), repeats=repeats, progress=say)
     report = replace(report, title=TITLE)
     say("drawing which patches survive")
-    budget = PICTURE_BUDGET if PICTURE_BUDGET in budgets else budgets[0]
+    budget = budgets[-1]
     pictures = draw_pictures(models, scenes, budget)
     exported_name = f"{EXPORTED_METHOD} {budget:g}"
     exported = {"dense": slim(host, "identity", keep=1.0)}
@@ -197,7 +196,7 @@ def draw_pictures(
 INTRO = (
     "A small vision transformer, trained to find and read one handwritten digit in a cluttered "
     "scene of 96x96 pixels (144 patches), was given fewer patch tokens by every method in "
-    "patchslim that needs no training, at two budgets, and measured beside the untouched "
+    "patchslim that needs no training, at half of the operations, and measured beside the untouched "
     "(dense) model in one run. Those that are calibrated first looked at "
     f"{SEARCH.images} other scenes, without labels and without changing a weight. Random keeps "
     "patches drawn by lot at the very token counts of each method: a method that does not beat it "
@@ -215,6 +214,6 @@ UNTRAINED = (
     "would use a method: fine-tuning wins much of the loss back."
 )
 EXACT_TAIL = (
-    "The budgets are shares of the dense model's operations. In every row but the dense one, the "
+    "Budgets are shares of the dense model's operations. In every row but the dense one, the "
     'last block computes only the row that the head reads (tail="exact").'
 )

@@ -64,7 +64,7 @@ def compare_runtimes(
             for name, model in models.items():
                 say(f"exporting: {name} for {runtime}")
                 path = Path(folder) / f"{name}-{target}{find_target(target).suffix}"
-                found = export(model, path, target, images=images).check
+                found = export(model, path, target, images=images, batch=len(images)).check
                 if found is not None:
                     differences[runtime, name] = found.largest_difference
                 calls[runtime, name] = _open(path)

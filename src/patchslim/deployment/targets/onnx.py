@@ -54,9 +54,13 @@ class Onnx(Target):
                 input_names=[INPUT],
                 output_names=outputs,
                 opset_version=opset,
+                optimize=False,
                 custom_translation_table=translations(opset),
             )
-            return None if made is None else _name_batch(made.model_proto)
+            if made is None:
+                return None
+            _simplify(made.model)
+            return _name_batch(made.model_proto)
 
         return quietly(convert)
 
@@ -98,6 +102,25 @@ class Onnx(Target):
             optimised = Path(folder) / "optimised.onnx"
             _session(str(path), optimised=optimised)
             return _read_nodes(path), _read_nodes(optimised)
+
+
+def _simplify(model: Any) -> None:
+    """Folds constants and joins equal nodes, in place.
+
+    PyTorch's exporter would search the graph for dozens of patterns, too. That takes longer than
+    all the rest and changes nothing here: ONNX Runtime finds those patterns when it loads a file.
+    """
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model)
+    Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _name_batch(model: Any) -> Any:
