@@ -1,4 +1,4 @@
-"""`demo`: the embedded example, slimmed by every method at half of the operations, measured and shown.
+"""`demo`: the embedded example, halved by every method, measured and shown.
 
 It combines the public functions on data that ships with the package; it computes nothing itself.
 """
@@ -196,8 +196,8 @@ def draw_pictures(
 INTRO = (
     "A small vision transformer, trained to find and read one handwritten digit in a cluttered "
     "scene of 96x96 pixels (144 patches), was given fewer patch tokens by every method in "
-    "patchslim that needs no training, at half of the operations, and measured beside the untouched "
-    "(dense) model in one run. Those that are calibrated first looked at "
+    "patchslim that needs no training, at half of the operations, and measured beside the "
+    "untouched (dense) model in one run. Those that are calibrated first looked at "
     f"{SEARCH.images} other scenes, without labels and without changing a weight. Random keeps "
     "patches drawn by lot at the very token counts of each method: a method that does not beat it "
     "has chosen nothing."
