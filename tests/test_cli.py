@@ -25,7 +25,8 @@ from patchslim.model.load import load
 pytestmark = needs_fork
 TINY = "test_vit"  # timm's own: 6 blocks, 101 tokens, random weights
 COMMANDS = """
-    demo slim plan calibrate train export measure benchmark macs methods models show completion
+    demo slim plan calibrate train export measure bench benchmark macs methods models show
+    completion
 """.split()
 
 

@@ -34,6 +34,7 @@ ROOMS = """
     benchmarking
     planning
     calibration training
+    sweep
     cli
     __init__ __main__
 """.split()

@@ -379,7 +379,9 @@ def test_reports_from_before_top5_load(report):
 
 TIMMS = "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation"
 SPEEDS = "infer_samples_per_sec,infer_step_time,infer_batch_size,infer_img_size,infer_gmacs"
-OURS = "agreement,kl,ece,macs_share,speedup,conversion,peak_memory,tokens"
+OURS = (
+    "agreement,kl,ece,macs_share,speedup,conversion,peak_memory,lost,won,runtime,precision,tokens"
+)
 
 
 def test_csv_has_timms_columns_and_units(report):
@@ -396,7 +398,7 @@ def test_csv_has_timms_columns_and_units(report):
     assert text.splitlines()[0] == f"{TIMMS},{SPEEDS},{OURS}"
     assert text.splitlines()[2] == (
         '"tome, ""0.7""",75.000,25.000,90.000,10.000,22.05,32,0.900,bicubic,'
-        "500.00,6.000,3,32,4.599,50.000,0.01235,0.0432,0.7000,1.250,0.875,1234,9 5"
+        "500.00,6.000,3,32,4.599,50.000,0.01235,0.0432,0.7000,1.250,0.875,1234,0.000,0.000,,,9 5"
     )
 
 
@@ -411,7 +413,7 @@ def test_csv_is_empty_where_nothing_was_measured(report, tome, tmp_path):
     assert empty == {
         *("top1", "top1_err", "top5", "top5_err", "crop_pct", "interpolation"),
         *("infer_samples_per_sec", "infer_step_time", "agreement", "kl", "ece"),
-        *("speedup", "conversion"),
+        *("speedup", "conversion", "lost", "won", "runtime", "precision"),
     }
     assert len(list(csv.DictReader(report.csv().splitlines()))) == len(report.rows)
 

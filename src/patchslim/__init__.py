@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with the 
     from patchslim.planning.slim import slim as slim
     from patchslim.report.report import Report as Report
     from patchslim.schedules.schedule import Schedule as Schedule
+    from patchslim.sweep.bench import bench as bench
+    from patchslim.sweep.result import Sweep as Sweep
     from patchslim.tokens.reduction import Reduction as Reduction
     from patchslim.tokens.shapes import Cost as Cost
     from patchslim.tokens.tokens import Tokens as Tokens
@@ -69,10 +71,12 @@ _MODULES = {
     "Schedule": "patchslim.schedules.schedule",
     "Shards": "patchslim.data.webdataset",
     "SlimModel": "patchslim.model.model",
+    "Sweep": "patchslim.sweep.result",
     "Tokens": "patchslim.tokens.tokens",
     "TrainConfig": "patchslim.training.config",
     "TrainingResult": "patchslim.training.train",
     "adapter_names": "patchslim.hosts._registry",
+    "bench": "patchslim.sweep.bench",
     "benchmark": "patchslim.benchmarking.benchmark",
     "calibrate": "patchslim.calibration.calibrate",
     "export": "patchslim.deployment.export",

@@ -40,6 +40,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "train": ("digits", "--macs", "0.6", "--data", "absent", "--out", "run"),
     "export": ("digits", "--macs", "0.6", "--data", "absent", "--out", "model.pt2"),
     "benchmark": ("model.onnx", "--rounds", "1", "--out", "times.json"),
+    "bench": ("digits", "--data", "absent", "--budgets", "0.5", "--out", "run"),
     "plan": ("digits", "--macs", "0.6", "--data", "absent", "--out", "planned"),
     "measure": ("digits", "--macs", "0.6", "--limit", "2", "--batch", "2", "--repeats", "0"),
     "macs": ("digits", "--macs", "0.6"),

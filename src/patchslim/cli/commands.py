@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchslim.cli.bench_command import bench as bench
 from patchslim.cli.interruption import restore_interrupts
 from patchslim.cli.next_steps import dense_argument, measure_command, train_command
 from patchslim.cli.plan_command import plan as plan

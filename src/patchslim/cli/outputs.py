@@ -12,7 +12,12 @@ from collections.abc import Iterator
 from patchslim.files import check_writable
 from patchslim.runs.ownership import own_file, own_folder
 
-GROWING_FOLDERS = ("calibrate", "demo", "train")  # commands whose --out is a folder that grows
+GROWING_FOLDERS = (
+    "bench",
+    "calibrate",
+    "demo",
+    "train",
+)  # commands whose --out is a folder that grows
 FOLDERS = (*GROWING_FOLDERS, "slim", "plan")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from patchslim.cli.bench_parser import add_bench
 from patchslim.cli.benchmark_parser import add_benchmark
 from patchslim.cli.completion import SHELLS
 from patchslim.cli.options import (
@@ -64,6 +65,7 @@ def make_parser() -> Parser:
     _add_train(commands)
     _add_export(commands)
     _add_measure(commands)
+    add_bench(commands, MODEL_HELP, DATA_HELP)
     add_benchmark(commands)
     _add_macs(commands)
     _add_methods(commands)

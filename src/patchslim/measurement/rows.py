@@ -126,6 +126,9 @@ def make_row(name: str, costs: Costs, measured: Measurements) -> Row:
         speedup=speedup,
         conversion=conversion,
         memory=measured.memory.get(name),
+        lost=scored.lost if scored else None,
+        won=scored.won if scored else None,
+        worst=scored.worst if scored else None,
     )
 
 

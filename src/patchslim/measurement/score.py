@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadData, UnsupportedModel, WrongInput
 from patchslim.model.images import check_readable
-from patchslim.report.row import Estimate
+from patchslim.report.row import Estimate, WorstClass
 from patchslim.runs.progress import Progress
 from patchslim.settings import check_type
 
@@ -24,6 +24,7 @@ Forward = Callable[[Tensor], Tensor]
 PROGRESS_INTERVAL = 0.5  # seconds between two lines of progress
 TOP_K = 5
 ECE_BINS = 15  # of the expected calibration error, as in most papers
+FEWEST_OF_CLASS = 5  # images of a class that say something about it
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,20 @@ class Score:
     ece: float | None
     agreement: Estimate | None
     kl: Estimate | None
+    lost: Estimate | None = None
+    won: Estimate | None = None
+    worst: WorstClass | None = None
 
 
 @dataclass
 class Tally:
-    """Collects one number per image for each score, batch by batch."""
+    """Collects one number per image for each score, batch by batch.
 
+    Tallies of parts of the images, put together in their order, give the same scores to the last
+    digit.
+    """
+
+    labels: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
     in_top5: list[Tensor] = field(default_factory=list)
     confidence: list[Tensor] = field(default_factory=list)
@@ -63,6 +72,7 @@ class Tally:
             self.agrees.append(answer == dense.argmax(dim=1))
             self.kl.append(kl_divergence(dense, logits))
         if labels is not None:
+            self.labels.append(labels)
             self.correct.append(answer == labels)
             self.confidence.append(logits.double().softmax(dim=1).amax(dim=1))
             if logits.shape[1] > TOP_K:
@@ -71,7 +81,7 @@ class Tally:
     def score(self, dense: Tally | None) -> Score:
         """Computes the scores over all images; the dense model agrees with itself by definition."""
         is_dense = dense is self
-        change = agreement = kl = None
+        change = agreement = kl = lost = won = worst = None
         if is_dense:
             agreement, kl = Estimate(1.0, None), Estimate(0.0, None)
         elif dense is not None:
@@ -79,8 +89,10 @@ class Tally:
             kl = Estimate.mean(torch.cat(self.kl))
         if self.correct and dense is not None and not is_dense:
             # Paired by image: most images are easy for both models, or hard for both, and cancel.
-            difference = torch.cat(self.correct).double() - torch.cat(dense.correct).double()
-            change = Estimate.mean(difference)
+            ours, theirs = torch.cat(self.correct), torch.cat(dense.correct)
+            change = Estimate.mean(ours.double() - theirs.double())
+            lost, won = Estimate.share(theirs & ~ours), Estimate.share(ours & ~theirs)
+            worst = find_worst_class(torch.cat(self.labels), theirs, ours)
         return Score(
             images=self.images,
             accuracy=Estimate.share(torch.cat(self.correct)) if self.correct else None,
@@ -91,7 +103,26 @@ class Tally:
             else None,
             agreement=agreement,
             kl=kl,
+            lost=lost,
+            won=won,
+            worst=worst,
         )
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Returns one tensor for each kind of number, with one value an image."""
+        return {name: torch.cat(getattr(self, name)) for name in _TALLIED if getattr(self, name)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Tally:
+        """Makes the tally that `to_tensors` was called of."""
+        made = cls(images=len(next(iter(tensors.values()), ())))
+        for name, each in tensors.items():
+            if name in _TALLIED:
+                getattr(made, name).append(each)
+        return made
+
+
+_TALLIED = tuple(each.name for each in fields(Tally) if each.default_factory is list)
 
 
 def score(
@@ -101,7 +132,19 @@ def score(
     total: int | None,
     progress: Progress,
 ) -> dict[str, Score]:
-    """Scores each of `forwards`; the one named "dense", if any, is what others are compared with.
+    """Scores each of `forwards`, as `tally` collects their answers."""
+    tallies = tally(forwards, batches, total=total, progress=progress)
+    return {name: each.score(tallies.get("dense")) for name, each in tallies.items()}
+
+
+def tally(
+    forwards: Mapping[str, Forward],
+    batches: Iterable[Batch],
+    *,
+    total: int | None,
+    progress: Progress,
+) -> dict[str, Tally]:
+    """Collects the answers of each of `forwards`; "dense" is what others are compared with.
 
     Args:
         forwards: functions from images to logits, by name.
@@ -131,7 +174,7 @@ def score(
         for name, logits in answers.items():
             known = None if labels is None else labels.cpu()
             tallies[name].add(logits, answers.get("dense"), known)
-    return {name: tally.score(tallies.get("dense")) for name, tally in tallies.items()}
+    return tallies
 
 
 def kl_divergence(dense: Tensor, slim: Tensor) -> Tensor:
@@ -157,6 +200,34 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
     gaps = torch.zeros(ECE_BINS, dtype=torch.float64)
     gaps.index_add_(0, bins, correct.double() - confidence)
     return float(gaps.abs().sum() / len(confidence))
+
+
+def find_worst_class(labels: Tensor, dense: Tensor, correct: Tensor) -> WorstClass | None:
+    """Finds the class that loses most accuracy; None if every class has too few images.
+
+    Of classes that lose the same share, the one with the most images is returned.
+
+    Args:
+        labels: the class of each image (N,).
+        dense: whether the dense model reads it right.
+        correct: whether this model does.
+    """
+    worst: WorstClass | None = None
+    for label in labels.unique().tolist():
+        mine = labels == label
+        count = int(mine.sum())
+        if count < FEWEST_OF_CLASS:
+            continue
+        now = WorstClass(
+            int(label),
+            count,
+            float(dense[mine].double().mean()),
+            float(correct[mine].double().mean()),
+        )
+        order = (now.dense - now.accuracy, now.images)
+        if worst is None or order > (worst.dense - worst.accuracy, worst.images):
+            worst = now
+    return worst
 
 
 def check_batch(batch: object, number: int) -> Batch:

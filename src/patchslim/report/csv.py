@@ -59,6 +59,7 @@ def write_parameters(count: int | None) -> str:
 def _csv_cells(row: Row, provenance: Provenance, prepared: Preprocessing | None) -> dict[str, str]:
     """Writes a row as text, by the name of the column."""
     side = write_side(provenance.image_size)
+    batch = row.batch or provenance.batch
     top1, top1_err = _percentages(row.accuracy)
     top5, top5_err = _percentages(row.top5)
     return {
@@ -73,8 +74,8 @@ def _csv_cells(row: Row, provenance: Provenance, prepared: Preprocessing | None)
         "interpolation": prepared.interpolation if prepared else "",
         **timing_cells(
             row.throughput.median if row.throughput else None,
-            row.latency.median * provenance.batch if row.latency else None,
-            provenance.batch,
+            row.latency.median * batch if row.latency else None,
+            batch,
             side,
             row.macs,
         ),
@@ -85,6 +86,10 @@ def _csv_cells(row: Row, provenance: Provenance, prepared: Preprocessing | None)
         "speedup": format_number(row.speedup.median if row.speedup else None, ".3f"),
         "conversion": format_number(row.conversion, ".3f"),
         "peak_memory": "" if row.memory is None else str(row.memory),
+        "lost": _percentages(row.lost)[0],
+        "won": _percentages(row.won)[0],
+        "runtime": row.runtime or "",
+        "precision": row.precision or "",
         "tokens": " ".join(map(str, row.tokens)),
     }
 

@@ -62,6 +62,23 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class WorstClass:
+    """The class that loses most, with the shares of its images that are read right.
+
+    Attributes:
+        label: the number of the class.
+        images: how many images of it there are.
+        dense: the share that the dense model reads right.
+        accuracy: the share that this model does.
+    """
+
+    label: int
+    images: int
+    dense: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class CostDistribution:
     """What images cost if each keeps a number of patches of its own, as shares of the dense MACs.
 
@@ -113,6 +130,10 @@ class Row:
         speedup: the dense model's time over this model's, paired round by round of one run.
         conversion: speed-up times share of MACs; 1 if time falls as operations do.
         memory: peak bytes of activations in one forward pass of a batch.
+        lost, won: shares of images that the dense model reads right and this one wrong, and the
+            other way round; of `change`, these are the two parts.
+        worst: the class that loses most accuracy, among those with some images.
+        runtime, precision, batch: what it ran on, where the rows of a report differ in that.
     """
 
     name: str
@@ -134,14 +155,21 @@ class Row:
     speedup: Quartiles | None = None
     conversion: float | None = None
     memory: int | None = None
+    lost: Estimate | None = None
+    won: Estimate | None = None
+    worst: WorstClass | None = None
+    runtime: str | None = None
+    precision: str | None = None
+    batch: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
         """Makes a row from the data of `dataclasses.asdict`; a missing entry was not measured."""
         fields = {**data, "tokens": tuple(data["tokens"])}
-        for name in ("accuracy", "change", "top5", "agreement", "kl"):
+        for name in ("accuracy", "change", "top5", "agreement", "kl", "lost", "won"):
             fields[name] = Estimate(**data[name]) if data.get(name) else None
         fields["spent"] = CostDistribution(**data["spent"]) if data.get("spent") else None
+        fields["worst"] = WorstClass(**data["worst"]) if data.get("worst") else None
         for name in ("latency", "throughput", "speedup"):
             fields[name] = Quartiles(**data[name]) if data.get(name) else None
         return cls(**fields)

@@ -1,0 +1,314 @@
+"""`bench`: compares any models, methods, budgets, runtimes, precisions and batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from patchslim.deployment.registry import find_target, target_names
+from patchslim.errors import BadSetting, PatchslimError
+from patchslim.files import check_writable
+from patchslim.hosts._answers import eval_mode
+from patchslim.measurement.measure import ROUNDS
+from patchslim.methods._method import Method
+from patchslim.methods._registry import make_method, method_label, method_names
+from patchslim.planning.cache import device_fingerprint
+from patchslim.runs.ownership import own_folder
+from patchslim.runs.progress import Progress, check_progress
+from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, check_value
+from patchslim.sweep.backend import EAGER, Backend, Opened, open_backend
+from patchslim.sweep.cell import DENSE, Cell, Variant, describe_method, make_cells, make_key
+from patchslim.sweep.measuring import (
+    Answers,
+    Built,
+    Reference,
+    add_twin,
+    answer,
+    build_model,
+    measure_cell,
+    untouched_model,
+    use_threads,
+)
+from patchslim.sweep.result import Sweep
+from patchslim.sweep.store import CellResult, Store
+from patchslim.sweep.subject import ImagesOf, Subject
+
+SHARE = Range(0, 1, above=True)
+THREADS = Range(1, 4096)
+NOT_COMPARED = ("identity", "random")  # the dense model and the baseline: both are there anyway
+
+
+def bench(  # noqa: PLR0913 (a sweep is the product of these)
+    models: nn.Module | Mapping[str, nn.Module],
+    images: ImagesOf,
+    methods: Sequence[str | Method] | Mapping[str, str | Method] | None = None,
+    *,
+    out: str | Path,
+    budgets: Sequence[float] = (0.75, 0.5),
+    runtimes: Sequence[str] = (EAGER,),
+    precisions: Sequence[str] = ("float32",),
+    batches: Sequence[int] = (8,),
+    calibration: ImagesOf | None = None,
+    rounds: int = 20,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Compares methods on models by one protocol, and keeps what it finds in a folder.
+
+    Each cell, that is a method at a budget on a runtime, in a precision, for a batch, is scored on
+    all images and timed in turns with the dense model and with `random` at its own token counts.
+    What is in the folder already is not measured again: a sweep that was stopped goes on.
+
+    Args:
+        models: a dense model, or several by name.
+        images: the images to score, with labels or without: the path of a folder or an archive of
+            them, a source such as `Images`, batches, or a function that returns one of these for a
+            model: each prepares images in its own way.
+        methods: names, or Methods with settings of your own, or a mapping from what each is to be
+            called; by default all that are there.
+        out: the folder of the sweep.
+        budgets: shares of the dense model's operations.
+        runtimes: "eager" for PyTorch, and names of targets of `export`.
+        precisions: "float32" and others that the runtimes have.
+        batches: numbers of images in a call.
+        calibration: unlabelled images for methods that are calibrated, and for int8; not those to
+            score.
+        rounds: of timing; 0 for no timing.
+        threads: by default as many as PyTorch has here.
+        seed: of the random baseline.
+        progress: is called with one line of text at a time.
+
+    Returns:
+        The rows, and the cells that were refused with the reasons.
+    """
+    named = _name_models(models)
+    chosen = _name_methods(methods)
+    shares = [check_value("budgets", each, float, SHARE) for each in _list("budgets", budgets)]
+    sizes = [check_value("batches", each, int, BATCH) for each in _list("batches", batches)]
+    places = _list("runtimes", runtimes)
+    for each in places:
+        check_choice("runtimes", each, (EAGER, *target_names()))
+    types = _list("precisions", precisions)
+    rounds = check_value("rounds", rounds, int, ROUNDS)
+    seed = check_value("seed", seed, int, SEED)
+    if threads is not None:
+        threads = check_value("threads", threads, int, THREADS)
+    show = check_progress(progress)
+    folder = check_writable(out, folder=True)
+    runner = Runner(Store(folder), chosen, rounds, threads, seed, show)
+    results: dict[Cell, CellResult] = {}
+    prepared = None
+    with own_folder(folder), use_threads(threads):
+        for name, host in named.items():
+            with eval_mode(host):
+                subject = Subject.open(name, host, images, calibration)
+                prepared = prepared or subject.prepared
+                cells = make_cells(name, chosen, shares, places, types, sizes)
+                results |= runner.run(subject, [*cells])
+        sweep = Sweep(results, runner.measured, prepared, folder)
+        sweep.save()
+    return sweep
+
+
+class Runner:
+    """Walks through the cells of a sweep, and measures those that are not in its folder.
+
+    Attributes:
+        measured: how many cells were measured.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        methods: Mapping[str, Method],
+        rounds: int,
+        threads: int | None,
+        seed: int,
+        show: Progress,
+    ) -> None:
+        self.store, self.methods, self.rounds = store, methods, rounds
+        self.threads, self.seed, self.show = threads, seed, show
+        self.measured = 0
+
+    def run(self, subject: Subject, cells: Sequence[Cell]) -> dict[Cell, CellResult]:
+        """Returns the results of all cells of a host."""
+        host = _HostRun(self, subject)
+        results: dict[Cell, CellResult] = {}
+        for number, cell in enumerate(cells):
+            key = host.key_of(cell)
+            known = self.store.read_cell(key)
+            if known is None:
+                self.show(f"cell {number + 1} of {len(cells)}: {cell}")
+                known = host.measure(cell)
+                self.store.write_cell(key, {**asdict(cell.variant), "batch": cell.batch}, known)
+                self.measured += 1
+            results[cell] = known
+        return results
+
+
+class _HostRun:
+    """The cells of one host: what was opened for one of them is used for the next."""
+
+    def __init__(self, runner: Runner, subject: Subject) -> None:
+        self.runner, self.subject = runner, subject
+        self._reference: Reference | None = None
+        self._backends: dict[tuple[str, str], Backend] = {}
+        self._dense: dict[tuple[str, str], Opened] = {}
+        self._built: tuple[Variant, Built] | None = None
+
+    def key_of(self, cell: Cell) -> str:
+        """Returns the key of a cell: all that its numbers depend on."""
+        runner = self.runner
+        times = {"rounds": runner.rounds, "threads": runner.threads}
+        return make_key(cell, self._facts(cell.variant), times)
+
+    def measure(self, cell: Cell) -> CellResult:
+        """Measures a cell; where that fails, the result says why, and the sweep goes on."""
+        runner = self.runner
+        try:
+            backend = self._open_backend(cell.variant)
+            reference = self._open_reference()
+            dense = self._open_dense(cell.variant, backend)
+            built = self._build(cell.variant, backend, reference)
+            return measure_cell(
+                cell, self.subject, reference, built, backend, dense,
+                rounds=runner.rounds, threads=runner.threads, seed=runner.seed, show=runner.show,
+            )  # fmt: skip
+        except PatchslimError as error:
+            return CellResult(refused=str(error))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            # Of a library beneath, on one model of many: it is told, and the others go on.
+            return CellResult(refused=f"{type(error).__name__}: {str(error)[:300]}")
+
+    def _facts(self, variant: Variant) -> dict[str, Any]:
+        """Returns what the answers of a variant depend on, besides its own names."""
+        method = self.runner.methods.get(variant.label)
+        device = next(self.subject.host.parameters()).device
+        libraries = [] if variant.runtime == EAGER else [*find_target(variant.runtime).needs]
+        return {
+            **self.subject.facts,
+            "method": describe_method(method),
+            "seed": self.runner.seed,
+            "device": device_fingerprint(device, libraries),
+        }
+
+    def _open_backend(self, variant: Variant) -> Backend:
+        """Opens the backend of a variant, once for all that run on it."""
+        place = (variant.runtime, variant.precision)
+        if place not in self._backends:
+            self._backends[place] = open_backend(
+                *place, self.runner.threads, self.subject.calibration
+            )
+        return self._backends[place]
+
+    def _open_reference(self) -> Reference:
+        """Asks the dense model, or reads what it answered before."""
+        if self._reference is None:
+            key = make_key("reference", self._facts(_dense_variant(self.subject.name)))
+            found = self.runner.store.read_answers(key)
+            if found is None:
+                found = {DENSE: Reference.answers(self.subject, self.runner.show)}
+                self.runner.store.write_answers(key, found)
+            tensors = found[DENSE]
+            self._reference = Reference(
+                untouched_model(self.subject), tensors["logits"], tensors.get("labels")
+            )
+        return self._reference
+
+    def _open_dense(self, variant: Variant, backend: Backend) -> Opened:
+        """Opens the dense model on a backend, once for all that run on it."""
+        place = (variant.runtime, variant.precision)
+        if place not in self._dense:
+            self._dense[place] = backend.open_dense(self._open_reference().untouched)
+        return self._dense[place]
+
+    def _build(self, variant: Variant, backend: Backend, reference: Reference) -> Built:
+        """Builds and scores a variant; the one before is used again for another batch."""
+        if self._built is not None and self._built[0] == variant:
+            return self._built[1]
+        self._built = None
+        runner, subject = self.runner, self.subject
+        if variant.is_dense:
+            models = {DENSE: reference.untouched}
+            opened = {DENSE: self._open_dense(variant, backend)}
+        else:
+            # A copy: some methods learn, or grow with the host they are given.
+            method = copy.deepcopy(runner.methods[variant.label])
+            model = build_model(subject, variant, method)
+            models = add_twin(subject, variant.name, model.eval(), runner.seed)
+            opened = {name: backend.open(each.eval()) for name, each in models.items()}
+        built = Built(models, opened, self._answers(variant, backend, reference, opened))
+        self._built = (variant, built)
+        return built
+
+    def _answers(
+        self,
+        variant: Variant,
+        backend: Backend,
+        reference: Reference,
+        opened: Mapping[str, Opened],
+    ) -> dict[str, Answers]:
+        """Scores a variant, or reads what it answered before."""
+        if variant.is_dense and backend.runtime == EAGER and _is_own(backend, self.subject):
+            return {DENSE: Answers(reference.tally, [])}
+        key = make_key("answers", variant, self._facts(variant))
+        found = self.runner.store.read_answers(key)
+        if found is not None and set(found) == set(opened):
+            return {name: Answers.from_tensors(each) for name, each in found.items()}
+        scored = answer(self.subject, reference, opened, self.runner.show)
+        self.runner.store.write_answers(
+            key, {name: each.to_tensors() for name, each in scored.items()}
+        )
+        return scored
+
+
+def _dense_variant(host: str) -> Variant:
+    """Returns the dense model in PyTorch."""
+    return Variant(host, DENSE, None, EAGER, "")
+
+
+def _is_own(backend: Backend, subject: Subject) -> bool:
+    """Tells whether a precision is that of the host's own weights."""
+    return str(next(subject.host.parameters()).dtype) == f"torch.{backend.precision}"
+
+
+def _name_models(models: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Returns the models by name."""
+    if isinstance(models, nn.Module):
+        return {type(models).__name__: models}
+    check_type("models", models, Mapping, "Give a dense model, or several by name.")
+    if not models:
+        raise BadSetting("models={}: give at least one.")
+    return dict(models)
+
+
+def _name_methods(
+    methods: Sequence[str | Method] | Mapping[str, str | Method] | None,
+) -> dict[str, Method]:
+    """Returns the methods by what they are called in the rows."""
+    if methods is None:
+        methods = [name for name in method_names() if name not in NOT_COMPARED]
+    if isinstance(methods, str | Method):
+        methods = [methods]
+    if not isinstance(methods, Mapping):
+        check_type("methods", methods, Iterable, "Give names, such as ['tome', 'topk'].")
+        methods = {each if isinstance(each, str) else method_label(each): each for each in methods}
+    if DENSE in methods:
+        raise BadSetting("'dense' is the untouched model, which is there anyway: leave it out.")
+    return {str(label): make_method(each, {}) for label, each in methods.items()}
+
+
+def _list(name: str, values: Any) -> list[Any]:
+    """Returns several values, each once; refuses a single one, and none."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise BadSetting(f"{name}={values!r}: give a list, such as [{values!r}].")
+    found = list(dict.fromkeys(values))
+    if not found:
+        raise BadSetting(f"{name}=[]: give at least one.")
+    return found

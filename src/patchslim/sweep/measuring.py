@@ -1,0 +1,249 @@
+"""Measures one cell: builds its model, scores it, and times it beside dense and `random`."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from patchslim.calibration.calibrate import calibrate, must_be_calibrated
+from patchslim.errors import BadSetting, DeepCut, Untrained
+from patchslim.measurement.latency import latency
+from patchslim.measurement.measure import WARMUP
+from patchslim.measurement.memory import peak_memory
+from patchslim.measurement.models import add_random, mean_counts
+from patchslim.measurement.rows import Measurements, dense_costs, make_row, slim_costs
+from patchslim.measurement.sample import count_images, draw_sample, fill_batch, read_first
+from patchslim.measurement.score import Tally, check_batch, tally
+from patchslim.methods._method import Method, Placement
+from patchslim.model.model import SlimModel
+from patchslim.model.plan import make_plan
+from patchslim.model.slim import slim
+from patchslim.report.provenance import Provenance
+from patchslim.report.row import Row
+from patchslim.runs.progress import Progress
+from patchslim.sweep.backend import EAGER, Backend, Opened
+from patchslim.sweep.cell import DENSE, Cell, Variant
+from patchslim.sweep.store import CellResult
+from patchslim.sweep.subject import Subject
+from patchslim.versions import installed_version
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered, with what its images cost.
+
+    Attributes:
+        tally: one number an image for each score.
+        spent: operations of each image; empty where all images cost the same.
+    """
+
+    tally: Tally
+    spent: list[int]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Returns tensors with one value an image."""
+        return {**self.tally.to_tensors(), "spent": torch.tensor(self.spent, dtype=torch.int64)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Answers:
+        """Makes the answers that `to_tensors` was called of."""
+        spent = tensors.get("spent", torch.zeros(0))
+        return cls(Tally.from_tensors(tensors), [int(each) for each in spent])
+
+
+class Reference:
+    """The dense model in PyTorch, which every model of a host is compared with.
+
+    Attributes:
+        untouched: the host with nothing removed, as a slimmed model.
+        logits: its class scores for all images, in their order.
+        tally: its own scores.
+    """
+
+    def __init__(self, untouched: SlimModel, logits: Tensor, labels: Tensor | None) -> None:
+        self.untouched, self.logits = untouched, logits
+        self.tally = Tally()
+        self.tally.add(logits, logits, labels)
+
+    @classmethod
+    def answers(cls, subject: Subject, show: Progress) -> dict[str, Tensor]:
+        """Asks the dense model for all images; returns its class scores, and labels if any."""
+        show(f"{subject.name}: asking the dense model")
+        host, found, labels = subject.host, [], []
+        with torch.inference_mode():
+            parameter = next(host.parameters())
+            for number, batch in enumerate(subject.images):
+                images, known = check_batch(batch, number)
+                moved = images.to(parameter.device, parameter.dtype)
+                found.append(subject.adapter.logits(host(moved)).float().cpu())
+                labels += [] if known is None else [known.cpu()]
+        logits = {"logits": torch.cat(found)}
+        return {**logits, "labels": torch.cat(labels)} if labels else logits
+
+
+def untouched_model(subject: Subject) -> SlimModel:
+    """Returns the host in the loop with nothing removed."""
+    plan = make_plan(subject.host, "identity", keep=1.0, tail="full", adapter=subject.adapter)
+    return SlimModel(subject.host, plan).eval()
+
+
+def build_model(subject: Subject, variant: Variant, method: Method) -> SlimModel:
+    """Slims the host as a variant says; calibrates what must be calibrated."""
+    if must_be_calibrated(method):
+        if subject.calibration is None:
+            raise BadSetting(
+                f"{variant.label} has to be fitted to images first: give `calibration`, images "
+                "without labels that are not among those to score."
+            )
+        return calibrate(subject.host, subject.calibration, method, macs=variant.budget).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeepCut)  # the rows show what it costs
+        warnings.simplefilter("error", Untrained)
+        try:
+            if method.placement is Placement.FIRST:
+                return slim(subject.host, method, adapter=subject.adapter)
+            return slim(subject.host, method, macs=variant.budget, adapter=subject.adapter)
+        except Untrained:
+            raise BadSetting(
+                f"{variant.label} learns what to keep, and was not trained. Train it "
+                "(`patchslim train`), and measure what comes out."
+            ) from None
+
+
+def add_twin(subject: Subject, name: str, model: SlimModel, seed: int) -> dict[str, SlimModel]:
+    """Returns the model, and `random` at its token counts unless it is that itself."""
+    sample = draw_sample(subject.images) if model.method.adaptive else None
+    opening = read_first(subject.images)[0] if sample is None else sample
+    with torch.inference_mode():
+        return add_random({name: model}, opening, seed)
+
+
+def answer(
+    subject: Subject, reference: Reference, opened: Mapping[str, Opened], show: Progress
+) -> dict[str, Answers]:
+    """Asks models for all images, and compares each answer with the dense model's."""
+    seen = 0
+
+    def recall(images: Tensor) -> Tensor:
+        nonlocal seen
+        seen += len(images)
+        return reference.logits[seen - len(images) : seen]
+
+    forwards = {DENSE: recall, **{name: each.logits for name, each in opened.items()}}
+    with torch.inference_mode():
+        tallies = tally(forwards, subject.images, total=count_images(subject.images), progress=show)
+    return {name: Answers(tallies[name], each.spent) for name, each in opened.items()}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A variant that was built and opened on its backend.
+
+    Attributes:
+        models: the model and its random twin, by name; the untouched host for the dense variant.
+        opened: the same as they run.
+        answers: what each answered.
+    """
+
+    models: Mapping[str, SlimModel]
+    opened: Mapping[str, Opened]
+    answers: Mapping[str, Answers]
+
+
+def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
+    cell: Cell,
+    subject: Subject,
+    reference: Reference,
+    built: Built,
+    backend: Backend,
+    dense: Opened,
+    *,
+    rounds: int,
+    threads: int | None,
+    seed: int,
+    show: Progress,
+) -> CellResult:
+    """Times the models of a cell in turns with the dense model, and makes their rows."""
+    opening = read_first(subject.images)[0]
+    images = fill_batch(opening, cell.batch)
+    size = (images.shape[2], images.shape[3])
+    calls = {DENSE: dense, **{n: each for n, each in built.opened.items() if n != DENSE}}
+    ready = {name: each.prepare(images) for name, each in calls.items()}
+    runs = {name: _bind(each, ready[name]) for name, each in calls.items()}
+    with torch.inference_mode():
+        seconds = latency(runs, images, rounds, WARMUP, progress=show) if rounds else {}
+        memory = {}
+        if backend.runtime == EAGER:
+            memory = {name: peak_memory(partial(run, images)) for name, run in runs.items()}
+        sample = draw_sample(subject.images) if _differs(built) else None
+        slimmed = {name: each for name, each in built.models.items() if name != DENSE}
+        measured = Measurements(
+            scores={n: each.tally.score(reference.tally) for n, each in built.answers.items()},
+            spent={name: built.answers[name].spent for name in slimmed},
+            timed={name: _timed_macs(each, images, backend) for name, each in slimmed.items()},
+            tokens={
+                name: mean_counts(each, opening if sample is None else sample)
+                for name, each in slimmed.items()
+            },
+            seconds=seconds,
+            memory=memory,
+            batch=cell.batch,
+        )
+    rows = [
+        make_row(name, slim_costs(name, each, size, measured), measured)
+        for name, each in slimmed.items()
+    ] or [make_row(DENSE, dense_costs(reference.untouched, size), measured)]
+    provenance = Provenance.of(
+        next(subject.host.parameters()).device,
+        backend.precision,
+        batch=cell.batch,
+        image_size=size,
+        images=reference.tally.images,
+        seed=seed,
+        threads=threads,
+        versions={name: installed_version(name) or "unknown" for name in backend.needs},
+    )
+    return CellResult(tuple(_say_where(row, cell) for row in rows), provenance)
+
+
+def _bind(opened: Opened, ready: Tensor) -> Callable[[Tensor], object]:
+    """Returns a call on images that were prepared before the clock started."""
+    return lambda _: opened.run(ready)
+
+
+def _timed_macs(model: SlimModel, images: Tensor, backend: Backend) -> list[int]:
+    """Returns the operations of the images that are timed.
+
+    A file pads images to the most that any of them keeps, so that there all cost the same.
+    """
+    if model.method.adaptive and backend.runtime == EAGER:
+        return [cost.total for cost in model.macs_of(images)]
+    return [model.macs((images.shape[2], images.shape[3])).total]
+
+
+def _differs(built: Built) -> bool:
+    """Tells whether images cost different amounts in one of the models."""
+    return any(each.method.adaptive for each in built.models.values())
+
+
+def _say_where(row: Row, cell: Cell) -> Row:
+    """Returns the row with what it ran on."""
+    variant = cell.variant
+    return replace(row, runtime=variant.runtime, precision=variant.precision, batch=cell.batch)
+
+
+@contextlib.contextmanager
+def use_threads(threads: int | None) -> Iterator[None]:
+    """Lets PyTorch use a number of threads inside the block, and as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,117 @@
+"""`Sweep`: the rows of all cells that were asked for, and why others have none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from patchslim.errors import BadData
+from patchslim.files import check_writable, write_atomically
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.report.html import render_page
+from patchslim.report.report import Report
+from patchslim.report.row import Row
+from patchslim.sweep.cell import Cell
+from patchslim.sweep.store import CellResult
+
+TITLE = "Fewer patches, side by side"
+ROWS_FILE, CSV_FILE, REPORT_FILE, PAGE_FILE = "rows.jsonl", "rows.csv", "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep has found.
+
+    Attributes:
+        cells: each cell with its result, in the order in which they were asked for.
+        measured: how many of them were measured now; the others were there.
+        prepared: how the images were prepared, where they say so.
+        folder: where everything is kept.
+    """
+
+    cells: Mapping[Cell, CellResult]
+    measured: int
+    prepared: Preprocessing | None
+    folder: Path
+
+    @property
+    def refused(self) -> dict[Cell, str]:
+        """The cells that have no rows, and the reasons."""
+        return {
+            cell: result.refused
+            for cell, result in self.cells.items()
+            if result.refused is not None
+        }
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all cells; where there are several runtimes, names say which."""
+        return [row for _, row in self._named_rows()]
+
+    @property
+    def report(self) -> Report:
+        """All rows as one report, whose tables, pages and files are those of `measure`.
+
+        Raises:
+            BadData: no dense model could be measured, so there is nothing to compare with.
+        """
+        origins = [each.provenance for each in self.cells.values() if each.provenance]
+        rows = self.rows
+        first = next((row for row in rows if row.method == "dense"), None)
+        if first is None or not origins:
+            reasons = "; ".join(dict.fromkeys(self.refused.values())) or "no cell was asked for"
+            raise BadData(f"Nothing was measured: {reasons}")
+        others = [row for row in rows if row is not first]
+        versions = {key: value for each in origins for key, value in each.versions.items()}
+        provenance = replace(origins[0], versions=versions)
+        return Report((first, *others), provenance, TITLE, self.prepared)
+
+    def lines(self) -> list[str]:
+        """Says in lines of text which cells were refused, and why; a reason once."""
+        reasons: dict[str, list[str]] = {}
+        for cell, reason in self.refused.items():
+            reasons.setdefault(reason, []).append(str(cell))
+        return [
+            f"refused: {cells[0]}{f' and {len(cells) - 1} more' if cells[1:] else ''}: {reason}"
+            for reason, cells in reasons.items()
+        ]
+
+    def save(self) -> None:
+        """Writes the rows as JSON lines and as CSV, and the report as JSON and as a page."""
+        lines = [
+            json.dumps({**asdict(cell.variant), "batch": cell.batch, **_plain(row, result)})
+            for (cell, result), row in self._named_rows()
+        ]
+        lines += [
+            json.dumps({**asdict(cell.variant), "batch": cell.batch, "refused": reason})
+            for cell, reason in self.refused.items()
+        ]
+        folder = check_writable(self.folder, folder=True)
+        write_atomically(folder / ROWS_FILE, "".join(f"{line}\n" for line in lines))
+        if len(self.refused) < len(self.cells):
+            report = self.report
+            report.save_csv(folder / CSV_FILE)
+            report.save(folder / REPORT_FILE)
+            write_atomically(folder / PAGE_FILE, render_page(report, notes=self.lines()))
+
+    def _named_rows(self) -> Iterator[tuple[tuple[Cell, CellResult], Row]]:
+        """Yields each row with its cell; a row is named so that no other has its name."""
+        places = {cell.place for cell in self.cells}
+        # What all rows have in common need not stand in each name.
+        several = [len({place[part] for place in places}) > 1 for part in range(4)]
+        for cell, result in self.cells.items():
+            host, *rest = cell.place
+            said = [str(each) for each, differs in zip(rest, several[1:], strict=True) if differs]
+            where = f" ({', '.join(said)})" if said else ""
+            which = f"{host}: " if several[0] else ""
+            for row in result.rows:
+                yield (cell, result), replace(row, name=f"{which}{row.name}{where}")
+
+
+def _plain(row: Row, result: CellResult) -> dict[str, object]:
+    """Returns a row with where and when it was measured, as plain data."""
+    origin = result.provenance
+    facts = {} if origin is None else asdict(origin)
+    return {**asdict(row), "measured": facts}

@@ -1,0 +1,333 @@
+"""`bench`: cells and their keys, a sweep that was stopped, a cell that fails, and what is saved."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+import patchslim
+from patchslim.cli.main import main
+from patchslim.errors import BadData, BadSetting, PatchslimError, UnknownName, UnsupportedModel
+from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.measurement.score import FEWEST_OF_CLASS, Tally, find_worst_class
+from patchslim.methods.topk import TopK
+from patchslim.report.report import Report
+from patchslim.sweep.cell import DENSE, Cell, Variant, make_cells, make_key
+from patchslim.sweep.result import Sweep
+from patchslim.testing.trial import noise_images, tiny_host
+
+
+class Failing(TopK):
+    """Fails like a library beneath."""
+
+    def choose(self, tokens, signals, keep):
+        raise RuntimeError("out of luck")
+
+
+@pytest.fixture(scope="module")
+def host():
+    return tiny_host()
+
+
+@pytest.fixture(scope="module")
+def images(host):
+    pixels = noise_images(6)
+    labels = host(pixels).argmax(dim=1)
+    labels[0] = (labels[0] + 1) % 2
+    return [(pixels[:4], labels[:4]), (pixels[4:], labels[4:])]
+
+
+def run(host, images, out, **changes):
+    """Runs a sweep of two methods at one budget."""
+    asked = {"methods": ["topk", "tome"], "budgets": [0.7], "rounds": 2, "threads": 1, **changes}
+    return patchslim.bench(host, images, asked.pop("methods"), out=out, **asked)
+
+
+def test_every_cell_has_its_rows_beside_dense_and_random(host, images, tmp_path):
+    found = run(host, images, tmp_path, batches=[1, 2])
+    names = [row.name for row in found.rows]
+    assert names == [
+        f"{name} ({batch})"
+        for pair in [("dense",), ("topk 0.7", "random/topk 0.7"), ("tome 0.7", "random/tome 0.7")]
+        for batch in (1, 2)
+        for name in pair
+    ]
+    assert found.measured == len(found.cells) == 6
+    assert not found.refused
+    dense, row = found.rows[0], found.rows[2]
+    assert (dense.method, dense.accuracy.value, dense.kl.value) == ("dense", 5 / 6, 0.0)
+    assert (row.runtime, row.precision, row.batch) == ("eager", "float32", 1)
+    assert row.latency.repeats == 2
+    assert row.speedup is not None
+    assert row.memory > 0
+    # The same numbers as by `measure`, for one of them.
+    alone = patchslim.measure(
+        {"topk 0.7": patchslim.slim(host, "topk", macs=0.7)}, images, repeats=0
+    )
+    for got, want in zip(found.rows[2:4], alone.rows[1:], strict=True):
+        assert (got.kl, got.accuracy, got.change) == (want.kl, want.accuracy, want.change)
+        assert (got.agreement, got.tokens, got.macs) == (want.agreement, want.tokens, want.macs)
+
+
+def test_what_is_there_is_not_measured_again(host, images, tmp_path):
+    first = run(host, images, tmp_path / "a")
+    saved = (tmp_path / "a/rows.jsonl").read_bytes()
+    again = run(host, images, tmp_path / "a")
+    assert again.measured == 0
+    assert again.rows == first.rows
+    assert (tmp_path / "a/rows.jsonl").read_bytes() == saved
+    # More cells: only those are measured; answers of a model serve all its batches.
+    answers = {file.name for file in (tmp_path / "a/answers").iterdir()}
+    assert run(host, images, tmp_path / "a", batches=[8, 1]).measured == 3
+    assert {file.name for file in (tmp_path / "a/answers").iterdir()} == answers
+    other = tiny_host()
+    torch.nn.init.normal_(other.head.weight)
+    for changed in ({"seed": 1}, {"rounds": 3}, {"images": images[:1]}, {"host": other}):
+        asked = {"host": host, "images": images, "out": tmp_path / "a", **changed}
+        assert run(**asked).measured == 3, changed
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(host, images, tmp_path):
+    whole = run(host, images, tmp_path / "whole")
+
+    def stop(line):
+        if line.startswith("cell 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(host, images, tmp_path / "stopped", progress=stop)
+    assert len(list((tmp_path / "stopped/cells").iterdir())) == 2
+    again = run(host, images, tmp_path / "stopped")
+    assert again.measured == 1
+    for got, want in zip(again.rows, whole.rows, strict=True):
+        timed = ("latency", "throughput", "speedup", "conversion")
+        assert replace(got, **dict.fromkeys(timed)) == replace(want, **dict.fromkeys(timed))
+
+
+def test_a_damaged_file_is_measured_again(host, images, tmp_path):
+    run(host, images, tmp_path)
+    cells, answers = sorted((tmp_path / "cells").iterdir()), (tmp_path / "answers").iterdir()
+    cells[0].write_text("{")
+    entries = json.loads(cells[1].read_text())
+    entries["rows"][0]["kl"] = "none"
+    cells[1].write_text(json.dumps(entries))
+    for file in answers:
+        file.write_bytes(b"no tensors")
+    assert run(host, images, tmp_path).measured == 2
+
+
+def test_a_cell_that_fails_is_recorded_and_the_others_go_on(host, images, tmp_path):
+    methods = {"unlucky": Failing(), "topk": "topk", "dynamicvit": "dynamicvit"}
+    found = run(host, images, tmp_path, methods=methods, budgets=[0.7, 0.6])
+    reasons = {cell.variant.name: reason for cell, reason in found.refused.items()}
+    assert set(reasons) == {"unlucky 0.7", "unlucky 0.6", "dynamicvit 0.7", "dynamicvit 0.6"}
+    assert reasons["unlucky 0.7"] == "RuntimeError: out of luck"
+    assert "not trained" in reasons["dynamicvit 0.7"]
+    assert "not trained" in reasons["dynamicvit 0.6"]
+    assert [row.name for row in found.rows][::2] == ["dense", "random/topk 0.7", "random/topk 0.6"]
+    assert "unlucky 0.7, eager float32, batch 8 and 1 more: RuntimeError" in found.lines()[0]
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sum("refused" in line for line in lines) == 4
+    assert "out of luck" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_saved_holds_the_rows(host, images, tmp_path):
+    found = run(host, images, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == [row.name for row in found.rows]
+    assert lines[1]["kl"]["value"] == found.rows[1].kl.value
+    assert lines[1]["measured"]["threads"] == 1
+    assert lines[1]["budget"] == 0.7
+    table = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert [line["infer_batch_size"] for line in table] == ["8"] * len(found.rows)
+    assert {line["runtime"] for line in table} == {"eager"}
+    assert Report.load(tmp_path / "report.json").rows == found.report.rows
+
+
+def test_several_models_prepare_their_own_images(images, tmp_path):
+    hosts = {"a": tiny_host(), "b": tiny_host(depth=2)}
+    asked = []
+
+    def open_images(host):
+        asked.append(host)
+        return images
+
+    found = run(hosts, open_images, tmp_path, methods=["topk"])
+    assert asked == [*hosts.values()]
+    assert [row.name for row in found.rows if row.method == "dense"] == ["a: dense", "b: dense"]
+
+
+def test_images_may_be_a_path_and_cost_distributions_are_kept(tmp_path):
+    host = tiny_host()
+    host.pretrained_cfg = {}
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 40), (80 * number, 90, 30)).save(folder / f"{number}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = run(host, folder, tmp_path / "out", methods=["ats"])
+        again = run(host, folder, tmp_path / "out", methods=["ats"], batches=[2])
+    assert isinstance(found.prepared, Preprocessing)
+    assert found.rows[1].spent is not None
+    assert again.rows[1].spent == found.rows[1].spent
+    assert found.rows[1].accuracy is None
+
+
+def test_methods_that_are_calibrated_ask_for_images(host, images, tmp_path):
+    found = run(host, images, tmp_path, methods=["patch_slimming"], budgets=[0.8])
+    assert "give `calibration`" in next(iter(found.refused.values()))
+    others = [(noise_images(8), None)]
+    found = run(
+        host, images, tmp_path, methods=["patch_slimming"], budgets=[0.8], calibration=others
+    )
+    assert not found.refused
+    assert found.rows[1].method == "patch_slimming"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"budgets": 0.5}, BadSetting, r"give a list, such as \[0.5\]"),
+        ({"budgets": []}, BadSetting, "at least one"),
+        ({"budgets": [1.5]}, BadSetting, "budgets=1.5"),
+        ({"runtimes": ["opnvino"]}, PatchslimError, "openvino"),
+        ({"precisions": "int8"}, BadSetting, "give a list"),
+        ({"batches": [0]}, BadSetting, "batches=0"),
+        ({"methods": ["tom"]}, UnknownName, "tome"),
+        ({"methods": {"dense": "tome"}}, BadSetting, "there anyway"),
+        ({"rounds": -1}, BadSetting, "rounds"),
+        ({"models": {}}, BadSetting, "at least one"),
+        ({"models": "deit"}, PatchslimError, "Give a dense model"),
+        ({"images": [1]}, PatchslimError, "pair"),
+        ({"images": []}, PatchslimError, "no images"),
+        ({"out": "/dev/null/x"}, PatchslimError, "/dev/null"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_told(host, images, tmp_path, wrong, error, said):
+    asked = {"models": host, "images": images, "methods": ["topk"], "out": tmp_path, **wrong}
+    with pytest.raises(error, match=said):
+        patchslim.bench(**asked)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_slimmed_model_is_refused(host, images, tmp_path):
+    with pytest.raises(UnsupportedModel, match=r"\.host"):
+        run(patchslim.slim(host, "topk", macs=0.7), images, tmp_path)
+
+
+def test_a_sweep_without_any_row_says_why(tmp_path):
+    with pytest.raises(BadData, match="Nothing was measured"):
+        _ = Sweep({}, 0, None, tmp_path).report
+
+
+def test_cells_of_one_model_follow_each_other_and_free_methods_have_no_budget():
+    methods = {name: patchslim.find_method(name)() for name in ("topk", "duplicates")}
+    cells = list(make_cells("h", methods, [0.7, 0.5], ["eager"], ["float32"], [1, 8]))
+    assert [(cell.variant.name, cell.batch) for cell in cells] == [
+        (name, batch) for name in (DENSE, "topk 0.7", "topk 0.5", "duplicates") for batch in (1, 8)
+    ]
+    keys = {make_key(cell) for cell in cells}
+    assert len(keys) == len(cells)
+    assert make_key(cells[0]) == make_key(Cell(Variant("h", DENSE, None, "eager", "float32"), 1))
+
+
+def test_parts_of_the_images_add_up_to_the_last_digit():
+    drawn = torch.Generator().manual_seed(0)
+    dense, slim = torch.randn(2, 60, 7, generator=drawn)
+    labels = torch.randint(7, (60,), generator=drawn)
+    whole, parts = Tally(), []
+    whole.add(slim, dense, labels)
+    for part in torch.arange(60).split([13, 40, 7]):
+        tally = Tally()
+        tally.add(slim[part], dense[part], labels[part])
+        parts.append(tally.to_tensors())
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    base = Tally()
+    base.add(dense, dense, labels)
+    assert Tally.from_tensors(joined).score(base) == whole.score(base)
+
+
+def test_the_worst_class_is_the_one_that_loses_most():
+    many = FEWEST_OF_CLASS
+    labels = torch.tensor([0] * many + [1] * many + [2] * (many - 1))
+    dense = torch.ones(len(labels), dtype=torch.bool)
+    correct = dense.clone()
+    correct[0] = correct[many] = correct[many + 1] = False
+    correct[2 * many :] = False  # too few images to say
+    worst = find_worst_class(labels, dense, correct)
+    assert (worst.label, worst.images, worst.dense) == (1, many, 1.0)
+    assert worst.accuracy == pytest.approx(1 - 2 / many)
+    assert find_worst_class(labels[:3], dense[:3], correct[:3]) is None
+
+
+def test_lost_and_won_make_the_change():
+    dense = torch.tensor([[2.0, 0], [2, 0], [0, 2], [0, 2]])
+    slim = torch.tensor([[2.0, 0], [0, 2], [2, 0], [0, 2]])
+    labels = torch.tensor([0, 0, 0, 1])
+    tallies = [Tally(), Tally()]
+    for tally, logits in zip(tallies, (dense, slim), strict=True):
+        tally.add(logits, dense, labels)
+    score = tallies[1].score(tallies[0])
+    assert (score.lost.value, score.won.value, score.change.value) == (0.25, 0.25, 0.0)
+
+
+def test_the_command_runs_and_goes_on(tmp_path, capsys):
+    argv = ["bench", "digits", "--methods", "topk", "--budgets", "0.5", "--limit", "8"]
+    argv += ["--rounds", "0", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "topk 0.5" in shown
+    assert "2 cells measured. Saved to" in shown
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["deit_tiny_patch16_224", "--out", "x"], "random weights|Give --data"),
+        (["digits", "digits2", "--weights", "w.safetensors", "--out", "x"], "of one model"),
+        (["digits", "--methods", "tom", "--out", "x"], "tome"),
+        (["digits", "--methods", "a,,b", "--out", "x"], "not a list"),
+        (["digits"], "--out"),
+    ],
+)
+def test_wrong_words_are_told(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["bench", *argv])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_exported_models_are_scored_and_timed_beside_their_dense_file(
+    host, images, tmp_path, precision
+):
+    pytest.importorskip("openvino")
+    found = run(
+        host, images, tmp_path, methods=["topk", "ats"], runtimes=["openvino", "onnx"],
+        precisions=[precision], batches=[1, 2],
+    )  # fmt: skip
+    refused = {cell.variant.runtime for cell in found.refused}
+    assert refused == ({"onnx"} if precision == "bfloat16" else set())
+    eager = run(host, images, tmp_path, methods=["topk", "ats"], rounds=0)
+    tolerance = 1e-6 if precision == "float32" else 0.05
+    wanted = {row.name: row.kl.value for row in eager.rows}
+    for row in found.rows:
+        kl = wanted[row.name.partition(" (")[0]]
+        assert row.kl.value == pytest.approx(kl, abs=tolerance), row.name
