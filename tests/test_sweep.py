@@ -20,6 +20,7 @@ from patchslim.measurement.score import FEWEST_OF_CLASS, Tally, find_worst_class
 from patchslim.methods.topk import TopK
 from patchslim.report.report import Report
 from patchslim.sweep.cell import DENSE, Cell, Variant, make_cells, make_key
+from patchslim.sweep.corruption import CORRUPTIONS, CorruptedImages
 from patchslim.sweep.result import Sweep
 from patchslim.testing.trial import noise_images, tiny_host
 
@@ -180,6 +181,42 @@ def test_images_may_be_a_path_and_cost_distributions_are_kept(tmp_path):
     assert found.rows[1].spent is not None
     assert again.rows[1].spent == found.rows[1].spent
     assert found.rows[1].accuracy is None
+
+
+def test_corrupted_copies_are_scored_and_are_the_same_each_time(host, images, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = run(host, images, tmp_path, methods=["topk"], rounds=0, corruptions=True)
+        again = run(host, images, tmp_path / "b", methods=["topk"], rounds=0, corruptions=True)
+    dense, row, twin = found.rows
+    names = [each.name for each in CORRUPTIONS]
+    assert [*dense.corrupted] == [*row.corrupted] == names
+    assert len(names) == 12
+    assert twin.corrupted is None
+    assert again.rows[1].corrupted == row.corrupted
+    assert Report.load(tmp_path / "report.json").rows[1] == found.report.rows[1]
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda each: each.name)
+def test_a_corruption_changes_pixels_more_where_it_is_stronger(corruption):
+    prepared = Preprocessing(image_size=(32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    drawn = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(each)[:, None, None] for each in (prepared.mean, prepared.std))
+    batches = [((drawn - mean) / std, torch.tensor([1]))]
+    kind, _, severity = corruption.name.partition(" ")
+    milder = [
+        each for each in CORRUPTIONS if each.name.startswith(kind) and each.name[-1] < severity
+    ]
+
+    def change(each):
+        ((pixels, labels),) = CorruptedImages(batches, each, prepared)
+        assert pixels.shape == drawn.shape
+        assert labels.tolist() == [1]
+        assert pixels.isfinite().all()
+        return float((pixels - batches[0][0]).abs().mean())
+
+    assert change(corruption) > 0
+    assert all(change(each) < change(corruption) for each in milder)
 
 
 def test_methods_that_are_calibrated_ask_for_images(host, images, tmp_path):

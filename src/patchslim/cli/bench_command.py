@@ -47,6 +47,7 @@ def bench(args: Namespace, terminal: Terminal) -> CommandResult:
         precisions=args.precisions,
         batches=args.batches,
         calibration=_calibration(args),
+        corruptions=args.corruptions,
         rounds=args.rounds,
         threads=args.threads,
         seed=args.seed,

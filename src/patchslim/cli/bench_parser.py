@@ -47,6 +47,11 @@ def add_bench(commands: Any, model_help: str, data_help: str) -> None:
         help="other images, for methods that are calibrated and for int8; no labels",
     )
     add("--limit", type=whole_number(), metavar="N", help="how many images to score")
+    add(
+        "--corruptions",
+        action="store_true",
+        help="also score blurred, noisy, compressed and pale copies, at three strengths each",
+    )
     add_classes(command)
     add_limits(command)
     add_weights(command)

@@ -133,6 +133,8 @@ class Row:
         lost, won: shares of images that the dense model reads right and this one wrong, and the
             other way round; of `change`, these are the two parts.
         worst: the class that loses most accuracy, among those with some images.
+        corrupted: accuracy on corrupted copies of the images, by kind and strength; without labels
+            agreement with the dense model on the same copies.
         runtime, precision, batch: what it ran on, where the rows of a report differ in that.
     """
 
@@ -158,6 +160,7 @@ class Row:
     lost: Estimate | None = None
     won: Estimate | None = None
     worst: WorstClass | None = None
+    corrupted: Mapping[str, Estimate] | None = None
     runtime: str | None = None
     precision: str | None = None
     batch: int | None = None
@@ -169,6 +172,8 @@ class Row:
         for name in ("accuracy", "change", "top5", "agreement", "kl", "lost", "won"):
             fields[name] = Estimate(**data[name]) if data.get(name) else None
         fields["spent"] = CostDistribution(**data["spent"]) if data.get("spent") else None
+        if data.get("corrupted"):
+            fields["corrupted"] = {k: Estimate(**each) for k, each in data["corrupted"].items()}
         fields["worst"] = WorstClass(**data["worst"]) if data.get("worst") else None
         for name in ("latency", "throughput", "speedup"):
             fields[name] = Quartiles(**data[name]) if data.get(name) else None

@@ -18,11 +18,13 @@ from patchslim.measurement.measure import ROUNDS
 from patchslim.methods._method import Method
 from patchslim.methods._registry import make_method, method_label, method_names
 from patchslim.planning.cache import device_fingerprint
+from patchslim.report.row import Estimate
 from patchslim.runs.ownership import own_folder
 from patchslim.runs.progress import Progress, check_progress
 from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, check_value
 from patchslim.sweep.backend import EAGER, Backend, Opened, open_backend
 from patchslim.sweep.cell import DENSE, Cell, Variant, describe_method, make_cells, make_key
+from patchslim.sweep.corruption import CORRUPTIONS, Corruption
 from patchslim.sweep.measuring import (
     Answers,
     Built,
@@ -54,6 +56,7 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     precisions: Sequence[str] = ("float32",),
     batches: Sequence[int] = (8,),
     calibration: ImagesOf | None = None,
+    corruptions: bool = False,
     rounds: int = 20,
     threads: int | None = None,
     seed: int = 0,
@@ -79,6 +82,8 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
         batches: numbers of images in a call.
         calibration: unlabelled images for methods that are calibrated, and for int8; not those to
             score.
+        corruptions: whether to score each model on corrupted copies of the images, too: blur,
+            noise, JPEG and contrast at three strengths.
         rounds: of timing; 0 for no timing.
         threads: by default as many as PyTorch has here.
         seed: of the random baseline.
@@ -101,7 +106,9 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
         threads = check_value("threads", threads, int, THREADS)
     show = check_progress(progress)
     folder = check_writable(out, folder=True)
-    runner = Runner(Store(folder), chosen, rounds, threads, seed, show)
+    check_type("corruptions", corruptions, bool, "Give True or False.")
+    copies = CORRUPTIONS if corruptions else ()
+    runner = Runner(Store(folder), chosen, copies, rounds, threads, seed, show)
     results: dict[Cell, CellResult] = {}
     prepared = None
     with own_folder(folder), use_threads(threads):
@@ -127,13 +134,14 @@ class Runner:
         self,
         store: Store,
         methods: Mapping[str, Method],
+        corruptions: Sequence[Corruption],
         rounds: int,
         threads: int | None,
         seed: int,
         show: Progress,
     ) -> None:
-        self.store, self.methods, self.rounds = store, methods, rounds
-        self.threads, self.seed, self.show = threads, seed, show
+        self.store, self.methods, self.corruptions = store, methods, corruptions
+        self.rounds, self.threads, self.seed, self.show = rounds, threads, seed, show
         self.measured = 0
 
     def run(self, subject: Subject, cells: Sequence[Cell]) -> dict[Cell, CellResult]:
@@ -157,7 +165,7 @@ class _HostRun:
 
     def __init__(self, runner: Runner, subject: Subject) -> None:
         self.runner, self.subject = runner, subject
-        self._reference: Reference | None = None
+        self._references: dict[str, Reference] = {}
         self._backends: dict[tuple[str, str], Backend] = {}
         self._dense: dict[tuple[str, str], Opened] = {}
         self._built: tuple[Variant, Built] | None = None
@@ -166,16 +174,17 @@ class _HostRun:
         """Returns the key of a cell: all that its numbers depend on."""
         runner = self.runner
         times = {"rounds": runner.rounds, "threads": runner.threads}
-        return make_key(cell, self._facts(cell.variant), times)
+        copies = [each.name for each in runner.corruptions]
+        return make_key(cell, self._facts(cell.variant), times, *([copies] if copies else []))
 
     def measure(self, cell: Cell) -> CellResult:
         """Measures a cell; where that fails, the result says why, and the sweep goes on."""
         runner = self.runner
         try:
             backend = self._open_backend(cell.variant)
-            reference = self._open_reference()
+            reference = self._open_reference(self.subject)
             dense = self._open_dense(cell.variant, backend)
-            built = self._build(cell.variant, backend, reference)
+            built = self._build(cell.variant, backend)
             return measure_cell(
                 cell, self.subject, reference, built, backend, dense,
                 rounds=runner.rounds, threads=runner.threads, seed=runner.seed, show=runner.show,
@@ -207,35 +216,38 @@ class _HostRun:
             )
         return self._backends[place]
 
-    def _open_reference(self) -> Reference:
-        """Asks the dense model, or reads what it answered before."""
-        if self._reference is None:
-            key = make_key("reference", self._facts(_dense_variant(self.subject.name)))
+    def _open_reference(self, view: Subject) -> Reference:
+        """Asks the dense model for the images of a view, or reads what it answered before."""
+        known = view.facts["images"]
+        if known not in self._references:
+            dense = Variant(view.name, DENSE, None, EAGER, "")
+            key = make_key("reference", {**self._facts(dense), **view.facts})
             found = self.runner.store.read_answers(key)
             if found is None:
-                found = {DENSE: Reference.answers(self.subject, self.runner.show)}
+                found = {DENSE: Reference.answers(view, self.runner.show)}
                 self.runner.store.write_answers(key, found)
             tensors = found[DENSE]
-            self._reference = Reference(
+            self._references[known] = Reference(
                 untouched_model(self.subject), tensors["logits"], tensors.get("labels")
             )
-        return self._reference
+        return self._references[known]
 
     def _open_dense(self, variant: Variant, backend: Backend) -> Opened:
         """Opens the dense model on a backend, once for all that run on it."""
         place = (variant.runtime, variant.precision)
         if place not in self._dense:
-            self._dense[place] = backend.open_dense(self._open_reference().untouched)
+            untouched = self._open_reference(self.subject).untouched
+            self._dense[place] = backend.open_dense(untouched)
         return self._dense[place]
 
-    def _build(self, variant: Variant, backend: Backend, reference: Reference) -> Built:
+    def _build(self, variant: Variant, backend: Backend) -> Built:
         """Builds and scores a variant; the one before is used again for another batch."""
         if self._built is not None and self._built[0] == variant:
             return self._built[1]
         self._built = None
         runner, subject = self.runner, self.subject
         if variant.is_dense:
-            models = {DENSE: reference.untouched}
+            models = {DENSE: self._open_reference(subject).untouched}
             opened = {DENSE: self._open_dense(variant, backend)}
         else:
             # A copy: some methods learn, or grow with the host they are given.
@@ -243,34 +255,35 @@ class _HostRun:
             model = build_model(subject, variant, method)
             models = add_twin(subject, variant.name, model.eval(), runner.seed)
             opened = {name: backend.open(each.eval()) for name, each in models.items()}
-        built = Built(models, opened, self._answers(variant, backend, reference, opened))
+        answers = self._answers(variant, backend, subject, opened)
+        own = {variant.name: opened[variant.name]}
+        corrupted: dict[str, Estimate] = {}
+        for corruption in runner.corruptions:
+            view = subject.corrupt(corruption)
+            tally = self._answers(variant, backend, view, own)[variant.name].tally
+            score = tally.score(self._open_reference(view).tally)
+            found = score.accuracy or score.agreement
+            corrupted |= {} if found is None else {corruption.name: found}
+        built = Built(models, opened, answers, corrupted)
         self._built = (variant, built)
         return built
 
     def _answers(
-        self,
-        variant: Variant,
-        backend: Backend,
-        reference: Reference,
-        opened: Mapping[str, Opened],
+        self, variant: Variant, backend: Backend, view: Subject, opened: Mapping[str, Opened]
     ) -> dict[str, Answers]:
-        """Scores a variant, or reads what it answered before."""
-        if variant.is_dense and backend.runtime == EAGER and _is_own(backend, self.subject):
+        """Scores models on the images of a view, or reads what they answered before."""
+        reference = self._open_reference(view)
+        if variant.is_dense and backend.runtime == EAGER and _is_own(backend, view):
             return {DENSE: Answers(reference.tally, [])}
-        key = make_key("answers", variant, self._facts(variant))
+        key = make_key("answers", variant, {**self._facts(variant), **view.facts})
         found = self.runner.store.read_answers(key)
         if found is not None and set(found) == set(opened):
             return {name: Answers.from_tensors(each) for name, each in found.items()}
-        scored = answer(self.subject, reference, opened, self.runner.show)
+        scored = answer(view, reference, opened, self.runner.show)
         self.runner.store.write_answers(
             key, {name: each.to_tensors() for name, each in scored.items()}
         )
         return scored
-
-
-def _dense_variant(host: str) -> Variant:
-    """Returns the dense model in PyTorch."""
-    return Variant(host, DENSE, None, EAGER, "")
 
 
 def _is_own(backend: Backend, subject: Subject) -> bool:

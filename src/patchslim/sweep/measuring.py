@@ -25,7 +25,7 @@ from patchslim.model.model import SlimModel
 from patchslim.model.plan import make_plan
 from patchslim.model.slim import slim
 from patchslim.report.provenance import Provenance
-from patchslim.report.row import Row
+from patchslim.report.row import Estimate, Row
 from patchslim.runs.progress import Progress
 from patchslim.sweep.backend import EAGER, Backend, Opened
 from patchslim.sweep.cell import DENSE, Cell, Variant
@@ -149,11 +149,13 @@ class Built:
         models: the model and its random twin, by name; the untouched host for the dense variant.
         opened: the same as they run.
         answers: what each answered.
+        corrupted: scores on corrupted copies of the images, by kind, of the model itself.
     """
 
     models: Mapping[str, SlimModel]
     opened: Mapping[str, Opened]
     answers: Mapping[str, Answers]
+    corrupted: Mapping[str, Estimate]
 
 
 def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
@@ -209,6 +211,8 @@ def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
         threads=threads,
         versions={name: installed_version(name) or "unknown" for name in backend.needs},
     )
+    if built.corrupted:
+        rows[0] = replace(rows[0], corrupted=built.corrupted)
     return CellResult(tuple(_say_where(row, cell) for row in rows), provenance)
 
 

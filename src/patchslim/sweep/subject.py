@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from patchslim.data.images import Images
 from patchslim.data.source import Source
 from patchslim.errors import BadData, UnsupportedModel
 from patchslim.hosts._adapter import Adapter
-from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
 from patchslim.hosts._registry import find_adapter
 from patchslim.measurement.score import Batch, check_batch, check_batches
 from patchslim.model.model import SlimModel
 from patchslim.settings import check_type
+from patchslim.sweep.corruption import CorruptedImages, Corruption
 
 MOST_BYTES = 1 << 30  # of decoded images that are kept in memory between models
 DIGITS = 16  # hexadecimal, of a digest
@@ -73,6 +74,13 @@ class Subject:
             facts["calibration"] = digest_images(fitted)
         known = prepared if isinstance(prepared, Preprocessing) else None
         return cls(name, host, adapter, kept, fitted, known, facts)
+
+    def corrupt(self, corruption: Corruption) -> Subject:
+        """Returns the same model with corrupted copies of the images."""
+        prepared = self.prepared or find_preprocessing(self.host, self.adapter)
+        copies = CorruptedImages(self.images, corruption, prepared)
+        facts = {**self.facts, "images": f"{self.facts['images']} with {corruption.name}"}
+        return replace(self, images=copies, facts=facts)
 
 
 def digest_weights(host: nn.Module) -> str:
