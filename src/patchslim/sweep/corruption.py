@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 
 from patchslim.hosts._preprocessing import Preprocessing
@@ -75,6 +74,8 @@ class CorruptedImages:
 
 def _blur(width: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
     def change(pixels: Pixels, _draw: np.random.Generator) -> Pixels:
+        from PIL import Image, ImageFilter  # here, since importing patchslim stays quick
+
         radius = width * min(pixels.shape[:2]) / USUAL_SIDE
         return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
@@ -91,6 +92,8 @@ def _noise(deviation: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
 
 def _jpeg(quality: float) -> Callable[[Pixels, np.random.Generator], Pixels]:
     def change(pixels: Pixels, _draw: np.random.Generator) -> Pixels:
+        from PIL import Image
+
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=int(quality))
         return np.asarray(Image.open(file))
