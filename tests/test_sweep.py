@@ -351,6 +351,22 @@ def test_wrong_words_are_told(argv, said, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_two_processes_of_ray_find_the_same_to_the_last_digit(host, images, tmp_path):
+    pytest.importorskip("ray")
+    said = []
+    asked = {"methods": ["topk", "tome", "ats", "dynamicvit"], "rounds": 0}
+    alone = run(host, images, tmp_path / "a", **asked)
+    found = run(host, images, tmp_path / "b", **asked, workers=2, progress=said.append)
+    assert found.rows == alone.rows
+    assert [*found.refused.values()] == [*alone.refused.values()]
+    assert "answered by 2 processes: 5 of 5" in said
+    names = [{file.name for file in (tmp_path / each / "answers").iterdir()} for each in "ab"]
+    assert names[0] == names[1]
+    again = run(host, images, tmp_path / "b", **asked, workers=2)
+    assert again.measured == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_exported_models_are_scored_and_timed_beside_their_dense_file(
     host, images, tmp_path, precision

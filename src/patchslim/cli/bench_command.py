@@ -50,6 +50,7 @@ def bench(args: Namespace, terminal: Terminal) -> CommandResult:
         corruptions=args.corruptions,
         rounds=args.rounds,
         threads=args.threads,
+        workers=args.workers,
         seed=args.seed,
         progress=terminal.progress,
     )

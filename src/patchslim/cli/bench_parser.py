@@ -101,6 +101,12 @@ def add_bench(commands: Any, model_help: str, data_help: str) -> None:
         metavar="N",
         help="by default as many as PyTorch has here",
     )
+    add(
+        "--workers",
+        type=whole_number(Range(1, 4096)),
+        metavar="N",
+        help="let so many processes score, with Ray; times are measured by one",
+    )
     add("--seed", type=whole_number(SEED), default=0, metavar="N", help="of random (0)")
 
 

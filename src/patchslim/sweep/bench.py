@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from patchslim.methods._registry import make_method, method_label, method_names
 from patchslim.planning.cache import device_fingerprint
 from patchslim.report.row import Estimate
 from patchslim.runs.ownership import own_folder
-from patchslim.runs.progress import Progress, check_progress
+from patchslim.runs.progress import Progress, check_progress, ignore_progress
 from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, check_value
 from patchslim.sweep.backend import EAGER, Backend, Opened, open_backend
 from patchslim.sweep.cell import DENSE, Cell, Variant, describe_method, make_cells, make_key
@@ -37,11 +38,15 @@ from patchslim.sweep.measuring import (
     use_threads,
 )
 from patchslim.sweep.result import Sweep
+from patchslim.sweep.scaling import check_ray, run_in_processes
 from patchslim.sweep.store import CellResult, Store
 from patchslim.sweep.subject import ImagesOf, Subject
 
 SHARE = Range(0, 1, above=True)
 THREADS = Range(1, 4096)
+WORKERS = Range(1, 4096)
+# Of a library beneath, on one model of many: they are told, and the others go on.
+FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 NOT_COMPARED = ("identity", "random")  # the dense model and the baseline: both are there anyway
 
 
@@ -59,6 +64,7 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     corruptions: bool = False,
     rounds: int = 20,
     threads: int | None = None,
+    workers: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sweep:
@@ -86,6 +92,7 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
             noise, JPEG and contrast at three strengths.
         rounds: of timing; 0 for no timing.
         threads: by default as many as PyTorch has here.
+        workers: lets so many processes score, with Ray (extra `scale`); times are measured by one.
         seed: of the random baseline.
         progress: is called with one line of text at a time.
 
@@ -104,6 +111,9 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     seed = check_value("seed", seed, int, SEED)
     if threads is not None:
         threads = check_value("threads", threads, int, THREADS)
+    if workers is not None:
+        workers = check_value("workers", workers, int, WORKERS)
+        check_ray()
     show = check_progress(progress)
     folder = check_writable(out, folder=True)
     check_type("corruptions", corruptions, bool, "Give True or False.")
@@ -116,8 +126,10 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
             with eval_mode(host):
                 subject = Subject.open(name, host, images, calibration)
                 prepared = prepared or subject.prepared
-                cells = make_cells(name, chosen, shares, places, types, sizes)
-                results |= runner.run(subject, [*cells])
+                cells = [*make_cells(name, chosen, shares, places, types, sizes)]
+                if workers is not None:
+                    runner.answer_ahead(subject, cells, workers)
+                results |= runner.run(subject, cells)
         sweep = Sweep(results, runner.measured, prepared, folder)
         sweep.save()
     return sweep
@@ -159,6 +171,28 @@ class Runner:
             results[cell] = known
         return results
 
+    def answer_ahead(self, subject: Subject, cells: Sequence[Cell], workers: int) -> None:
+        """Has other processes ask the models of all cells that were not measured yet."""
+        host = _HostRun(self, subject)
+        missing = [cell for cell in cells if self.store.read_cell(host.key_of(cell)) is None]
+        models = list(dict.fromkeys(cell.variant for cell in missing))
+        if not models:
+            return
+        for view in (subject, *map(subject.corrupt, self.corruptions)):
+            host.open_reference(view)  # once, before all others need it
+        there = Runner(
+            self.store, self.methods, self.corruptions, self.rounds,
+            self.threads, self.seed, ignore_progress,
+        )  # fmt: skip
+        run_in_processes(_answer_for, (there, subject), models, workers, self.show)
+
+
+def _answer_for(shared: tuple[Runner, Subject], variant: Variant) -> None:
+    """Asks one model, in a process of its own; what is refused is refused again, and recorded."""
+    runner, subject = shared
+    with use_threads(runner.threads):
+        _HostRun(runner, subject).measure_answers(variant)
+
 
 class _HostRun:
     """The cells of one host: what was opened for one of them is used for the next."""
@@ -182,7 +216,7 @@ class _HostRun:
         runner = self.runner
         try:
             backend = self._open_backend(cell.variant)
-            reference = self._open_reference(self.subject)
+            reference = self.open_reference(self.subject)
             dense = self._open_dense(cell.variant, backend)
             built = self._build(cell.variant, backend)
             return measure_cell(
@@ -191,9 +225,13 @@ class _HostRun:
             )  # fmt: skip
         except PatchslimError as error:
             return CellResult(refused=str(error))
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            # Of a library beneath, on one model of many: it is told, and the others go on.
+        except FOREIGN_ERRORS as error:
             return CellResult(refused=f"{type(error).__name__}: {str(error)[:300]}")
+
+    def measure_answers(self, variant: Variant) -> None:
+        """Asks a model and keeps its answers; does nothing where that fails."""
+        with contextlib.suppress(PatchslimError, *FOREIGN_ERRORS):
+            self._build(variant, self._open_backend(variant))
 
     def _facts(self, variant: Variant) -> dict[str, Any]:
         """Returns what the answers of a variant depend on, besides its own names."""
@@ -216,7 +254,7 @@ class _HostRun:
             )
         return self._backends[place]
 
-    def _open_reference(self, view: Subject) -> Reference:
+    def open_reference(self, view: Subject) -> Reference:
         """Asks the dense model for the images of a view, or reads what it answered before."""
         known = view.facts["images"]
         if known not in self._references:
@@ -236,7 +274,7 @@ class _HostRun:
         """Opens the dense model on a backend, once for all that run on it."""
         place = (variant.runtime, variant.precision)
         if place not in self._dense:
-            untouched = self._open_reference(self.subject).untouched
+            untouched = self.open_reference(self.subject).untouched
             self._dense[place] = backend.open_dense(untouched)
         return self._dense[place]
 
@@ -247,7 +285,7 @@ class _HostRun:
         self._built = None
         runner, subject = self.runner, self.subject
         if variant.is_dense:
-            models = {DENSE: self._open_reference(subject).untouched}
+            models = {DENSE: self.open_reference(subject).untouched}
             opened = {DENSE: self._open_dense(variant, backend)}
         else:
             # A copy: some methods learn, or grow with the host they are given.
@@ -261,7 +299,7 @@ class _HostRun:
         for corruption in runner.corruptions:
             view = subject.corrupt(corruption)
             tally = self._answers(variant, backend, view, own)[variant.name].tally
-            score = tally.score(self._open_reference(view).tally)
+            score = tally.score(self.open_reference(view).tally)
             found = score.accuracy or score.agreement
             corrupted |= {} if found is None else {corruption.name: found}
         built = Built(models, opened, answers, corrupted)
@@ -272,7 +310,7 @@ class _HostRun:
         self, variant: Variant, backend: Backend, view: Subject, opened: Mapping[str, Opened]
     ) -> dict[str, Answers]:
         """Scores models on the images of a view, or reads what they answered before."""
-        reference = self._open_reference(view)
+        reference = self.open_reference(view)
         if variant.is_dense and backend.runtime == EAGER and _is_own(backend, view):
             return {DENSE: Answers(reference.tally, [])}
         key = make_key("answers", variant, {**self._facts(variant), **view.facts})
