@@ -219,6 +219,24 @@ def test_a_corruption_changes_pixels_more_where_it_is_stronger(corruption):
     assert all(change(each) < change(corruption) for each in milder)
 
 
+def test_the_dense_model_on_smaller_images_is_a_baseline(host, images, tmp_path):
+    found = run(host, images, tmp_path, methods=["resolution"], budgets=[0.7, 0.4])
+    dense, *rows = found.rows
+    assert [row.name for row in rows] == ["resolution 0.7", "resolution 0.4"]
+    assert [row.tokens[0] for row in rows] == [10, 5]  # 3x3 and 2x2 patches and the class token
+    assert all(row.macs_share <= budget for row, budget in zip(rows, (0.7, 0.4), strict=True))
+    assert dense.accuracy.value > rows[1].accuracy.value or rows[1].kl.value > 0
+    assert all(row.speedup is not None for row in rows)
+    refused = run(host, images, tmp_path, methods=["resolution"], budgets=[0.001]).refused
+    assert "one patch" in next(iter(refused.values()))
+
+
+def test_smaller_images_are_refused_where_a_host_cannot_be_resized(hf_vit, tmp_path):
+    pixels = [(torch.randn(2, 3, *[hf_vit.config.image_size] * 2), None)]
+    found = run(hf_vit, pixels, tmp_path, methods=["resolution"], rounds=0)
+    assert "set_input_size" in next(iter(found.refused.values()))
+
+
 def test_methods_that_are_calibrated_ask_for_images(host, images, tmp_path):
     found = run(host, images, tmp_path, methods=["patch_slimming"], budgets=[0.8])
     assert "give `calibration`" in next(iter(found.refused.values()))

@@ -25,9 +25,11 @@ CALIBRATION = 256  # images to calibrate on
 def bench(args: Namespace, terminal: Terminal) -> CommandResult:
     """Measures all cells that are not in the folder yet, and shows all of them."""
     from patchslim.sweep.bench import bench as run
+    from patchslim.sweep.resolution import RESOLUTION
 
     for name in args.methods or ():
-        check_method_name(name)
+        if name != RESOLUTION:
+            check_method_name(name)
     names = list(dict.fromkeys(args.models))
     if args.weights is not None and len(names) > 1:
         raise PatchslimError("--weights FILE is of one model: give one, or --pretrained.")

@@ -57,7 +57,12 @@ def add_bench(commands: Any, model_help: str, data_help: str) -> None:
     add_weights(command)
     group = command.add_argument_group("cells (all combinations of these)")
     add = group.add_argument
-    add("--methods", type=_list_of(word), metavar="A,B", help="by default all that there are")
+    add(
+        "--methods",
+        type=_list_of(word),
+        metavar="A,B",
+        help="by default all that there are; resolution is the dense model on smaller images",
+    )
     add(
         "--budgets",
         type=_list_of(parse_float),

@@ -60,8 +60,8 @@ class Costs:
     spent: CostDistribution | None = None
 
 
-def dense_costs(model: SlimModel, size: tuple[int, int]) -> Costs:
-    """What the untouched host of a model costs at an image size."""
+def dense_costs(model: SlimModel, size: tuple[int, int] | None) -> Costs:
+    """What the untouched host of a model costs at an image size, by default its own."""
     cost = model.dense_macs(size)
     return Costs(
         "dense",

@@ -16,6 +16,7 @@ from patchslim.errors import BadSetting, PatchslimError
 from patchslim.files import check_writable
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.measure import ROUNDS
+from patchslim.measurement.rows import Costs, dense_costs
 from patchslim.methods._method import Method
 from patchslim.methods._registry import make_method, method_label, method_names
 from patchslim.planning.cache import device_fingerprint
@@ -36,6 +37,13 @@ from patchslim.sweep.measuring import (
     measure_cell,
     untouched_model,
     use_threads,
+)
+from patchslim.sweep.resolution import (
+    RESOLUTION,
+    can_resize,
+    fit_resolution,
+    resolution_costs,
+    shrink_images,
 )
 from patchslim.sweep.result import Sweep
 from patchslim.sweep.scaling import check_ray, run_in_processes
@@ -80,7 +88,8 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
             them, a source such as `Images`, batches, or a function that returns one of these for a
             model: each prepares images in its own way.
         methods: names, or Methods with settings of your own, or a mapping from what each is to be
-            called; by default all that are there.
+            called; by default all that are there. "resolution" is the dense model on smaller
+            images.
         out: the folder of the sweep.
         budgets: shares of the dense model's operations.
         runtimes: "eager" for PyTorch, and names of targets of `export`.
@@ -126,7 +135,10 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
             with eval_mode(host):
                 subject = Subject.open(name, host, images, calibration)
                 prepared = prepared or subject.prepared
-                cells = [*make_cells(name, chosen, shares, places, types, sizes)]
+                fitting = dict(chosen)
+                if methods is None and not can_resize(host):
+                    del fitting[RESOLUTION]
+                cells = [*make_cells(name, fitting, shares, places, types, sizes)]
                 if workers is not None:
                     runner.answer_ahead(subject, cells, workers)
                 results |= runner.run(subject, cells)
@@ -145,7 +157,7 @@ class Runner:
     def __init__(
         self,
         store: Store,
-        methods: Mapping[str, Method],
+        methods: Mapping[str, Method | None],
         corruptions: Sequence[Corruption],
         rounds: int,
         threads: int | None,
@@ -284,12 +296,20 @@ class _HostRun:
             return self._built[1]
         self._built = None
         runner, subject = self.runner, self.subject
+        untouched = self.open_reference(subject).untouched
+        costs: dict[str, Costs] = {}
         if variant.is_dense:
-            models = {DENSE: self.open_reference(subject).untouched}
+            models = {DENSE: untouched}
             opened = {DENSE: self._open_dense(variant, backend)}
+            costs = {DENSE: dense_costs(untouched, None)}
+        elif runner.methods[variant.label] is None:
+            smaller = fit_resolution(untouched, variant.budget or 1.0)
+            models = {variant.name: smaller}
+            opened = {variant.name: shrink_images(backend.open_dense(smaller), smaller)}
+            costs = {variant.name: resolution_costs(smaller, untouched)}
         else:
             # A copy: some methods learn, or grow with the host they are given.
-            method = copy.deepcopy(runner.methods[variant.label])
+            method: Any = copy.deepcopy(runner.methods[variant.label])
             model = build_model(subject, variant, method)
             models = add_twin(subject, variant.name, model.eval(), runner.seed)
             opened = {name: backend.open(each.eval()) for name, each in models.items()}
@@ -302,7 +322,7 @@ class _HostRun:
             score = tally.score(self.open_reference(view).tally)
             found = score.accuracy or score.agreement
             corrupted |= {} if found is None else {corruption.name: found}
-        built = Built(models, opened, answers, corrupted)
+        built = Built(models, opened, answers, costs, corrupted)
         self._built = (variant, built)
         return built
 
@@ -341,10 +361,10 @@ def _name_models(models: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
 
 def _name_methods(
     methods: Sequence[str | Method] | Mapping[str, str | Method] | None,
-) -> dict[str, Method]:
-    """Returns the methods by what they are called in the rows."""
+) -> dict[str, Method | None]:
+    """Returns the methods by what they are called in the rows; None for smaller images."""
     if methods is None:
-        methods = [name for name in method_names() if name not in NOT_COMPARED]
+        methods = [RESOLUTION, *(name for name in method_names() if name not in NOT_COMPARED)]
     if isinstance(methods, str | Method):
         methods = [methods]
     if not isinstance(methods, Mapping):
@@ -352,7 +372,10 @@ def _name_methods(
         methods = {each if isinstance(each, str) else method_label(each): each for each in methods}
     if DENSE in methods:
         raise BadSetting("'dense' is the untouched model, which is there anyway: leave it out.")
-    return {str(label): make_method(each, {}) for label, each in methods.items()}
+    return {
+        str(label): None if each == RESOLUTION else make_method(each, {})
+        for label, each in methods.items()
+    }
 
 
 def _list(name: str, values: Any) -> list[Any]:

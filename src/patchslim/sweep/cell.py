@@ -63,7 +63,7 @@ class Cell:
 
 def make_cells(
     host: str,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Method | None],
     budgets: Sequence[float],
     runtimes: Sequence[str],
     precisions: Sequence[str],
@@ -76,7 +76,7 @@ def make_cells(
     asked: list[tuple[str, float | None]] = [(DENSE, None)]
     for label, method in methods.items():
         # Such a method removes what it finds in the images, whatever the budget.
-        free = method.placement is Placement.FIRST
+        free = method is not None and method.placement is Placement.FIRST
         asked += [(label, budget) for budget in ((None,) if free else budgets)]
     for runtime, precision in itertools.product(runtimes, precisions):
         for label, budget in asked:

@@ -17,7 +17,7 @@ from patchslim.measurement.latency import latency
 from patchslim.measurement.measure import WARMUP
 from patchslim.measurement.memory import peak_memory
 from patchslim.measurement.models import add_random, mean_counts
-from patchslim.measurement.rows import Measurements, dense_costs, make_row, slim_costs
+from patchslim.measurement.rows import Costs, Measurements, make_row, slim_costs
 from patchslim.measurement.sample import count_images, draw_sample, fill_batch, read_first
 from patchslim.measurement.score import Tally, check_batch, tally
 from patchslim.methods._method import Method, Placement
@@ -149,12 +149,14 @@ class Built:
         models: the model and its random twin, by name; the untouched host for the dense variant.
         opened: the same as they run.
         answers: what each answered.
+        costs: what a model costs that is no slimmed one.
         corrupted: scores on corrupted copies of the images, by kind, of the model itself.
     """
 
     models: Mapping[str, SlimModel]
     opened: Mapping[str, Opened]
     answers: Mapping[str, Answers]
+    costs: Mapping[str, Costs]
     corrupted: Mapping[str, Estimate]
 
 
@@ -184,7 +186,8 @@ def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
         if backend.runtime == EAGER:
             memory = {name: peak_memory(partial(run, images)) for name, run in runs.items()}
         sample = draw_sample(subject.images) if _differs(built) else None
-        slimmed = {name: each for name, each in built.models.items() if name != DENSE}
+        counted = {DENSE, *built.costs}
+        slimmed = {name: each for name, each in built.models.items() if name not in counted}
         measured = Measurements(
             scores={n: each.tally.score(reference.tally) for n, each in built.answers.items()},
             spent={name: built.answers[name].spent for name in slimmed},
@@ -197,10 +200,9 @@ def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
             memory=memory,
             batch=cell.batch,
         )
-    rows = [
-        make_row(name, slim_costs(name, each, size, measured), measured)
-        for name, each in slimmed.items()
-    ] or [make_row(DENSE, dense_costs(reference.untouched, size), measured)]
+    costs = {name: slim_costs(name, each, size, measured) for name, each in slimmed.items()}
+    costs |= built.costs
+    rows = [make_row(name, each, measured) for name, each in costs.items()]
     provenance = Provenance.of(
         next(subject.host.parameters()).device,
         backend.precision,
