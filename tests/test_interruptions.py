@@ -68,11 +68,15 @@ def commands(desk: Path) -> dict[str, Command]:
              "num_classes=3", *data, "--method", "topk", "--macs", 0.8, "--batch", 2,
              "--seconds", 0.1),
         ),
+        "bench": Command(
+            ("bench", "test_vit", "--weights", desk / "vit.safetensors", "--model-kwargs",
+             "num_classes=3", *data, "--methods", "topk", "--budgets", 0.8, "--rounds", 1),
+        ),
         "demo": Command(("demo", "--scenes", 2), first=shorten_demo),
     }  # fmt: skip
 
 
-LONG = ("train", "calibrate", "measure", "slim", "export", "plan", "demo")
+LONG = ("train", "calibrate", "measure", "slim", "export", "plan", "bench", "demo")
 
 
 def shorten_demo() -> None:
