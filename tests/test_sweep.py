@@ -139,6 +139,20 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(host, images, tmp_pa
     assert "out of luck" in (tmp_path / "report.html").read_text()
 
 
+def test_two_rows_are_compared_image_by_image(host, images, tmp_path):
+    found = run(host, images, tmp_path)
+    same = found.compare("tome 0.7", "tome 0.7")
+    assert (same.kl.value, same.kl.error, same.accuracy.value) == (0, 0, 0)
+    topk, tome = (next(r for r in found.rows if r.name == f"{n} 0.7") for n in ("topk", "tome"))
+    other = found.compare("topk 0.7", "tome 0.7")
+    assert other.kl.value == pytest.approx(topk.kl.value - tome.kl.value)
+    assert other.agreement.value == pytest.approx(topk.agreement.value - tome.agreement.value)
+    against = found.compare("topk 0.7", "dense")
+    assert against.accuracy.value == topk.change.value
+    with pytest.raises(UnknownName, match=r"tome 0\.7"):
+        found.compare("tome 0.8", "dense")
+
+
 def test_what_is_saved_holds_the_rows(host, images, tmp_path):
     found = run(host, images, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

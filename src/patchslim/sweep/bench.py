@@ -322,22 +322,29 @@ class _HostRun:
             score = tally.score(self.open_reference(view).tally)
             found = score.accuracy or score.agreement
             corrupted |= {} if found is None else {corruption.name: found}
-        built = Built(models, opened, answers, costs, corrupted)
+        built = Built(
+            models, opened, answers, self._answers_key(variant, subject), costs, corrupted
+        )
         self._built = (variant, built)
         return built
+
+    def _answers_key(self, variant: Variant, view: Subject) -> str:
+        """Returns the key of what a variant answers to the images of a view."""
+        return make_key("answers", variant, {**self._facts(variant), **view.facts})
 
     def _answers(
         self, variant: Variant, backend: Backend, view: Subject, opened: Mapping[str, Opened]
     ) -> dict[str, Answers]:
         """Scores models on the images of a view, or reads what they answered before."""
         reference = self.open_reference(view)
-        if variant.is_dense and backend.runtime == EAGER and _is_own(backend, view):
-            return {DENSE: Answers(reference.tally, [])}
-        key = make_key("answers", variant, {**self._facts(variant), **view.facts})
+        key = self._answers_key(variant, view)
         found = self.runner.store.read_answers(key)
         if found is not None and set(found) == set(opened):
             return {name: Answers.from_tensors(each) for name, each in found.items()}
-        scored = answer(view, reference, opened, self.runner.show)
+        if variant.is_dense and backend.runtime == EAGER and _is_own(backend, view):
+            scored = {DENSE: Answers(reference.tally, [])}
+        else:
+            scored = answer(view, reference, opened, self.runner.show)
         self.runner.store.write_answers(
             key, {name: each.to_tensors() for name, each in scored.items()}
         )

@@ -149,6 +149,7 @@ class Built:
         models: the model and its random twin, by name; the untouched host for the dense variant.
         opened: the same as they run.
         answers: what each answered.
+        kept_as: the key under which the answers are kept.
         costs: what a model costs that is no slimmed one.
         corrupted: scores on corrupted copies of the images, by kind, of the model itself.
     """
@@ -156,6 +157,7 @@ class Built:
     models: Mapping[str, SlimModel]
     opened: Mapping[str, Opened]
     answers: Mapping[str, Answers]
+    kept_as: str
     costs: Mapping[str, Costs]
     corrupted: Mapping[str, Estimate]
 
@@ -215,7 +217,7 @@ def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
     )
     if built.corrupted:
         rows[0] = replace(rows[0], corrupted=built.corrupted)
-    return CellResult(tuple(_say_where(row, cell) for row in rows), provenance)
+    return CellResult(tuple(_say_where(row, cell) for row in rows), provenance, built.kept_as)
 
 
 def _bind(opened: Opened, ready: Tensor) -> Callable[[Tensor], object]:

@@ -7,17 +7,34 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from patchslim.errors import BadData
+from torch import Tensor
+
+from patchslim.errors import BadData, UnknownName
 from patchslim.files import check_writable, write_atomically
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.report.html import render_page
 from patchslim.report.report import Report
-from patchslim.report.row import Row
+from patchslim.report.row import Estimate, Row
 from patchslim.sweep.cell import Cell
-from patchslim.sweep.store import CellResult
+from patchslim.sweep.store import CellResult, Store
 
 TITLE = "Fewer patches, side by side"
 ROWS_FILE, CSV_FILE, REPORT_FILE, PAGE_FILE = "rows.jsonl", "rows.csv", "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row less another, each with the standard error of the paired difference.
+
+    Attributes:
+        kl: of the KL divergences from the dense model.
+        agreement: of the shares of answers that are the dense model's.
+        accuracy: of the shares of images that are read right; None without labels.
+    """
+
+    kl: Estimate
+    agreement: Estimate
+    accuracy: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Sweep:
     @property
     def rows(self) -> list[Row]:
         """The rows of all cells; where there are several runtimes, names say which."""
-        return [row for _, row in self._named_rows()]
+        return [row for _, row, _ in self._named_rows()]
 
     @property
     def report(self) -> Report:
@@ -68,6 +85,38 @@ class Sweep:
         provenance = replace(origins[0], versions=versions)
         return Report((first, *others), provenance, TITLE, self.prepared)
 
+    def compare(self, name: str, other: str) -> Comparison:
+        """Compares two rows image by image, which tells small differences from chance.
+
+        Args:
+            name: the name of a row, as it stands in `rows`.
+            other: the name of the row that it is compared with.
+
+        Raises:
+            UnknownName: there is no such row.
+            BadData: the rows are of different images.
+        """
+        first, second = (self._read_answers(each) for each in (name, other))
+        if len(first["kl"]) != len(second["kl"]):
+            raise BadData(f"{name} and {other} were scored on different images.")
+        differences = {
+            kind: Estimate.mean(first[kind].double() - second[kind].double())
+            for kind in ("kl", "correct", "agrees")
+            if kind in first and kind in second
+        }
+        return Comparison(differences["kl"], differences["agrees"], differences.get("correct"))
+
+    def _read_answers(self, name: str) -> dict[str, Tensor]:
+        """Reads one number an image for each kind of score of a row."""
+        named = {row.name: (result, own.name) for (_, result), row, own in self._named_rows()}
+        if name not in named:
+            raise UnknownName.of("row", name, named)
+        result, own = named[name]
+        found = Store(self.folder).read_answers(result.answers or "")
+        if found is None or own not in found:
+            raise BadData(f"The answers of {name} are no longer in {self.folder}. Run it again.")
+        return found[own]
+
     def lines(self) -> list[str]:
         """Says in lines of text which cells were refused, and why; a reason once."""
         reasons: dict[str, list[str]] = {}
@@ -82,7 +131,7 @@ class Sweep:
         """Writes the rows as JSON lines and as CSV, and the report as JSON and as a page."""
         lines = [
             json.dumps({**asdict(cell.variant), "batch": cell.batch, **_plain(row, result)})
-            for (cell, result), row in self._named_rows()
+            for (cell, result), row, _ in self._named_rows()
         ]
         lines += [
             json.dumps({**asdict(cell.variant), "batch": cell.batch, "refused": reason})
@@ -96,8 +145,8 @@ class Sweep:
             report.save(folder / REPORT_FILE)
             write_atomically(folder / PAGE_FILE, render_page(report, notes=self.lines()))
 
-    def _named_rows(self) -> Iterator[tuple[tuple[Cell, CellResult], Row]]:
-        """Yields each row with its cell; a row is named so that no other has its name."""
+    def _named_rows(self) -> Iterator[tuple[tuple[Cell, CellResult], Row, Row]]:
+        """Yields each row with its cell, named so that no other has its name, and as it was."""
         places = {cell.place for cell in self.cells}
         # What all rows have in common need not stand in each name.
         several = [len({place[part] for place in places}) > 1 for part in range(4)]
@@ -107,7 +156,7 @@ class Sweep:
             where = f" ({', '.join(said)})" if said else ""
             which = f"{host}: " if several[0] else ""
             for row in result.rows:
-                yield (cell, result), replace(row, name=f"{which}{row.name}{where}")
+                yield (cell, result), replace(row, name=f"{which}{row.name}{where}"), row
 
 
 def _plain(row: Row, result: CellResult) -> dict[str, object]:

@@ -33,11 +33,13 @@ class CellResult:
     Attributes:
         rows: of the model and of `random` at its counts; empty where it was refused.
         provenance: where, when and how; None where it was refused.
+        answers: the key of the answers that were scored; None where it was refused.
         refused: why there are no rows; None where there are.
     """
 
     rows: tuple[Row, ...] = ()
     provenance: Provenance | None = None
+    answers: str | None = None
     refused: str | None = None
 
 
@@ -65,6 +67,7 @@ class Store:
             "cell": dict(cell),
             "rows": fields["rows"],
             PROVENANCE_KEY: fields["provenance"],
+            "answers": result.answers,
             "refused": result.refused,
         }
         text = json.dumps(entries, indent=1, allow_nan=False) + "\n"
@@ -108,7 +111,8 @@ def _to_result(data: Mapping[str, Any]) -> CellResult:
         return CellResult(refused=str(data["refused"]))
     origin = dict(data[PROVENANCE_KEY])
     origin["image_size"], origin["load"] = tuple(origin["image_size"]), tuple(origin["load"])
-    result = CellResult(tuple(map(Row.from_json, data["rows"])), Provenance(**origin))
+    rows = tuple(map(Row.from_json, data["rows"]))
+    result = CellResult(rows, Provenance(**origin), str(data["answers"]))
     for part in (*result.rows, result.provenance):
         check_field_types(part)
     if not result.rows:
