@@ -66,7 +66,9 @@ class Leaving(PatchSlimming):
         super().__init__(order=order)
         self.by = by
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(  # type: ignore[override]
+        self, tokens: Tokens, signals: Signals, keep: int
+    ) -> Reduction:
         """Keeps the same rows; the others join the nearest of them."""
         batch, rows = tokens.x.shape[0], torch.arange(tokens.patches)
         order = rows if tokens.position is not None else self.get_buffer("cells")

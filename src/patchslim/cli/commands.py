@@ -36,6 +36,7 @@ from patchslim.cli.resolve import (
 from patchslim.cli.result import CommandResult
 from patchslim.cli.terminal import show_name
 from patchslim.cli.text import (
+    METHOD_GROUPS,
     calibration_lines,
     facts_text,
     method_facts,
@@ -262,11 +263,18 @@ def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
     return CommandResult(facts_text(facts), facts)
 
 
-def methods(_args: Namespace, _terminal: Terminal) -> CommandResult:
-    """Lists all methods: what they do, what they need, what can be set."""
-    every = {name: method_facts(find_method(name)) for name in method_names()}
-    lines = []
+def methods(args: Namespace, _terminal: Terminal) -> CommandResult:
+    """Lists methods by group, or one: what they do, what they need, what can be set."""
+    names = [args.name] if args.name else method_names()
+    every = {name: method_facts(find_method(name)) for name in names}
+    order = [*METHOD_GROUPS]
+    every = dict(sorted(every.items(), key=lambda each: order.index(each[1]["group"])))
+    lines: list[str] = []
+    shown = ""
     for name, facts in every.items():
+        if facts["group"] != shown:
+            shown = facts["group"]
+            lines += ["", f"Methods that {METHOD_GROUPS[shown]} ({shown}):", ""]
         settings = ", ".join(f"{key}={value}" for key, value in facts["settings"].items())
         training = training_text(facts["training"])
         lines += [
@@ -276,7 +284,7 @@ def methods(_args: Namespace, _terminal: Terminal) -> CommandResult:
             f"  removes tokens by {facts['spread']}",
             *([f"  training defaults: {training}"] if training else []),
         ]
-    return CommandResult("\n".join(lines), every)
+    return CommandResult("\n".join(lines).strip(), every)
 
 
 def models(args: Namespace, _terminal: Terminal) -> CommandResult:

@@ -344,12 +344,13 @@ def _add_macs(commands: Any) -> None:
 
 
 def _add_methods(commands: Any) -> None:
-    add_command(
+    command = add_command(
         commands,
         "methods",
         "lists the methods: what they do, what they need, their settings and training defaults",
-        "patchslim methods",
+        "patchslim methods similarity",
     )
+    command.add_argument("name", type=word, nargs="?", metavar="NAME", help="only this one")
 
 
 def _add_models(commands: Any) -> None:

@@ -11,10 +11,21 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from patchslim.calibration.calibrate import must_be_calibrated
 from patchslim.methods import LearnedMethod
 from patchslim.methods._method import Method, method_settings
-from patchslim.methods._registry import method_name
+from patchslim.methods._registry import method_kind, method_name
 from patchslim.model.plan import Plan
+
+# The groups in which methods are listed, and what those in them do.
+METHOD_GROUPS = {
+    "pruning": "keep some patches, and drop the others",
+    "merging": "join patches that are alike",
+    "hybrid": "keep some patches, and fuse the others or let them wait",
+    "calibrated": "are fitted to unlabelled images first (patchslim calibrate)",
+    "learned": "are trained first (patchslim train)",
+    "other": "do none of this",
+}
 
 
 def method_facts(method: type[Method]) -> dict[str, Any]:
@@ -25,6 +36,7 @@ def method_facts(method: type[Method]) -> dict[str, Any]:
     if isinstance(made, LearnedMethod) and made.missing is not None:
         needs.append("to be trained or calibrated")
     return {
+        "group": _method_group(made),
         "doc": (inspect.getdoc(method) or "").partition("\n")[0],
         "needs": needs,
         "place": method.place.value,
@@ -32,6 +44,15 @@ def method_facts(method: type[Method]) -> dict[str, Any]:
         "settings": {parameter.name: parameter.default for parameter in parameters},
         "training": dict(method.training_defaults),
     }
+
+
+def _method_group(method: Method) -> str:
+    """Returns the group in which a method is listed."""
+    if must_be_calibrated(method):
+        return "calibrated"
+    if isinstance(method, LearnedMethod) and method.missing is not None:
+        return "learned"
+    return method_kind(type(method))
 
 
 def training_text(settings: Mapping[str, Any]) -> str:

@@ -118,7 +118,7 @@ class Method(_ChecksSettings, nn.Module, ABC):
                 super().__init__()
                 self.power = power
 
-            def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+            def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep:
                 length = signals.keys().norm(p=self.power, dim=-1)
                 return Keep(length.topk(keep, dim=1).indices)
 

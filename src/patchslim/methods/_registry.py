@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,18 @@ def method_name(method: Method) -> str | None:
     if name == "_sequence":
         return type(method).__qualname__
     return name if package == "patchslim.methods" else None
+
+
+def method_kind(method: type[Method]) -> str:
+    """Returns what the literature calls such methods: "pruning", "merging" or "hybrid".
+
+    It is read from the reductions that `choose` says it returns; "other" if it does not say.
+    """
+    names = str(inspect.signature(method.choose).return_annotation).split(" | ")
+    known = vars(sys.modules[method.__module__])
+    kinds = {getattr(known.get(name), "kind", None) for name in names} - {None}
+    ranked = ("merging", "hybrid", "pruning")
+    return next((kind for kind in ranked if kind in kinds), "other")
 
 
 def method_label(method: Method) -> str:

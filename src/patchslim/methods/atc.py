@@ -12,7 +12,7 @@ from patchslim.methods import Method, Signals
 from patchslim.methods import _clustering as clustering
 from patchslim.settings import check_choice
 from patchslim.tokens.merging import Merge
-from patchslim.tokens.reduction import Reduction, new_index
+from patchslim.tokens.reduction import new_index
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -34,7 +34,7 @@ class ATC(Method):
         check_choice("linkage", linkage, tuple(clustering.LINKAGES))
         self.linkage = linkage
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Builds the tree of clusters, and cuts it where `keep` of them are left."""
         if tokens.patches > MOST_PATCHES:
             raise BadSetting(

@@ -14,7 +14,7 @@ from torch import Tensor
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Place, Signals
 from patchslim.methods._sorting import sort_rows
-from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -38,7 +38,7 @@ class ATS(Method):
             raise BadSetting(f"floor={floor}: at least one patch has to stay.")
         self.floor = floor
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep:
         """Keeps the patches that are nearest to evenly spaced points of the cumulative score."""
         score = self._score(tokens, signals)
         hit = _sample_mask(score, tokens.alive, keep)

@@ -15,7 +15,6 @@ from patchslim.errors import UnknownName
 from patchslim.methods import Method, Placement, Signals
 from patchslim.settings import Range, check_value
 from patchslim.tokens.merging import Merge
-from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -61,7 +60,7 @@ class DiffRate(Method):
         self.pruned: float = check_value("pruned", pruned, float, Range(0, 1))
         self.own_counts = tuple(map(min, *PUBLISHED[preset])) if preset else ()
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Sorts patches by class attention: the first stay, the last go, those between merge."""
         left = tokens.patches - round(self.pruned * (tokens.patches - keep))
         if self.preset:

@@ -19,7 +19,6 @@ from patchslim.methods._clustering import Groups
 from patchslim.methods._windows import Windows
 from patchslim.settings import Range, check_value
 from patchslim.tokens.merging import Merge
-from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -50,7 +49,7 @@ class Duplicates(Method):
         self.tolerance = check_value("tolerance", tolerance, float, Range(0, 1e6))
         self.window = check_value("window", window, int, Range(0, 2**16))
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Keeps the first of the patches with the same content, and merges the others into it."""
         if tokens.content is None:
             raise BadSetting("Duplicates are found by pixels, and these tokens come without.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
 from patchslim.settings import Range, check_value
-from patchslim.tokens.reduction import Keep, Mask, Reduction
+from patchslim.tokens.reduction import Keep, Mask
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -56,7 +56,7 @@ class DynamicViT(LearnedMethod):
             "random. Train it: patchslim.train, `patchslim train`."
         )
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep | Mask:
         """Samples a mask in training; otherwise keeps the `keep` rows with the highest scores."""
         predictor = self.predictors.for_block(signals.block, tokens.x.shape[2])
         wanted = predictor(tokens.x[:, tokens.prefix :], tokens.alive)

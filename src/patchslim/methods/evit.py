@@ -7,7 +7,7 @@ Reorganizations" (ICLR 2022).
 from __future__ import annotations
 
 from patchslim.methods import Method, Signals
-from patchslim.tokens.reduction import Fuse, Keep, Reduction
+from patchslim.tokens.reduction import Fuse, Keep
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -26,7 +26,7 @@ class EViT(Method):
         self.fuse = fuse
         self.extra_rows = int(fuse)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep | Fuse:
         """Keeps the rows with the highest class attention, and fuses the others."""
         attentive = signals.class_attention()
         kept = attentive.topk(keep - self.extra_rows, dim=1).indices

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import BadSchedule, BadSetting
 from patchslim.methods import LearnedMethod, Place, Placement, Signals
-from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Reduction
+from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep
 from patchslim.tokens.rows import strided_cells
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -69,7 +69,7 @@ class Evo(LearnedMethod):
             for block in range(1, max(blocks, default=0)):
                 self.mixing[str(block)] = nn.Parameter(torch.zeros(()))
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Fixed | Defer:
         """Lets the `keep` patches with the most global class attention go on."""
         attention = tokens.memory
         if attention is None:

@@ -15,7 +15,6 @@ from patchslim.methods import Method, Place, Placement, Signals
 from patchslim.methods._matching import ascending, first_of_sets, match_best
 from patchslim.settings import Range, check_value
 from patchslim.tokens.merging import Merge
-from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -45,7 +44,7 @@ class MCTF(Method):
         self.tau_attention = check_value("tau_attention", tau_attention, float, TAU)
         self.tau_size = check_value("tau_size", tau_size, float, TAU)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Merges half of the pairs from A into B, and the others from B into what is left of A."""
         size, x = tokens.sizes(), tokens.x[:, tokens.prefix :]
         received = signals.attention_received(tokens.alive).to(size.dtype).clamp(min=LEAST)

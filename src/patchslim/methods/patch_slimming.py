@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchslim.methods import LearnedMethod, Place, Placement, Signals
 from patchslim.methods._ranking import centre_order, check_grid, parse_order
-from patchslim.tokens.reduction import Fixed, Reduction
+from patchslim.tokens.reduction import Fixed
 from patchslim.tokens.tokens import Tokens
 
 
@@ -45,7 +45,7 @@ class PatchSlimming(LearnedMethod):
             "centre, whatever the model reads. Use patchslim.calibrate, `patchslim calibrate`."
         )
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Fixed:
         """Keeps the first `keep` cells of the order."""
         if tokens.position is not None:
             return Fixed(keep)  # an earlier block has sorted the rows by the order

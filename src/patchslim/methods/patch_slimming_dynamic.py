@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from patchslim.methods import LearnedMethod, ModulePerBlock, Place, Placement, Signals
 from patchslim.methods._ranking import cell_worth, check_grid, parse_order
 from patchslim.settings import Range, check_value
-from patchslim.tokens.reduction import Keep, Mask, Reduction
+from patchslim.tokens.reduction import Keep, Mask
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -55,7 +55,7 @@ class PatchSlimmingDynamic(LearnedMethod):
             "patchslim.calibrate, `patchslim calibrate`."
         )
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep | Mask:
         """Keeps the `keep` rows with the highest scores; in training, masks the others."""
         score = self.gates.for_block(signals.block, tokens.x.shape[2])(tokens.x[:, tokens.prefix :])
         if self.order:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from patchslim.methods import Method, Placement, Signals
 from patchslim.methods._matching import match_best
 from patchslim.tokens.merging import Merge
-from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -31,7 +30,7 @@ class PiToMe(Method):
     placement: ClassVar[Placement] = Placement.EVERY_BLOCK
     reads = ("k",)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Sorts patches by energy, splits them alternately, and merges the most similar pairs."""
         count = tokens.patches - keep
         keys = F.normalize(signals.keys(), dim=2)

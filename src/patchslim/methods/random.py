@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchslim.methods import Method, Signals
 from patchslim.settings import Range, check_value
-from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.tokens import Tokens
 
 PRIME = 2_147_483_647
@@ -28,7 +28,7 @@ class Random(Method):
         super().__init__()
         self.seed = check_value("seed", seed, int, SEEDS)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep:
         """Keeps the `keep` rows with the highest random numbers."""
         cells = tokens.cells()
         if torch.compiler.is_compiling():

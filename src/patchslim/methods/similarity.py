@@ -25,7 +25,7 @@ from patchslim.methods._sorting import rank_rows
 from patchslim.methods._windows import Windows, best_in_squares
 from patchslim.settings import Range, check_value
 from patchslim.tokens.merging import Assign, Merge
-from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.spelling import is_by_product
@@ -158,7 +158,7 @@ class Similarity(Method):
             return Threshold("threshold", first=0.1, cosine=True, top=1.99)
         return Threshold("threshold", first=5e-4 if self.group == "ward" else 0.1)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep | Merge | Assign:
         """Chooses the patches that stay, and for each of the others the one that it joins."""
         keep = min(keep, tokens.patches)
         windows = self._windows(tokens, keep)

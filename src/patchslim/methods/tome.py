@@ -16,7 +16,6 @@ from patchslim.methods import Method, Placement, Signals, Threshold
 from patchslim.methods._matching import ascending, first_of_sets, match_best
 from patchslim.methods._sorting import first_equal, rank_rows
 from patchslim.tokens.merging import Assign, Merge
-from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Tokens
@@ -45,7 +44,7 @@ class ToMe(Method):
         self.threshold = threshold
         self.adaptive = threshold > 0
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge | Assign:
         """Splits tokens alternately into sets A and B, and merges the most similar pairs into B.
 
         The rows that stay are those of A and then those of B: the next split depends on the order.

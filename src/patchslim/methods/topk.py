@@ -6,7 +6,7 @@ Haurum et al., "Which Tokens to Use?" (ICCV Workshops 2023), the Top-K baseline.
 from __future__ import annotations
 
 from patchslim.methods import Method, Signals
-from patchslim.tokens.reduction import Keep, Reduction
+from patchslim.tokens.reduction import Keep
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -16,7 +16,7 @@ class TopK(Method):
 
     needs_class_token: bool = True
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep:
         """Keeps the `keep` rows with the highest class attention."""
         return Keep(signals.class_attention().topk(keep, dim=1).indices)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from patchslim.tokens.reduction import Reduction
 class Chain(Reduction):
     """Carries out `first`, which leaves `between` rows, and then `second` on these."""
 
+    kind: ClassVar[str] = "hybrid"
     first: Reduction
     between: int
     second: Reduction

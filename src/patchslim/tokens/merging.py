@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Merge(Reduction):
     in the mean, if it is not the row's size.
     """
 
+    kind: ClassVar[str] = "merging"
     kept: Tensor
     gone: Tensor
     into: Tensor
@@ -100,6 +102,7 @@ class Assign(Reduction):
     each group one row `leads` (B, n, bool); it stands for the group. `weight` as in `Merge`.
     """
 
+    kind: ClassVar[str] = "merging"
     to: Tensor
     leads: Tensor
     count: int

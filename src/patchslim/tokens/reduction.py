@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,13 @@ from patchslim.tokens.tokens import Borders, Deferred, Tokens
 
 @dataclass(frozen=True)
 class Reduction(ABC):
-    """What becomes of n patch rows, m of which come out."""
+    """What becomes of n patch rows, m of which come out.
+
+    Attributes:
+        kind: what the literature calls methods that do this: "pruning", "merging" or "hybrid".
+    """
+
+    kind: ClassVar[str]
 
     @property
     def merges(self) -> bool:
@@ -112,6 +119,7 @@ class Keep(Reduction):
     If images keep different numbers, `padding` (B, m, bool) is False for rows of padding.
     """
 
+    kind: ClassVar[str] = "pruning"
     kept: Tensor
     padding: Tensor | None = None
 
@@ -160,6 +168,7 @@ class Fixed(Reduction):
     graph has a constant gather or a slice here.
     """
 
+    kind: ClassVar[str] = "pruning"
     count: int
     order: Tensor | None = None
 
@@ -194,6 +203,7 @@ class Fuse(Reduction):
     The share of a kept row is 0. Shares need not add up to 1: it is a sum, not a mean.
     """
 
+    kind: ClassVar[str] = "hybrid"
     kept: Tensor
     share: Tensor
 
@@ -239,6 +249,7 @@ class Defer(Reduction):
     by what it has gained meanwhile. If it is a `Keep`, they come back unchanged.
     """
 
+    kind: ClassVar[str] = "hybrid"
     slow: Keep | Fuse
 
     @property
@@ -274,6 +285,7 @@ class Defer(Reduction):
 class Mask(Reduction):
     """Keeps all rows; `alive` (B, n), from 0 to 1, is what each weighs in attention."""
 
+    kind: ClassVar[str] = "pruning"
     alive: Tensor
 
     def move(
