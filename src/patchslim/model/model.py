@@ -70,10 +70,23 @@ class SlimModel(nn.Module):
         """Schedule: how many tokens are left after each block."""
         return self.plan.schedule
 
-    def forward(self, images: Tensor | None = None, **options: Any) -> Any:
-        """Returns what the host returns for `images`; keyword arguments are the host's own."""
+    def forward(
+        self,
+        images: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Returns what the host returns for `images`; keyword arguments are the host's own.
+
+        `pixel_values` are the images by Hugging Face's name. It and `labels` are written out since
+        `transformers.Trainer` gives a model the columns that its signature names.
+        """
         if images is None:
-            images = options.pop("pixel_values", None)
+            images, pixel_values = pixel_values, None
+        named = {"pixel_values": pixel_values, "labels": labels}
+        options |= {name: value for name, value in named.items() if value is not None}
         if self.runs_host:
             return self.host(images, **options)
         honoured = self.plan.adapter.options(self.host, options)

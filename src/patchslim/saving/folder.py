@@ -95,7 +95,9 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{path} {problem}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}."
         )
     if not (path / RECIPE_FILE).is_file():
-        raise BadFile(f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.")
+        raise BadFile(
+            f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.{_advise_on_weights(path)}"
+        )
     recipe = read_json(path / RECIPE_FILE)
     version = recipe.get("patchslim") if isinstance(recipe, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
@@ -149,6 +151,21 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
     state |= {name: state[first] for name, first in recipe["shared"].items()}
     renamed: dict[str, Tensor] = rename_old_weights(state)
     return renamed
+
+
+def _advise_on_weights(path: Path) -> str:
+    """Says what to call if the folder holds weights that another library saved; else ""."""
+    if not (path / WEIGHTS_FILE).is_file():
+        return ""
+    if (path / "config.json").is_file():
+        return (
+            " It holds a model of Hugging Face: load it there, by from_pretrained, and slim it by "
+            "patchslim.slim."
+        )
+    return (
+        f" {WEIGHTS_FILE} is weights alone, which is how transformers.Trainer saves a slimmed "
+        "model. Call slimmed.save(path) after training, and load that folder."
+    )
 
 
 def is_saved(path: str | Path) -> bool:
