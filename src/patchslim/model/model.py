@@ -7,15 +7,25 @@ The host's modules are called, never copied or hooked. What happens in a forward
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.fx
 from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
-from patchslim.model.host_api import forward_intermediates
+from patchslim.model.host_api import (
+    INSTEAD,
+    OTHERWISE,
+    check_names,
+    forward_intermediates,
+    host_attribute,
+    refuse_fx,
+    refuse_script,
+)
 from patchslim.model.plan import Plan
 from patchslim.model.recipe import make_recipe
 from patchslim.saving.folder import write_folder
@@ -83,6 +93,8 @@ class SlimModel(nn.Module):
         `pixel_values` are the images by Hugging Face's name. It and `labels` are written out since
         `transformers.Trainer` gives a model the columns that its signature names.
         """
+        if isinstance(images, torch.fx.Proxy):
+            raise refuse_fx()
         if images is None:
             images, pixel_values = pixel_values, None
         named = {"pixel_values": pixel_values, "labels": labels}
@@ -191,11 +203,19 @@ class SlimModel(nn.Module):
         except AttributeError:
             plan = self.__dict__.get("plan")
             if plan is not None and name in plan.adapter.host_attributes:
-                return getattr(self.host, name)
+                return host_attribute(self.host, name)
             raise AttributeError(
-                f"SlimModel has no {name!r}. The untouched model is at .host (beware: calling it "
-                "runs the dense model)."
+                f"SlimModel has no {name!r}. {INSTEAD.get(name, OTHERWISE)}"
             ) from None
+
+    def __prepare_scriptable__(self) -> SlimModel:
+        """Raises what `torch.jit.script`, which calls this first, cannot do."""
+        raise refuse_script()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuses weights of the dense model, whose names lack the prefix of the host."""
+        check_names(state_dict, prefix, self.host)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _prepare_method(self) -> None:
         """Makes the parameters of a method that learns, for the width of the deciding blocks."""
