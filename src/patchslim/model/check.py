@@ -11,7 +11,7 @@ from patchslim.errors import UnsupportedModel
 from patchslim.hosts._answers import TOLERANCE, eval_mode, relative_difference
 from patchslim.hosts._library import first_line
 from patchslim.methods._registry import find_method
-from patchslim.model.hooks import warn_of_bypassed_hooks
+from patchslim.model.hooks import HookWatch, record_calls, warn_of_bypassed_hooks
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant
@@ -33,9 +33,13 @@ def check_identity(slimmed: SlimModel) -> None:
         identity = find_method("identity")()
         plan = plan_schedule(host, adapter, identity, Constant(0), slimmed.plan.tail)
         same = SlimModel(host, plan)
-        wanted = adapter.logits(_ask_host(host, images)).double()
-        got = adapter.logits(same(images)).double()
-        warn_of_bypassed_hooks(host, slimmed, images)
+        with record_calls() as called:
+            wanted = adapter.logits(_ask_host(host, images)).double()
+        with record_calls() as still_called:
+            got = adapter.logits(same(images)).double()
+        warn_of_bypassed_hooks(host, slimmed, images, called)
+    bypassed = [each for each in host.modules() if each in called and each not in still_called]
+    slimmed._hook_watch = HookWatch(bypassed)  # noqa: SLF001 (this check alone knows what is called)
     off = relative_difference(got, wanted)
     if not off <= TOLERANCE.get(parameter.dtype, 1e-2):
         raise UnsupportedModel(

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.fx
 from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
+from patchslim.model.hooks import HookWatch
 from patchslim.model.host_api import (
     INSTEAD,
     OTHERWISE,
@@ -57,6 +59,7 @@ class SlimModel(nn.Module):
         self.trained: dict[str, Any] | None = None
         self.calibrated: dict[str, Any] | None = None
         self.packs = True
+        self._hook_watch = HookWatch([])
         self._prepare_method()
         plan.method.train(host.training)
         self.training = host.training
@@ -101,6 +104,8 @@ class SlimModel(nn.Module):
         options |= {name: value for name, value in named.items() if value is not None}
         if self.runs_host:
             return self.host(images, **options)
+        if not torch.compiler.is_compiling():
+            self._hook_watch.warn_of_new_hooks(self.host)
         honoured = self.plan.adapter.options(self.host, options)
         return self.start_pass().run(images, honoured)
 
