@@ -92,7 +92,8 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.is_dir():
         problem = "is a file" if path.exists() else "is not there"
         raise BadFile(
-            f"{path} {problem}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}."
+            f"{path} {problem}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}, "
+            "or a name on the Hub with hf-hub: before it."
         )
     if not (path / RECIPE_FILE).is_file():
         raise BadFile(

@@ -32,7 +32,10 @@ def download(
         ignored = None if nested else ["*/*"]
         return Path(snapshot_download(repository, allow_patterns=[*names], ignore_patterns=ignored))
     except _hub_errors() as error:
-        raise BadFile(f"{repository!r} cannot be fetched from the Hub: {error}") from error
+        raise BadFile(
+            f"{repository!r} cannot be fetched from the Hub: {error} Without a network, give the "
+            "path of a folder that was downloaded before."
+        ) from error
 
 
 def upload(path: Path, repository: str, *, private: bool = False) -> str:
