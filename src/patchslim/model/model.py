@@ -234,3 +234,9 @@ class SlimModel(nn.Module):
                 f"{type(method).__name__} has layers for one width, and is to decide in blocks "
                 f"{deciding} of {sorted(set(widths))} channels. Give at= (--at) in one stage."
             )
+
+
+def name_slimmed_part(model: Any) -> str:
+    """Says where in a wrapper the slimmed model is ("model.module"); "" if there is none."""
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    return next((f"model.{name}" for name, part in parts if isinstance(part, SlimModel)), "")

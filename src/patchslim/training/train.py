@@ -22,7 +22,7 @@ from patchslim.errors import BadData, BadFile, BadSetting, UnsupportedModel, Wro
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch, check_batches
-from patchslim.model.model import SlimModel
+from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.report.report import Report
 from patchslim.runs.layout import MODEL_FOLDER, REPORT_FILE, resolve_run_folder
 from patchslim.runs.ownership import own_folder
@@ -85,8 +85,9 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
         PatchslimError: with what was given, what is needed and the cure.
     """
     if not isinstance(slimmed, SlimModel):
-        kind = type(slimmed).__name__
-        raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: patchslim.slim(...).")
+        kind, inner = type(slimmed).__name__, name_slimmed_part(slimmed)
+        cure = f"give {inner}" if inner else "patchslim.slim(...)"
+        raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: {cure}.")
     if config is None:
         config = TrainConfig.of(slimmed.method.training_defaults, {})
     check_type("config", config, TrainConfig, "Give a patchslim.TrainConfig, or leave it out.")
