@@ -18,6 +18,7 @@ from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.shared_weights import WEIGHTS_FILE
 from patchslim.errors import BadFile, BadSetting, UnsupportedModel
 from patchslim.files import check_replaceable, replace_folder
+from patchslim.hosts._weights import check_plain
 from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.settings import show_value
 
@@ -57,6 +58,7 @@ def check_slimmed(model: Any) -> SlimModel:
         raise UnsupportedModel(
             f"export() takes a slimmed model, not {type(model).__name__}: {cure}."
         )
+    check_plain(model, "exported")
     return model
 
 

@@ -44,9 +44,28 @@ def check_identity(slimmed: SlimModel) -> None:
     if not off <= TOLERANCE.get(parameter.dtype, 1e-2):
         raise UnsupportedModel(
             f"With nothing removed, the slimmed {type(host).__name__} differs from the model by "
-            f"{off:.2g} ({parameter.dtype}). It has a part that the adapter for {adapter.family} "
-            "does not know; results would be wrong, so it is refused. Please report the model."
+            f"{off:.2g} ({parameter.dtype}). {_advise_on_difference(slimmed, images, wanted)}"
         )
+
+
+def _advise_on_difference(slimmed: SlimModel, images: Tensor, wanted: Tensor) -> str:
+    """Says why the answers may differ: rows that depend on each other, or an unknown part."""
+    host, adapter = slimmed.host, slimmed.plan.adapter
+    if slimmed.plan.tail == "exact":
+        plan = plan_schedule(host, adapter, find_method("identity")(), Constant(0), "full")
+        exactly = torch.autocast(images.device.type, enabled=False)
+        with eval_mode(host), torch.no_grad(), exactly:
+            got = adapter.logits(SlimModel(host, plan)(images)).double()
+        if relative_difference(got, wanted) <= TOLERANCE.get(images.dtype, 1e-2):
+            return (
+                "With tail='full' it does not differ: a row of the last block depends on rows that "
+                "the head does not read, as where all rows are quantised by one scale. Give "
+                "tail='full' (--tail full), or quantise the model after it was slimmed."
+            )
+    return (
+        f"It has a part that the adapter for {adapter.family} does not know; results would be "
+        "wrong, so it is refused. Please report the model."
+    )
 
 
 def _ask_host(host: nn.Module, images: Tensor) -> Any:

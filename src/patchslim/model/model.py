@@ -16,6 +16,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel, WrongInput
+from patchslim.hosts._weights import check_plain
 from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.hooks import HookWatch
@@ -179,6 +180,7 @@ class SlimModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes weights and recipe to the folder `path`: all of it, or nothing."""
+        check_plain(self, "saved")
         recipe = make_recipe(self.host, self.plan, self.trained, self.calibrated)
         write_folder(path, self.state_dict(keep_vars=True), recipe)
 
