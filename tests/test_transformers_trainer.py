@@ -13,6 +13,7 @@ import patchslim
 from comparison import is_close
 from hf_hosts import random_pixels
 from patchslim.errors import BadFile, WrongInput
+from patchslim.hosts._catalog import find_host
 
 IMAGES = 12
 
@@ -86,6 +87,8 @@ def test_trainer_resumes_and_its_folder_says_what_to_call(hf_vit: Any, tmp_path:
     for folder in (tmp_path, tmp_path / "checkpoint-3"):
         with pytest.raises(BadFile, match=r"saves a slimmed model\. Call slimmed\.save\(path\)"):
             patchslim.load(folder)
+        with pytest.raises(BadFile, match=r"holds no model.*Call slimmed\.save\(path\)"):
+            find_host(str(folder))
     slimmed.save(tmp_path / "slimmed")
     again, pixels = patchslim.load(tmp_path / "slimmed"), random_pixels(hf_vit)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from patchslim.hosts._registry import (
     load_adapter,
     load_library,
 )
-from patchslim.hosts._weights import check_finite, check_fit, read_weights
+from patchslim.hosts._weights import advise_on_bare_weights, check_finite, check_fit, read_weights
 
 EXAMPLE = "digits"
 # A repository of the Hub as people write it; without a prefix it may be a folder, too.
@@ -219,8 +219,8 @@ def _open_local(name: str, *, weights: bool = True) -> nn.Module:
             return library.open_folder(folder, weights=weights)
     signs = " nor ".join(library.folder_sign for library in opening)
     raise BadFile(
-        f"{folder} holds no model: neither recipe.json (saved by patchslim) nor {signs}. "
-        f"{model_hint()}"
+        f"{folder} holds no model: neither recipe.json (saved by patchslim) nor {signs}."
+        f"{advise_on_bare_weights(folder) or ' ' + model_hint()}"
     )
 
 

@@ -22,6 +22,7 @@ from patchslim.hosts._library import first_line
 # Weights of these types are rounded to the type of the model. No other type is converted: numbers
 # of eight bits or whole ones mean nothing without a scale that is kept elsewhere.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WEIGHTS_FILE = "model.safetensors"  # in a folder, as Hugging Face and this package call it
 CODE = "code in a file is never run. Save the model's state_dict() alone."
 
 
@@ -136,6 +137,16 @@ def check_finite(
                 f"{path}: {name} holds NaN or infinity{'' if keep else f' as {_name(t.dtype)}'}. "
                 "The model could give no answer. Take weights from before that happened."
             )
+
+
+def advise_on_bare_weights(folder: Path) -> str:
+    """Says what to call if a folder holds the weights of a slimmed model and no recipe; else ""."""
+    if not (folder / WEIGHTS_FILE).is_file():
+        return ""
+    return (
+        f" {WEIGHTS_FILE} is weights alone, which is how transformers.Trainer saves a slimmed "
+        "model. Call slimmed.save(path) after training, and give that folder."
+    )
 
 
 def check_plain(model: nn.Module, verb: str) -> None:

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
 from patchslim.files import check_writable, find_complete, read_json, replace_folder, resolve_path
-from patchslim.hosts._weights import read_safetensors
+from patchslim.hosts._weights import WEIGHTS_FILE, advise_on_bare_weights, read_safetensors
 from patchslim.saving.old_names import rename_old_weights
 from patchslim.saving.seal import check_seal, seal_recipe
 from patchslim.versions import installed_version, say_upgrade
 
 FORMAT_VERSION = 1
 RECIPE_FILE = "recipe.json"
-WEIGHTS_FILE = "model.safetensors"
 
 Recipe: TypeAlias = dict[str, Any]
 
@@ -156,17 +155,12 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
 
 def _advise_on_weights(path: Path) -> str:
     """Says what to call if the folder holds weights that another library saved; else ""."""
-    if not (path / WEIGHTS_FILE).is_file():
-        return ""
-    if (path / "config.json").is_file():
+    if (path / WEIGHTS_FILE).is_file() and (path / "config.json").is_file():
         return (
             " It holds a model of Hugging Face: load it there, by from_pretrained, and slim it by "
             "patchslim.slim."
         )
-    return (
-        f" {WEIGHTS_FILE} is weights alone, which is how transformers.Trainer saves a slimmed "
-        "model. Call slimmed.save(path) after training, and load that folder."
-    )
+    return advise_on_bare_weights(path)
 
 
 def is_saved(path: str | Path) -> bool:

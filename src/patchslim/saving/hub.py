@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchslim.errors import BadFile
-from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
+from patchslim.hosts._weights import WEIGHTS_FILE
+from patchslim.saving.folder import RECIPE_FILE
 
 PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 MESSAGE = "A model slimmed by patchslim"
