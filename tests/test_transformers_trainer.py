@@ -113,3 +113,29 @@ def test_images_are_given_once(hf_vit: Any):
     pixels = random_pixels(hf_vit)
     with pytest.raises(WrongInput, match="pixel_values"):
         patchslim.slim(hf_vit, "tome", r=2)(pixels, pixel_values=pixels)
+
+
+@pytest.mark.slow
+def test_a_slimmed_timm_model_inside_of_a_wrapper_is_trained(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TimmWrapperConfig(architecture="test_vit", num_labels=7)
+    model = transformers.TimmWrapperForImageClassification(config).eval()
+    host = model.timm_model
+    model.timm_model = patchslim.slim(host, "tome", r=9)
+    images, before = torch.randn(IMAGES, 3, 160, 160), host.head.weight.clone()
+    dataset = [{"pixel_values": each, "labels": n % 7} for n, each in enumerate(images)]
+    trainer = make_trainer(model, dataset, tmp_path)
+    trainer.train()
+    assert "eval_loss" in trainer.evaluate()
+    assert not host.head.weight.equal(before)
+    with torch.no_grad():
+        wanted = model(images[:2]).logits
+    model.timm_model.save(tmp_path / "part")
+    model.timm_model = host
+    model.save_pretrained(tmp_path / "whole")
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "whole")
+    again.timm_model = patchslim.slim(again.timm_model, "tome", r=9)
+    loaded = patchslim.load(tmp_path / "part")
+    with torch.no_grad():
+        assert is_close(again(images[:2]).logits, wanted)
+        assert is_close(loaded(images[:2]), wanted)
