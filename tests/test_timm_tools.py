@@ -12,8 +12,10 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import patchslim
+from comparison import is_close
 from patchslim.errors import BadFile, WrongExport
 from small_hosts import HOSTS, slim_host
+from timm_variants import random_images
 
 GROUPED = ("class token", "registers, no class token", "distilled", "rotary query")
 
@@ -103,6 +105,19 @@ def test_what_a_slimmed_model_lacks_says_what_to_call(vit: Any, name: str, cure:
     assert not hasattr(slimmed, name)
     with pytest.raises(AttributeError, match=f"SlimModel has no '{name}'.*{cure}"):
         getattr(slimmed, name)
+
+
+@pytest.mark.parametrize("n", [1, 2, (0, 2)])
+def test_the_call_instead_of_intermediate_layers_gives_the_same(vit: Any, n: Any):
+    slimmed, images = patchslim.slim(vit, "identity"), random_images(vit)
+    with torch.no_grad():
+        wanted = vit.get_intermediate_layers(images, n)
+        got = slimmed.forward_intermediates(images, n, output_fmt="NLC", intermediates_only=True)
+        reduced = slim_host(vit).forward_intermediates(
+            images, n, output_fmt="NLC", intermediates_only=True
+        )
+    assert all(is_close(*each) for each in zip(got, wanted, strict=True))
+    assert [each.shape for each in reduced] == [each.shape for each in wanted]
 
 
 def test_a_host_of_another_size_is_slimmed_again():

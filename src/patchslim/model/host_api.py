@@ -22,8 +22,8 @@ PREFIX: Final = "host."  # of the host's parameters in a slimmed model
 # What to do instead of reading attributes of timm's that a slimmed model cannot have.
 INSTEAD = {
     "get_intermediate_layers": (
-        "Call slimmed.forward_intermediates(images, indices, intermediates_only=True), or read "
-        "slimmed.trace(images)."
+        "Call slimmed.forward_intermediates(images, n, output_fmt='NLC', intermediates_only=True), "
+        "or read slimmed.trace(images)."
     ),
     "prune_intermediate_layers": "Prune the model before it is slimmed.",
     "set_input_size": (
