@@ -18,7 +18,8 @@ from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.shared_weights import WEIGHTS_FILE
 from patchslim.errors import BadFile, BadSetting, UnsupportedModel
 from patchslim.files import check_replaceable, replace_folder
-from patchslim.model.model import SlimModel
+from patchslim.hosts._weights import check_plain
+from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.settings import show_value
 
 NAMES_CURE = "Give names of letters, digits, '.', '_' and '-', such as {'fast': ..., 'good': ...}."
@@ -50,10 +51,14 @@ def name_models(models: Any) -> dict[str, SlimModel]:
 def check_slimmed(model: Any) -> SlimModel:
     """Refuses what is no slimmed model."""
     if not isinstance(model, SlimModel):
+        inner = name_slimmed_part(model)
+        cure = "slim it first, with method 'identity' and keep=1.0 if it is to keep all its patches"
+        if inner:
+            cure = f"give {inner}"
         raise UnsupportedModel(
-            f"export() takes a slimmed model, not {type(model).__name__}: slim it first, with "
-            "method 'identity' and keep=1.0 if it is to keep all its patches."
+            f"export() takes a slimmed model, not {type(model).__name__}: {cure}."
         )
+    check_plain(model, "exported")
     return model
 
 

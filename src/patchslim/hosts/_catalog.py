@@ -6,6 +6,7 @@ unless asked to. It knows no methods, and nothing of what `saving` writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,13 @@ from patchslim.hosts._registry import (
     load_adapter,
     load_library,
 )
-from patchslim.hosts._weights import check_finite, check_fit, read_weights
+from patchslim.hosts._weights import advise_on_bare_weights, check_finite, check_fit, read_weights
 
 EXAMPLE = "digits"
+# A repository of the Hub as people write it; without a prefix it may be a folder, too.
+REPOSITORY = re.compile(
+    r"(?P<prefix>hf[-_]hub:|https?://huggingface\.co/)?(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)/?"
+)
 
 
 def model_hint() -> str:
@@ -124,9 +129,32 @@ def find_library_of(name: str) -> tuple[Library, str]:
             return library, name
         known += library.names()
     if any(mark in name for mark in "/\\"):
-        raise BadFile(f"There is no folder {name}. {model_hint()}")
+        raise BadFile(f"There is no folder {name}. {_advise_on_repository(name)}")
     unknown = UnknownName.of("model", name, known, model_hint())
     raise unknown if missing is None else MissingExtra(f"{missing} Without it: {unknown}")
+
+
+def _advise_on_repository(name: str) -> str:
+    """Says what to give instead of a name on the Hub; else what names a model."""
+    match = REPOSITORY.fullmatch(name)
+    if match is None:
+        return model_hint()
+    owner, own_name = match["owner"], match["name"]
+    if owner in library_names():
+        library = load_library(owner)
+        if library.builds_by_name and library.has_name(own_name):
+            return (
+                f"{owner} builds this model by its name: give {own_name}, with --weights FILE, or "
+                "with --pretrained where there is a network."
+            )
+    is_surely_there = match["prefix"] is not None
+    where = "It is a name" if is_surely_there else "If it is a name"
+    advice = (
+        f"{where} on the Hugging Face Hub: nothing is fetched by it. Download it where there is a "
+        f"network, `hf download {owner}/{own_name} --local-dir {own_name}`, and give the folder "
+        f"{own_name}."
+    )
+    return advice if is_surely_there else f"{advice} Otherwise: {model_hint()}"
 
 
 def served_names(family: str, containing: str = "") -> list[str]:
@@ -191,8 +219,8 @@ def _open_local(name: str, *, weights: bool = True) -> nn.Module:
             return library.open_folder(folder, weights=weights)
     signs = " nor ".join(library.folder_sign for library in opening)
     raise BadFile(
-        f"{folder} holds no model: neither recipe.json (saved by patchslim) nor {signs}. "
-        f"{model_hint()}"
+        f"{folder} holds no model: neither recipe.json (saved by patchslim) nor {signs}."
+        f"{advise_on_bare_weights(folder) or ' ' + model_hint()}"
     )
 
 

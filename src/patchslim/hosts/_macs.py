@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
 
 
 def linear_macs(module: nn.Module | None) -> int:
-    """Counts the multiply-adds a row of all linear layers and 1x1 convolutions in `module`."""
-    layers = () if module is None else module.modules()
-    return sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d))
+    """Counts the multiply-adds a row of all linear layers and 1x1 convolutions in `module`.
+
+    A quantised layer stores its weights in another form, so features are counted and not weights.
+    """
+    if module is None:
+        return 0
+    inner = sum(map(linear_macs, module.children()))
+    if inner:  # a layer with a low-rank update is the layers that it is made of
+        return inner
+    if isinstance(module, nn.Conv2d):
+        return module.weight.numel()
+    features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return math.prod(each for each in features if each) if all(features) else 0
 
 
 def convolution_macs(embed: nn.Module, image: tuple[int, ...]) -> int:

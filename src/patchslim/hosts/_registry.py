@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from patchslim.hosts._adapter import Adapter
 
 
+# Where wrappers keep the one model in them: torch.compile, DDP, DataParallel, averages, PEFT. They
+# may hold on to the call of that model, so that another in its place would never run.
+LOW_RANK = "base_model.model"
+WRAPPED = re.compile(rf"((_orig_mod|module)\.)*(_orig_mod|module|{re.escape(LOW_RANK)})")
+MERGING = " Or merge its updates into the weights first: model.merge_and_unload()."
+
+
 def adapter_names() -> list[str]:
     """Lists the families that ship with the package: the files of `patchslim/hosts`.
 
@@ -94,6 +101,11 @@ def _advise_on_parts(host: nn.Module) -> str:
     lines = []
     for name, part in find_parts(host).items():
         place = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"model.{name}")
+        if WRAPPED.fullmatch(name):
+            return (
+                f" It wraps a {type(part).__name__}: slim that, patchslim.slim({place}, ...), and "
+                f"wrap the result again.{MERGING if name.endswith(LOW_RANK) else ''}"
+            )
         lines.append(f"{type(part).__name__}, {place} = patchslim.slim({place}, ...)")
     if not lines:
         return ""

@@ -38,8 +38,9 @@ class TimmHost(Adapter, ABC):
 
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
-        pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay get_classifier
-        reset_classifier set_grad_checkpointing grad_checkpointing dynamic_img_size""".split()
+        pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay group_matcher
+        get_classifier reset_classifier set_grad_checkpointing grad_checkpointing
+        dynamic_img_size""".split()
     )
 
     def describe(self, host: Any) -> HostFacts:

@@ -34,6 +34,8 @@ UNSUPPORTED_OUTPUTS = ("output_attentions", "output_hidden_states")
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 # What is compared of an output, whichever of these it has first.
 COMPARED = ("logits", "image_embeds", "feature_maps", "last_hidden_state")
+# What a call may say of the loss beside the labels: how many items share it, as Trainer says.
+LOSS_OPTIONS = ("num_items_in_batch",)
 # Options of a class that a recipe notes by the part that they make.
 OPTIONAL_PARTS = {"pooler": "add_pooling_layer", "mask_token": "use_mask_token"}
 
@@ -187,12 +189,12 @@ class TransformersHost(Adapter, ABC):
         return self.layout(host).any_size
 
     def options(self, host: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Accepts labels, interpolation of positions and the kind of return value."""
+        """Accepts labels and their loss, interpolation of positions, the kind of return value."""
         given = {
             **{name: getattr(host.config, name, False) for name in UNSUPPORTED_OUTPUTS},
             **given,
         }
-        honoured = {"return_dict", "labels"}
+        honoured = {"return_dict", "labels", *LOSS_OPTIONS}
         if self.layout(host).interpolates:
             honoured.add("interpolate_pos_encoding")
         unused = {
@@ -261,15 +263,17 @@ class TransformersHost(Adapter, ABC):
         if self.returns_rows(host):
             output = self.features(host, tokens)
         else:
-            output = self.classify(host, tokens, options.get("labels"))
+            output = self.classify(host, tokens, options)
         wanted = options.get("return_dict")
         as_tuple = wanted is False or (wanted is None and not host.config.return_dict)
         return output.to_tuple() if as_tuple else output
 
-    def classify(self, host: Any, tokens: Tokens, labels: Tensor | None) -> Any:
+    def classify(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """Makes the output of a classifier, with its loss if labels are given."""
-        logits = host.classifier(self.read(host, tokens))
-        loss = None if labels is None else host.loss_function(labels, logits, host.config)
+        logits, labels, loss = host.classifier(self.read(host, tokens)), options.get("labels"), None
+        if labels is not None:
+            told = {name: options[name] for name in LOSS_OPTIONS if name in options}
+            loss = host.loss_function(labels, logits, host.config, **told)
         return output_class(host, "ImageClassifierOutput")(loss=loss, logits=logits)
 
     def logits(self, output: Any) -> Tensor:

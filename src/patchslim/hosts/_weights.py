@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import BadFile
+from patchslim.errors import BadFile, UnsupportedModel
 from patchslim.files import parse_json
 from patchslim.hosts._library import first_line
 
 # Weights of these types are rounded to the type of the model. No other type is converted: numbers
 # of eight bits or whole ones mean nothing without a scale that is kept elsewhere.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WEIGHTS_FILE = "model.safetensors"  # in a folder, as Hugging Face and this package call it
 CODE = "code in a file is never run. Save the model's state_dict() alone."
 
 
@@ -136,6 +137,41 @@ def check_finite(
                 f"{path}: {name} holds NaN or infinity{'' if keep else f' as {_name(t.dtype)}'}. "
                 "The model could give no answer. Take weights from before that happened."
             )
+
+
+def advise_on_bare_weights(folder: Path) -> str:
+    """Says what to call if a folder holds the weights of a slimmed model and no recipe; else ""."""
+    if not (folder / WEIGHTS_FILE).is_file():
+        return ""
+    return (
+        f" {WEIGHTS_FILE} is weights alone, which is how transformers.Trainer saves a slimmed "
+        "model. Call slimmed.save(path) after training, and give that folder."
+    )
+
+
+def check_plain(model: nn.Module, verb: str) -> None:
+    """Refuses layers that hold quantised weights, which are more than tensors of numbers.
+
+    PyTorch's own layers pack them; other libraries have tensors of their own classes.
+    """
+    for name, module in model.named_modules():
+        kinds = [type(module), *map(type, module.parameters(recurse=False))]
+        foreign = next((kind for kind in kinds if _is_quantised(kind)), None)
+        if foreign is not None:
+            raise UnsupportedModel(
+                f"{name} is quantised ({foreign.__module__.partition('.')[0]} {foreign.__name__}), "
+                f"and cannot be {verb}. Quantise the slimmed model as the last step, after it was "
+                "trained and saved; or export it in int8: patchslim.export(slimmed, path, "
+                "precision='int8', images=...)."
+            )
+
+
+def _is_quantised(kind: type) -> bool:
+    """Tells whether this is a class of quantised layers, or of tensors by another library."""
+    package, _, rest = kind.__module__.partition(".")
+    if issubclass(kind, Tensor):
+        return package != "torch"
+    return package == "torch" and rest.startswith("ao.nn.") and "quantized" in rest
 
 
 def check_not_compressed(path: Path) -> None:

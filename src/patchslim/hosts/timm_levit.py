@@ -30,7 +30,7 @@ class TimmLevit(TimmHost):
     host_classes: ClassVar[frozenset[str]] = frozenset({f"{KNOWN_MODULES[0]}.Levit"})
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
-        pretrained_cfg default_cfg no_weight_decay get_classifier reset_classifier
+        pretrained_cfg default_cfg no_weight_decay group_matcher get_classifier reset_classifier
         set_grad_checkpointing grad_checkpointing set_distilled_training
         distilled_training""".split()
     )

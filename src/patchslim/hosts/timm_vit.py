@@ -89,10 +89,8 @@ class TimmVit(TimmHost):
         channels = int(attns[0].head_dim)
         inner = heads * maps * channels
         parallel = "Scaling" in type(block).__name__
-        if parallel:
-            out = linear_macs(block) - 3 * width * inner
-        else:
-            out = sum(linear_macs(attn) - linear_macs(attn.qkv) for attn in attns)
+        # Whatever a projection has beside its columns, such as a low-rank update, counts here, too.
+        out = sum(map(linear_macs, [block] if parallel else attns)) - 3 * width * inner
         return BlockShape(
             width=width,
             q=width * inner,

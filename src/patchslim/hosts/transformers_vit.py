@@ -111,10 +111,10 @@ class TransformersVit(TransformersHost):
             return torch.cat([x[:, 0], mean_of_patches(tokens, x)], dim=1)
         return x[:, 0]
 
-    def classify(self, host: Any, tokens: Tokens, labels: Tensor | None) -> Any:
+    def classify(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """Makes the output of a classifier; DeiT's two heads are averaged."""
         if not type(host).__name__.endswith("WithTeacher"):
-            return super().classify(host, tokens, labels)
+            return super().classify(host, tokens, options)
         x = self.norm(host, tokens.x)
         of_class, distilled = host.cls_classifier(x[:, 0]), host.distillation_classifier(x[:, 1])
         return output_class(host, "DeiTForImageClassificationWithTeacherOutput")(

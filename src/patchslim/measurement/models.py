@@ -10,7 +10,7 @@ from patchslim.errors import UnknownName, UnsupportedModel
 from patchslim.measurement.sample import move_to_host
 from patchslim.methods._registry import method_label
 from patchslim.methods.random import Random
-from patchslim.model.model import SlimModel
+from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Counts
 from patchslim.settings import check_type
@@ -34,8 +34,9 @@ def check_models(
         raise UnsupportedModel("There is no model to measure: give at least one.")
     for name, slimmed in models.items():
         if not isinstance(slimmed, SlimModel):
-            kind = type(slimmed).__name__
-            raise UnsupportedModel(f"measure() takes slimmed models; {name!r} is a {kind}.")
+            kind, inner = type(slimmed).__name__, name_slimmed_part(slimmed)
+            cure = f" Give {inner}." if inner else ""
+            raise UnsupportedModel(f"measure() takes slimmed models; {name!r} is a {kind}.{cure}")
         first = next(iter(models.values()))
         if dense is None and slimmed.host is not first.host:
             raise UnsupportedModel(

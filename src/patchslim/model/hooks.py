@@ -6,7 +6,9 @@ around never fires, and nothing would say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,25 +18,73 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from patchslim.errors import BypassedHook, warn_caller
 
 SHOWN = 5  # modules that the warning names
-KINDS = "_forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks".split()
+# The hooks of a module, of each kind by their numbers.
+read_hooks = attrgetter(
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+)
 
 
-def warn_of_bypassed_hooks(host: nn.Module, slimmed: nn.Module, images: Tensor) -> None:
+class HookWatch:
+    """Tells of hooks that are added to modules which a pass goes around, each of them once.
+
+    Attributes:
+        modules: the modules that the host calls and its slimmed form does not.
+        newest: number of the newest hook that was looked at; PyTorch counts hooks as they come.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self.newest = max(map(_newest_hook, modules), default=-1)
+
+    def warn_of_new_hooks(self, host: nn.Module) -> None:
+        """Warns of hooks that were added since the last look: at every call, so it is quick."""
+        if not any(map(any, map(read_hooks, self.modules))):
+            return
+        found = [each for each in self.modules if _newest_hook(each) > self.newest]
+        if found:
+            self.newest = max(map(_newest_hook, found))
+            library = _package(type(host))
+            _warn(host, [each for each in found if _has_hooks(each, library)])
+
+
+def warn_of_bypassed_hooks(
+    host: nn.Module, slimmed: nn.Module, images: Tensor, called: set[nn.Module]
+) -> None:
     """Warns once of the modules whose hooks fire in the host and do not in its slimmed form.
 
-    Costs nothing where the host has no hooks. Hooks that are added later are not seen. Those of the
-    host's own library are no user's: transformers records by them what a slimmed model refuses.
+    Costs nothing where the host has no hooks. Those of the host's own library are no user's:
+    transformers records by them what a slimmed model refuses.
+
+    Args:
+        host: the host.
+        slimmed: its slimmed form.
+        images: to run it on.
+        called: the modules that the host calls.
     """
     library = _package(type(host))
-    hooked = {name: each for name, each in host.named_modules() if _has_hooks(each, library)}
+    hooked = [each for each in host.modules() if _has_hooks(each, library)]
     if not hooked:
         return
-    called, still_called = _called_modules(host, images), _called_modules(slimmed, images)
-    names = [
-        name or type(module).__name__
-        for name, module in hooked.items()
-        if module in called and module not in still_called
-    ]
+    with record_calls() as still_called, torch.no_grad():
+        slimmed(images)
+    _warn(host, [each for each in hooked if each in called and each not in still_called])
+
+
+@contextlib.contextmanager
+def record_calls() -> Iterator[set[nn.Module]]:
+    """Collects the modules that are called meanwhile."""
+    called: set[nn.Module] = set()
+    handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
+    try:
+        yield called
+    finally:
+        handle.remove()
+
+
+def _warn(host: nn.Module, hooked: list[nn.Module]) -> None:
+    """Warns of hooks that never fire, by the names of their modules."""
+    places = {module: name for name, module in host.named_modules()}
+    names = [places[each] or type(each).__name__ for each in hooked if each in places]
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         warn_caller(
@@ -45,24 +95,17 @@ def warn_of_bypassed_hooks(host: nn.Module, slimmed: nn.Module, images: Tensor) 
         )
 
 
+def _newest_hook(module: nn.Module) -> int:
+    """The number of the newest hook on a module; -1 if it has none."""
+    return max((max(each) for each in read_hooks(module) if each), default=-1)
+
+
 def _has_hooks(module: nn.Module, library: str) -> bool:
     """Whether anybody but this library hooked the module."""
-    hooks = (hook for kind in KINDS for hook in getattr(module, kind).values())
+    hooks = (hook for each in read_hooks(module) for hook in each.values())
     return any(_package(hook) != library for hook in hooks)
 
 
 def _package(defined: Any) -> str:
     """The package in which a class or function is defined."""
     return str(getattr(defined, "__module__", "")).partition(".")[0]
-
-
-def _called_modules(model: Callable[[Tensor], Any], images: Tensor) -> set[nn.Module]:
-    """The modules that are called in a forward pass."""
-    called: set[nn.Module] = set()
-    handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        handle.remove()
-    return called

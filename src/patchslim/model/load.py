@@ -21,7 +21,7 @@ from patchslim.hosts._building import MOST_PIXELS, limit_building
 from patchslim.hosts._library import first_line
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.hosts._registry import adapter_names, find_adapter, load_adapter
-from patchslim.hosts._weights import FLOATS, check_finite, check_fit
+from patchslim.hosts._weights import FLOATS, WEIGHTS_FILE, check_finite, check_fit
 from patchslim.methods._method import Method, method_settings
 from patchslim.methods._registry import find_method
 from patchslim.model.check import check_identity
@@ -30,7 +30,6 @@ from patchslim.model.plan import plan_schedule
 from patchslim.model.recipe import to_plain_data
 from patchslim.saving.folder import (
     RECIPE_FILE,
-    WEIGHTS_FILE,
     Recipe,
     read_recipe,
     read_saved_weights,

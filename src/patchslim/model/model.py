@@ -7,15 +7,28 @@ The host's modules are called, never copied or hooked. What happens in a forward
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel, WrongInput
+from patchslim.hosts._weights import check_plain
 from patchslim.methods import LearnedMethod, Method
 from patchslim.model.forward_pass import ForwardPass
-from patchslim.model.host_api import forward_intermediates
+from patchslim.model.hooks import HookWatch
+from patchslim.model.host_api import (
+    INSTEAD,
+    OTHERWISE,
+    check_names,
+    forward_intermediates,
+    host_attribute,
+    refuse_fx,
+    refuse_script,
+)
 from patchslim.model.plan import Plan
 from patchslim.model.recipe import make_recipe
 from patchslim.saving.folder import write_folder
@@ -47,6 +60,7 @@ class SlimModel(nn.Module):
         self.trained: dict[str, Any] | None = None
         self.calibrated: dict[str, Any] | None = None
         self.packs = True
+        self._hook_watch = HookWatch([])
         self._prepare_method()
         plan.method.train(host.training)
         self.training = host.training
@@ -70,12 +84,29 @@ class SlimModel(nn.Module):
         """Schedule: how many tokens are left after each block."""
         return self.plan.schedule
 
-    def forward(self, images: Tensor | None = None, **options: Any) -> Any:
-        """Returns what the host returns for `images`; keyword arguments are the host's own."""
+    def forward(
+        self,
+        images: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Returns what the host returns for `images`; keyword arguments are the host's own.
+
+        `pixel_values` are the images by Hugging Face's name. It and `labels` are written out since
+        `transformers.Trainer` gives a model the columns that its signature names.
+        """
+        if isinstance(images, torch.fx.Proxy):
+            raise refuse_fx()
         if images is None:
-            images = options.pop("pixel_values", None)
+            images, pixel_values = pixel_values, None
+        named = {"pixel_values": pixel_values, "labels": labels}
+        options |= {name: value for name, value in named.items() if value is not None}
         if self.runs_host:
             return self.host(images, **options)
+        if not torch.compiler.is_compiling():
+            self._hook_watch.warn_of_new_hooks(self.host)
         honoured = self.plan.adapter.options(self.host, options)
         return self.start_pass().run(images, honoured)
 
@@ -149,6 +180,7 @@ class SlimModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes weights and recipe to the folder `path`: all of it, or nothing."""
+        check_plain(self, "saved")
         recipe = make_recipe(self.host, self.plan, self.trained, self.calibrated)
         write_folder(path, self.state_dict(keep_vars=True), recipe)
 
@@ -178,11 +210,19 @@ class SlimModel(nn.Module):
         except AttributeError:
             plan = self.__dict__.get("plan")
             if plan is not None and name in plan.adapter.host_attributes:
-                return getattr(self.host, name)
+                return host_attribute(self.host, name)
             raise AttributeError(
-                f"SlimModel has no {name!r}. The untouched model is at .host (beware: calling it "
-                "runs the dense model)."
+                f"SlimModel has no {name!r}. {INSTEAD.get(name, OTHERWISE)}"
             ) from None
+
+    def __prepare_scriptable__(self) -> SlimModel:
+        """Raises what `torch.jit.script`, which calls this first, cannot do."""
+        raise refuse_script()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuses weights of the dense model, whose names lack the prefix of the host."""
+        check_names(state_dict, prefix, self.host)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _prepare_method(self) -> None:
         """Makes the parameters of a method that learns, for the width of the deciding blocks."""
@@ -196,3 +236,9 @@ class SlimModel(nn.Module):
                 f"{type(method).__name__} has layers for one width, and is to decide in blocks "
                 f"{deciding} of {sorted(set(widths))} channels. Give at= (--at) in one stage."
             )
+
+
+def name_slimmed_part(model: Any) -> str:
+    """Says where in a wrapper the slimmed model is ("model.module"); "" if there is none."""
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    return next((f"model.{name}" for name, part in parts if isinstance(part, SlimModel)), "")

@@ -100,7 +100,7 @@ def make_plan(
 ) -> Plan:
     """Makes the plan that `slim`, `macs` and the command line follow, from `slim`'s arguments."""
     if not isinstance(host, nn.Module):
-        cure = f" Build it first: timm.create_model({show_value(host)})." * isinstance(host, str)
+        cure = f" Build it first: {_building_call(host)}." if isinstance(host, str) else ""
         raise UnsupportedModel(f"A host is a torch.nn.Module, not a {type(host).__name__}.{cure}")
     if adapter is not None:
         _check_adapter(adapter, host)
@@ -113,6 +113,15 @@ def make_plan(
     tail = tail or ("full" if budget.get("macs") is None else "exact")
     rule = make_schedule(shape, made, schedule, tail=tail, **budget)
     return _lay_out(adapter, facts, shape, made, rule, tail)
+
+
+def _building_call(name: str) -> str:
+    """The call that makes the model of this name: a name with an owner is one on the Hub."""
+    if "/" not in name or name.startswith("hf-hub:"):
+        return f"timm.create_model({show_value(name)})"
+    if name.startswith("timm/"):
+        return f"timm.create_model({show_value('hf-hub:' + name)})"
+    return f"transformers.AutoModelForImageClassification.from_pretrained({show_value(name)})"
 
 
 def _check_adapter(adapter: Adapter, host: nn.Module) -> None:

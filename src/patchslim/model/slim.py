@@ -16,7 +16,7 @@ from patchslim.hosts._adapter import Adapter
 from patchslim.methods._learned import LearnedMethod, is_trainable
 from patchslim.methods._method import Method
 from patchslim.model.check import check_identity
-from patchslim.model.model import SlimModel
+from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.model.plan import make_plan, split_budget
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.tokens.shapes import Cost
@@ -40,6 +40,11 @@ def slim(
     check_version("torch")
     if isinstance(model, SlimModel):
         raise UnsupportedModel("This model is slimmed already; slim its .host instead.")
+    if inner := name_slimmed_part(model):
+        raise UnsupportedModel(
+            f"This {type(model).__name__} holds a model that is slimmed already, {inner}. Slim its "
+            ".host instead."
+        )
     budget, settings = split_budget(asked)
     plan = make_plan(
         model, method, schedule, tail=tail, adapter=adapter, settings=settings, **budget

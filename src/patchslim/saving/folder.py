@@ -16,14 +16,13 @@ from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
 from patchslim.files import check_writable, find_complete, read_json, replace_folder, resolve_path
-from patchslim.hosts._weights import read_safetensors
+from patchslim.hosts._weights import WEIGHTS_FILE, advise_on_bare_weights, read_safetensors
 from patchslim.saving.old_names import rename_old_weights
 from patchslim.saving.seal import check_seal, seal_recipe
 from patchslim.versions import installed_version, say_upgrade
 
 FORMAT_VERSION = 1
 RECIPE_FILE = "recipe.json"
-WEIGHTS_FILE = "model.safetensors"
 
 Recipe: TypeAlias = dict[str, Any]
 
@@ -92,10 +91,13 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.is_dir():
         problem = "is a file" if path.exists() else "is not there"
         raise BadFile(
-            f"{path} {problem}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}."
+            f"{path} {problem}. A saved model is a folder with {WEIGHTS_FILE} and {RECIPE_FILE}, "
+            "or a name on the Hub with hf-hub: before it."
         )
     if not (path / RECIPE_FILE).is_file():
-        raise BadFile(f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.")
+        raise BadFile(
+            f"{path} was not saved by patchslim: it has no {RECIPE_FILE}.{_advise_on_weights(path)}"
+        )
     recipe = read_json(path / RECIPE_FILE)
     version = recipe.get("patchslim") if isinstance(recipe, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
@@ -149,6 +151,16 @@ def read_saved_weights(path: Path, recipe: Recipe) -> dict[str, Tensor]:
     state |= {name: state[first] for name, first in recipe["shared"].items()}
     renamed: dict[str, Tensor] = rename_old_weights(state)
     return renamed
+
+
+def _advise_on_weights(path: Path) -> str:
+    """Says what to call if the folder holds weights that another library saved; else ""."""
+    if (path / WEIGHTS_FILE).is_file() and (path / "config.json").is_file():
+        return (
+            " It holds a model of Hugging Face: load it there, by from_pretrained, and slim it by "
+            "patchslim.slim."
+        )
+    return advise_on_bare_weights(path)
 
 
 def is_saved(path: str | Path) -> bool:

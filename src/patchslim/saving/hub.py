@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from patchslim.errors import BadFile
-from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
+from patchslim.hosts._weights import WEIGHTS_FILE
+from patchslim.saving.folder import RECIPE_FILE
 
 PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 MESSAGE = "A model slimmed by patchslim"
@@ -32,7 +33,10 @@ def download(
         ignored = None if nested else ["*/*"]
         return Path(snapshot_download(repository, allow_patterns=[*names], ignore_patterns=ignored))
     except _hub_errors() as error:
-        raise BadFile(f"{repository!r} cannot be fetched from the Hub: {error}") from error
+        raise BadFile(
+            f"{repository!r} cannot be fetched from the Hub: {error} Without a network, give the "
+            "path of a folder that was downloaded before."
+        ) from error
 
 
 def upload(path: Path, repository: str, *, private: bool = False) -> str:

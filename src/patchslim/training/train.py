@@ -20,9 +20,10 @@ from torch import nn
 from patchslim.data.source import Source, class_count
 from patchslim.errors import BadData, BadFile, BadSetting, UnsupportedModel, WrongInput
 from patchslim.hosts._answers import eval_mode
+from patchslim.hosts._weights import check_plain
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch, check_batches
-from patchslim.model.model import SlimModel
+from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.report.report import Report
 from patchslim.runs.layout import MODEL_FOLDER, REPORT_FILE, resolve_run_folder
 from patchslim.runs.ownership import own_folder
@@ -85,8 +86,10 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
         PatchslimError: with what was given, what is needed and the cure.
     """
     if not isinstance(slimmed, SlimModel):
-        kind = type(slimmed).__name__
-        raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: patchslim.slim(...).")
+        kind, inner = type(slimmed).__name__, name_slimmed_part(slimmed)
+        cure = f"give {inner}" if inner else "patchslim.slim(...)"
+        raise UnsupportedModel(f"train() takes a slimmed model, not {kind}: {cure}.")
+    check_plain(slimmed, "trained")
     if config is None:
         config = TrainConfig.of(slimmed.method.training_defaults, {})
     check_type("config", config, TrainConfig, "Give a patchslim.TrainConfig, or leave it out.")
