@@ -17,8 +17,9 @@ from patchslim.report.svg import Axis, Line, Point, draw_chart
 Measure = Callable[[Row], float | None]
 KL_CAPTION = (
     "How far the answers drift from the dense model's, on a logarithmic scale: lower is better. "
-    "It still tells methods apart where accuracy no longer does."
+    "It still tells methods apart where accuracy no longer does. Less than 1e-6 is drawn there."
 )
+LEAST_KL = 1e-6  # what is less is rounding
 SHARE_CAPTION = (
     "Higher is better. Bars are one standard error; random below the frame is not drawn."
 )
@@ -95,9 +96,10 @@ def _draw_kl(report: Report, cost: Cost) -> tuple[str, str] | None:
 
     def to_point(row: Row) -> Point | None:
         across = cost.read(row)
-        if across is None or row.kl is None or row.kl.value <= 0:
+        if across is None or row.kl is None or row is report.dense:
             return None
-        return Point(across, row.kl.value, label=f"{row.name}: KL {row.kl.value:.2g}")
+        height = max(row.kl.value, LEAST_KL)
+        return Point(across, height, label=f"{row.name}: KL {row.kl.value:.2g}")
 
     lines = _make_lines(report, to_point)
     values = [point.y for line in lines for point in line.points]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from patchslim.files import write_atomically
 from patchslim.report.charts import draw_conversion, draw_tradeoffs
-from patchslim.report.choice import headline, offers
+from patchslim.report.choice import choose_row, headline, offers
 from patchslim.report.data import pack_report
 from patchslim.report.report import Report
 from patchslim.report.rows_table import (
@@ -119,14 +119,16 @@ def _generated_style(columns: TableColumns, styles: Iterable[Style]) -> str:
 def _choice(report: Report) -> str:
     """Makes the box that says what one would choose, and what if one may lose less or more."""
     parts = ['<section class="choice">', "<h2>What we would choose, and why</h2>"]
-    parts.append(f"<p>{escape(headline(report))}</p>")
+    text, best = headline(report), choose_row(report).row
+    name = best.name if best and text.startswith(best.name) else ""
+    parts.append(f"<p><b>{escape(name)}</b>{escape(text.removeprefix(name))}</p>")
     offered = offers(report)
     if len(offered) > 1:
         parts.append('<ul class="offers">')
         for loss, row in offered:
             speed = "" if row.speedup is None else f", {row.speedup.median:.2f}×"
             parts.append(
-                f"<li><span>lose at most {100 * loss:g} %</span><b>{break_name(row.name)}</b>"
+                f"<li><span>lose at most {100 * loss:g} points</span><b>{break_name(row.name)}</b>"
                 f"<span>{row.macs_share:.0%} of the operations{speed}</span>"
                 f"{draw_pyramid(row, report.dense)}</li>"
             )

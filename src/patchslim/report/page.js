@@ -42,9 +42,11 @@
     return element;
   }
 
-  // Copies a cell's text, or its picture of the tokens with the counts beside it.
+  // Copies a cell's text, or its picture of the tokens with the counts beside it. The rows of
+  // random are shorter than the others.
   function copyCell(cell) {
     const copy = make("td");
+    if (!cell) return copy;
     const pyramid = find(".pyramid", cell);
     if (!pyramid) {
       for (const node of cell.childNodes) copy.append(node.cloneNode(true));
@@ -68,7 +70,7 @@
     const body = made.createTBody();
     labels.forEach((label, place) => {
       const cells = shown.map((tr) => tr.cells[place]);
-      if (place === 0 || cells.every((cell) => cell.textContent === "-")) return;
+      if (place === 0 || cells.every((cell) => !cell || cell.textContent === "-")) return;
       const line = body.insertRow();
       line.append(make("th", label), ...cells.map(copyCell));
     });
@@ -258,7 +260,7 @@
     const sign = down ? -1 : 1;
     return (one, other) => {
       const [a, b] = [key(one), key(other)];
-      if (place === 0) return sign * a.localeCompare(b, "en", { numeric: true });
+      if (place === 0) return sign * a.localeCompare(b, "en");
       if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
       return sign * (a - b);
     };
@@ -277,10 +279,11 @@
   }
 
   for (const th of headings) {
-    const button = make("button", th.textContent);
+    const button = make("button");
+    button.append(...th.childNodes);
     button.type = "button";
     button.addEventListener("click", () => sortBy(th));
-    th.replaceChildren(button);
+    th.append(button);
   }
 
   // ---------------------------------------------------------------- download
@@ -289,8 +292,9 @@
   function unpack(columns, values) {
     const row = {};
     columns.forEach((column, place) => {
-      if (values[place] === null) return;
       const [field, part] = column.split(".");
+      // Of one image there is a mean and no error: that is null, and belongs to the mean.
+      if (values[place] === null && !(part && row[field])) return;
       if (part) (row[field] ??= {})[part] = values[place];
       else row[field] = values[place];
     });

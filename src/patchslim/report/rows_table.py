@@ -64,11 +64,11 @@ def write_rows_table(report: Report, chosen: TableColumns) -> str:
     """Returns the table as HTML. Row n of the report has `data-r="n"`, as its marks in charts."""
     head = "".join(
         f'<th scope="col" title="{escape(column.meaning)}" data-best="{column.best}">'
-        f"{escape(column.name)}</th>"
+        f"{break_name(column.name)}</th>"
         for column in chosen.columns
     )
-    bodies = "\n".join(_bodies(report, chosen.columns))
-    return f'<table id="rows">\n<thead><tr>{head}</tr></thead>\n{bodies}\n</table>'
+    bodies = "".join(_bodies(report, chosen.columns))
+    return f'<table id="rows">\n<thead><tr>{head}</tr></thead>\n{bodies}</table>'
 
 
 def draw_key(style: Style) -> str:
@@ -114,7 +114,9 @@ def _bodies(report: Report, columns: tuple[Column, ...]) -> Iterator[str]:
             lines = [f'<tr data-r="{place[id(row)]}">{_cells(report, row, columns, name)}</tr>']
             if folded:
                 name = f"<b>{break_name(folded.name)}</b>"
-                cells = _cells(report, folded, columns, name)
+                # Its details would cost much room, and stand in the data.
+                short = tuple(column for column in columns if column not in DETAILS)
+                cells = _cells(report, folded, short, name)
                 lines.append(f'<tr class="twin" data-r="{place[id(folded)]}">{cells}</tr>')
             first = "" if number else " first"
             yield f'<tbody class="{style.key}{first}">{"".join(lines)}</tbody>'
