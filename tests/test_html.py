@@ -213,7 +213,8 @@ def test_table_fits_a_terminal_and_says_what_is_missing(large):
         assert max(map(len, lines)) <= 100
         head = next(line for line in lines if line.startswith("model "))
         missing = [column.name for column in COLUMNS if column.name not in head]
-        assert f"For want of width not here, but in JSON and CSV: {', '.join(missing)}." in lines
+        said = f"Not shown for want of width (see JSON or page): {', '.join(missing)}."
+        assert said in lines
         assert [line.split()[0] for line in lines[4:6]] == ["dense", "atc"]
         assert not [line for line in lines if line.startswith("random/")]
     assert long.name in lines

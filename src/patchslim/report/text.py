@@ -34,6 +34,7 @@ LONGEST_NAME = 28  # a longer name has a line of its own, above its numbers
 BY_IMPORTANCE = (
     MODEL, MACS, ACCURACY, KL, LATENCY, SPEEDUP, GAIN, AGREEMENT, CONVERSION, LEFT, CHANGE, MEMORY,
 )  # fmt: skip
+ELSEWHERE = "see JSON or page"  # what does not fit is in both
 WITH_SPREAD = (ACCURACY, CHANGE, SPEEDUP)
 
 RowAndBaseline = tuple[Row, Row | None]
@@ -120,5 +121,5 @@ def _explain(rows: Sequence[RowAndBaseline], shown: Sequence[Column], missing: l
         texts.append(f"{GAIN.name}: {GAIN.meaning}.")
     texts += [f"{row.name}: MACs {row.spent.show()}" for row, _ in rows if row.spent is not None]
     if missing:
-        texts.append(f"For want of width not here, but in JSON and CSV: {', '.join(missing)}.")
+        texts.append(f"Not shown for want of width ({ELSEWHERE}): {', '.join(missing)}.")
     return "\n".join(map(wrap, texts))
