@@ -55,6 +55,14 @@ class Browser:
         self.read_from, self.write_to = ours_in, ours_out
         self.unread, self.sent, self.session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _attach(self) -> None:
+        """Takes the one tab that is open, and asks to be told of all that happens in it."""
         (page,) = (
             each for each in self.send("Target.getTargets")["targetInfos"] if each["type"] == "page"
         )

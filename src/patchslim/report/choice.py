@@ -102,6 +102,8 @@ def _count(models: int) -> str:
 
 def _reason(choice: Choice) -> str:
     """Says why this row and no other."""
+    if len(choice.close) == 1:
+        return "the only model within one point of the dense model."
     among = f"{_count(len(choice.close))} within one point of the dense model, and this is"
     if choice.row is None or choice.row.speedup is None:
         return f"{among} the one with the fewest operations."

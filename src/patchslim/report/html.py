@@ -51,11 +51,8 @@ def render_page(
         notes: caveats for this report in particular, a sentence or two each.
     """
     columns = choose_columns(report)
-    styles = {
-        method: style
-        for method, style in style_methods(report.rows).items()
-        if any(row.method == method for group in report.by_budget()[1:] for row in group)
-    }
+    shown = {row.method for group in report.by_budget()[1:] for row in group}
+    styles = {name: style for name, style in style_methods(report.rows).items() if name in shown}
     tradeoffs, conversion = draw_tradeoffs(report), draw_conversion(report)
     parts = [
         f"<h1>{escape(report.title)}</h1>",

@@ -79,7 +79,7 @@ def draw_key(style: Style) -> str:
 
 def draw_pyramid(row: Row, dense: Row) -> str:
     """Draws the tokens after each block as bars, as high as their share of the dense model's."""
-    most = max(dense.tokens + row.tokens)
+    most = max(1, *dense.tokens, *row.tokens)
     bars = "".join(
         f"M{BAR_SPACING * block + 2} {BAR_HEIGHT}v-{max(1, round(BAR_HEIGHT * count / most))}"
         for block, count in enumerate(row.tokens)
