@@ -17,7 +17,7 @@ from patchslim.measurement.measure import measure
 from patchslim.report.charts import draw_conversion, draw_tradeoffs
 from patchslim.report.choice import choose_row, headline, offers
 from patchslim.report.columns import COLUMNS, DETAILS
-from patchslim.report.html import Picture, render_page, save_page
+from patchslim.report.html import Picture, _read, render_page, save_page
 from patchslim.report.patch_maps import trace_patches
 from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.report import Report
@@ -249,6 +249,7 @@ def test_headline_names_the_fastest_that_is_close(large):
     assert "but none is faster here" in said(change(one, right=0.95, speed=0.9))
     assert "No model here stays within one point" in said(change(one, right=0.9, speed=2))
     assert "loses least, 5.0 points" in said(change(one, right=0.9, speed=2))
+    assert "the only model within one point of the dense model." in said(one)
     unsure = replace(one, change=Estimate(-0.005, 0.02))
     assert "a point cannot be told: the standard error is 2.0." in said(unsure)
     cheapest = choose_row(make_report(times=False)).row
@@ -267,6 +268,7 @@ def test_who_may_lose_more_is_offered_more_speed(large):
 
 
 def luminance(colour):
+    colour = colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])
     channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -281,9 +283,13 @@ def test_methods_have_different_marks_that_stand_out_in_both_schemes(large):
     rows = [replace(large.rows[1], method=f"method {n:02}") for n in range(42)]
     styles = [*style_methods([large.dense, *rows]).values()]
     assert len({(style.hue, style.shape) for style in styles}) == len(styles) == 44
-    for hues, papers in ((LIGHT_HUES, ("#fcfcfa", "#ffffff")), (DARK_HUES, ("#15171a", "#1c1f23"))):
-        for paper in papers:
-            assert min(contrast(hue, paper) for hue in hues) >= 3
+    schemes = re.findall(r":root \{(.*?)\}", _read("page.css"), re.DOTALL)
+    for hues, scheme in zip((LIGHT_HUES, DARK_HUES), schemes, strict=True):
+        named = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        for paper in (named["paper"], named["card"]):
+            for ink in (*hues, *(named[name] for name in ("ink", "soft", "grey", "accent"))):
+                assert contrast(ink, paper) >= 3
+        assert contrast(named["soft"], named["good"]) >= 4.5
 
 
 def test_charts_have_a_mark_for_every_row_they_can_show(large):

@@ -259,3 +259,19 @@ def test_without_a_script_the_table_and_the_charts_are_there(browser, page, size
         assert len(browser.run(NAMES)) == (len(METHODS) - 1) * len(BUDGETS)
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)
+
+
+@pytest.mark.slow
+def test_what_slips_into_the_page_neither_runs_nor_asks_for_anything(browser, page, tmp_path):
+    evil = """<script>window.ran = 1</script><img src="http://example.org/a.png"
+      onerror="window.ran = 2"><link rel="stylesheet" href="http://example.org/a.css">"""
+    bad = tmp_path / "bad.html"
+    text = page.read_text(encoding="utf-8")
+    bad.write_text(text.replace("<main>", f"<main>{evil}", 1), encoding="utf-8")
+    browser.open(bad)
+    assert browser.run("window.ran") is None
+    assert browser.run("document.documentElement.className") == "js"  # its own script did run
+    blocked = [each for each in browser.complaints() if "Content Security Policy" in each]
+    assert len(blocked) >= 3
+    assert not [each for each in browser.events if each.get("method") == "Network.responseReceived"
+                and "example.org" in each["params"]["response"]["url"]]  # fmt: skip

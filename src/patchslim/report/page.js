@@ -62,9 +62,10 @@
     const head = made.createTHead().insertRow();
     head.append(make("th"));
     for (const tr of shown) {
-      const th = make("th", nameOf(tr));
+      const th = make("th");
       const key = find(".key", tr);
-      if (key) th.prepend(key.cloneNode(true), " ");
+      if (key) th.append(key.cloneNode(true), " ");
+      th.append(find("b", tr).cloneNode(true));
       head.append(th);
     }
     const body = made.createTBody();
