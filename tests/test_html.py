@@ -336,3 +336,28 @@ def test_pyramids_have_a_bar_for_each_block(large):
     assert {counts for counts, _ in pyramids} == {
         " ".join(map(str, row.tokens)) for row in large.rows
     }
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("macs",), 0),
+        (("macs_share",), 0),
+        (("macs_share",), 5e-324),
+        (("tokens", 0), 0),
+        (("kl", "value"), -1e300),
+        (("speedup", "low"), 1e17),
+        (("latency", "median"), 0),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_numbers_that_nobody_can_have_measured_are_shown_all_the_same(large, place, path, value):
+    """A report from somewhere else may hold them; its page shows them, and ends in no error."""
+    data = json.loads(json.dumps(replace(large, rows=large.rows[:5]).to_json()))
+    target = data["rows"][place]
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = value
+    report = Report.from_json(data)
+    assert not Reader(render_page(report)).open
+    assert report.table()

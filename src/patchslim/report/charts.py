@@ -20,6 +20,7 @@ KL_CAPTION = (
     "It still tells methods apart where accuracy no longer does. Less than 1e-6 is drawn there."
 )
 LEAST_KL = 1e-6  # what is less is rounding
+LEAST_SHARE = 1e-6  # of the dense model's operations; no model has less
 SHARE_CAPTION = (
     "Higher is better. Bars are one standard error; random below the frame is not drawn."
 )
@@ -69,12 +70,14 @@ def draw_conversion(report: Report) -> str:
         return ""
 
     def to_point(row: Row) -> Point | None:
-        if row.speedup is None:
+        if row.speedup is None or row.macs_share < LEAST_SHARE:
             return None
         low, high = row.speedup.low, row.speedup.high
         return Point(1 / row.macs_share, row.speedup.median, low, high)
 
     lines = [replace(line, joined=False) for line in _make_lines(report, to_point, twins=False)]
+    if not lines:
+        return ""
     promised = [point.x for line in lines for point in line.points]
     heights = [end for line in lines for p in line.points for end in (p.low, p.high)]
     x = Axis.linear("dense operations / operations left", promised)

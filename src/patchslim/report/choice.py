@@ -41,7 +41,8 @@ def choose_row(report: Report, loss: float = CLOSE_TO_DENSE) -> Choice:
     if not timed:
         return Choice(None, close)
     fastest = max(timed, key=lambda each: each[0].median)[0]
-    tied = [row for speedup, row in timed if speedup.median >= fastest.low]
+    slowest = min(fastest.low, fastest.median)
+    tied = [row for speedup, row in timed if speedup.median >= slowest]
     best = min(tied, key=lambda row: (row.kl.value if row.kl else 0.0, row.macs))
     return Choice(best, close, len(tied) - 1)
 

@@ -184,7 +184,7 @@ def _figure(picture: Picture) -> str:
 def _caveats(report: Report) -> list[str]:
     """Lists what the numbers do not show, as far as it applies to this report."""
     provenance = report.provenance
-    choosing = max(row.choosing for row in report.rows) / report.dense.macs
+    choosing = max(row.choosing for row in report.rows) / max(1, report.dense.macs)
     caveats = []
     if any(row.choosing for row in report.rows):
         caveats.append(
