@@ -1,7 +1,7 @@
 """Calibrates the embedded example for half of its operations, and measures it beside ToMe.
 
-No labels are used, and no weight is changed. The rows random/... keep random positions, as many in
-each block as calibration chose.
+No labels are used, and no weight is changed. The column "vs random" compares with random positions,
+as many in each block as calibration chose.
 
     python examples/calibrate.py                    a minute on two cores
     python examples/calibrate.py 64 runs/pyramid    images to calibrate on, and where files stay

@@ -46,7 +46,7 @@ def texts(drawn: ElementTree.Element) -> list[str]:
 def pictures(drawn: ElementTree.Element) -> dict[str, str]:
     """Finds the path of each picture by its label."""
     paths = {}
-    for group in drawn.iter(f"{SVG}g"):
+    for group in drawn.iterfind(f".//{SVG}g[@transform]"):
         label, path = group.find(f"{SVG}text"), group.find(f"{SVG}path")
         assert label is not None
         assert path is not None
@@ -55,8 +55,9 @@ def pictures(drawn: ElementTree.Element) -> dict[str, str]:
 
 
 def points(drawn: ElementTree.Element, kind: str) -> list[tuple[float, float]]:
-    """Finds the ends of all lines of a class, across and down."""
-    lines = [each for each in drawn.iter(f"{SVG}polyline") if kind in each.attrib["class"].split()]
+    """Finds the ends of all lines of a class, or in a group of that class, across and down."""
+    lines = [*drawn.iterfind(f".//{SVG}polyline[@class='{kind}']")]
+    lines += drawn.iterfind(f".//{SVG}g[@class='{kind}']/{SVG}polyline")
     pairs = [pair.split(",") for each in lines for pair in each.attrib["points"].split()]
     return [(float(across), float(down)) for across, down in pairs]
 
@@ -104,18 +105,15 @@ def test_the_rule_is_the_tolerance_and_the_last_block_has_its_slack():
     (_, rule), (_, end) = points(drawn, "rule")
     assert rule == end  # level
     # Chosen: 0.3 / 2 of 8 x 0.05 allowed in block 1, and 0.02 of 0.05 in block 0: 0.375 and 0.4.
-    one, two = (float(each.attrib["cy"]) for each in drawn.iter(f"{SVG}circle") if _chosen(each))
+    chosen = [group for group in drawn.iter(f"{SVG}g") if group.get("class", "").endswith("chosen")]
+    one, two = (float(each.attrib["cy"]) for group in chosen for each in group.iter(f"{SVG}circle"))
     assert two - one == pytest.approx(_down(0.375, drawn) - _down(0.4, drawn), abs=0.2)
     assert one > rule  # further down is less
 
 
-def _chosen(mark: ElementTree.Element) -> bool:
-    return "chosen" in mark.attrib["class"].split()
-
-
 def _down(share: float, drawn: ElementTree.Element) -> float:
     """Finds where a share of what is allowed lies, from block 0's points: 0.03, 0.01 of 0.05."""
-    (_, high), (_, low) = points(drawn, "block-0-s")
+    (_, high), (_, low) = points(drawn, "block-0")
     per_decade = (low - high) / torch.log10(torch.tensor(3.0)).item()
     return high - per_decade * torch.log10(torch.tensor(share / 0.6)).item()
 
@@ -154,7 +152,8 @@ def test_many_blocks_go_in_rows():
         for block in reversed(range(2 * GRIDS_PER_ROW + 1))
     ]
     drawn = parsed(draw_figure(record(layers=layers)))
-    places = [each.attrib["transform"] for each in drawn.iter(f"{SVG}g")]
+    groups = drawn.iterfind(f".//{SVG}g[@transform]")
+    places = [each.attrib["transform"] for each in groups]
     assert len(set(places)) == len(layers)
     assert len({each.split()[1] for each in places}) == 3
 

@@ -199,11 +199,12 @@ def test_a_hugging_face_folder_is_a_model(tmp_path, picture):
 def test_measure_a_saved_model_on_a_folder(tmp_path, saved, photos):
     ended = run_patchslim(
         tmp_path, "measure", saved, "--data", photos, "--limit", 5, "--batch", 2, "--repeats", 1,
-        "--out", tmp_path / "report.json",
+        "--out", tmp_path / "report.json", "--html", tmp_path / "report.html",
     )  # fmt: skip
     assert ended.code == 0
-    for name in ("dense", "tome 0.60", "random/tome 0.60"):
+    for name in ("dense", "tome 0.60", "vs random"):
         assert name in ended.out
+    assert "random/<wbr>tome 0.60" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "1 images are unreadable and left out: broken.png" in ended.err
     assert len(json.loads((tmp_path / "report.json").read_text())["rows"]) == 3
 

@@ -31,7 +31,7 @@ def test_the_error_about_an_unknown_family_names_a_file_that_is_there():
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_guides(tmp_path):
+def test_the_wheel_holds_the_guides_and_what_a_page_is_made_of(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet"]
     command += ["--no-build-isolation", "--wheel-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -41,6 +41,9 @@ def test_the_wheel_holds_the_guides(tmp_path):
         for name in GUIDES:
             page = (ROOT / "docs" / f"{name}.md").read_bytes()
             assert packed.read(f"patchslim/guides/{name}.md") == page
+        for name in ("page.css", "page.js"):
+            text = (ROOT / "src" / "patchslim" / "report" / name).read_bytes()
+            assert packed.read(f"patchslim/report/{name}") == text
         packed.extractall(tmp_path / "installed")
     code = """
 import torch, patchslim

@@ -1,5 +1,9 @@
 """The page: true to the report, one file with its pictures, and it fetches nothing."""
 
+import base64
+import hashlib
+import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,39 +14,57 @@ from timm.models.vision_transformer import VisionTransformer
 
 import patchslim
 from patchslim.measurement.measure import measure
-from patchslim.report.charts import group_by_method
-from patchslim.report.html import Picture, headline, render_page
+from patchslim.report.charts import draw_conversion, draw_tradeoffs
+from patchslim.report.choice import choose_row, headline, offers
+from patchslim.report.columns import COLUMNS, DETAILS
+from patchslim.report.html import Picture, _read, render_page, save_page
 from patchslim.report.patch_maps import trace_patches
 from patchslim.report.patch_pictures import draw_patches, encode_png
-from patchslim.report.row import Estimate
+from patchslim.report.report import Report
+from patchslim.report.row import Estimate, Quartiles
+from patchslim.report.rows_table import choose_columns, write_rows_table
+from patchslim.report.styles import DARK_HUES, LIGHT_HUES, style_methods
 from patchslim.report.svg import Axis, Line, Point, draw_chart
+from report_rows import BLOCKS, BUDGETS, METHODS, make_report
 
-VOID = {"meta", "img", "rect", "circle", "line", "polyline", "path"}
+MOST_BYTES = 300_000  # of a page without pictures
+OPEN_ENDED = {"meta", "img", "input", "wbr", "td"}  # tags that HTML lets nobody close, or need not
 
 
 class Reader(HTMLParser):
-    """Checks that all tags are closed; collects the text and all that a browser would load."""
+    """Checks that all tags are closed; collects the text, the table and what would be loaded."""
 
     def __init__(self, text):
         super().__init__()
         self.open, self.loads, self.tags, self.text = [], [], [], ""
+        self.rows, self.cells, self.scripts = {}, [], []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attrs if name in ("src", "href", "data")]
-        if tag not in ("meta", "img"):
+        self.handle_startendtag(tag, attrs)
+        if tag == "tr":
+            self.cells = self.rows.setdefault(dict(attrs).get("data-r"), [])
+            self.cells.clear()
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag not in OPEN_ENDED:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "data")]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+            return
         self.text += data
+        if "table" in self.open and "title" not in self.open and "label" not in self.open:
+            self.cells[-1:] = ["".join([*self.cells[-1:], data])]
 
 
 @pytest.fixture(scope="module")
@@ -75,24 +97,62 @@ def strip(host, images):
     return Picture("tome <3>", encode_png(draw_patches(pixels, trace_patches(slim, images)[0])))
 
 
-def test_page_is_one_whole_file(report, strip):
+@pytest.fixture(scope="module")
+def large():
+    return make_report()
+
+
+def unpack(text):
+    """Makes a report of the data in a page, as its script does."""
+    packed = json.loads(text)
+    rows = []
+    for values in packed["rows"]:
+        row = {}
+        for name, value in zip(packed["columns"], values, strict=True):
+            field, _, part = name.partition(".")
+            if value is not None or (part and field in row):
+                row.update({field: {**row.get(field, {}), part: value} if part else value})
+        rows.append(row)
+    return Report.from_json({**packed["report"], "rows": rows})
+
+
+def test_page_is_one_whole_file(report, strip, tmp_path):
     text = render_page(report, [strip], notes=["take <care>"])
     read = Reader(text)
     assert not read.open
-    assert all(load.startswith("data:image/png;base64,") for load in read.loads)
-    assert len(read.loads) == 1
-    assert "script" not in read.tags
-    assert "http" not in text
-    assert "@import" not in text
-    assert "url(" not in text
-    assert read.tags.count("svg") == 3 + 5  # charts, and keys of the legend
+    images = [load for load in read.loads if not load.startswith("#")]
+    assert len(images) == 1
+    assert images[0].startswith("data:image/png;base64,")
+    assert not re.search(r"https?:|@import|url\(", text)
+    save_page(report, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_page(report)
 
 
-def test_page_shows_every_number_and_the_provenance(report):
+def test_page_runs_its_own_script_alone(report):
     read = Reader(render_page(report))
-    for row in report.rows:
-        for cell in report.cells(row):
-            assert cell in read.text
+    _, script = read.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r"default-src 'none'.*?script-src ([^;]*);", render_page(report), re.DOTALL)
+    assert policy[1] == f"'sha256-{digest}'"
+    assert 10_000 < len(script) < 15_000
+
+
+def test_page_of_many_methods_is_small(large):
+    assert len(large.rows) == 1 + 2 * len(METHODS) * len(BUDGETS) == 171
+    assert len(render_page(large).encode()) <= MOST_BYTES
+
+
+def test_table_shows_every_number_and_the_page_the_provenance(report):
+    read = Reader(render_page(report))
+    columns = choose_columns(report).columns
+    for place, row in enumerate(report.rows):
+        written = [column.write(row, report.baseline(row)) for column in columns]
+        beside = row.name.startswith("random/")
+        kept = [column for column in columns if not (beside and column in DETAILS)]
+        assert read.rows[str(place)] == written[: len(kept)]
+    assert {column.name for column in columns} >= {
+        column.name for column in COLUMNS if column.name != "top-5 %"
+    }
     for label, value in report.provenance.lines():
         assert label in read.text
         assert value in read.text
@@ -100,11 +160,20 @@ def test_page_shows_every_number_and_the_provenance(report):
     assert "load average" in read.text
 
 
+def test_page_holds_the_whole_report(report, large):
+    for each in (report, large):
+        data, _ = Reader(render_page(each)).scripts
+        assert unpack(data) == each
+
+
 def test_notes_and_captions_are_text_not_markup(report, strip):
-    text = render_page(replace(report, title="a <b> & c"), [strip], notes=["<script>x</script>"])
-    assert "<script>" not in text
-    assert "tome &lt;3&gt;" in text
-    assert "a &lt;b&gt; &amp; c" in text
+    evil = "a <b> & </script><script>x</script>"
+    rows = (*report.rows[:-1], replace(report.rows[-1], name=evil))
+    read = Reader(render_page(replace(report, title=evil, rows=rows), [strip], notes=[evil]))
+    assert not read.open
+    assert read.tags.count("script") == 2
+    assert read.text.count(evil) >= 3
+    assert "tome <3>" in read.text
 
 
 def test_page_of_costs_alone(host):
@@ -113,33 +182,128 @@ def test_page_of_costs_alone(host):
     assert not read.open
     assert "costs alone" in read.text
     assert "Which patches survive" not in read.text
+    assert "KL (nats)" not in read.rows[None]
     bare = measure(patchslim.slim(host, "tome", macs=0.7), repeats=0)
-    assert "What it costs" not in Reader(render_page(bare)).text
+    assert read.tags.count("figure") == 1
+    assert "figure" not in Reader(render_page(bare)).tags
 
 
-def test_lines_go_by_method_and_random_has_its_own(report):
-    curves = group_by_method(report)
-    assert set(curves) == {"tome", "topk", "random"}
-    assert [row.name for row in curves["tome"]] == ["tome 0.8", "tome 0.6"]
-    assert [row.name for row in curves["random"]] == ["random 0.8", "random 0.6"]
+def test_random_is_folded_under_its_row(large):
+    bodies = re.findall(r"<tbody.*?</tbody>", write_rows_table(large, choose_columns(large)))
+    assert len(bodies) == 1 + len(METHODS) * len(BUDGETS)
+    assert all(body.count("<tr") == 2 for body in bodies[1:])
+    for body in bodies[1:]:
+        row, twin = (int(number) for number in re.findall(r'data-r="(\d+)"', body))
+        assert large.rows[twin].name == f"random/{large.rows[row].name}"
 
 
-def test_lines_of_random_baselines_where_it_has_no_budgets(host):
-    report = measure({"tome": patchslim.slim(host, "tome", macs=0.7)}, repeats=0)
-    assert [row.name for row in group_by_method(report)["random"]] == ["random/tome"]
+def test_budgets_go_down_and_the_best_row_is_first(large):
+    dense, *groups = large.by_budget()
+    assert dense == [large.dense]
+    assert [group[0].name.split()[1] for group in groups] == [f"{each:g}" for each in BUDGETS]
+    for group in groups:
+        assert [row.kl.value for row in group] == sorted(row.kl.value for row in group)
+        assert len(group) == len(METHODS)
 
 
-def test_headline_names_the_cheapest_that_is_close(report):
-    right = {"dense": 0.95, "tome 0.8": 0.95, "tome 0.6": 0.945, "random/tome 0.6": 0.4}
-    rows = tuple(
-        replace(row, accuracy=Estimate(right.get(row.name, 0.5), 0.01)) for row in report.rows
-    )
-    text = headline(replace(report, rows=rows))
-    assert "tome 0.6" in text
-    assert "94.5%" in text
-    assert "random 40.0%" in text
-    rows = (rows[0], *(replace(row, accuracy=Estimate(0.5, 0.01)) for row in rows[1:]))
-    assert "No model" in headline(replace(report, rows=rows))
+def test_table_fits_a_terminal_and_says_what_is_missing(large):
+    long = replace(large.rows[-2], name="a name that is longer than any column should be for it 1")
+    for shown in (large, replace(large, rows=(*large.rows[:-2], long, large.rows[-1]))):
+        lines = shown.table().splitlines()
+        assert max(map(len, lines)) <= 100
+        head = next(line for line in lines if line.startswith("model "))
+        missing = [column.name for column in COLUMNS if column.name not in head]
+        said = f"Not shown for want of width (see JSON or page): {', '.join(missing)}."
+        assert said in lines
+        assert [line.split()[0] for line in lines[4:6]] == ["dense", "atc"]
+        assert not [line for line in lines if line.startswith("random/")]
+    assert long.name in lines
+    assert "atc 0.9: MACs 0.900 (p99 0.93, max 0.95, cap 0.97)" in lines
+
+
+def test_headline_names_the_fastest_that_is_close(large):
+    def change(row, *, right, speed, kl=0.1):
+        return replace(
+            row,
+            accuracy=Estimate(right, 0.001),
+            change=Estimate(right - 0.95, 0.001),
+            speedup=Quartiles(speed, speed - 0.1, speed + 0.1, 9),
+            kl=Estimate(kl, 0.01),
+        )
+
+    dense, one, chance, two, *_ = large.rows
+    dense = change(dense, right=0.95, speed=1.0)
+    chance = change(chance, right=0.4, speed=2.0)
+
+    def said(*rows):
+        return headline(replace(large, rows=(dense, *rows)))
+
+    one, two = change(one, right=0.945, speed=1.5), change(two, right=0.95, speed=1.3)
+    text = said(one, chance, two)
+    assert text.startswith(f"{one.name}: 2 models stay within one point of the dense model")
+    for words in ("the fastest.", "94.5%", "dense 95.0%", "random 40.0%", "1.50 times as fast"):
+        assert words in text
+    near = change(two, right=0.95, speed=1.45, kl=0.01)
+    assert "another is within its quartiles, and this one drifts least" in said(one, chance, near)
+    assert said(one, chance, near).startswith(near.name)
+    assert "but none is faster here" in said(change(one, right=0.95, speed=0.9))
+    assert "No model here stays within one point" in said(change(one, right=0.9, speed=2))
+    assert "loses least, 5.0 points" in said(change(one, right=0.9, speed=2))
+    assert "the only model within one point of the dense model." in said(one)
+    unsure = replace(one, change=Estimate(-0.005, 0.02))
+    assert "a point cannot be told: the standard error is 2.0." in said(unsure)
+    cheapest = choose_row(make_report(times=False)).row
+    assert cheapest.macs == min(row.macs for row in choose_row(make_report(times=False)).close)
+
+
+def test_who_may_lose_more_is_offered_more_speed(large):
+    offered = offers(large)
+    assert len(offered) > 1
+    losses = [loss for loss, _ in offered]
+    speeds = [row.speedup.median for _, row in offered]
+    assert losses == sorted(losses)
+    assert speeds == sorted(speeds)
+    for loss, row in offered:
+        assert row.accuracy.value >= large.dense.accuracy.value - loss - 1e-9
+
+
+def luminance(colour):
+    colour = colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    high, low = sorted([luminance(one), luminance(other)], reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_methods_have_different_marks_that_stand_out_in_both_schemes(large):
+    rows = [replace(large.rows[1], method=f"method {n:02}") for n in range(42)]
+    styles = [*style_methods([large.dense, *rows]).values()]
+    assert len({(style.hue, style.shape) for style in styles}) == len(styles) == 44
+    schemes = re.findall(r":root \{(.*?)\}", _read("page.css"), re.DOTALL)
+    for hues, scheme in zip((LIGHT_HUES, DARK_HUES), schemes, strict=True):
+        named = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        for paper in (named["paper"], named["card"]):
+            for ink in (*hues, *(named[name] for name in ("ink", "soft", "grey", "accent"))):
+                assert contrast(ink, paper) >= 3
+        assert contrast(named["soft"], named["good"]) >= 4.5
+
+
+def test_charts_have_a_mark_for_every_row_they_can_show(large):
+    by_operations, by_time, *accuracy = draw_tradeoffs(large)
+    for chart in (by_operations, by_time):
+        assert len(set(re.findall(r'data-r="(\d+)"', chart))) == len(large.rows) - 1  # no dense
+    assert len(accuracy) == 2
+    for chart in (*accuracy, draw_conversion(large)):
+        shown = {int(number) for number in re.findall(r'data-r="(\d+)"', chart)}
+        assert {0, 1, 3} <= shown
+    only_kl = make_report(labels=False, times=False)
+    titles = re.findall("<h3>(.*?)</h3>", "".join(draw_tradeoffs(only_kl)))
+    assert titles == ["KL over operations", "Agreement over operations"]
+    assert draw_conversion(only_kl) == ""
 
 
 def test_axes_have_round_ticks_inside():
@@ -162,3 +326,38 @@ def test_chart_keeps_points_inside_its_frame():
     assert not read.open
     assert "p9" in read.text
     assert "nan" not in text
+
+
+def test_pyramids_have_a_bar_for_each_block(large):
+    table = write_rows_table(large, choose_columns(large))
+    pyramids = re.findall(r'<svg class="pyramid".*?<title>(.*?)</title><path d="(.*?)"', table)
+    assert len(pyramids) == 1 + len(METHODS) * len(BUDGETS)
+    assert all(path.count("M") == BLOCKS for _, path in pyramids)
+    assert {counts for counts, _ in pyramids} == {
+        " ".join(map(str, row.tokens)) for row in large.rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("macs",), 0),
+        (("macs_share",), 0),
+        (("macs_share",), 5e-324),
+        (("tokens", 0), 0),
+        (("kl", "value"), -1e10),
+        (("speedup", "low"), 1e17),
+        (("latency", "median"), 0),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_numbers_that_nobody_can_have_measured_are_shown_all_the_same(large, place, path, value):
+    """A report from somewhere else may hold them; its page shows them, and ends in no error."""
+    data = json.loads(json.dumps(replace(large, rows=large.rows[:5]).to_json()))
+    target = data["rows"][place]
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = value
+    report = Report.from_json(data)
+    assert not Reader(render_page(report)).open
+    assert report.table()

@@ -17,8 +17,9 @@ from patchslim.measurement.measure import measure
 from patchslim.measurement.memory import peak_memory
 from patchslim.measurement.score import expected_calibration_error, is_in_top5, kl_divergence
 from patchslim.methods.random import Random
+from patchslim.report.columns import COLUMNS
 from patchslim.report.provenance import Provenance
-from patchslim.report.report import COLUMNS, Report
+from patchslim.report.report import Report
 from patchslim.report.row import Estimate, Quartiles, Row
 
 DEPTH, CLASSES = 4, 5
@@ -467,11 +468,11 @@ def test_tables_align_and_show_what_is_missing(report):
     shown = replace(report, rows=(*report.rows, bare))
     lines = shown.table().splitlines()
     rule = next(line for line in lines if line and set(line) == {"-"})
-    assert max(len(line) for line in lines[2 : 3 + len(shown.rows)]) == len(rule)
+    assert max(len(line) for line in lines[2 : 3 + len(shown.rows)]) == len(rule) <= 100
     last = next(line for line in lines if line.startswith("bare"))
-    assert last.split()[-8:] == ["-"] * 8
+    assert last.split()[-4:] == ["-"] * 4
     table = [line for line in shown.markdown().splitlines() if line.startswith("|")]
     assert len(table) == len(shown.rows) + 2
     assert all(line.replace("\\|", "").count("|") == len(COLUMNS) + 1 for line in table)
     for label, value in shown.provenance.lines():
-        assert f"{label}: {value}" in shown.table()
+        assert f"{label}: {value}" in shown.table().replace("\n  ", " ")

@@ -222,6 +222,7 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     """Measures a slimmed model beside its dense host and `random`, or an exported one."""
     from patchslim.cli.artefacts import find_artefact, find_dense_beside
     from patchslim.deployment.measure import measure as run
+    from patchslim.report.html import save_page
 
     model: Any = find_artefact(args)
     dense: Any
@@ -248,6 +249,9 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     if args.csv is not None:
         report.save_csv(args.csv)
         text += f"\n\nSaved as CSV to {show_name(args.csv)}"
+    if args.html is not None:
+        save_page(report, args.html)
+        text += f"\n\nSaved as a page to {show_name(args.html)}"
     return CommandResult(text, {**report.to_json(), "unreadable": unreadable})
 
 

@@ -23,13 +23,13 @@ FOLDERS = (*GROWING_FOLDERS, "slim", "plan")
 
 @contextlib.contextmanager
 def own_outputs(args: Namespace) -> Iterator[None]:
-    """Within the block, this process alone writes to --out and --csv.
+    """Within the block, this process alone writes to --out, --csv and --html.
 
     Raises:
         BadFile: another process writes there, or nobody can.
     """
     with contextlib.ExitStack() as owned:
-        for path in (getattr(args, "out", None), getattr(args, "csv", None)):
+        for path in (getattr(args, name, None) for name in ("out", "csv", "html")):
             if path is not None:
                 folder = path.is_dir() if args.command == "export" else args.command in FOLDERS
                 check_writable(path, folder=folder)

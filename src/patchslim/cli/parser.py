@@ -321,6 +321,7 @@ def _add_measure(commands: Any) -> None:
     )
     add("--out", type=path, metavar="FILE", help="where to save the report as JSON")
     add("--csv", type=path, metavar="FILE", help="where to save it as CSV, with timm's columns")
+    add("--html", type=path, metavar="FILE", help="where to save it as a page with charts")
     add_weights(command)
     add_method(command)
 

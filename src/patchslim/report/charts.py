@@ -1,27 +1,28 @@
-"""Draws the charts of a report: accuracy and KL over cost, measured over promised speed-up.
+"""Draws the charts of a report: KL and accuracy over what they cost, measured over promised gain.
 
 This file knows what the rows of a report mean; `svg` knows how to draw points and axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 from patchslim.report.report import Report
-from patchslim.report.row import Row
-from patchslim.report.svg import Axis, Line, Point, draw_chart, marker
+from patchslim.report.row import Estimate, Row
+from patchslim.report.styles import DENSE_STYLE, Style, style_methods
+from patchslim.report.svg import Axis, Line, Point, draw_chart
 
-Curves = Mapping[str, Sequence[Row]]
-ToPoint = Callable[[Row], Point | None]
-ACCURACY_CAPTION = (
-    "Further left is cheaper, higher is better. The diamond is the dense model; bars are one "
-    "standard error; hollow dots are random at the counts of a method."
-)
+Measure = Callable[[Row], float | None]
 KL_CAPTION = (
     "How far the answers drift from the dense model's, on a logarithmic scale: lower is better. "
-    "It still tells methods apart where accuracy no longer does."
+    "It still tells methods apart where accuracy no longer does. Less than 1e-6 is drawn there."
+)
+LEAST_KL = 1e-6  # what is less is rounding
+LEAST_SHARE = 1e-6  # of the dense model's operations; no model has less
+SHARE_CAPTION = (
+    "Higher is better. Bars are one standard error; random below the frame is not drawn."
 )
 SPEED_CAPTION = (
     "Measured in the same run, with quartiles, methods of one budget side by side. On the dashed "
@@ -29,165 +30,192 @@ SPEED_CAPTION = (
 )
 
 
-def group_by_method(report: Report) -> dict[str, list[Row]]:
-    """Groups the rows below the dense one by method, the most expensive row first.
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs: how it is called, where it is read, and how it is written."""
 
-    `random` comes last. If it was measured at budgets of its own, only those rows are in its
-    group, and not the rows at the counts of other methods.
-    """
-    groups: dict[str, list[Row]] = {row.method: [] for row in report.rows[1:]}
-    for row in sorted(report.rows[1:], key=lambda row: -row.macs):
-        groups[row.method].append(row)
-    random_rows = groups.pop("random", [])
-    if not random_rows:
-        return groups
-    own = [row for row in random_rows if not row.name.startswith("random/")]
-    return {**groups, "random": own or random_rows}
+    label: str
+    short: str
+    read: Measure
+    show: Callable[[float], str]
 
 
-def draw_charts(report: Report, curves: Curves) -> str:
-    """Returns a legend and every chart that has numbers, as HTML; an empty string if none has."""
-    charts = [
-        (_accuracy_chart(report, curves), ACCURACY_CAPTION),
-        (_kl_chart(report, curves), KL_CAPTION),
-        (_speed_chart(report, curves), SPEED_CAPTION),
-    ]
-    figures = [
-        f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-        for svg, caption in charts
-        if svg
-    ]
-    if not figures:
+OPERATIONS = Cost(
+    "operations, % of the dense model's",
+    "operations",
+    lambda row: row.macs_share,
+    lambda share: f"{100 * share:g}",
+)
+LATENCY = Cost(
+    "measured, ms an image",
+    "measured time",
+    lambda row: row.latency.median if row.latency else None,
+    "{:g}".format,
+)
+
+
+def draw_tradeoffs(report: Report) -> list[str]:
+    """Draws KL, then accuracy, each over operations and over time; only what was measured."""
+    charts = []
+    for draw, caption in ((_draw_kl, KL_CAPTION), (_draw_share, SHARE_CAPTION)):
+        for cost in (OPERATIONS, LATENCY):
+            chart = draw(report, cost)
+            charts += [_figure(*chart, caption)] if chart else []
+    return charts
+
+
+def draw_conversion(report: Report) -> str:
+    """Draws measured over promised speed-up; an empty string if nothing was timed."""
+    if report.dense.speedup is None:
         return ""
-    return "\n".join([_legend(report, curves), '<div class="charts">', *figures, "</div>"])
+
+    def to_point(row: Row) -> Point | None:
+        if row.speedup is None or row.macs_share < LEAST_SHARE:
+            return None
+        low, high = row.speedup.low, row.speedup.high
+        return Point(1 / row.macs_share, row.speedup.median, low, high)
+
+    lines = [replace(line, joined=False) for line in _make_lines(report, to_point, twins=False)]
+    if not lines:
+        return ""
+    promised = [point.x for line in lines for point in line.points]
+    heights = [end for line in lines for p in line.points for end in (p.low, p.high)]
+    x = Axis.linear("dense operations / operations left", promised)
+    y = Axis.linear("measured speed-up", [1.0, *(end for end in heights if end is not None)])
+    # Several methods have the same budgets. Moved a little apart, their error bars can be seen.
+    step = min(0.018, 0.16 / len(lines)) * (x.high - x.low)
+    for number, line in enumerate(lines[:-1]):
+        shift = step * (number - (len(lines) - 2) / 2)
+        points = tuple(replace(point, x=x.clamp(point.x + shift)) for point in line.points)
+        lines[number] = replace(line, points=points)
+    end = min(max(promised), y.high)
+    ideal = (Point(1.0, 1.0), Point(end, end))
+    title = "Measured speed-up over operations saved"
+    return _figure(title, draw_chart(title, x, y, lines, rules=[ideal]), SPEED_CAPTION)
 
 
-def _styles(curves: Curves) -> dict[str, str]:
-    """Assigns a CSS class to each line: a colour of its own, and grey for `random`."""
-    return {name: "rand" if name == "random" else f"c{n % 8}" for n, name in enumerate(curves)}
+def _draw_kl(report: Report, cost: Cost) -> tuple[str, str] | None:
+    """Draws KL without the dense model, whose 0 has no place on a log scale, over a cost."""
+
+    def to_point(row: Row) -> Point | None:
+        across = cost.read(row)
+        if across is None or row.kl is None or row is report.dense:
+            return None
+        height = max(row.kl.value, LEAST_KL)
+        return Point(across, height, label=f"{row.name}: KL {row.kl.value:.2g}")
+
+    lines = _make_lines(report, to_point)
+    values = [point.y for line in lines for point in line.points]
+    if not values:
+        return None
+    y = Axis.logarithmic("KL from dense, nats", values)
+    x = _cost_axis(cost, lines, report.dense)
+    dense = cost.read(report.dense)
+    rules = [] if dense is None else [(Point(dense, y.low), Point(dense, y.high))]
+    title = f"KL over {cost.short}"
+    lines = [_find_front(lines, sign=-1), *lines]
+    return title, draw_chart(title, x, y, lines, rules=rules)
 
 
-def _legend(report: Report, curves: Curves) -> str:
-    """Lists the names of the lines with their markers."""
-    entries = [("dense", "dense"), *_styles(curves).items()]
-    if _unjoined_random(report, curves):
-        entries.append(("random, at a method's counts", "scattered"))
-    labels = [
-        f'<span><svg class="key" viewBox="0 0 16 16">{marker(style, 8, 8, name)}</svg>'
-        f"{escape(name)}</span>"
-        for name, style in entries
-    ]
-    return f'<p class="legend">{"".join(labels)}</p>'
-
-
-def _unjoined_random(report: Report, curves: Curves) -> list[Row]:
-    """Finds the rows of `random` that no line runs through."""
-    shown = {row.name for rows in curves.values() for row in rows}
-    return [row for row in report.rows if row.method == "random" and row.name not in shown]
-
-
-def _make_lines(
-    report: Report, curves: Curves, to_point: ToPoint, *, joined: bool = True
-) -> list[Line]:
-    """Turns rows into lines, in the order in which they are drawn: the last one is on top.
-
-    First come the rows of `random` that no line joins, then one line for each curve, then the
-    dense model. Rows for which `to_point` returns None are left out.
-    """
-
-    def make_line(style: str, rows: Sequence[Row], *, connect: bool) -> Line:
-        points = tuple(point for point in map(to_point, rows) if point is not None)
-        return Line(style, points, joined=connect)
-
-    # A method that removes nothing is the dense model, so its line starts there.
-    start = [report.dense] if joined else []
-    lines = [make_line("scattered", _unjoined_random(report, curves), connect=False)]
-    styles = _styles(curves)
-    # `random` is drawn first, so that it covers no other line.
-    names = sorted(styles, key=lambda name: styles[name] != "rand")
-    lines += [make_line(styles[name], [*start, *curves[name]], connect=joined) for name in names]
-    return [*lines, make_line("dense", [report.dense], connect=False)]
-
-
-def _y_values(lines: Sequence[Line]) -> list[float]:
-    """Collects the heights of all points and of the ends of their error bars."""
-    points = [point for line in lines for point in line.points]
-    heights = [height for point in points for height in (point.low, point.y, point.high)]
-    return [height for height in heights if height is not None]
-
-
-def _accuracy_chart(report: Report, curves: Curves) -> str:
-    """Draws accuracy over cost; agreement with the dense model if there were no labels."""
+def _draw_share(report: Report, cost: Cost) -> tuple[str, str] | None:
+    """Draws accuracy, or agreement with the dense model without labels, over a cost."""
     name = "accuracy" if report.dense.accuracy is not None else "agreement"
 
     def to_point(row: Row) -> Point | None:
-        share = row.accuracy if name == "accuracy" else row.agreement
-        if share is None:
+        across = cost.read(row)
+        share: Estimate | None = getattr(row, name)
+        if share is None or across is None:
             return None
         error = share.error or 0.0
-        label = f"{row.name}: {share.value:.1%} at {row.macs_share:.0%} of the operations"
-        return Point(row.macs_share, share.value, share.value - error, share.value + error, label)
+        low, high = share.value - error, share.value + error
+        return Point(across, share.value, low, high, f"{row.name}: {share.value:.1%}")
 
+    lines = _make_lines(report, to_point, start=report.dense)
+    own = [point for line in lines if "twin" not in line.style for point in line.points]
+    if len(own) < 2:
+        return None
+    ends = [end for p in own for end in (p.low, p.high) if end is not None]
+    y = Axis.linear(f"{name}, %", ends, lambda share: f"{100 * share:g}")
+    x = _cost_axis(cost, lines, report.dense)
+    # Random is often so far below that all methods would be one line at the top.
+    lines = [
+        replace(line, points=tuple(point for point in line.points if y.holds(point.y)))
+        for line in lines
+    ]
     start = to_point(report.dense)
-    if start is None:
-        return ""
-    lines = _make_lines(report, curves, to_point)
-    x = _macs_axis(report)
-    y = Axis.linear(f"{name}, %", _y_values(lines), _format_percent)
-    level = (Point(x.low, start.y), Point(x.high, start.y))
-    return draw_chart(f"{name} over operations", x, y, lines, rules=[level])
+    rules = [(Point(x.low, start.y), Point(x.high, start.y))] if start else []
+    title = f"{name.capitalize()} over {cost.short}"
+    lines = [_find_front(lines, sign=1), *lines]
+    return title, draw_chart(title, x, y, lines, rules=rules)
 
 
-def _kl_chart(report: Report, curves: Curves) -> str:
-    """Draws KL over cost, without the dense model: its KL of 0 has no place on a log scale."""
+def _make_lines(
+    report: Report,
+    to_point: Callable[[Row], Point | None],
+    *,
+    twins: bool = True,
+    start: Row | None = None,
+) -> list[Line]:
+    """Turns rows into lines, in the order in which they are drawn: the last one is on top.
 
-    def to_point(row: Row) -> Point | None:
-        if row.kl is None or row.kl.value <= 0:
-            return None
-        return Point(row.macs_share, row.kl.value, label=f"{row.name}: {row.kl.value:.2g} nats")
+    First come the baselines of each method as loose dots, if `twins`, then a line for each method
+    through its rows by cost, from `start` on, and then the dense model. Rows for which `to_point`
+    returns None are left out.
+    """
+    place = {id(row): str(n) for n, row in enumerate(report.rows)}
 
-    lines = _make_lines(report, curves, to_point)
-    heights = _y_values(lines)
-    if not heights:
-        return ""
-    y = Axis.logarithmic("KL from dense, nats", heights)
-    return draw_chart("KL divergence over operations", _macs_axis(report), y, lines)
+    def points_of(rows: Sequence[Row]) -> tuple[Point, ...]:
+        found = [(row, to_point(row)) for row in rows]
+        return tuple(replace(point, key=place[id(row)]) for row, point in found if point)
+
+    styles = style_methods(report.rows)
+    alone = [row for group in report.by_budget()[1:] for row in group]
+    loose, joined = [], []
+    for method, style in styles.items():
+        rows = sorted(
+            (row for row in alone if row.method == method), key=lambda row: -row.macs_share
+        )
+        begin = [start] if start and method != "random" else []
+        beside = [report.baseline(row) for row in rows] if twins else []
+        dots = [row for row in beside if row and row not in alone]
+        # They have no label, which would cost much room and show no more than the table.
+        points = tuple(replace(point, label="") for point in points_of(dots))
+        loose.append(Line(f"twin {style.key}", points, joined=False, shape="dot"))
+        if rows:
+            points = (*(replace(p, marked=False) for p in points_of(begin)), *points_of(rows))
+            joined.append(Line(_classes(style), points, shape=style.shape))
+    dense = Line(_classes(DENSE_STYLE), points_of([report.dense]), shape=DENSE_STYLE.shape)
+    lines = [*loose, *joined, dense]
+    return [line for line in lines if line.points]
 
 
-def _speed_chart(report: Report, curves: Curves) -> str:
-    """Draws measured speed-up over the speed-up that the saved operations promise."""
+def _classes(style: Style) -> str:
+    """Returns the CSS classes of a line of a method."""
+    return f"series {style.key} {style.hue}"
 
-    def to_point(row: Row) -> Point | None:
-        speedup = row.speedup
-        if speedup is None:
-            return None
-        label = f"{row.name}: {speedup.median:.2f} times, conversion {row.conversion:.2f}"
-        return Point(1 / row.macs_share, speedup.median, speedup.low, speedup.high, label)
 
-    if to_point(report.dense) is None:
-        return ""
-    *lines, dense = _make_lines(report, curves, to_point, joined=False)
-    promised = [point.x for line in [*lines, dense] for point in line.points]
-    x = Axis.linear("dense operations / operations left", promised)
-    y = Axis.linear("measured speed-up", [*_y_values(lines), 1.0, max(promised)])
-    # Several methods have the same budgets. Moved a little apart, their error bars can be seen.
-    step = 0.018 * (x.high - x.low)
-    for number, line in enumerate(lines):
-        shift = step * (number - (len(lines) - 1) / 2)
-        points = tuple(replace(point, x=point.x + shift) for point in line.points)
-        lines[number] = replace(line, points=points)
-    ideal = (Point(1.0, 1.0), Point(max(promised), max(promised)))
-    return draw_chart(
-        "measured speed-up over operations saved", x, y, [*lines, dense], rules=[ideal]
+def _find_front(lines: Sequence[Line], *, sign: int) -> Line:
+    """Joins the points that no cheaper one equals; `sign` is -1 where lower is better.
+
+    It is drawn broad and pale beneath all lines, so that it is seen who is on it.
+    """
+    points = [point for line in lines if "twin" not in line.style for point in line.points]
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, -sign * point.y)):
+        if not front or sign * point.y > sign * front[-1].y:
+            front.append(point)
+    return Line("front", tuple(front), shape="")
+
+
+def _cost_axis(cost: Cost, lines: Sequence[Line], dense: Row) -> Axis:
+    """Makes the axis of a cost, with room for the dense model."""
+    values = [point.x for line in lines for point in line.points]
+    values += [value for value in [cost.read(dense)] if value is not None]
+    return Axis.linear(cost.label, values, cost.show)
+
+
+def _figure(title: str, svg: str, caption: str) -> str:
+    """Frames a chart with its title and caption."""
+    return (
+        f"<figure><h3>{escape(title)}</h3>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def _macs_axis(report: Report) -> Axis:
-    """Makes an axis for the share of the dense model's operations, in per cent."""
-    shares = [row.macs_share for row in report.rows]
-    return Axis.linear("operations, % of the dense model's", shares, _format_percent)
-
-
-def _format_percent(share: float) -> str:
-    """Writes a share in per cent, without the sign."""
-    return f"{100 * share:g}"

@@ -1,34 +1,34 @@
-"""Renders a report as one HTML file, which fetches nothing, runs no script and can be mailed.
+"""Renders a report as one HTML file, which fetches nothing and can be mailed.
 
-It shows what a `Report` and pictures hold. It measures nothing.
+All that it shows is in the file as text and SVG. A script of its own (`page.js`) lets a reader
+filter, sort, point at and pin rows; without it, the page is still whole. It measures nothing.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
+from pathlib import Path
 
-from patchslim.report.charts import Curves, draw_charts, group_by_method
-from patchslim.report.report import COLUMNS, Report
-from patchslim.report.row import Row
-
-COLUMN_MEANINGS = (
-    "method and budget; random/X is random at the very counts of X",
-    "tokens after the last block, prefix tokens included",
-    "multiply-adds, as a share of the dense model's",
-    "share of images read right, with one standard error",
-    "accuracy less the dense model's in points, with the standard error of the paired difference",
-    "accuracy above random at the same counts, in points",
-    "share of images with the dense model's answer",
-    "Kullback-Leibler divergence of this model's answer from the dense model's",
-    "milliseconds an image: median, and quartiles",
-    "dense time over this model's time, paired round by round: median, and quartiles",
-    "conversion: speed-up times share of MACs; 1 where time falls as operations do",
-    "peak megabytes of activations in one forward pass of a batch",
+from patchslim.files import write_atomically
+from patchslim.report.charts import draw_conversion, draw_tradeoffs
+from patchslim.report.choice import choose_row, headline, offers
+from patchslim.report.data import pack_report
+from patchslim.report.report import Report
+from patchslim.report.rows_table import (
+    TableColumns,
+    break_name,
+    choose_columns,
+    draw_key,
+    draw_pyramid,
+    write_rows_table,
 )
-CLOSE_TO_DENSE = 0.01  # loss of accuracy or agreement that the headline still calls close
+from patchslim.report.styles import DARK_HUES, DENSE_STYLE, LIGHT_HUES, Style, style_methods
+from patchslim.report.svg import define_shapes
 
 
 @dataclass(frozen=True)
@@ -40,68 +40,125 @@ class Picture:
 
 
 def render_page(
-    report: Report,
-    pictures: Sequence[Picture] = (),
-    curves: Curves | None = None,
-    *,
-    intro: str = "",
-    notes: Sequence[str] = (),
+    report: Report, pictures: Sequence[Picture] = (), *, intro: str = "", notes: Sequence[str] = ()
 ) -> str:
     """Returns the text of a self-contained HTML file that shows the report.
 
     Args:
         report: what was measured.
         pictures: which patches survive, in the order in which they are shown.
-        curves: the rows of each line of the charts, by its name; a line for each method by
-            default.
         intro: what was done, in a sentence or two; by default, what the report itself knows.
         notes: caveats for this report in particular, a sentence or two each.
     """
-    charts = draw_charts(report, group_by_method(report) if curves is None else curves)
+    columns = choose_columns(report)
+    shown = {row.method for group in report.by_budget()[1:] for row in group}
+    styles = {name: style for name, style in style_methods(report.rows).items() if name in shown}
+    tradeoffs, conversion = draw_tradeoffs(report), draw_conversion(report)
     parts = [
         f"<h1>{escape(report.title)}</h1>",
         f"<p>{escape(intro or _intro(report))}</p>",
-        f'<p class="headline">{escape(headline(report))}</p>',
-        "<h2>Side by side</h2>",
-        _table(report),
-        f'<p class="small">{escape(report.column_notes())}</p>',
-        _token_counts(report),
+        _choice(report),
+        _toolbar(styles),
     ]
-    if charts:
-        parts += ["<h2>What it costs, what it wins</h2>", charts]
+    if tradeoffs:
+        parts += ["<h2>What it costs, what it wins</h2>", CHARTS_LEGEND, _charts(tradeoffs)]
+    parts += ["<h2>Side by side</h2>", _switches(columns)]
+    parts += [f'<div class="wide">{write_rows_table(report, columns)}</div>', _meanings(columns)]
+    if conversion:
+        parts += ["<h2>Does saved work become saved time?</h2>", _charts([conversion])]
     if pictures:
         parts += ["<h2>Which patches survive</h2>", STRIP_LEGEND, *map(_figure, pictures)]
     parts += ["<h2>Read this with care</h2>", _list([*notes, *_caveats(report)])]
-    parts += ["<h2>Where, when and how it was measured</h2>", _provenance_list(report)]
-    return PAGE_TEMPLATE.format(title=escape(report.title), style=STYLE, body="\n".join(parts))
+    parts += [
+        "<h2>Where, when and how it was measured</h2>",
+        _definitions(report.provenance.lines()),
+    ]
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return PAGE_TEMPLATE.format(
+        title=escape(report.title),
+        digest=digest,
+        style=_read("page.css") + _generated_style(columns, styles.values()),
+        shapes=define_shapes(),
+        body="\n".join(parts),
+        data=pack_report(report),
+        script=script,
+    )
 
 
-def headline(report: Report) -> str:
-    """Names the cheapest model that still answers like the dense one, in a sentence."""
-    dense = report.dense
-    close = [row for row in report.rows[1:] if row.method != "random" and _is_close(row, dense)]
-    if dense.agreement is None:
-        return "No images were scored: this report is about costs alone."
-    if not close:
-        return "No model here stays within one point of the dense model."
-    best = min(close, key=lambda row: row.macs)
-    text = f"Cheapest within one point of the dense model: {best.name}, "
-    text += f"with {best.macs_share:.0%} of the operations"
-    if best.accuracy is not None and dense.accuracy is not None:
-        text += f" and {best.accuracy.value:.1%} read right (dense {dense.accuracy.value:.1%}"
-        baseline = report.baseline(best)
-        by_chance = baseline.accuracy if baseline else None
-        text += f", random {by_chance.value:.1%})" if by_chance else ")"
-    if best.speedup is not None:
-        text += f", {best.speedup.median:.2f} times as fast"
-    return text + "."
+def save_page(report: Report, path: str | Path) -> None:
+    """Writes the page of a report to a file: all of it, or nothing."""
+    write_atomically(path, render_page(report))
 
 
-def _is_close(row: Row, dense: Row) -> bool:
-    """Tells whether accuracy, or agreement without labels, is within a point of the dense."""
-    if row.accuracy is not None and dense.accuracy is not None:
-        return row.accuracy.value >= dense.accuracy.value - CLOSE_TO_DENSE
-    return row.agreement is not None and row.agreement.value >= 1 - CLOSE_TO_DENSE
+def _read(name: str) -> str:
+    """Reads the style sheet or the script, which are installed with the package."""
+    return (files("patchslim.report") / name).read_text(encoding="utf-8")
+
+
+def _generated_style(columns: TableColumns, styles: Iterable[Style]) -> str:
+    """Returns what of the style sheet depends on the report: hues, methods and columns."""
+    light = "".join(f"--h{n}:{hue};" for n, hue in enumerate(LIGHT_HUES))
+    dark = "".join(f"--h{n}:{hue};" for n, hue in enumerate(DARK_HUES))
+    hidden = "main:not(:has(#all:checked)) #rows tr>:nth-child(n+{}){{display:none}}"
+    rules = [
+        f":root{{{light}}}",
+        f"@media (prefers-color-scheme: dark){{:root{{{dark}}}}}",
+        *(f".h{n}{{color:var(--h{n})}}" for n in range(len(LIGHT_HUES))),
+        # So a method can be hidden without a script.
+        *(f"main:has(#{s.key}:not(:checked)) .{s.key}{{display:none}}" for s in styles),
+        hidden.format(columns.wide + 1),
+        f"@media (max-width: 999px){{{hidden.format(columns.always + 1)}}}",
+    ]
+    return "\n".join(rules)
+
+
+def _choice(report: Report) -> str:
+    """Makes the box that says what one would choose, and what if one may lose less or more."""
+    parts = ['<section class="choice">', "<h2>What we would choose, and why</h2>"]
+    text, best = headline(report), choose_row(report).row
+    name = best.name if best and text.startswith(best.name) else ""
+    parts.append(f"<p><b>{escape(name)}</b>{escape(text.removeprefix(name))}</p>")
+    offered = offers(report)
+    if len(offered) > 1:
+        parts.append('<ul class="offers">')
+        for loss, row in offered:
+            speed = "" if row.speedup is None else f", {row.speedup.median:.2f}×"
+            parts.append(
+                f"<li><span>lose at most {100 * loss:g} points</span><b>{break_name(row.name)}</b>"
+                f"<span>{row.macs_share:.0%} of the operations{speed}</span>"
+                f"{draw_pyramid(row, report.dense)}</li>"
+            )
+        parts.append("</ul>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _toolbar(styles: Mapping[str, Style]) -> str:
+    """Makes the filter: a field for text, which the script shows, and a switch for each method."""
+    switches = [
+        f'<label><input type="checkbox" id="{style.key}" checked>{draw_key(style)}'
+        f"{break_name(method)}</label>"
+        for method, style in styles.items()
+    ]
+    return TOOLBAR.format(key=draw_key(DENSE_STYLE), methods="\n".join(switches))
+
+
+def _charts(figures: Sequence[str]) -> str:
+    """Puts charts side by side."""
+    return "\n".join(['<div class="charts">', *figures, "</div>"])
+
+
+def _switches(columns: TableColumns) -> str:
+    """Makes the switch that shows every column, if any is hidden anywhere."""
+    if len(columns.columns) == columns.always:
+        return ""
+    return '<p class="switches"><label><input type="checkbox" id="all"> all columns</label></p>'
+
+
+def _meanings(columns: TableColumns) -> str:
+    """Says what each column is, folded away until asked for."""
+    meanings = [(column.name, column.meaning) for column in columns.columns]
+    return f"<details><summary>What the columns mean</summary>{_definitions(meanings)}</details>"
 
 
 def _intro(report: Report) -> str:
@@ -112,32 +169,6 @@ def _intro(report: Report) -> str:
         "and measured beside the untouched (dense) model in one run. Where there is a row random, "
         "it keeps patches drawn by lot: a method that does not beat it has chosen nothing."
     )
-
-
-def _table(report: Report) -> str:
-    """Makes a table of all rows."""
-    head = "".join(
-        f'<th title="{escape(meaning)}">{escape(name)}</th>'
-        for name, meaning in zip(COLUMNS, COLUMN_MEANINGS, strict=True)
-    )
-    lines = []
-    for row in report.rows:
-        name, *numbers = map(escape, report.cells(row))
-        kind = row.method if row.method in ("dense", "random") else "method"
-        cells = "".join(f"<td>{number}</td>" for number in numbers)
-        lines.append(f'<tr class="{kind}"><th>{name}</th>{cells}</tr>')
-    body = "\n".join(lines)
-    return (
-        '<div class="wide"><table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _token_counts(report: Report) -> str:
-    """Lists the tokens after each block, folded away until they are asked for."""
-    lines = [f"{row.name}: {' '.join(map(str, row.tokens))}" for row in report.rows]
-    text = escape("\n".join(lines))
-    return f"<details><summary>Tokens after each block</summary><pre>{text}</pre></details>"
 
 
 def _figure(picture: Picture) -> str:
@@ -153,7 +184,7 @@ def _figure(picture: Picture) -> str:
 def _caveats(report: Report) -> list[str]:
     """Lists what the numbers do not show, as far as it applies to this report."""
     provenance = report.provenance
-    choosing = max(row.choosing for row in report.rows) / report.dense.macs
+    choosing = max(row.choosing for row in report.rows) / max(1, report.dense.macs)
     caveats = []
     if any(row.choosing for row in report.rows):
         caveats.append(
@@ -183,12 +214,9 @@ def _list(entries: Sequence[str]) -> str:
     return "<ul>\n" + "\n".join(f"<li>{escape(entry)}</li>" for entry in entries) + "\n</ul>"
 
 
-def _provenance_list(report: Report) -> str:
-    """Lists where, when and how the numbers were measured."""
-    lines = [
-        f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>"
-        for label, value in report.provenance.lines()
-    ]
+def _definitions(entries: Sequence[tuple[str, str]]) -> str:
+    """Makes an HTML list of terms and what is said of them."""
+    lines = [f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries]
     return "<dl>\n" + "\n".join(lines) + "\n</dl>"
 
 
@@ -199,74 +227,45 @@ on the one that the others joined; patches that are fused into a single token fo
 dimmed and show their mean colour. Where images keep numbers of their own, the number is this
 image's, and the cap the most that any image keeps.</p>"""
 
+CHARTS_LEGEND = """<p class="small">
+Further left is cheaper. Each line is a method, from its gentlest budget to its hardest; the diamond
+is the dense model and the dashed line its level; small grey rings are random at the counts of each
+row. The broad pale line joins the rows that no cheaper one equals.</p>"""
+
+TOOLBAR = """<div class="tools" role="group" aria-label="Filter">
+<p class="script" hidden><input type="search" id="find" placeholder="filter rows: tome 0.5"
+ aria-label="Filter rows by text"> <button type="button" id="every">all methods</button>
+<button type="button" id="none">none</button> <span id="count" role="status"></span>
+<span class="right"><button type="button" id="csv">CSV</button>
+<button type="button" id="json">JSON</button></span></p>
+<div class="legend">
+<span>{key}dense</span>
+{methods}
+</div>
+<p class="small script" hidden>Point at a mark to read its row. Click marks or rows to pin two and
+compare them.</p>
+</div>"""
+
+# The policy lets the page fetch nothing, and run no script but its own, whatever stands in it.
 PAGE_TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
+ style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
+<svg width="0" height="0" class="shapes" aria-hidden="true">{shapes}</svg>
 <main>
 {body}
 </main>
+<div id="card" hidden></div>
+<aside id="pins" aria-label="Pinned rows" hidden></aside>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
 </body>
 </html>
-"""
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fcfcfa; --card: #fff; --ink: #1d1f22; --soft: #5d636b;
-  --rule: #dfe1e4; --good: #eef5ff; --c0: #0b63b0; --c1: #c8500a; --c2: #007a5a; --c3: #a83c8d;
-  --c4: #7a6400; --c5: #5b4bc4; --c6: #a3172f; --c7: #2b7a8c; --rand: #7b8087; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171a; --card: #1c1f23; --ink: #e8e9eb;
-  --soft: #a3a9b1; --rule: #33383e; --good: #1b2838; --c0: #62b0f5; --c1: #ff9a56; --c2: #41c79b;
-  --c3: #e68bd0; --c4: #d9bf4a; --c5: #a99cff; --c6: #ff7d8d; --c7: #6cc7da; --rand: #9aa0a8; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 24px 16px 64px; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .6em; }
-h2 { font-size: 1.15rem; margin: 2.2em 0 .6em; }
-p, li { max-width: 78ch; }
-.headline { background: var(--good); border-left: 4px solid var(--c0); padding: .6em .9em; }
-.small, figcaption, .legend, details { color: var(--soft); font-size: .85rem; }
-.wide { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px;
-  background: var(--card); }
-table { border-collapse: collapse; width: 100%; font-size: .85rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .35em .65em; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--rule); }
-thead th { color: var(--soft); font-weight: 600; }
-tbody tr:last-child > * { border-bottom: 0; }
-tbody th, thead th:first-child { text-align: left; font-weight: 600; position: sticky; left: 0;
-  background: var(--card); }
-tr.random > * { color: var(--soft); font-weight: 400; }
-tr.dense > * { background: var(--good); }
-pre { overflow-x: auto; }
-.legend { display: flex; flex-wrap: wrap; gap: .3em 1.2em; }
-.legend span { white-space: nowrap; }
-.key { width: 16px; height: 16px; vertical-align: -3px; margin-right: .35em; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr));
-  gap: 20px; }
-figure { margin: 0; }
-.charts figure { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-  padding: 10px 10px 12px; }
-.charts svg { width: 100%; height: auto; display: block; }
-svg text { fill: var(--soft); font-size: 12.5px; font-family: inherit; }
-svg .name { fill: var(--ink); }
-.grid { stroke: var(--rule); }
-.rule { stroke: var(--soft); stroke-dasharray: 5 4; fill: none; }
-.line { fill: none; stroke: currentColor; stroke-width: 2; }
-.bar { fill: none; stroke: currentColor; stroke-width: 1.3; opacity: .6; }
-.mark { fill: currentColor; stroke: var(--card); stroke-width: 1; }
-.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
-.c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
-.c6 { color: var(--c6); } .c7 { color: var(--c7); } .dense { color: var(--ink); }
-.rand, .scattered { color: var(--rand); } .line.rand { stroke-dasharray: 2 3; }
-.mark.scattered { fill: var(--card); stroke: currentColor; stroke-width: 1.5; }
-.strip { margin: 0 0 18px; } .strip img { display: block; }
-.strip .wide { background: #fafaf8; width: fit-content; max-width: 100%; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3em 1.2em; font-size: .9rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """

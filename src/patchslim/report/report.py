@@ -6,6 +6,7 @@ A report holds numbers and shows them as text. It does not know how they were me
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,29 +15,18 @@ from typing import Any
 from patchslim.errors import BadFile
 from patchslim.files import read_json, write_atomically
 from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.report.columns import COLUMNS, gain
 from patchslim.report.csv import csv_text
 from patchslim.report.field_types import check_field_types
 from patchslim.report.provenance import Provenance
-from patchslim.report.row import Quartiles, Row
+from patchslim.report.row import Row
+from patchslim.report.text import wrap, write_text_table
 
 FORMAT_VERSION = 1
 # The key of the provenance in a saved report. Up to 0.6.1 the field had this name; the key stays,
 # so that every version reads the reports of every other.
 PROVENANCE_KEY = "birth"
-COLUMNS = (
-    "model",
-    "left",
-    "MACs",
-    "accuracy %",
-    "vs dense",
-    "vs random",
-    "agree %",
-    "KL (nats)",
-    "ms an image",
-    "speed-up",
-    "conv.",
-    "peak MB",
-)
+SAME_BUDGET = 0.025  # shares of operations that differ by less are of one budget
 
 
 @dataclass(frozen=True)
@@ -80,49 +70,47 @@ class Report:
 
     def gain(self, row: Row) -> float | None:
         """Returns accuracy less that of `random` at the same counts; without labels, agreement."""
-        other = self.baseline(row)
-        if other is None:
-            return None
-        if row.accuracy is not None and other.accuracy is not None:
-            return row.accuracy.value - other.accuracy.value
-        if row.agreement is not None and other.agreement is not None:
-            return row.agreement.value - other.agreement.value
-        return None
+        return gain(row, self.baseline(row))
+
+    def by_budget(self) -> list[list[Row]]:
+        """Returns the dense row, then the rows of each budget, the most expensive budget first.
+
+        Within a budget the best row is first: that of the least KL, or, if that was not measured,
+        of the highest accuracy or agreement. Rows of `random` that only stand beside another row
+        are not listed; `baseline` finds them.
+        """
+        baselines = [self.baseline(row) for row in self.rows]
+        beside = {row.name for row in baselines if row and row.name.startswith("random/")}
+        rows = [row for row in self.rows[1:] if row.name not in beside]
+        groups = [[self.dense]]
+        most = math.inf
+        for row in sorted(rows, key=lambda row: -row.macs_share):
+            if row.macs_share < most - SAME_BUDGET:
+                groups.append([])
+                most = row.macs_share
+            groups[-1].append(row)
+        return [sorted(group, key=_rank) for group in groups]
 
     def cells(self, row: Row) -> tuple[str, ...]:
         """Writes the row as text, one entry for each of COLUMNS."""
-        gain = self.gain(row)
-        return (
-            row.name,
-            str(row.tokens[-1]),
-            f"{row.macs_share:.3f}" if row.spent is None else row.spent.show(),
-            "-" if row.accuracy is None else row.accuracy.show(percent=True),
-            "-" if row.change is None else row.change.show(percent=True, signed=True),
-            "-" if gain is None else f"{100 * gain:+.1f}",
-            "-" if row.agreement is None else row.agreement.show(percent=True),
-            "-" if row.kl is None else row.kl.show(),
-            _format_quartiles(row.latency),
-            _format_quartiles(row.speedup),
-            "-" if row.conversion is None else f"{row.conversion:.2f}",
-            "-" if row.memory is None else f"{row.memory / 1e6:.1f}",
-        )
+        baseline = self.baseline(row)
+        return tuple(column.write(row, baseline) for column in COLUMNS)
 
     def table(self) -> str:
-        """Returns the report as aligned plain text."""
-        grid = [COLUMNS, *map(self.cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines = []
-        for name, *numbers in grid:
-            aligned = [name.ljust(widths[0])]
-            aligned += [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
-            lines.append("  ".join(aligned).rstrip())
-        lines.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
+        """Returns the report as plain text, 100 columns wide at most, the best rows first.
+
+        `random` at the counts of a row is no row here but a column: "vs random".
+        """
+        groups = [[(row, self.baseline(row)) for row in group] for group in self.by_budget()]
         facts = [f"{label}: {value}" for label, value in self.provenance.lines()]
-        return "\n".join([self.title, "", *lines, "", self.column_notes(), *facts])
+        # The command is left whole, so that it can be copied.
+        lines = [*map(wrap, facts[:-1]), facts[-1]]
+        return "\n".join([wrap(self.title), "", write_text_table(groups), *lines])
 
     def markdown(self) -> str:
         """Returns the report as a Markdown table with its provenance beneath it."""
-        grid = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *map(self.cells, self.rows)]
+        names = tuple(column.name for column in COLUMNS)
+        grid = [names, ("---", *["---:"] * (len(names) - 1)), *map(self.cells, self.rows)]
         lines = ["| " + " | ".join(_escape_cell(cell) for cell in cells) + " |" for cells in grid]
         facts = "; ".join(
             f"{label} {_escape_cell(value)}" for label, value in self.provenance.lines()
@@ -197,11 +185,10 @@ class Report:
         return Report.from_json(data)
 
 
-def _format_quartiles(quartiles: Quartiles | None) -> str:
-    """Writes the median with the quartiles; a dash for None."""
-    if quartiles is None:
-        return "-"
-    return f"{quartiles.median:.2f} [{quartiles.low:.2f} {quartiles.high:.2f}]"
+def _rank(row: Row) -> tuple[float, float]:
+    """Returns what rows of one budget are sorted by: least is best."""
+    share = row.accuracy or row.agreement
+    return (math.inf if row.kl is None else row.kl.value, -share.value if share else 0.0)
 
 
 def _escape_cell(text: str) -> str:

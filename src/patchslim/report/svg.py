@@ -10,27 +10,43 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 380, 290
-LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 46
-MARKER_SHAPES = {
-    "1": "square",
-    "2": "triangle",
-    "3": "down",
-    "5": "square",
-    "6": "triangle",
-    "7": "down",
+WIDTH, HEIGHT = 460, 320
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 46
+# Radii of markers that are circles, and paths around (0, 0) of the others, of about the same area.
+# They differ enough to be told apart without colour.
+CIRCLES = {"circle": 4.4, "dot": 2.6}
+PATHS = {
+    "square": "M-4-4h8v8h-8z",
+    "up": "M0-5.5l5.2 9.5h-10.4z",
+    "plus": "M-1.7-5.2h3.4v3.5h3.5v3.4h-3.5v3.5h-3.4v-3.5h-3.5v-3.4h3.5z",
+    "down": "M0 5.5l5.2-9.5h-10.4z",
+    "cross": "M0-2.4l2.6-2.6 2.4 2.4-2.6 2.6 2.6 2.6-2.4 2.4-2.6-2.6-2.6 2.6-2.4-2.4 2.6-2.6"
+    "-2.6-2.6 2.4-2.4z",
+    "hourglass": "M-4.8-5.2h9.6l-9.6 10.4h9.6z",
+    "diamond": "M0-6.2l6.2 6.2-6.2 6.2-6.2-6.2z",
+    "pentagon": "M0-5.4l5.1 3.7-1.9 6h-6.4l-1.9-6z",
 }
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a chart, with the ends of its error bar and the label that hovering shows."""
+    """A point of a chart.
+
+    Attributes:
+        x, y: where it lies.
+        low, high: the ends of its error bar, if it has one.
+        label: what hovering shows.
+        key: what scripts know it by, in the attribute `data-r`.
+        marked: whether it has a marker; without one, a line only runs through it.
+    """
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
     label: str = ""
+    key: str = ""
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,14 +54,16 @@ class Line:
     """Points of one kind, with or without a line through them.
 
     Attributes:
-        style: the CSS class for the colour; its last letter also selects the shape of the marker.
+        style: the CSS classes of all of it.
         points: the points, in the order in which they are joined.
         joined: whether a line runs through them.
+        shape: the shape of its markers, of CIRCLES or PATHS; an empty string for none.
     """
 
     style: str
     points: tuple[Point, ...]
     joined: bool = True
+    shape: str = "circle"
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,14 @@ class Axis:
         ticks = tuple(s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high)
         return cls(label, low, high, ticks, _format_short, log=True)
 
+    def holds(self, value: float) -> bool:
+        """Tells whether `value` lies between the ends of the axis."""
+        return self.low <= value <= self.high
+
+    def clamp(self, value: float) -> float:
+        """Returns the nearest value between the ends of the axis."""
+        return min(max(value, self.low), self.high)
+
     def share(self, value: float) -> float:
         """Returns where `value` lies between the ends of the axis, from 0 to 1."""
         low, high = self.low, self.high
@@ -107,21 +133,22 @@ def draw_chart(
     return "\n".join(parts)
 
 
-def marker(style: str, across: float, down: float, label: str = "") -> str:
-    """Draws the marker of `style`, centred at a point; hovering over it shows `label`."""
-    a, d = round(across, 1), round(down, 1)
-    match MARKER_SHAPES.get(style[-1], "diamond" if style == "dense" else "circle"):
-        case "square":
-            shape = f'<rect x="{a - 4}" y="{d - 4}" width="8" height="8"'
-        case "triangle":
-            shape = f'<path d="M{a} {d - 5.5}l5.2 9.5h-10.4z"'
-        case "down":
-            shape = f'<path d="M{a} {d + 5.5}l5.2 -9.5h-10.4z"'
-        case "diamond":
-            shape = f'<path d="M{a} {d - 6}l6 6l-6 6l-6-6z"'
-        case _:
-            shape = f'<circle cx="{a}" cy="{d}" r="4.4"'
-    return f'{shape} class="mark {style}"><title>{escape(label)}</title></{shape[1:].split()[0]}>'
+def define_shapes() -> str:
+    """Returns the SVG element that markers other than circles refer to; a page needs it once."""
+    paths = "".join(f'<path id="{name}" d="{path}"/>' for name, path in PATHS.items())
+    return f"<defs>{paths}</defs>"
+
+
+def marker(shape: str, across: float, down: float, label: str = "", key: str = "") -> str:
+    """Draws a marker, centred at a point; hovering over it shows `label`."""
+    start = f'use href="#{shape}" x="{across:g}" y="{down:g}"'
+    if shape in CIRCLES:
+        start = f'circle cx="{across:g}" cy="{down:g}" r="{CIRCLES[shape]:g}"'
+    if key:
+        start += f' data-r="{escape(key)}"'
+    if not label:
+        return f"<{start}/>"
+    return f"<{start}><title>{escape(label)}</title></{start.split()[0]}>"
 
 
 def _draw_axes(x: Axis, y: Axis) -> list[str]:
@@ -149,20 +176,29 @@ def _draw_axes(x: Axis, y: Axis) -> list[str]:
 
 
 def _draw_line(line: Line, x: Axis, y: Axis) -> list[str]:
-    """Draws the stroke, the error bars and the markers of one line."""
-    parts = []
+    """Draws the stroke, the error bars and the markers of one line, as one group."""
+    if not line.points:
+        return []
+    parts = [f'<g class="{line.style}">']
     if line.joined and len(line.points) > 1:
-        path = _path(line.points, x, y)
-        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
-    for point in line.points:
-        a, d = _x_pixel(point.x, x), _y_pixel(point.y, y)
-        if point.low is not None and point.high is not None:
-            low, high = (
-                _y_pixel(min(max(end, y.low), y.high), y) for end in (point.low, point.high)
-            )
-            parts.append(f'<path class="bar {line.style}" d="M{a} {low}V{high}"/>')
-        parts.append(marker(line.style, a, d, point.label))
-    return parts
+        parts.append(f'<polyline class="line" points="{_path(line.points, x, y)}"/>')
+    if not line.shape:
+        return [*parts, "</g>"]
+    marked = [point for point in line.points if point.marked]
+    bars = [
+        f"M{_x_pixel(point.x, x):g} {low:g}V{high:g}"
+        for point in marked
+        if point.low is not None and point.high is not None
+        for low, high in [[_y_pixel(y.clamp(end), y) for end in (point.low, point.high)]]
+        if low != high
+    ]
+    if bars:
+        parts.append(f'<path class="bar" d="{"".join(bars)}"/>')
+    marks = [
+        marker(line.shape, _x_pixel(point.x, x), _y_pixel(point.y, y), point.label, point.key)
+        for point in marked
+    ]
+    return [*parts, '<g class="marks">', *marks, "</g></g>"]
 
 
 def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:

@@ -96,7 +96,7 @@ def _square_path(kept: Sequence[int], columns: int, cell: float) -> str:
 def _draw_errors(layers: Layers, record: Mapping[str, Any]) -> str:
     """Draws the error of each block over its number of patches; "" where all errors are tiny."""
     lines = [
-        Line(_css_class(place), tuple(_curve_points(layer, record)))
+        Line(_css_class(place), tuple(_curve_points(layer, record)), shape="dot")
         for place, layer in enumerate(layers)
     ]
     lines += [
@@ -180,8 +180,8 @@ def _chart_caption(record: Mapping[str, Any]) -> str:
 
 
 def _css_class(place: int) -> str:
-    """Returns the CSS class of a block. A digit at its end would choose the markers' shape."""
-    return f"block-{place}-s"
+    """Returns the CSS class of a block."""
+    return f"block-{place}"
 
 
 def _block_colour(place: int, count: int) -> str:
@@ -200,6 +200,6 @@ line.grid { stroke: #dfe1e4; }
 .kept { fill: currentColor; }
 .rule { stroke: #1d1f22; stroke-dasharray: 5 4; fill: none; }
 .line { fill: none; stroke: currentColor; stroke-width: 1.4; }
-.mark { fill: currentColor; r: 2.4px; }
-.mark.chosen { fill: #fcfcfa; stroke: currentColor; stroke-width: 1.6; r: 4px; }
+.marks { fill: currentColor; }
+.chosen .marks { fill: #fcfcfa; stroke: currentColor; stroke-width: 1.6; }
 """
