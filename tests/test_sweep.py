@@ -176,7 +176,7 @@ def test_several_models_prepare_their_own_images(images, tmp_path):
 
     found = run(hosts, open_images, tmp_path, methods=["topk"])
     assert asked == [*hosts.values()]
-    assert [row.name for row in found.rows if row.method == "dense"] == ["a: dense", "b: dense"]
+    assert [row.name for row in found.rows if row.method == "dense"] == ["dense (a)", "dense (b)"]
 
 
 def test_images_may_be_a_path_and_cost_distributions_are_kept(tmp_path):

@@ -60,12 +60,18 @@ class Report:
         """Finds the row of `random` at the same token counts; None if it was not measured."""
         if row.method in ("dense", "random"):
             return None
-        random_rows = [other for other in self.rows if other.method == "random"]
-        if row.spent is None:
-            matches = [other for other in random_rows if other.tokens == row.tokens]
-        else:
-            # Each image keeps a number of its own. `measure` ran random at the mean of these.
-            matches = [other for other in random_rows if other.name == f"random/{row.name}"]
+        there = (row.runtime, row.precision, row.batch)
+        random_rows = [
+            other
+            for other in self.rows
+            if other.method == "random" and (other.runtime, other.precision, other.batch) == there
+        ]
+        own = next((other for other in random_rows if other.name == f"random/{row.name}"), None)
+        if own is not None:
+            return own
+        if row.spent is not None:
+            return None  # each image keeps a number of its own
+        matches = [other for other in random_rows if other.tokens == row.tokens]
         return min(matches, key=lambda other: abs(other.macs - row.macs), default=None)
 
     def gain(self, row: Row) -> float | None:

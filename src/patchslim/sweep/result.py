@@ -149,14 +149,12 @@ class Sweep:
         """Yields each row with its cell, named so that no other has its name, and as it was."""
         places = {cell.place for cell in self.cells}
         # What all rows have in common need not stand in each name.
-        several = [len({place[part] for place in places}) > 1 for part in range(4)]
+        differs = [len(set(part)) > 1 for part in zip(*places, strict=True)]
         for cell, result in self.cells.items():
-            host, *rest = cell.place
-            said = [str(each) for each, differs in zip(rest, several[1:], strict=True) if differs]
+            said = [str(each) for each, told in zip(cell.place, differs, strict=True) if told]
             where = f" ({', '.join(said)})" if said else ""
-            which = f"{host}: " if several[0] else ""
             for row in result.rows:
-                yield (cell, result), replace(row, name=f"{which}{row.name}{where}"), row
+                yield (cell, result), replace(row, name=f"{row.name}{where}"), row
 
 
 def _plain(row: Row, result: CellResult) -> dict[str, object]:
