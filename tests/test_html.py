@@ -23,7 +23,7 @@ from patchslim.report.patch_pictures import draw_patches, encode_png
 from patchslim.report.report import Report
 from patchslim.report.row import Estimate, Quartiles
 from patchslim.report.rows_table import choose_columns, write_rows_table
-from patchslim.report.styles import DARK_HUES, LIGHT_HUES, style_methods
+from patchslim.report.styles import DARK_HUES, LIGHT_HUES, style_series
 from patchslim.report.svg import Axis, Line, Point, draw_chart
 from report_rows import BLOCKS, BUDGETS, METHODS, make_report
 
@@ -281,7 +281,8 @@ def contrast(one, other):
 
 def test_methods_have_different_marks_that_stand_out_in_both_schemes(large):
     rows = [replace(large.rows[1], method=f"method {n:02}") for n in range(42)]
-    styles = [*style_methods([large.dense, *rows]).values()]
+    rows.append(replace(large.rows[1], method="random"))
+    styles = [*style_series(replace(large, rows=(large.dense, *rows))).values()]
     assert len({(style.hue, style.shape) for style in styles}) == len(styles) == 44
     schemes = re.findall(r":root \{(.*?)\}", _read("page.css"), re.DOTALL)
     for hues, scheme in zip((LIGHT_HUES, DARK_HUES), schemes, strict=True):
@@ -290,6 +291,20 @@ def test_methods_have_different_marks_that_stand_out_in_both_schemes(large):
             for ink in (*hues, *(named[name] for name in ("ink", "soft", "grey", "accent"))):
                 assert contrast(ink, paper) >= 3
         assert contrast(named["soft"], named["good"]) >= 4.5
+
+
+def test_rows_of_different_places_are_lines_of_their_own(large):
+    places = [("eager", 1), ("eager", 8)]
+    rows = tuple(
+        replace(row, name=f"{row.name} ({batch})", runtime=runtime, batch=batch)
+        for runtime, batch in places
+        for row in (large.dense, *(each for each in large.rows if each.method == "tome"))
+    )
+    report = replace(large, rows=rows)
+    assert [*style_series(report)] == ["dense (1)", "dense (8)", "tome (1)", "tome (8)"]
+    assert len({style.key for style in style_series(report).values()}) == 4
+    one = replace(large, rows=tuple(replace(row, runtime="eager") for row in large.rows))
+    assert [*style_series(one)] == [*style_series(large)]
 
 
 def test_charts_have_a_mark_for_every_row_they_can_show(large):

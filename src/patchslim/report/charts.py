@@ -11,7 +11,7 @@ from html import escape
 
 from patchslim.report.report import Report
 from patchslim.report.row import Estimate, Row
-from patchslim.report.styles import DENSE_STYLE, Style, style_methods
+from patchslim.report.styles import DENSE_STYLE, RANDOM_STYLE, Style, style_series
 from patchslim.report.svg import Axis, Line, Point, draw_chart
 
 Measure = Callable[[Row], float | None]
@@ -168,14 +168,13 @@ def _make_lines(
         found = [(row, to_point(row)) for row in rows]
         return tuple(replace(point, key=place[id(row)]) for row, point in found if point)
 
-    styles = style_methods(report.rows)
+    styles = style_series(report)
     alone = [row for group in report.by_budget()[1:] for row in group]
     loose, joined = [], []
-    for method, style in styles.items():
-        rows = sorted(
-            (row for row in alone if row.method == method), key=lambda row: -row.macs_share
-        )
-        begin = [start] if start and method != "random" else []
+    for name, style in styles.items():
+        rows = [row for row in alone if report.series(row) == name]
+        rows.sort(key=lambda row: -row.macs_share)
+        begin = [start] if start and style != RANDOM_STYLE and _same_place(start, rows) else []
         beside = [report.baseline(row) for row in rows] if twins else []
         dots = [row for row in beside if row and row not in alone]
         # They have no label, which would cost much room and show no more than the table.
@@ -187,6 +186,11 @@ def _make_lines(
     dense = Line(_classes(DENSE_STYLE), points_of([report.dense]), shape=DENSE_STYLE.shape)
     lines = [*loose, *joined, dense]
     return [line for line in lines if line.points]
+
+
+def _same_place(start: Row, rows: Sequence[Row]) -> bool:
+    """Tells whether the dense model ran where these rows did, so that a line may begin there."""
+    return all(row.place == start.place for row in rows)
 
 
 def _classes(style: Style) -> str:

@@ -27,7 +27,7 @@ from patchslim.report.rows_table import (
     draw_pyramid,
     write_rows_table,
 )
-from patchslim.report.styles import DARK_HUES, DENSE_STYLE, LIGHT_HUES, Style, style_methods
+from patchslim.report.styles import DARK_HUES, DENSE_STYLE, LIGHT_HUES, Style, style_series
 from patchslim.report.svg import define_shapes
 
 
@@ -51,8 +51,8 @@ def render_page(
         notes: caveats for this report in particular, a sentence or two each.
     """
     columns = choose_columns(report)
-    shown = {row.method for group in report.by_budget()[1:] for row in group}
-    styles = {name: style for name, style in style_methods(report.rows).items() if name in shown}
+    shown = {report.series(row) for group in report.by_budget()[1:] for row in group}
+    styles = {name: style for name, style in style_series(report).items() if name in shown}
     tradeoffs, conversion = draw_tradeoffs(report), draw_conversion(report)
     parts = [
         f"<h1>{escape(report.title)}</h1>",
@@ -163,7 +163,7 @@ def _meanings(columns: TableColumns) -> str:
 
 def _intro(report: Report) -> str:
     """Says what was done, as far as the report itself knows."""
-    methods = sorted({row.method for row in report.rows[1:]} - {"random"})
+    methods = sorted({row.method for row in report.rows[1:]} - {"dense", "random"})
     return (
         f"A vision transformer was given fewer patch tokens by {', '.join(methods) or 'random'}, "
         "and measured beside the untouched (dense) model in one run. Where there is a row random, "

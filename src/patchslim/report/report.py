@@ -60,11 +60,8 @@ class Report:
         """Finds the row of `random` at the same token counts; None if it was not measured."""
         if row.method in ("dense", "random"):
             return None
-        there = (row.runtime, row.precision, row.batch)
         random_rows = [
-            other
-            for other in self.rows
-            if other.method == "random" and (other.runtime, other.precision, other.batch) == there
+            other for other in self.rows if other.method == "random" and other.place == row.place
         ]
         own = next((other for other in random_rows if other.name == f"random/{row.name}"), None)
         if own is not None:
@@ -73,6 +70,13 @@ class Report:
             return None  # each image keeps a number of its own
         matches = [other for other in random_rows if other.tokens == row.tokens]
         return min(matches, key=lambda other: abs(other.macs - row.macs), default=None)
+
+    def series(self, row: Row) -> str:
+        """Names what is compared over budgets: the method, and where it ran if that differs."""
+        places = zip(*(each.place for each in self.rows), strict=True)
+        pairs = zip(row.place, places, strict=True)
+        said = [str(part) for part, every in pairs if len(set(every)) > 1]
+        return f"{row.method} ({', '.join(said)})" if said else row.method
 
     def gain(self, row: Row) -> float | None:
         """Returns accuracy less that of `random` at the same counts; without labels, agreement."""

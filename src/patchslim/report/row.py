@@ -135,7 +135,8 @@ class Row:
         worst: the class that loses most accuracy, among those with some images.
         corrupted: accuracy on corrupted copies of the images, by kind and strength; without labels
             agreement with the dense model on the same copies.
-        runtime, precision, batch: what it ran on, where the rows of a report differ in that.
+        host, runtime, precision, batch: the dense model it was made of and what it ran on, where
+            the rows of a report differ in that.
     """
 
     name: str
@@ -161,9 +162,15 @@ class Row:
     won: Estimate | None = None
     worst: WorstClass | None = None
     corrupted: Mapping[str, Estimate] | None = None
+    host: str | None = None
     runtime: str | None = None
     precision: str | None = None
     batch: int | None = None
+
+    @property
+    def place(self) -> tuple[str | None, str | None, str | None, int | None]:
+        """The dense model it was made of, and what it ran on: times of one place compare."""
+        return (self.host, self.runtime, self.precision, self.batch)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:

@@ -28,7 +28,7 @@ from patchslim.report.columns import (
 )
 from patchslim.report.report import Report
 from patchslim.report.row import Row
-from patchslim.report.styles import Style, style_methods
+from patchslim.report.styles import Style, style_series
 from patchslim.report.svg import marker
 
 BAR_HEIGHT, BAR_SPACING = 24, 4
@@ -101,13 +101,13 @@ def _is_measured(report: Report, column: Column) -> bool:
 
 def _bodies(report: Report, columns: tuple[Column, ...]) -> Iterator[str]:
     """Yields a table body for each row that stands by itself, with its baseline if it has one."""
-    styles = style_methods(report.rows)
+    styles = style_series(report)
     place = {id(row): n for n, row in enumerate(report.rows)}
     groups = report.by_budget()
     alone = [row for group in groups for row in group]
     for group in groups:
         for number, row in enumerate(group):
-            style, baseline = styles[row.method], report.baseline(row)
+            style, baseline = styles[report.series(row)], report.baseline(row)
             folded = baseline if baseline and baseline not in alone else None
             fold = '<label class="fold"><input type="checkbox">random</label>' if folded else ""
             name = f"{draw_key(style)}<b>{break_name(row.name)}</b>{fold}"

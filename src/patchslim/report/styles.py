@@ -1,4 +1,4 @@
-"""Gives each method of a report a mark of its own: a hue and a shape, and a CSS class.
+"""Gives each series of a report, such as a method, a mark of its own: hue, shape and CSS class.
 
 A colour-blind reader tells them by the shape. There are 6 hues and 7 shapes; neighbours differ in
 both, and 42 methods have different marks.
@@ -6,10 +6,9 @@ both, and 42 methods have different marks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchslim.report.row import Row
+from patchslim.report.report import Report
 
 METHOD_SHAPES = ("circle", "square", "up", "plus", "down", "cross", "hourglass")
 # Each has a contrast of 3:1 or more with both backgrounds of its scheme.
@@ -36,14 +35,16 @@ DENSE_STYLE = Style("dense", "ink", "diamond")
 RANDOM_STYLE = Style("mr", "grey", "pentagon")
 
 
-def style_methods(rows: Sequence[Row]) -> dict[str, Style]:
-    """Returns a style for each method of the rows by name: dense, by the alphabet, then random.
+def style_series(report: Report) -> dict[str, Style]:
+    """Returns a style for each series of the report: dense, by the alphabet, then random.
 
-    Dense and random always look the same; other methods go by their place.
+    The dense model of the report and random always look the same; others go by their number.
     """
-    methods = sorted({row.method for row in rows} - {"dense", "random"})
-    styles = {"dense": DENSE_STYLE}
-    for n, method in enumerate(methods):
+    found = {report.series(row): row.method for row in report.rows}
+    dense = report.series(report.dense)
+    random = [name for name, method in found.items() if method == "random"]
+    styles = {dense: DENSE_STYLE}
+    for n, name in enumerate(sorted({*found} - {dense, *random})):
         hue = f"h{n % len(LIGHT_HUES)}"
-        styles[method] = Style(f"m{n}", hue, METHOD_SHAPES[n % len(METHOD_SHAPES)])
-    return {**styles, "random": RANDOM_STYLE}
+        styles[name] = Style(f"m{n}", hue, METHOD_SHAPES[n % len(METHOD_SHAPES)])
+    return {**styles, **dict.fromkeys(random, RANDOM_STYLE)}

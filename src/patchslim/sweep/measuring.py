@@ -243,7 +243,13 @@ def _differs(built: Built) -> bool:
 def _say_where(row: Row, cell: Cell) -> Row:
     """Returns the row with what it ran on."""
     variant = cell.variant
-    return replace(row, runtime=variant.runtime, precision=variant.precision, batch=cell.batch)
+    return replace(
+        row,
+        host=variant.host,
+        runtime=variant.runtime,
+        precision=variant.precision,
+        batch=cell.batch,
+    )
 
 
 @contextlib.contextmanager
