@@ -26,6 +26,9 @@ FORMAT_VERSION = 1
 # The key of the provenance in a saved report. Up to 0.6.1 the field had this name; the key stays,
 # so that every version reads the reports of every other.
 PROVENANCE_KEY = "birth"
+# What rows have since 0.11 is kept beside them, for the same reason.
+FURTHER_KEY = "further"
+FURTHER = ("lost", "won", "worst", "corrupted", "host", "runtime", "precision", "batch")
 SAME_BUDGET = 0.025  # shares of operations that differ by less are of one budget
 
 
@@ -140,12 +143,18 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Returns plain data from which `from_json` makes an equal report."""
         fields = asdict(self)
+        further = [
+            {name: row.pop(name) for name in FURTHER if row[name] is not None}
+            for row in fields["rows"]
+        ]
+        rows = [{k: v for k, v in row.items() if k not in FURTHER} for row in fields["rows"]]
         return {
             "format": FORMAT_VERSION,
-            "rows": fields["rows"],
+            "rows": rows,
             PROVENANCE_KEY: fields["provenance"],
             "title": fields["title"],
             "prepared": fields["prepared"],
+            **({FURTHER_KEY: further} if any(further) else {}),
         }
 
     @staticmethod
@@ -160,7 +169,9 @@ class Report:
             origin = dict(data[PROVENANCE_KEY])
             origin["image_size"] = tuple(origin["image_size"])
             origin["load"] = tuple(origin["load"])
-            rows = tuple(map(Row.from_json, data["rows"]))
+            further = data.get(FURTHER_KEY) or [{} for _ in data["rows"]]
+            pairs = zip(data["rows"], further, strict=True)
+            rows = tuple(Row.from_json({**row, **more}) for row, more in pairs)
             prepared = Preprocessing.from_json(data["prepared"]) if data.get("prepared") else None
             report = Report(rows, Provenance(**origin), str(data["title"]), prepared)
             for part in (*rows, report.provenance):
