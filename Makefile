@@ -34,7 +34,7 @@ test: $(VENV)/.compiled
 
 # Everything that takes longer: compilers, big variants, real weights and images.
 test-slow: $(VENV)/.compiled
-	$(KEPT) $(BIN)/pytest -m slow -n 2 --shuffle $(SEED)
+	$(KEPT) $(BIN)/pytest -m slow -n 2 --dist worksteal --shuffle $(SEED)
 
 # Every hostile input, and long commands stopped at any moment. They train in forked processes, which
 # PyTorch refuses where other tests have used its threads, so that they run by themselves.

@@ -374,11 +374,3 @@ def test_the_example_is_saved_and_measured_from_the_folder(tmp_path):
         "--json",
     )  # fmt: skip
     assert json.loads(ended.out)["birth"]["images"] == 8
-
-
-@pytest.mark.slow
-def test_demo_ends_in_a_table_and_a_page(tmp_path):
-    ended = run_patchslim(tmp_path, "demo", "--out", tmp_path / "demo", "--scenes", 32)
-    assert ended.code == 0
-    assert "dense" in ended.out
-    assert list((tmp_path / "demo").glob("*.html"))

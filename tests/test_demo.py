@@ -1,5 +1,6 @@
 """The demo in a very short form; the whole of it where slow tests run."""
 
+import re
 import time
 
 import pytest
@@ -10,8 +11,9 @@ from patchslim.calibration.calibrate import must_be_calibrated
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.cli import demo as module
 from patchslim.cli import demo_runtimes
-from patchslim.cli.demo import demo, slim_all, write_demo_report
-from patchslim.cli.demo_runtimes import compare_runtimes, write_table
+from patchslim.cli.demo import slim_all, write_demo_report
+from patchslim.cli.demo_runtimes import compare_runtimes
+from patchslim.cli.main import main
 from patchslim.example import digits
 from patchslim.methods import Placement
 from patchslim.methods._registry import find_method, method_names
@@ -121,17 +123,19 @@ def test_methods_that_need_a_class_token_are_reported_as_missing():
 
 
 @pytest.mark.slow
-def test_whole_demo_reads_digits_and_beats_random(tmp_path):
+def test_whole_demo_reads_digits_and_beats_random(tmp_path, capsys):
     begun = time.monotonic()
-    made = demo(tmp_path, scenes=200)
-    report = made.report
-    assert [row.runtime for row in made.runtimes[::2]] == [
+    assert main(["demo", "--out", str(tmp_path), "--scenes", "200"]) == 0
+    shown = capsys.readouterr().out
+    runtimes = [line for line in shown.splitlines() if re.search(r"\dx +(-|\de-\d+)$", line)]
+    assert [re.split(r" {2,}", line)[0] for line in runtimes[::2]] == [
         "eager PyTorch", "ONNX Runtime", "OpenVINO",
     ]  # fmt: skip
-    assert not made.missing
-    assert all(row.difference < 1e-4 for row in made.runtimes[2:])
-    assert write_table(made.runtimes).count("\n") == 6
+    assert all(float(line.split()[-1]) < 1e-4 for line in runtimes[2:])
     assert time.monotonic() - begun < 300
+    assert (tmp_path / "report.html").is_file()
+    report = Report.load(tmp_path / "report.json")
+    assert report.table() in shown
     assert report.dense.accuracy.value > 0.94
     rows = {row.name: row for row in report.rows}
     for name in ("tome 0.5", *(f"{method} 0.5" for method in CALIBRATE)):

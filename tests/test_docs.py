@@ -89,6 +89,8 @@ def pages_of_python():
 
 
 @pytest.mark.parametrize("page", list(pages_of_python()))
+# A machine with other work on it is no fault of a page.
+@pytest.mark.filterwarnings("ignore::patchslim.errors.UnsteadyTimes")
 def test_python_runs_and_prints_what_the_page_shows(page, capsys, somewhere_else):
     space: dict[str, object] = {"__name__": "page"}
     printed = None

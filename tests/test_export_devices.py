@@ -123,10 +123,11 @@ def test_a_program_of_others_that_is_sealed_is_refused(tmp_path):
 
 @slow
 def test_the_command_says_how_much_is_delegated(tmp_path, capsys):
-    argv = f"export digits --macs 0.7 --method topk --to executorch --out {tmp_path / 'd.pte'}"
+    slim().save(tmp_path / "m")
+    argv = f"export {tmp_path / 'm'} --to executorch --out {tmp_path / 'd.pte'}"
     assert main(argv.split()) == 0
     told = capsys.readouterr().out
-    assert "for executorch in float32, 5.6 MB" in told
+    assert "for executorch in float32, " in told
     assert "operators, in" in told.split("delegated")[1]
 
 
