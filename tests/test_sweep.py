@@ -137,6 +137,8 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(host, images, tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert sum("refused" in line for line in lines) == 4
     assert "out of luck" in (tmp_path / "report.html").read_text()
+    # A refusal stands, an accident is tried again.
+    assert run(host, images, tmp_path, methods=methods, budgets=[0.7, 0.6]).measured == 2
 
 
 def test_two_rows_are_compared_image_by_image(host, images, tmp_path):

@@ -175,7 +175,7 @@ class Runner:
         for number, cell in enumerate(cells):
             key = host.key_of(cell)
             known = self.store.read_cell(key)
-            if known is None:
+            if known is None or known.failed:
                 self.show(f"cell {number + 1} of {len(cells)}: {cell}")
                 known = host.measure(cell)
                 self.store.write_cell(key, {**asdict(cell.variant), "batch": cell.batch}, known)
@@ -238,7 +238,7 @@ class _HostRun:
         except PatchslimError as error:
             return CellResult(refused=str(error))
         except FOREIGN_ERRORS as error:
-            return CellResult(refused=f"{type(error).__name__}: {str(error)[:300]}")
+            return CellResult(refused=f"{type(error).__name__}: {str(error)[:300]}", failed=True)
 
     def measure_answers(self, variant: Variant) -> None:
         """Asks a model and keeps its answers; does nothing where that fails."""

@@ -35,12 +35,15 @@ class CellResult:
         provenance: where, when and how; None where it was refused.
         answers: the key of the answers that were scored; None where it was refused.
         refused: why there are no rows; None where there are.
+        failed: whether that was an accident in a library beneath, and not a refusal: the next run
+            tries again.
     """
 
     rows: tuple[Row, ...] = ()
     provenance: Provenance | None = None
     answers: str | None = None
     refused: str | None = None
+    failed: bool = False
 
 
 class Store:
@@ -69,6 +72,7 @@ class Store:
             PROVENANCE_KEY: fields["provenance"],
             "answers": result.answers,
             "refused": result.refused,
+            "failed": result.failed,
         }
         text = json.dumps(entries, indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / CELLS / f"{key}.json", text)
@@ -108,7 +112,7 @@ def _to_result(data: Mapping[str, Any]) -> CellResult:
     if data["format"] != FORMAT_VERSION:
         raise ValueError("another format")
     if data["refused"] is not None:
-        return CellResult(refused=str(data["refused"]))
+        return CellResult(refused=str(data["refused"]), failed=bool(data["failed"]))
     origin = dict(data[PROVENANCE_KEY])
     origin["image_size"], origin["load"] = tuple(origin["image_size"]), tuple(origin["load"])
     rows = tuple(map(Row.from_json, data["rows"]))
