@@ -469,28 +469,35 @@ def make_config(config: type, name: str, value: Any, _: Path) -> None:
 
 
 def verbs() -> Iterator[Call]:
-    """Arguments of `measure`, `calibrate` and `train`, and batches that are none."""
+    """Arguments of `measure`, `calibrate`, `train` and `bench`, and batches that are none."""
     for label, value in EVERY.items():
-        for name in ("model", "images", "dense", "batch", "repeats", "seed", "progress"):
-            if name == "progress" and label in ("class", "module", "function"):
-                continue  # whatever they raise is theirs
-            yield f"measure {name}={label}", functools.partial(measure, name, value)
-        calibrating = "host images method macs agreement cap schedule config out progress"
-        for name in calibrating.split():
-            if name == "progress" and label in ("class", "module", "function"):
-                continue
-            yield f"calibrate {name}={label}", functools.partial(calibrate, name, value)
-        for name in "slimmed images config out validation teacher progress".split():
-            if name == "progress" and label in ("class", "module", "function"):
-                continue
-            yield f"train {name}={label}", functools.partial(train, name, value)
+        for verb, names in ARGUMENTS.items():
+            for name in names.split():
+                if name not in CALLED[verb] or label not in OF_THEIR_OWN:
+                    yield f"{verb.__name__} {name}={label}", functools.partial(verb, name, value)
         yield f"method_names {label}", functools.partial(find_by_name, value)
     for label, make in INPUTS.items():
-        for verb in (measure, calibrate, train):
+        for verb in ARGUMENTS:
             yield (
                 f"{verb.__name__} batches of {label}",
                 functools.partial(give_batches, verb, make),
             )
+
+
+def bench(name: str, value: Any, folder: Path) -> None:
+    given: dict[str, Any] = {
+        "models": host(),
+        "images": batches(),
+        "methods": ["topk"],
+        "budgets": [0.7],
+        "rounds": 0,
+        "out": folder / "run",
+    }
+    found = patchslim.bench(**given | {name: value})
+    if not found.rows:
+        raise SilentlyWrong(f"bench accepted {name}, and has {len(found.rows)} rows")
+    if any(row.kl is None or not math.isfinite(row.kl.value) for row in found.rows):
+        raise SilentlyWrong("a KL that is no number")
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -543,9 +550,22 @@ def train(name: str, value: Any, folder: Path) -> None:
     check_answer(result.model)
 
 
+# Which arguments are tried, and which of those are called, so that what they raise is theirs.
+ARGUMENTS: dict[Callable[[str, Any, Path], None], str] = {
+    measure: "model images dense batch repeats seed progress",
+    calibrate: "host images method macs agreement cap schedule config out progress",
+    train: "slimmed images config out validation teacher progress",
+    bench: "models images methods budgets runtimes precisions batches calibration corruptions "
+    "rounds threads seed out progress",
+}
+CALLED = dict.fromkeys(ARGUMENTS, ("progress",)) | {bench: ("progress", "images", "calibration")}
+OF_THEIR_OWN = ("class", "module", "function")
+
+
 def give_batches(verb: Callable[..., None], make: Callable[[], Any], folder: Path) -> None:
     some = make()
-    labels = torch.arange(len(some)) % CLASSES if isinstance(some, Tensor) and some.ndim else None
+    counted = isinstance(some, Tensor) and not some.is_nested and some.ndim
+    labels = torch.arange(len(some)) % CLASSES if counted else None
     verb("images", [(some, labels)], folder)
 
 

@@ -148,6 +148,12 @@ class Exported(Backend):
         return Opened(logits, Tensor.cpu, logits)
 
 
+def known_precisions() -> tuple[str, ...]:
+    """Lists the precisions that any runtime has."""
+    exported = (each for name in target_names() for each in find_target(name).precisions)
+    return tuple(dict.fromkeys([*EAGER_PRECISIONS, *exported]))
+
+
 def open_backend(
     runtime: str, precision: str, threads: int | None, calibration: Iterable[Batch] | None
 ) -> Backend:

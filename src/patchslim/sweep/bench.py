@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from patchslim.deployment.registry import find_target, target_names
-from patchslim.errors import BadSetting, PatchslimError
+from patchslim.errors import BadSetting, PatchslimError, UnsupportedModel
 from patchslim.files import check_writable
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.measure import ROUNDS
@@ -23,8 +23,8 @@ from patchslim.planning.cache import device_fingerprint
 from patchslim.report.row import Estimate
 from patchslim.runs.ownership import own_folder
 from patchslim.runs.progress import Progress, check_progress, ignore_progress
-from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, check_value
-from patchslim.sweep.backend import EAGER, Backend, Opened, open_backend
+from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, check_value, show_value
+from patchslim.sweep.backend import EAGER, Backend, Opened, known_precisions, open_backend
 from patchslim.sweep.cell import DENSE, Cell, Variant, describe_method, make_cells, make_key
 from patchslim.sweep.corruption import CORRUPTIONS, Corruption
 from patchslim.sweep.measuring import (
@@ -35,7 +35,6 @@ from patchslim.sweep.measuring import (
     answer,
     build_model,
     measure_cell,
-    untouched_model,
     use_threads,
 )
 from patchslim.sweep.resolution import (
@@ -48,7 +47,7 @@ from patchslim.sweep.resolution import (
 from patchslim.sweep.result import Sweep
 from patchslim.sweep.scaling import check_ray, run_in_processes
 from patchslim.sweep.store import CellResult, Store
-from patchslim.sweep.subject import ImagesOf, Subject
+from patchslim.sweep.subject import ImagesOf, Subject, untouched_model
 
 SHARE = Range(0, 1, above=True)
 THREADS = Range(1, 4096)
@@ -116,6 +115,8 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     for each in places:
         check_choice("runtimes", each, (EAGER, *target_names()))
     types = _list("precisions", precisions)
+    for each in types:
+        check_choice("precisions", each, known_precisions())
     rounds = check_value("rounds", rounds, int, ROUNDS)
     seed = check_value("seed", seed, int, SEED)
     if threads is not None:
@@ -176,6 +177,7 @@ class Runner:
             key = host.key_of(cell)
             known = self.store.read_cell(key)
             if known is None or known.failed:
+                host.open_reference(subject)  # without it no cell can be measured
                 self.show(f"cell {number + 1} of {len(cells)}: {cell}")
                 known = host.measure(cell)
                 self.store.write_cell(key, {**asdict(cell.variant), "batch": cell.batch}, known)
@@ -278,7 +280,9 @@ class _HostRun:
                 self.runner.store.write_answers(key, found)
             tensors = found[DENSE]
             self._references[known] = Reference(
-                untouched_model(self.subject), tensors["logits"], tensors.get("labels")
+                untouched_model(self.subject.host, self.subject.adapter),
+                tensors["logits"],
+                tensors.get("labels"),
             )
         return self._references[known]
 
@@ -363,7 +367,10 @@ def _name_models(models: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
     check_type("models", models, Mapping, "Give a dense model, or several by name.")
     if not models:
         raise BadSetting("models={}: give at least one.")
-    return dict(models)
+    cure = "Give a dense torch.nn.Module."
+    for name, model in models.items():
+        check_type(f"models[{show_value(name)}]", model, nn.Module, cure, UnsupportedModel)
+    return {str(name): model for name, model in models.items()}
 
 
 def _name_methods(
@@ -375,7 +382,8 @@ def _name_methods(
     if isinstance(methods, str | Method):
         methods = [methods]
     if not isinstance(methods, Mapping):
-        check_type("methods", methods, Iterable, "Give names, such as ['tome', 'topk'].")
+        cure = "Give names, such as ['tome', 'topk']."
+        check_type("methods", methods, list | tuple | set, cure)
         methods = {each if isinstance(each, str) else method_label(each): each for each in methods}
     if DENSE in methods:
         raise BadSetting("'dense' is the untouched model, which is there anyway: leave it out.")
@@ -387,9 +395,11 @@ def _name_methods(
 
 def _list(name: str, values: Any) -> list[Any]:
     """Returns several values, each once; refuses a single one, and none."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise BadSetting(f"{name}={values!r}: give a list, such as [{values!r}].")
-    found = list(dict.fromkeys(values))
+    check_type(name, values, list | tuple | set | range, "Give a list, such as [1].")
+    try:
+        found = list(dict.fromkeys(values))
+    except TypeError as error:
+        raise BadSetting(f"{name}={show_value(values)}: {error}.") from None
     if not found:
         raise BadSetting(f"{name}=[]: give at least one.")
     return found

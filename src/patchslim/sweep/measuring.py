@@ -18,11 +18,16 @@ from patchslim.measurement.measure import WARMUP
 from patchslim.measurement.memory import peak_memory
 from patchslim.measurement.models import add_random, mean_counts
 from patchslim.measurement.rows import Costs, Measurements, make_row, slim_costs
-from patchslim.measurement.sample import count_images, draw_sample, fill_batch, read_first
-from patchslim.measurement.score import Tally, check_batch, tally
+from patchslim.measurement.sample import (
+    count_images,
+    draw_sample,
+    fill_batch,
+    move_to_host,
+    read_first,
+)
+from patchslim.measurement.score import Tally, tally
 from patchslim.methods._method import Method, Placement
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import make_plan
 from patchslim.model.slim import slim
 from patchslim.report.provenance import Provenance
 from patchslim.report.row import Estimate, Row
@@ -74,23 +79,19 @@ class Reference:
     @classmethod
     def answers(cls, subject: Subject, show: Progress) -> dict[str, Tensor]:
         """Asks the dense model for all images; returns its class scores, and labels if any."""
-        show(f"{subject.name}: asking the dense model")
-        host, found, labels = subject.host, [], []
+        found: list[Tensor] = []
+
+        def ask(images: Tensor) -> Tensor:
+            images = move_to_host(images, subject.host)
+            found.append(subject.adapter.logits(subject.host(images)).float().cpu())
+            return found[-1]
+
         with torch.inference_mode():
-            parameter = next(host.parameters())
-            for number, batch in enumerate(subject.images):
-                images, known = check_batch(batch, number)
-                moved = images.to(parameter.device, parameter.dtype)
-                found.append(subject.adapter.logits(host(moved)).float().cpu())
-                labels += [] if known is None else [known.cpu()]
+            # The dense answers are checked as those of every model are.
+            total = count_images(subject.images)
+            labels = tally({DENSE: ask}, subject.images, total=total, progress=show)[DENSE].labels
         logits = {"logits": torch.cat(found)}
         return {**logits, "labels": torch.cat(labels)} if labels else logits
-
-
-def untouched_model(subject: Subject) -> SlimModel:
-    """Returns the host in the loop with nothing removed."""
-    plan = make_plan(subject.host, "identity", keep=1.0, tail="full", adapter=subject.adapter)
-    return SlimModel(subject.host, plan).eval()
 
 
 def build_model(subject: Subject, variant: Variant, method: Method) -> SlimModel:

@@ -18,8 +18,10 @@ from patchslim.errors import BadData, UnsupportedModel
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
 from patchslim.hosts._registry import find_adapter
+from patchslim.measurement.sample import move_to_host, read_first
 from patchslim.measurement.score import Batch, check_batch, check_batches
 from patchslim.model.model import SlimModel
+from patchslim.model.plan import make_plan
 from patchslim.settings import check_type
 from patchslim.sweep.corruption import CorruptedImages, Corruption
 
@@ -66,6 +68,9 @@ class Subject:
         if reason is not None:
             raise UnsupportedModel(f"{type(host).__name__} cannot be slimmed: {reason}")
         opened = _open("images", host, images)
+        with torch.inference_mode():  # wrong images are refused before anything takes long
+            untouched = untouched_model(host, adapter)
+            untouched(move_to_host(read_first(opened)[0][:1], host))
         prepared = getattr(opened, "prepared", None)
         kept = _keep(opened, adapter.describe(host).image_shape)
         fitted = None if calibration is None else _open("calibration", host, calibration)
@@ -81,6 +86,12 @@ class Subject:
         copies = CorruptedImages(self.images, corruption, prepared)
         facts = {**self.facts, "images": f"{self.facts['images']} with {corruption.name}"}
         return replace(self, images=copies, facts=facts)
+
+
+def untouched_model(host: nn.Module, adapter: Adapter) -> SlimModel:
+    """Returns a host in the loop with nothing removed."""
+    plan = make_plan(host, "identity", keep=1.0, tail="full", adapter=adapter)
+    return SlimModel(host, plan).eval()
 
 
 def digest_weights(host: nn.Module) -> str:
