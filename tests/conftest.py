@@ -30,10 +30,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffles files and the tests within each; what a file sets up is still set up once."""
+    """Shuffles files and the tests within each; what a file sets up is still set up once.
+
+    Those that train in forked processes come first. PyTorch refuses that in a process that has used
+    its threads, as some libraries beneath do.
+    """
     seed = config.getoption("--shuffle")
-    if seed is None:
-        return
+    if seed is not None:
+        _shuffle(items, seed)
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
+def _shuffle(items: list[pytest.Item], seed: int) -> None:
+    """Shuffles files, and the tests within each, in place."""
     by_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
         by_file.setdefault(item.path, []).append(item)

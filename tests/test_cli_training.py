@@ -274,6 +274,7 @@ def together(tmp_path, *argv, second=()):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_the_first_of_two_processes_prints_and_both_say_why_they_end(desk, tmp_path):
     data = desk / "photos"
     command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]

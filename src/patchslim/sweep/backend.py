@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,13 @@ class Backend(ABC):
     precision: str
     needs: tuple[str, ...] = ()
 
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *_: object) -> None:
+        """Deletes what was written for the runtime."""
+
     @abstractmethod
     def open_dense(self, untouched: SlimModel) -> Opened:
         """Opens the dense model, given the slimmed model that removes nothing."""
@@ -76,6 +83,9 @@ class Eager(Backend):
     def __init__(self, precision: str) -> None:
         check_choice("precision", precision, EAGER_PRECISIONS)
         self.precision = precision
+
+    def __exit__(self, *_: object) -> None:
+        """Has written nothing."""
 
     def open_dense(self, untouched: SlimModel) -> Opened:
         """Opens the host itself."""
@@ -110,7 +120,7 @@ class Eager(Backend):
 
 
 class Exported(Backend):
-    """A runtime that models are exported for; the files are deleted with the backend."""
+    """A runtime that models are exported for; the files are deleted at the end of `with`."""
 
     def __init__(
         self,
@@ -131,6 +141,10 @@ class Exported(Backend):
         self.needs = tuple(target.needs)
         self._folder = tempfile.TemporaryDirectory(prefix="patchslim-bench-")
         self._numbers = itertools.count()
+
+    def __exit__(self, *_: object) -> None:
+        """Deletes the files."""
+        self._folder.cleanup()
 
     def open_dense(self, untouched: SlimModel) -> Opened:
         """Exports and opens the model that removes nothing."""

@@ -171,23 +171,25 @@ class Runner:
 
     def run(self, subject: Subject, cells: Sequence[Cell]) -> dict[Cell, CellResult]:
         """Returns the results of all cells of a host."""
-        host = _HostRun(self, subject)
         results: dict[Cell, CellResult] = {}
-        for number, cell in enumerate(cells):
-            key = host.key_of(cell)
-            known = self.store.read_cell(key)
-            if known is None or known.failed:
-                host.open_reference(subject)  # without it no cell can be measured
-                self.show(f"cell {number + 1} of {len(cells)}: {cell}")
-                known = host.measure(cell)
-                self.store.write_cell(key, {**asdict(cell.variant), "batch": cell.batch}, known)
-                self.measured += 1
-            results[cell] = known
+        with contextlib.ExitStack() as opened:
+            host = _HostRun(self, subject, opened)
+            for number, cell in enumerate(cells):
+                key = host.key_of(cell)
+                known = self.store.read_cell(key)
+                if known is None or known.failed:
+                    host.open_reference(subject)  # without it no cell can be measured
+                    self.show(f"cell {number + 1} of {len(cells)}: {cell}")
+                    known = host.measure(cell)
+                    asked = {**asdict(cell.variant), "batch": cell.batch}
+                    self.store.write_cell(key, asked, known)
+                    self.measured += 1
+                results[cell] = known
         return results
 
     def answer_ahead(self, subject: Subject, cells: Sequence[Cell], workers: int) -> None:
         """Has other processes ask the models of all cells that were not measured yet."""
-        host = _HostRun(self, subject)
+        host = _HostRun(self, subject, contextlib.ExitStack())  # which opens no runtime here
         missing = [cell for cell in cells if self.store.read_cell(host.key_of(cell)) is None]
         models = list(dict.fromkeys(cell.variant for cell in missing))
         if not models:
@@ -204,15 +206,15 @@ class Runner:
 def _answer_for(shared: tuple[Runner, Subject], variant: Variant) -> None:
     """Asks one model, in a process of its own; what is refused is refused again, and recorded."""
     runner, subject = shared
-    with use_threads(runner.threads):
-        _HostRun(runner, subject).measure_answers(variant)
+    with use_threads(runner.threads), contextlib.ExitStack() as opened:
+        _HostRun(runner, subject, opened).measure_answers(variant)
 
 
 class _HostRun:
     """The cells of one host: what was opened for one of them is used for the next."""
 
-    def __init__(self, runner: Runner, subject: Subject) -> None:
-        self.runner, self.subject = runner, subject
+    def __init__(self, runner: Runner, subject: Subject, opened: contextlib.ExitStack) -> None:
+        self.runner, self.subject, self.opened = runner, subject, opened
         self._references: dict[str, Reference] = {}
         self._backends: dict[tuple[str, str], Backend] = {}
         self._dense: dict[tuple[str, str], Opened] = {}
@@ -263,9 +265,8 @@ class _HostRun:
         """Opens the backend of a variant, once for all that run on it."""
         place = (variant.runtime, variant.precision)
         if place not in self._backends:
-            self._backends[place] = open_backend(
-                *place, self.runner.threads, self.subject.calibration
-            )
+            backend = open_backend(*place, self.runner.threads, self.subject.calibration)
+            self._backends[place] = self.opened.enter_context(backend)
         return self._backends[place]
 
     def open_reference(self, view: Subject) -> Reference:
@@ -343,10 +344,10 @@ class _HostRun:
         reference = self.open_reference(view)
         key = self._answers_key(variant, view)
         found = self.runner.store.read_answers(key)
-        if found is not None and set(found) == set(opened):
-            return {name: Answers.from_tensors(each) for name, each in found.items()}
         if variant.is_dense and backend.runtime == EAGER and _is_own(backend, view):
             scored = {DENSE: Answers(reference.tally, [])}
+        elif found is not None and set(found) == set(opened):
+            return {name: Answers.from_tensors(each) for name, each in found.items()}
         else:
             scored = answer(view, reference, opened, self.runner.show)
         self.runner.store.write_answers(
