@@ -17,6 +17,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 # The default tests run in an order drawn with this seed, so that none leans on another:
 # make test SEED=7 draws another one.
 SEED ?= 1
+EVERY ?= 1
 
 .PHONY: demo test test-slow test-hostile test-oldest attack tables picture docs format constraints clean
 
@@ -36,10 +37,10 @@ test: $(VENV)/.compiled
 test-slow: $(VENV)/.compiled
 	$(KEPT) $(BIN)/pytest -m slow -n 2 --dist worksteal --shuffle $(SEED)
 
-# Every hostile input, and long commands stopped at any moment. They train in forked processes, which
+# Every hostile input, and long commands stopped at any moment, or at one in EVERY of those. They train in forked processes, which
 # PyTorch refuses where other tests have used its threads, so that they run by themselves.
 test-hostile: $(VENV)/.compiled
-	$(BIN)/pytest -m hostile -n 2 --dist worksteal tests/test_attacks.py tests/test_interruptions.py
+	$(BIN)/pytest -m hostile --every $(EVERY) -n 2 --dist worksteal tests/test_attacks.py tests/test_interruptions.py
 
 # Every hostile input, with five figures for each kind: what was tried, and four sorts of fault.
 attack: $(VENV)/.ready

@@ -23,9 +23,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options for a random order, which shows tests that depend on others."""
+    """Adds options: a random order, which shows tests that depend on others; fewer moments."""
     about = "run the files, and the tests within each file, in an order drawn with this seed"
     parser.addoption("--shuffle", type=int, metavar="SEED", help=about)
+    about = "stop long commands at one in so many of the moments that are tried"
+    parser.addoption("--every", type=int, default=1, metavar="N", help=about)
 
 
 @pytest.hookimpl(trylast=True)
@@ -39,6 +41,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if seed is not None:
         _shuffle(items, seed)
     items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+    left_out = [item for item in items if _moment(item) % config.getoption("--every")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _moment(item: pytest.Item) -> int:
+    """Returns the number of the moment at which a test stops a command; 0 for other tests."""
+    called = getattr(item, "callspec", None)
+    return 0 if called is None else called.params.get("moment", 0)
 
 
 def _shuffle(items: list[pytest.Item], seed: int) -> None:
