@@ -239,7 +239,7 @@ def places() -> Iterator[Line]:
     for command, words in BASE.items():
         written = {
             "slim": "--out",
-            "measure": "--out --csv",
+            "measure": "--out --csv --html",
             "benchmark": "--out --csv",
             "show": "--out",
             "train": "--out",
@@ -336,7 +336,7 @@ def check_success(words: tuple[str, ...], out: bytes, err: str) -> None:
         raise SilentlyWrong(f"{nonsense} is accepted")
 
 
-PATHS = ("--out=", "--csv=", "--classes=")
+PATHS = ("--out=", "--csv=", "--html=", "--classes=")
 NEVER_GOOD = {DIGITS, "-" + DIGITS, "9" * 5000, "1e400", "nan", "inf", "-inf", "0x10", "\u00b2"}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.model.model import SlimModel
+from patchslim.runs.checkpoint import defer_interrupts
 from patchslim.tokens.packing import pad
 from patchslim.tokens.spelling import spell_by_product
 from patchslim.tokens.tokens import Tokens
@@ -129,7 +130,8 @@ class Graph:
         dynamic = None if self.batch else {INPUT: {0: torch.export.Dim("batch", min=1)}}
         witness = Witness(self.model, self.outputs, tells=tells).eval()
         spelling = spell_by_product() if by_product else contextlib.nullcontext()
-        with warnings.catch_warnings(), torch.no_grad(), spelling:
+        # Ctrl-C while PyTorch traces may end the whole process, so it waits for some seconds.
+        with warnings.catch_warnings(), torch.no_grad(), spelling, defer_interrupts():
             warnings.simplefilter("ignore")
             return torch.export.export(witness, (example,), dynamic_shapes=dynamic, strict=False)
 
@@ -156,6 +158,7 @@ def quietly(convert: Callable[[], T]) -> T:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
+            defer_interrupts(),
         ):
             warnings.simplefilter("ignore")
             return convert()

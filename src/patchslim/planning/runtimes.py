@@ -26,6 +26,7 @@ from patchslim.errors import BadSetting, UnknownName
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.step import BlockStep
+from patchslim.runs.checkpoint import defer_interrupts
 from patchslim.settings import check_choice
 from patchslim.tokens.spelling import spell_by_product
 from patchslim.tokens.tokens import Tokens
@@ -215,5 +216,5 @@ class _BlockGraph(Graph):
         block = _OneBlock(self.model, self.step, self.tokens).eval()
         # The argument is called `x`, and what is written is called INPUT by the target.
         dynamic: Any = ({0: torch.export.Dim("batch", min=1)},)
-        with torch.no_grad(), spelling:
+        with torch.no_grad(), spelling, defer_interrupts():
             return torch.export.export(block, (example,), dynamic_shapes=dynamic, strict=False)
