@@ -12,9 +12,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import patchslim
 from patchslim.hosts._registry import find_libraries
+from patchslim.testing.trial import tiny_host
 from patchslim.versions import OLDEST_VERSIONS, installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,7 @@ HEAVY = """
 """
 DUMPS = {"utils", "util", "helpers", "helper", "common", "base", "misc", "core", "tools", "shared"}
 MOST_LINES = 400
+MOST_PUBLIC = 20  # names of a SlimModel
 
 
 def dotted(file: Path) -> str:
@@ -274,3 +277,10 @@ def test_supported_versions_are_the_ones_that_the_project_asks_for():
 
 def requirement(distribution: str, oldest: tuple[int, ...]) -> str:
     return f"{distribution}>={'.'.join(map(str, oldest))}"
+
+
+def test_a_slimmed_model_has_few_public_names():
+    """A user has to find his way among them; the module's own and the host's are not counted."""
+    slimmed = patchslim.slim(tiny_host(), "topk", keep_rate=0.5, at=(1,))
+    names = {*dir(type(slimmed)), *vars(slimmed)} - {*dir(nn.Module)} - {*vars(nn.Module())}
+    assert len({name for name in names if not name.startswith("_")}) <= MOST_PUBLIC

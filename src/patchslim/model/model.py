@@ -103,7 +103,7 @@ class SlimModel(nn.Module):
             images, pixel_values = pixel_values, None
         named = {"pixel_values": pixel_values, "labels": labels}
         options |= {name: value for name, value in named.items() if value is not None}
-        if self.runs_host:
+        if self._runs_host:
             return self.host(images, **options)
         if not torch.compiler.is_compiling():
             self._hook_watch.warn_of_new_hooks(self.host)
@@ -111,7 +111,7 @@ class SlimModel(nn.Module):
         return self.start_pass().run(images, honoured)
 
     @property
-    def runs_host(self) -> bool:
+    def _runs_host(self) -> bool:
         """Whether a call runs the host itself: a plan found nothing that is faster."""
         return (
             self.calibrated is not None
