@@ -66,6 +66,7 @@ class Leaving(PatchSlimming):
         super().__init__(order=order)
         self.by = by
 
+    # It joins what the method before it drops: another reduction than that one says it returns.
     def choose(  # type: ignore[override]
         self, tokens: Tokens, signals: Signals, keep: int
     ) -> Reduction:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 def demo(args: Namespace, terminal: Terminal) -> CommandResult:
-    """Slims the embedded example with every method at several budgets."""
+    """Halves the embedded example with every method."""
     from patchslim.cli.demo import demo as run
     from patchslim.cli.demo_runtimes import write_table
 

@@ -5,9 +5,8 @@ It combines the public functions on data that ships with the package; it compute
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from patchslim.cli.demo_runtimes import RuntimeRow, compare_runtimes, write_note
 from patchslim.errors import BadSchedule, DeepCut, NeedsClassToken, Untrained
 from patchslim.example import digits
 from patchslim.files import check_writable, write_atomically
+from patchslim.measurement.latency import use_threads
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
 from patchslim.methods._method import Placement
@@ -62,7 +62,9 @@ class Demo:
 
 def demo(out: Path, *, scenes: int = 100, progress: Progress | None = None) -> Demo:
     """Measures the example and writes `report.html` and `report.json` into the folder `out`."""
-    with use_one_thread():
+    # The example is too small to gain much from more threads. On a busy machine, threads that wait
+    # for each other make it several times slower.
+    with use_threads(1):
         return write_demo_report(
             digits.host(), digits.scenes("test", scenes), out, progress=progress
         )
@@ -99,21 +101,6 @@ def write_demo_report(
     report.save(out / "report.json")
     say(f"wrote {out / 'report.html'} and report.json")
     return Demo(report, runtimes, missing)
-
-
-@contextlib.contextmanager
-def use_one_thread() -> Iterator[None]:
-    """Lets PyTorch use one thread inside the block, and as many as before after it.
-
-    The example is too small to gain much from more threads. On a busy machine, threads that wait
-    for each other make it several times slower.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def slim_all(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import UnsupportedModel
 from patchslim.model.model import SlimModel
-from patchslim.runs.checkpoint import defer_interrupts
+from patchslim.runs.interrupts import defer_interrupts
 from patchslim.tokens.packing import pad
 from patchslim.tokens.spelling import spell_by_product
 from patchslim.tokens.tokens import Tokens

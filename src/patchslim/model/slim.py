@@ -67,6 +67,12 @@ def slim(
     return slimmed
 
 
+def untouched_model(host: nn.Module, adapter: Adapter | None = None) -> SlimModel:
+    """Returns a host in the loop with nothing removed, to compare others with; not checked."""
+    plan = make_plan(host, "identity", keep=1.0, tail="full", adapter=adapter)
+    return SlimModel(host, plan).eval()
+
+
 def _warn_if_deep(cost: Cost, dense: Cost) -> None:
     """Warns above half of the work removed: accuracy without training will be poor."""
     if cost.total < dense.total / 2:

@@ -20,6 +20,7 @@ from patchslim.methods._method import Method
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import make_plan
+from patchslim.model.slim import untouched_model
 from patchslim.model.step import BlockStep
 from patchslim.planning.latency_table import LatencyTable, Point, SelfCheck
 from patchslim.planning.runtimes import Runtime
@@ -70,7 +71,7 @@ def measure_table(
         show: is called with one line of text at a time.
     """
     with torch.inference_mode():
-        untouched = untouched_model(model)
+        untouched = untouched_model(model.host, model.plan.adapter)
         dense = runtime.dense(untouched)
         dense(images)
         began = time.perf_counter()
@@ -95,12 +96,6 @@ def measure_table(
         rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / round_seconds)))
         taken = _time_all(timed, rounds, show)
     return _make_table(model, checks, taken, rounds)
-
-
-def untouched_model(model: SlimModel) -> SlimModel:
-    """Returns the host of a slimmed model, in the loop with nothing removed."""
-    plan = make_plan(model.host, "identity", keep=1.0, tail="full", adapter=model.plan.adapter)
-    return SlimModel(model.host, plan).eval()
 
 
 class _Blocks:

@@ -17,8 +17,8 @@ from patchslim.methods._method import Method
 from patchslim.methods._registry import make_method, method_label
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import make_plan
 from patchslim.model.recipe import to_plain_data
+from patchslim.model.slim import untouched_model
 from patchslim.planning.goal import PlanGoal
 from patchslim.planning.judging import read_halves
 from patchslim.planning.method_search import find_obstacle, plannable_methods
@@ -104,8 +104,8 @@ def plan(  # noqa: PLR0913 (the target by its name, and the device)
 
 def _untouched(host: nn.Module, adapter: Adapter | None) -> SlimModel:
     """Returns the host with nothing removed; refuses hosts that cannot be planned for."""
-    plan = make_plan(host, "identity", keep=1.0, tail="full", adapter=adapter)
-    shape = plan.shape
+    untouched = untouched_model(host, adapter)
+    shape = untouched.plan.shape
     if shape.entering - shape.prefix < FEWEST_PATCHES:
         raise UnsupportedModel(
             f"{type(host).__name__} has {shape.entering - shape.prefix} patches for an image, and "
@@ -116,7 +116,7 @@ def _untouched(host: nn.Module, adapter: Adapter | None) -> SlimModel:
             f"{type(host).__name__} has blocks of several shapes, and plans are for models whose "
             "blocks are all alike. Slim it with a budget in operations: slim(model, macs=0.6)."
         )
-    return SlimModel(host, plan)
+    return untouched
 
 
 def _find_methods(untouched: SlimModel, method: str | Method) -> list[Method]:

@@ -23,10 +23,11 @@ from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.target import FLOAT32, INT8, Target
 from patchslim.errors import BadSetting, UnknownName
+from patchslim.measurement.latency import use_threads
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.step import BlockStep
-from patchslim.runs.checkpoint import defer_interrupts
+from patchslim.runs.interrupts import defer_interrupts
 from patchslim.settings import check_choice
 from patchslim.tokens.spelling import spell_by_product
 from patchslim.tokens.tokens import Tokens
@@ -155,8 +156,7 @@ def open_runtime(
             f"runtime={name!r} cannot be planned for yet: its blocks cannot be timed one by one. "
             f"Known: {', '.join([EAGER, *plannable])}."
         )
-    before = torch.get_num_threads()
-    threads = before if threads is None else threads
+    threads = torch.get_num_threads() if threads is None else threads
     own = str(next(host.parameters()).dtype).removeprefix("torch.")
     if name == EAGER:
         if precision not in (None, own):
@@ -164,11 +164,8 @@ def open_runtime(
                 f"precision={precision!r}: PyTorch runs the model as it is, in {own}. Give the "
                 "model in that precision, such as model.to(torch.bfloat16); or another runtime."
             )
-        torch.set_num_threads(threads)
-        try:
+        with use_threads(threads):
             yield Eager(own, threads)
-        finally:
-            torch.set_num_threads(before)
         return
     target, precision = exported[name], precision or FLOAT32
     allowed = [each for each in target.precisions if each != INT8]

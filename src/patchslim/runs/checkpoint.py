@@ -8,16 +8,12 @@ Reading a checkpoint never runs code from it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, BinaryIO, cast
 
 import torch
@@ -26,6 +22,7 @@ from torch import Tensor
 from patchslim.errors import BadFile
 from patchslim.files import replace_file
 from patchslim.hosts._weights import check_not_compressed
+from patchslim.runs.interrupts import defer_interrupts
 
 FORMAT = 1
 SEAL = re.compile(rb"\npatchslim checkpoint (\d{4}) ([0-9a-f]{64})\n")
@@ -101,27 +98,6 @@ class _HashingFile:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-@contextlib.contextmanager
-def defer_interrupts() -> Iterator[None]:
-    """Lets Ctrl-C wait until the block has ended.
-
-    torch.save that is interrupted ends with an error about positions in the file, or, where it is
-    just closing the archive, ends the whole process.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if waiting:
-            handler(*waiting[0])
 
 
 def _write_state(state: Mapping[str, Any], stream: _HashingFile) -> None:

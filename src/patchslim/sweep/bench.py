@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from patchslim.deployment.registry import target_names
 from patchslim.errors import BadSetting, UnsupportedModel
-from patchslim.files import check_writable
 from patchslim.hosts._answers import eval_mode
+from patchslim.measurement.latency import use_threads
 from patchslim.measurement.measure import ROUNDS
 from patchslim.methods._method import Method
 from patchslim.methods._registry import make_method, method_label, method_names
@@ -21,9 +22,8 @@ from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, che
 from patchslim.sweep.backend import EAGER, known_precisions
 from patchslim.sweep.cell import DENSE, Cell, make_cells
 from patchslim.sweep.corruption import CORRUPTIONS
-from patchslim.sweep.measuring import use_threads
 from patchslim.sweep.resolution import RESOLUTION, can_resize
-from patchslim.sweep.result import Sweep
+from patchslim.sweep.result import Sweep, check_folder
 from patchslim.sweep.runner import Runner
 from patchslim.sweep.scaling import check_ray
 from patchslim.sweep.store import CellResult, Store
@@ -97,13 +97,14 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
         check_choice("precisions", each, known_precisions())
     rounds = check_value("rounds", rounds, int, ROUNDS)
     seed = check_value("seed", seed, int, SEED)
-    if threads is not None:
-        threads = check_value("threads", threads, int, THREADS)
+    # Processes of Ray would have other numbers of their own, and times hold for one number.
+    threads = torch.get_num_threads() if threads is None else threads
+    threads = check_value("threads", threads, int, THREADS)
     if workers is not None:
         workers = check_value("workers", workers, int, WORKERS)
         check_ray()
     show = check_progress(progress)
-    folder = check_writable(out, folder=True)
+    folder = check_folder(out)
     check_type("corruptions", corruptions, bool, "Give True or False.")
     copies = CORRUPTIONS if corruptions else ()
     runner = Runner(Store(folder), chosen, copies, rounds, threads, seed, show)

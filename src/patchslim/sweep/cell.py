@@ -11,6 +11,7 @@ from typing import Any
 
 from patchslim.methods._method import Method, Placement, method_settings
 from patchslim.model.recipe import to_plain_data
+from patchslim.sweep.digests import digest_source, digest_weights
 
 DENSE = "dense"
 DIGITS = 20  # hexadecimal, of a key
@@ -94,8 +95,13 @@ def make_key(*parts: Any) -> str:
 
 
 def describe_method(method: Method | None) -> dict[str, Any]:
-    """Returns the class and the settings of a method as plain data; nothing for None."""
+    """Returns all that a method's choices depend on as plain data; nothing for None."""
     if method is None:
         return {}
     kind = type(method)
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": method_settings(method)}
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "source": digest_source(kind),
+        "settings": method_settings(method),
+        "learned": digest_weights(method),
+    }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -136,10 +135,17 @@ def answer(
         seen += len(images)
         return reference.logits[seen - len(images) : seen]
 
+    def show_asked(line: str) -> None:
+        if not line.startswith(f"{DENSE}: "):  # which is recalled, and not asked
+            show(line)
+
     forwards = {DENSE: recall, **{name: each.logits for name, each in opened.items()}}
+    for each in opened.values():
+        each.spent.clear()
+    total = count_images(subject.images)
     with torch.inference_mode():
-        tallies = tally(forwards, subject.images, total=count_images(subject.images), progress=show)
-    return {name: Answers(tallies[name], each.spent) for name, each in opened.items()}
+        tallies = tally(forwards, subject.images, total=total, progress=show_asked)
+    return {name: Answers(tallies[name], [*each.spent]) for name, each in opened.items()}
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
     dense: Opened,
     *,
     rounds: int,
-    threads: int | None,
+    threads: int,
     seed: int,
     show: Progress,
 ) -> CellResult:
@@ -252,14 +258,3 @@ def _say_where(row: Row, cell: Cell) -> Row:
         precision=variant.precision,
         batch=cell.batch,
     )
-
-
-@contextlib.contextmanager
-def use_threads(threads: int | None) -> Iterator[None]:
-    """Lets PyTorch use a number of threads inside the block, and as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from patchslim.errors import ImpossibleBudget, UnsupportedModel
 from patchslim.measurement.rows import Costs
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import make_plan
+from patchslim.model.slim import untouched_model
 from patchslim.sweep.backend import Opened
 
 RESOLUTION = "resolution"  # the name of this baseline, beside those of methods
@@ -44,8 +44,7 @@ def fit_resolution(untouched: SlimModel, share: float) -> SlimModel:
         size = (height // rows * count, width // columns * max(1, round(columns * count / rows)))
         smaller: Any = copy.deepcopy(host)
         smaller.set_input_size(img_size=size)
-        plan = make_plan(smaller, "identity", keep=1.0, tail="full", adapter=adapter)
-        model = SlimModel(smaller.eval(), plan).eval()
+        model = untouched_model(smaller.eval(), adapter)
         if model.dense_macs().total <= share * dense:
             return model
     raise ImpossibleBudget(f"Images of one patch cost more than {share:g} of the dense model.")

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchslim.errors import BadData, UnknownName
+from patchslim.errors import BadData, BadFile, UnknownName
 from patchslim.files import check_writable, write_atomically
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.report.html import render_page
 from patchslim.report.report import Report
 from patchslim.report.row import Estimate, Row
+from patchslim.settings import show_value
 from patchslim.sweep.cell import Cell
-from patchslim.sweep.store import CellResult, Store
+from patchslim.sweep.store import CELLS, CellResult, Store
 
 TITLE = "Fewer patches, side by side"
 ROWS_FILE, CSV_FILE, REPORT_FILE, PAGE_FILE = "rows.jsonl", "rows.csv", "report.json", "report.html"
@@ -137,7 +138,7 @@ class Sweep:
             json.dumps({**asdict(cell.variant), "batch": cell.batch, "refused": reason})
             for cell, reason in self.refused.items()
         ]
-        folder = check_writable(self.folder, folder=True)
+        folder = self.folder
         write_atomically(folder / ROWS_FILE, "".join(f"{line}\n" for line in lines))
         if len(self.refused) < len(self.cells):
             report = self.report
@@ -155,6 +156,23 @@ class Sweep:
             where = f" ({', '.join(said)})" if said else ""
             for row in result.rows:
                 yield (cell, result), replace(row, name=f"{row.name}{where}"), row
+
+
+def check_folder(out: str | Path) -> Path:
+    """Returns the folder of a sweep; refuses one whose files a sweep would replace.
+
+    Raises:
+        BadFile: it cannot be written, or holds files of these names that no sweep has written.
+    """
+    folder = check_writable(out, folder=True)
+    names = (ROWS_FILE, CSV_FILE, REPORT_FILE, PAGE_FILE)
+    others = [name for name in names if (folder / name).exists()]
+    if others and not (folder / CELLS).is_dir():
+        raise BadFile(
+            f"{show_value(str(out))} holds {', '.join(others)}, which no sweep wrote and this one "
+            "would replace. Give a new folder, or that of the sweep to go on with."
+        )
+    return folder
 
 
 def _plain(row: Row, result: CellResult) -> dict[str, object]:

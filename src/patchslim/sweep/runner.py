@@ -9,9 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from patchslim.deployment.registry import find_target
-from patchslim.errors import PatchslimError
+from patchslim.errors import BadFile, PatchslimError
+from patchslim.measurement.latency import use_threads
 from patchslim.measurement.rows import Costs, dense_costs
 from patchslim.methods._method import Method
+from patchslim.model.slim import untouched_model
 from patchslim.planning.cache import device_fingerprint
 from patchslim.report.row import Estimate
 from patchslim.runs.progress import Progress, ignore_progress
@@ -26,7 +28,6 @@ from patchslim.sweep.measuring import (
     answer,
     build_model,
     measure_cell,
-    use_threads,
 )
 from patchslim.sweep.resolution import (
     fit_resolution,
@@ -35,10 +36,7 @@ from patchslim.sweep.resolution import (
 )
 from patchslim.sweep.scaling import run_in_processes
 from patchslim.sweep.store import CellResult, Store
-from patchslim.sweep.subject import Subject, untouched_model
-
-# Of a library beneath, on one model of many: they are told, and the others go on.
-FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+from patchslim.sweep.subject import Subject
 
 
 class Runner:
@@ -54,7 +52,7 @@ class Runner:
         methods: Mapping[str, Method | None],
         corruptions: Sequence[Corruption],
         rounds: int,
-        threads: int | None,
+        threads: int,
         seed: int,
         show: Progress,
     ) -> None:
@@ -68,22 +66,26 @@ class Runner:
         with contextlib.ExitStack() as opened:
             host = _HostRun(self, subject, opened)
             for number, cell in enumerate(cells):
-                key = host.key_of(cell)
-                known = self.store.read_cell(key)
-                if known is None or known.failed:
+                known = self._find(host, cell)
+                if known is None:
                     host.open_reference(subject)  # without it no cell can be measured
                     self.show(f"cell {number + 1} of {len(cells)}: {cell}")
                     known = host.measure(cell)
                     asked = {**asdict(cell.variant), "batch": cell.batch}
-                    self.store.write_cell(key, asked, known)
+                    self.store.write_cell(host.key_of(cell), asked, known)
                     self.measured += 1
                 results[cell] = known
         return results
 
+    def _find(self, host: _HostRun, cell: Cell) -> CellResult | None:
+        """Finds the result of a cell that need not be measured again."""
+        known = self.store.read_cell(host.key_of(cell))
+        return None if known is None or known.failed else known
+
     def answer_ahead(self, subject: Subject, cells: Sequence[Cell], workers: int) -> None:
         """Has other processes ask the models of all cells that were not measured yet."""
         host = _HostRun(self, subject, contextlib.ExitStack())  # which opens no runtime here
-        missing = [cell for cell in cells if self.store.read_cell(host.key_of(cell)) is None]
+        missing = [cell for cell in cells if self._find(host, cell) is None]
         models = list(dict.fromkeys(cell.variant for cell in missing))
         if not models:
             return
@@ -112,6 +114,7 @@ class _HostRun:
         self._backends: dict[tuple[str, str], Backend] = {}
         self._dense: dict[tuple[str, str], Opened] = {}
         self._built: tuple[Variant, Built] | None = None
+        self._unwritten: BadFile | None = None
 
     def key_of(self, cell: Cell) -> str:
         """Returns the key of a cell: all that its numbers depend on."""
@@ -133,13 +136,15 @@ class _HostRun:
                 rounds=runner.rounds, threads=runner.threads, seed=runner.seed, show=runner.show,
             )  # fmt: skip
         except PatchslimError as error:
+            if error is self._unwritten:  # that is the folder's fault, and not the model's
+                raise
             return CellResult(refused=str(error))
-        except FOREIGN_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 (of a library beneath, on one model of many)
             return CellResult(refused=f"{type(error).__name__}: {str(error)[:300]}", failed=True)
 
     def measure_answers(self, variant: Variant) -> None:
         """Asks a model and keeps its answers; does nothing where that fails."""
-        with contextlib.suppress(PatchslimError, *FOREIGN_ERRORS):
+        with contextlib.suppress(Exception):  # the sweep meets it again, and records it
             self._build(variant, self._open_backend(variant))
 
     def _facts(self, variant: Variant) -> dict[str, Any]:
@@ -243,9 +248,13 @@ class _HostRun:
             return {name: Answers.from_tensors(each) for name, each in found.items()}
         else:
             scored = answer(view, reference, opened, self.runner.show)
-        self.runner.store.write_answers(
-            key, {name: each.to_tensors() for name, each in scored.items()}
-        )
+        try:
+            self.runner.store.write_answers(
+                key, {name: each.to_tensors() for name, each in scored.items()}
+            )
+        except BadFile as error:
+            self._unwritten = error
+            raise
         return scored
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from patchslim.errors import BadSetting
 from patchslim.runs.progress import Progress
 from patchslim.versions import check_version
 
@@ -29,7 +30,10 @@ def run_in_processes(
 ) -> None:
     """Calls `task(shared, item)` for every item, `workers` of them at a time.
 
-    `shared` is sent to each process once. The first error ends all of them.
+    `shared` is sent to each process once.
+
+    Raises:
+        BadSetting: a process ended before its time. That ends all of them.
     """
     import ray
 
@@ -42,7 +46,13 @@ def run_in_processes(
         waiting = [remote.remote(reference, item) for item in items]
         while waiting:
             done, waiting = ray.wait(waiting)
-            ray.get(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayError as error:
+                raise BadSetting(
+                    f"A process of Ray ended: {str(error)[-300:]} Give fewer workers, or none. "
+                    "What was answered is kept."
+                ) from error
             show(f"answered by {workers} processes: {len(items) - len(waiting)} of {len(items)}")
 
 
@@ -55,7 +65,6 @@ def _ray_runs(workers: int) -> Iterator[None]:
     if begun and "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     elif begun:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -10,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from patchslim.data.images import Images
 from patchslim.data.source import Source
 from patchslim.errors import BadData, UnsupportedModel
 from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._preprocessing import Preprocessing, find_preprocessing
-from patchslim.hosts._registry import find_adapter
 from patchslim.measurement.sample import move_to_host, read_first
 from patchslim.measurement.score import Batch, check_batch, check_batches
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import make_plan
-from patchslim.settings import check_type
+from patchslim.model.slim import untouched_model
 from patchslim.sweep.corruption import CorruptedImages, Corruption
+from patchslim.sweep.digests import digest_host, digest_images
 
 MOST_BYTES = 1 << 30  # of decoded images that are kept in memory between models
-DIGITS = 16  # hexadecimal, of a digest
 
 ImagesOf = str | Path | Iterable[Batch] | Callable[[nn.Module], Iterable[Batch]]
 
@@ -58,23 +55,19 @@ class Subject:
         cls, name: str, host: nn.Module, images: ImagesOf, calibration: ImagesOf | None
     ) -> Subject:
         """Opens the images for a host; images of moderate size are decoded once and kept."""
-        check_type("model", host, nn.Module, "Give a dense torch.nn.Module.", UnsupportedModel)
         if isinstance(host, SlimModel):
             raise UnsupportedModel(
                 "This model is slimmed already. Give its .host, and the methods to compare."
             )
-        adapter = find_adapter(host)
-        reason = adapter.unsupported_reason(host)
-        if reason is not None:
-            raise UnsupportedModel(f"{type(host).__name__} cannot be slimmed: {reason}")
+        untouched = untouched_model(host)
+        adapter = untouched.plan.adapter
         opened = _open("images", host, images)
         with torch.inference_mode():  # wrong images are refused before anything takes long
-            untouched = untouched_model(host, adapter)
             untouched(move_to_host(read_first(opened)[0][:1], host))
         prepared = getattr(opened, "prepared", None)
         kept = _keep(opened, adapter.describe(host).image_shape)
         fitted = None if calibration is None else _open("calibration", host, calibration)
-        facts = {"weights": digest_weights(host), "images": digest_images(kept)}
+        facts = {"weights": digest_host(host, adapter), "images": digest_images(kept)}
         if fitted is not None:
             facts["calibration"] = digest_images(fitted)
         known = prepared if isinstance(prepared, Preprocessing) else None
@@ -88,52 +81,17 @@ class Subject:
         return replace(self, images=copies, facts=facts)
 
 
-def untouched_model(host: nn.Module, adapter: Adapter) -> SlimModel:
-    """Returns a host in the loop with nothing removed."""
-    plan = make_plan(host, "identity", keep=1.0, tail="full", adapter=adapter)
-    return SlimModel(host, plan).eval()
-
-
-def digest_weights(host: nn.Module) -> str:
-    """Returns a digest of all weights and buffers with their names."""
-    found = hashlib.sha256()
-    for name, value in host.state_dict().items():
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        found.update(_bytes(value))
-    return found.hexdigest()[:DIGITS]
-
-
-def digest_images(batches: Iterable[Batch]) -> str:
-    """Returns a digest: of all pixels, or of the names where images are read anew each time."""
-    found = hashlib.sha256()
-    if isinstance(batches, Source):
-        found.update(f"{batches.location()} {batches.prepared}\n".encode())
-        for index in range(batches.count):
-            found.update(f"{batches.name_of(index)} {batches.label_of(index)}\n".encode())
-        return found.hexdigest()[:DIGITS]
-    for images, labels in batches:
-        found.update(_bytes(images))
-        if labels is not None:
-            found.update(_bytes(labels))
-    return found.hexdigest()[:DIGITS]
-
-
-def _bytes(value: Tensor) -> bytes:
-    """Returns the bytes of a tensor of any type."""
-    flat = value.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-
-
 def _open(name: str, host: nn.Module, images: ImagesOf) -> Iterable[Batch]:
     """Opens a path for the host; reads an iterator to its end, since it is needed again."""
     if isinstance(images, str | Path):
         return Images.for_host(host, images)
-    if callable(images):
-        images = images(host)
-    check_batches(name, images)
-    if isinstance(images, Source):
-        return images
-    batches = [check_batch(batch, number) for number, batch in enumerate(images)]
+    is_function = callable(images) and not isinstance(images, nn.Module)
+    given: Any = images
+    opened = given(host) if is_function else given
+    check_batches(name, opened)
+    if isinstance(opened, Source):
+        return opened
+    batches = [check_batch(batch, number) for number, batch in enumerate(opened)]
     if not batches:
         raise BadData(f"{name} holds no images. {name}= takes batches, a source, or a path.")
     return batches
