@@ -88,6 +88,10 @@ def test_every_cell_has_its_rows_beside_dense_and_random(host, images, tmp_path)
     assert row.latency.repeats == 2
     assert row.speedup is not None
     assert row.memory > 0
+    assert ("images", "6 scored, batches of 1, 2 timed, 16x16 px") in found.report.provenance.lines(
+        found.report.batches
+    )
+    assert "batches of 1, 2" in found.report.table()
     # The same numbers as by `measure`, for one of them.
     alone = patchslim.measure(
         {"topk 0.7": patchslim.slim(host, "topk", macs=0.7)}, images, repeats=0

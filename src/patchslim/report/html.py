@@ -71,7 +71,7 @@ def render_page(
     parts += ["<h2>Read this with care</h2>", _list([*notes, *_caveats(report)])]
     parts += [
         "<h2>Where, when and how it was measured</h2>",
-        _definitions(report.provenance.lines()),
+        _definitions(report.provenance.lines(report.batches)),
     ]
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -194,10 +194,11 @@ def _caveats(report: Report) -> list[str]:
         )
     if report.dense.latency is not None:
         repeats = report.dense.latency.repeats
+        batches = ", ".join(map(str, report.batches))
         load = f", at a load average of {provenance.load[0]:.1f}" if provenance.load else ""
         caveats.append(
             f"Times are of this machine, threads: {provenance.threads}, batches of "
-            f"{provenance.batch}, {repeats} interleaved rounds{load}. Other work on the machine "
+            f"{batches}, {repeats} interleaved rounds{load}. Other work on the machine "
             "widens the quartiles; speed-ups are paired within a round and suffer less than "
             "milliseconds."
         )

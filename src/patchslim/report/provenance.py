@@ -7,7 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,14 +101,15 @@ class Provenance:
             load=tuple(round(average, 2) for average in load),
         )
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Returns what to print, as pairs of a label and a value."""
+    def lines(self, batches: Sequence[int] = ()) -> list[tuple[str, str]]:
+        """Returns what to print, as pairs of a label and a value; `batches` of several runs."""
+        timed = ", ".join(map(str, batches or [self.batch]))
         height, width = self.image_size
         load = ", ".join(f"{average:.2f}" for average in self.load) or "unknown"
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         return [
             ("device", f"{self.device}: {self.processor}, {threads}, {self.dtype}"),
-            ("images", f"{self.images} scored, batches of {self.batch} timed, {height}x{width} px"),
+            ("images", f"{self.images} scored, batches of {timed} timed, {height}x{width} px"),
             ("versions", ", ".join(f"{name} {v}" for name, v in self.versions.items())),
             ("seed, commit", f"{self.seed}, {self.commit}"),
             ("date, load", f"{self.date}, load average {load}"),

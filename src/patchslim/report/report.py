@@ -59,6 +59,11 @@ class Report:
         """Row of the untouched host."""
         return self.rows[0]
 
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The numbers of images in a call that were timed, in rising order."""
+        return tuple(sorted({row.batch or self.provenance.batch for row in self.rows}))
+
     def baseline(self, row: Row) -> Row | None:
         """Finds the row of `random` at the same token counts; None if it was not measured."""
         if row.method in ("dense", "random"):
@@ -115,7 +120,7 @@ class Report:
         `random` at the counts of a row is no row here but a column: "vs random".
         """
         groups = [[(row, self.baseline(row)) for row in group] for group in self.by_budget()]
-        facts = [f"{label}: {value}" for label, value in self.provenance.lines()]
+        facts = [f"{label}: {value}" for label, value in self.provenance.lines(self.batches)]
         # The command is left whole, so that it can be copied.
         lines = [*map(wrap, facts[:-1]), facts[-1]]
         return "\n".join([wrap(self.title), "", write_text_table(groups), *lines])
@@ -126,7 +131,7 @@ class Report:
         grid = [names, ("---", *["---:"] * (len(names) - 1)), *map(self.cells, self.rows)]
         lines = ["| " + " | ".join(_escape_cell(cell) for cell in cells) + " |" for cells in grid]
         facts = "; ".join(
-            f"{label} {_escape_cell(value)}" for label, value in self.provenance.lines()
+            f"{label} {_escape_cell(value)}" for label, value in self.provenance.lines(self.batches)
         )
         return "\n".join(
             [f"**{self.title}**", "", *lines, "", f"{self.column_notes()} {facts}.", ""]

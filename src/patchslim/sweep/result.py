@@ -83,7 +83,8 @@ class Sweep:
             raise BadData(f"Nothing was measured: {reasons}")
         others = [row for row in rows if row is not first]
         versions = {key: value for each in origins for key, value in each.versions.items()}
-        provenance = replace(origins[0], versions=versions)
+        types = ", ".join(dict.fromkeys(each.dtype for each in origins))
+        provenance = replace(origins[0], versions=versions, dtype=types)
         return Report((first, *others), provenance, TITLE, self.prepared)
 
     def compare(self, name: str, other: str) -> Comparison:
