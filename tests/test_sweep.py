@@ -27,6 +27,7 @@ from patchslim.errors import (
     UnknownName,
     UnsupportedModel,
 )
+from patchslim.hosts._catalog import find_host
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.measurement.score import FEWEST_OF_CLASS, Tally, find_worst_class
 from patchslim.methods.topk import TopK
@@ -567,3 +568,52 @@ def test_exported_models_are_scored_and_timed_beside_their_dense_file(
     for row in found.rows:
         kl = wanted[row.name.partition(" (")[0]]
         assert row.kl.value == pytest.approx(kl, abs=tolerance), row.name
+
+
+def test_models_that_were_slimmed_before_are_compared_with_the_others(host, images, tmp_path):
+    mine = patchslim.slim(copy.deepcopy(host), "topk", macs=0.6).train()
+    with torch.no_grad():
+        mine.host.head.bias += 0.5  # as training would
+    found = run(host, images, tmp_path, methods={"mine": mine, "tome": "tome"})
+    assert [row.name for row in found.rows] == [
+        "dense",
+        "mine",
+        "random/mine",
+        "tome 0.7",
+        "random/tome 0.7",
+    ]
+    row = found.rows[1]
+    with torch.no_grad():
+        kl = [
+            torch.nn.functional.kl_div(
+                mine.eval()(batch).log_softmax(1),
+                host(batch).log_softmax(1),
+                log_target=True,
+                reduction="none",
+            ).sum(1)
+            for batch, _ in images
+        ]
+    assert row.kl.value == pytest.approx(torch.cat(kl).mean().item(), rel=1e-3)
+    assert mine.macs().total == row.macs
+    assert run(host, images, tmp_path, methods={"mine": mine}).measured == 0
+    with torch.no_grad():
+        mine.host.head.bias += 0.5
+    assert run(host, images, tmp_path, methods={"mine": mine}).measured == 1
+
+
+def test_slimmed_models_need_a_name_and_one_dense_model(host, images, tmp_path):
+    mine = patchslim.slim(host, "topk", macs=0.6)
+    with pytest.raises(BadSetting, match="give a mapping"):
+        run(host, images, tmp_path, methods=[mine])
+    with pytest.raises(BadSetting, match="give that one alone"):
+        run({"a": host, "b": host}, images, tmp_path, methods={"mine": mine})
+
+
+def test_a_saved_model_is_compared_on_the_command_line(tmp_path, capsys):
+    patchslim.slim(find_host("digits"), "topk", macs=0.6).save(tmp_path / "mine")
+    asked = ["bench", "digits", "--methods", f"{tmp_path / 'mine'},topk", "--limit", "8"]
+    assert main([*asked, "--budgets", "0.6", "--rounds", "0", "--out", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out
+    assert "mine" in table
+    rows = json.loads((tmp_path / "out/report.json").read_text())["rows"]
+    assert rows[1]["kl"] == rows[3]["kl"]  # the same model, by the name of its method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchslim.cli.resolve import dense_model, open_images
@@ -12,6 +13,8 @@ from patchslim.cli.terminal import show_name
 from patchslim.errors import PatchslimError
 from patchslim.hosts._catalog import EXAMPLE
 from patchslim.methods._registry import check_method_name
+from patchslim.model.load import load
+from patchslim.saving.folder import is_saved
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +31,7 @@ def bench(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.sweep.resolution import RESOLUTION
 
     for name in args.methods or ():
-        if name != RESOLUTION:
+        if name != RESOLUTION and not is_saved(name):
             check_method_name(name)
     names = list(dict.fromkeys(args.models))
     if args.weights is not None and len(names) > 1:
@@ -42,7 +45,7 @@ def bench(args: Namespace, terminal: Terminal) -> CommandResult:
     found = run(
         hosts,
         lambda host: _open(args.data or EXAMPLE, "test", args, host, args.limit),
-        args.methods,
+        _contestants(args.methods),
         out=args.out,
         budgets=args.budgets,
         runtimes=args.runtimes,
@@ -67,6 +70,13 @@ def bench(args: Namespace, terminal: Terminal) -> CommandResult:
         "out": str(args.out),
     }
     return CommandResult("\n\n".join([lines[0], "\n".join(lines[1:])]), data)
+
+
+def _contestants(names: Sequence[str] | None) -> dict[str, Any] | None:
+    """Returns names of methods, and the models in folders, by what was typed."""
+    if names is None:
+        return None
+    return {name: load(name) if is_saved(name) else name for name in names}
 
 
 def _calibration(args: Namespace) -> Any:

@@ -61,7 +61,8 @@ def add_bench(commands: Any, model_help: str, data_help: str) -> None:
         "--methods",
         type=_list_of(word),
         metavar="A,B",
-        help="by default all that there are; resolution is the dense model on smaller images",
+        help="by default all that there are; resolution is the dense model on smaller images; a "
+        "folder is a slimmed model that was saved",
     )
     add(
         "--budgets",

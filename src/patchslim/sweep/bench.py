@@ -11,16 +11,18 @@ from torch import nn
 
 from patchslim.deployment.registry import target_names
 from patchslim.errors import BadSetting, UnsupportedModel
+from patchslim.hosts._adapter import Adapter
 from patchslim.hosts._answers import eval_mode
 from patchslim.measurement.latency import use_threads
 from patchslim.measurement.measure import ROUNDS
 from patchslim.methods._method import Method
 from patchslim.methods._registry import make_method, method_label, method_names
+from patchslim.model.model import SlimModel
 from patchslim.runs.ownership import own_folder
 from patchslim.runs.progress import Progress, check_progress
 from patchslim.settings import BATCH, SEED, Range, check_choice, check_type, check_value, show_value
 from patchslim.sweep.backend import EAGER, known_precisions
-from patchslim.sweep.cell import DENSE, Cell, make_cells
+from patchslim.sweep.cell import DENSE, Cell, Contestant, make_cells
 from patchslim.sweep.corruption import CORRUPTIONS
 from patchslim.sweep.resolution import RESOLUTION, can_resize
 from patchslim.sweep.result import Sweep, check_folder
@@ -38,7 +40,7 @@ NOT_COMPARED = ("identity", "random")  # the dense model and the baseline: both 
 def bench(  # noqa: PLR0913 (a sweep is the product of these)
     models: nn.Module | Mapping[str, nn.Module],
     images: ImagesOf,
-    methods: Sequence[str | Method] | Mapping[str, str | Method] | None = None,
+    methods: Sequence[str | Method] | Mapping[str, str | Method | SlimModel] | None = None,
     *,
     out: str | Path,
     budgets: Sequence[float] = (0.75, 0.5),
@@ -51,6 +53,7 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     threads: int | None = None,
     workers: int | None = None,
     seed: int = 0,
+    adapter: Adapter | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Compares methods on models by one protocol, and keeps what it finds in a folder.
@@ -66,7 +69,8 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
             model: each prepares images in its own way.
         methods: names, or Methods with settings of your own, or a mapping from what each is to be
             called; by default all that are there. "resolution" is the dense model on smaller
-            images.
+            images. In a mapping there may be models that were slimmed before, such as a plan or
+            one that was trained; they have their own budget.
         out: the folder of the sweep.
         budgets: shares of the dense model's operations.
         runtimes: "eager" for PyTorch, and names of targets of `export`.
@@ -80,6 +84,7 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
         threads: by default as many as PyTorch has here.
         workers: lets so many processes score, with Ray (extra `scale`); times are measured by one.
         seed: of the random baseline.
+        adapter: an Adapter of your own, for models of a family that does not ship here.
         progress: is called with one line of text at a time.
 
     Returns:
@@ -87,6 +92,12 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     """
     named = _name_models(models)
     chosen = _name_methods(methods)
+    slimmed = [label for label, each in chosen.items() if isinstance(each, SlimModel)]
+    if slimmed and len(named) > 1:
+        raise BadSetting(
+            f"{show_value(slimmed[0])} is a slimmed model, which is compared with the model it was "
+            f"made of: give that one alone, and not {len(named)} models."
+        )
     shares = [check_value("budgets", each, float, SHARE) for each in _list("budgets", budgets)]
     sizes = [check_value("batches", each, int, BATCH) for each in _list("batches", batches)]
     places = _list("runtimes", runtimes)
@@ -113,7 +124,7 @@ def bench(  # noqa: PLR0913 (a sweep is the product of these)
     with own_folder(folder), use_threads(threads):
         for name, host in named.items():
             with eval_mode(host):
-                subject = Subject.open(name, host, images, calibration)
+                subject = Subject.open(name, host, images, calibration, adapter)
                 prepared = prepared or subject.prepared
                 fitting = dict(chosen)
                 if methods is None and not can_resize(host):
@@ -141,23 +152,32 @@ def _name_models(models: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
 
 
 def _name_methods(
-    methods: Sequence[str | Method] | Mapping[str, str | Method] | None,
-) -> dict[str, Method | None]:
+    methods: Sequence[str | Method] | Mapping[str, str | Method | SlimModel] | None,
+) -> dict[str, Contestant]:
     """Returns the methods by what they are called in the rows; None for smaller images."""
     if methods is None:
         methods = [RESOLUTION, *(name for name in method_names() if name not in NOT_COMPARED)]
-    if isinstance(methods, str | Method):
+    if isinstance(methods, str | Method | SlimModel):
         methods = [methods]
     if not isinstance(methods, Mapping):
         cure = "Give names, such as ['tome', 'topk']."
         check_type("methods", methods, list | tuple | set, cure)
+        if any(isinstance(each, SlimModel) for each in methods):
+            raise BadSetting(
+                "methods: a slimmed model has no name of its own here: give a mapping, such as "
+                "{'mine': slimmed, 'tome': 'tome'}."
+            )
         methods = {each if isinstance(each, str) else method_label(each): each for each in methods}
     if DENSE in methods:
         raise BadSetting("'dense' is the untouched model, which is there anyway: leave it out.")
-    return {
-        str(label): None if each == RESOLUTION else make_method(each, {})
-        for label, each in methods.items()
-    }
+    return {str(label): _make_contestant(each) for label, each in methods.items()}
+
+
+def _make_contestant(given: Any) -> Contestant:
+    """Returns the method of a name, a Method or a slimmed model as it is, None for RESOLUTION."""
+    if isinstance(given, SlimModel):
+        return given
+    return None if isinstance(given, str) and given == RESOLUTION else make_method(given, {})
 
 
 def _list(name: str, values: Any) -> list[Any]:

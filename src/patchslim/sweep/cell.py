@@ -7,13 +7,17 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from patchslim.methods._method import Method, Placement, method_settings
+from patchslim.model.model import SlimModel
 from patchslim.model.recipe import to_plain_data
 from patchslim.sweep.digests import digest_source, digest_weights
 
 DENSE = "dense"
+# What a sweep compares: a method for each budget, a model that was slimmed before, or, as None, the
+# dense model on smaller images.
+Contestant: TypeAlias = Method | SlimModel | None
 DIGITS = 20  # hexadecimal, of a key
 
 
@@ -64,7 +68,7 @@ class Cell:
 
 def make_cells(
     host: str,
-    methods: Mapping[str, Method | None],
+    methods: Mapping[str, Contestant],
     budgets: Sequence[float],
     runtimes: Sequence[str],
     precisions: Sequence[str],
@@ -76,8 +80,11 @@ def make_cells(
     """
     asked: list[tuple[str, float | None]] = [(DENSE, None)]
     for label, method in methods.items():
-        # Such a method removes what it finds in the images, whatever the budget.
-        free = method is not None and method.placement is Placement.FIRST
+        # A slimmed model has its budget already; and such a method removes what it finds in the
+        # images, whatever the budget.
+        free = isinstance(method, SlimModel) or (
+            method is not None and method.placement is Placement.FIRST
+        )
         asked += [(label, budget) for budget in ((None,) if free else budgets)]
     for runtime, precision in itertools.product(runtimes, precisions):
         for label, budget in asked:
@@ -94,10 +101,18 @@ def make_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def describe_method(method: Method | None) -> dict[str, Any]:
+def describe_method(method: Contestant) -> dict[str, Any]:
     """Returns all that a method's choices depend on as plain data; nothing for None."""
     if method is None:
         return {}
+    if isinstance(method, SlimModel):
+        plan = method.plan
+        return {
+            **describe_method(method.method),
+            "schedule": plan.schedule.to_json(),
+            "tail": plan.tail,
+            "model": digest_weights(method),
+        }
     kind = type(method)
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",

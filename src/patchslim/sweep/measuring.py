@@ -93,8 +93,10 @@ class Reference:
         return {**logits, "labels": torch.cat(labels)} if labels else logits
 
 
-def build_model(subject: Subject, variant: Variant, method: Method) -> SlimModel:
+def build_model(subject: Subject, variant: Variant, method: Method | SlimModel) -> SlimModel:
     """Slims the host as a variant says; calibrates what must be calibrated."""
+    if isinstance(method, SlimModel):
+        return method.to(next(subject.host.parameters()).device)
     if must_be_calibrated(method):
         if subject.calibration is None:
             raise BadSetting(

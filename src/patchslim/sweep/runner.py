@@ -12,13 +12,12 @@ from patchslim.deployment.registry import find_target
 from patchslim.errors import BadFile, PatchslimError
 from patchslim.measurement.latency import use_threads
 from patchslim.measurement.rows import Costs, dense_costs
-from patchslim.methods._method import Method
 from patchslim.model.slim import untouched_model
 from patchslim.planning.cache import device_fingerprint
 from patchslim.report.row import Estimate
 from patchslim.runs.progress import Progress, ignore_progress
 from patchslim.sweep.backend import EAGER, Backend, Opened, open_backend
-from patchslim.sweep.cell import DENSE, Cell, Variant, describe_method, make_key
+from patchslim.sweep.cell import DENSE, Cell, Contestant, Variant, describe_method, make_key
 from patchslim.sweep.corruption import Corruption
 from patchslim.sweep.measuring import (
     Answers,
@@ -49,7 +48,7 @@ class Runner:
     def __init__(
         self,
         store: Store,
-        methods: Mapping[str, Method | None],
+        methods: Mapping[str, Contestant],
         corruptions: Sequence[Corruption],
         rounds: int,
         threads: int,

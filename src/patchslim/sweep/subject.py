@@ -52,14 +52,19 @@ class Subject:
 
     @classmethod
     def open(
-        cls, name: str, host: nn.Module, images: ImagesOf, calibration: ImagesOf | None
+        cls,
+        name: str,
+        host: nn.Module,
+        images: ImagesOf,
+        calibration: ImagesOf | None,
+        adapter: Adapter | None,
     ) -> Subject:
         """Opens the images for a host; images of moderate size are decoded once and kept."""
         if isinstance(host, SlimModel):
             raise UnsupportedModel(
                 "This model is slimmed already. Give its .host, and the methods to compare."
             )
-        untouched = untouched_model(host)
+        untouched = untouched_model(host, adapter)
         adapter = untouched.plan.adapter
         opened = _open("images", host, images)
         with torch.inference_mode():  # wrong images are refused before anything takes long
