@@ -113,6 +113,15 @@ def test_a_limit_that_cannot_be_met_is_an_error(graph, monkeypatch):
         lower(graph, pictures(9), kl=1e-4)
 
 
+def test_a_target_that_leaves_nothing_in_float_is_taken_or_refused_as_it_is(graph, monkeypatch):
+    monkeypatch.setattr(Rounding, "list_places", lambda self, quantised: [])
+    with pytest.raises(WrongExport, match=r"max_kl=0.0001. Nothing was written. Allow more, or"):
+        lower(graph, pictures(9), kl=1e-4)
+    monkeypatch.setattr(int8, "AIM", Limits(kl=1e-9))
+    made, drift, _ = lower(graph, pictures(9))
+    assert (made[1], drift.recipe) == (Rounding.noise, "good")
+
+
 @pytest.mark.parametrize("images", [None, pictures(1), []])
 def test_int8_needs_images(tmp_path, images):
     with pytest.raises(BadSetting, match=r"int8 needs images= \(--data\)"):
@@ -254,6 +263,30 @@ def test_sensitive_activations_stay_in_float(tmp_path, target):
     )
     assert "activations in float32" in again.check.drift.recipe
     assert again.check.drift.kl <= 0.9 * every.kl
+
+
+@slow
+def test_every_layer_of_the_host_is_int8_in_executorch(tmp_path):
+    model, x, path = slim("topk"), pictures(8), tmp_path / "m.pte"
+    drift = patchslim.export(model, path, precision="int8", images=x, max_kl=0.05).check.drift
+    assert (drift.precision, drift.images, drift.agreement) == ("int8", 4, 1)
+    made = patchslim.load(path)
+    with torch.no_grad():
+        off = (made(x[:1]) - model(x[:1])).abs().max()
+    assert 1e-4 < off < 0.3
+    # No layer is left to plain kernels, and none of their roundings.
+    assert not [name for name in made.card["delegated"]["left"] if "quant" in name or "mm" in name]
+
+
+@slow
+def test_what_a_method_learned_decides_in_float32_in_executorch(tmp_path):
+    from patchslim.deployment.targets import _xnnpack_int8
+
+    program = Graph(slim("dynamicvit"), Outputs("tensor", ("output",)), 1).program()
+    rounded = _xnnpack_int8.round_layers(program, pictures(1))
+    layers = [node for node in rounded.graph.nodes if node.target is _xnnpack_int8.LINEAR]
+    of_method = [node for node in layers if "dequantize" not in node.args[0].name]
+    assert 0 < len(of_method) < len(layers)
 
 
 @slow

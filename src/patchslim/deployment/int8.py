@@ -61,6 +61,13 @@ def quantise(
     assert best is not None  # noqa: S101 (there is a recipe)
     if not (limits if limits.given else AIM).excess(best[1]):
         return best[0], reference, best[1]
+    if not quantiser.list_places(best[0]):
+        if limits.given:
+            raise WrongExport(
+                f"In int8, on {best[1].images} images, {limits.excess(best[1])}. Nothing was "
+                "written. Allow more, or export in float32."
+            )
+        return best[0], reference, best[1]
     ranked = _rank_places(target, quantiser, best[0], reference)
     if not limits.given:
         fewer = _leave_as_few(target, best, reference, ranked[: _few(ranked)], AIM)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from patchslim.deployment.graph import Graph, quietly
-from patchslim.deployment.target import Runner, Target
+from patchslim.deployment.target import FLOAT32, INT8, Runner, Target
 from patchslim.deployment.targets._xnnpack import respell
+from patchslim.deployment.targets._xnnpack_int8 import XnnpackQuantiser
 from patchslim.errors import BadFile
 
 PLAIN, WITNESS, CARD_METHOD = "forward", "witness", "patchslim_card"
@@ -35,6 +39,28 @@ class Lowered:
     witness: bytes
 
 
+def lower_graph(
+    graph: Graph, change: Callable[[ExportedProgram], ExportedProgram] = lambda program: program
+) -> Lowered:
+    """Lowers a graph, once plain and once with the kept cells among its outputs.
+
+    `change` is what is done to each program before.
+    """
+
+    def lower() -> Lowered:
+        lowered = _lower(
+            {
+                WITNESS: change(respell(graph.program())),
+                PLAIN: change(respell(graph.program(tells=False))),
+            }
+        )
+        return Lowered(
+            lowered.exported_program(PLAIN), _bytes({PLAIN: lowered.exported_program(WITNESS)})
+        )
+
+    return quietly(lower)
+
+
 class ExecuTorch(Target):
     """A program of ExecuTorch for the CPU, with what XNNPACK can compute given to it."""
 
@@ -44,17 +70,20 @@ class ExecuTorch(Target):
     needs = {"executorch": (1, 5)}  # noqa: RUF012
     extra = "executorch"
     any_batch = False  # with a free number of images, XNNPACK takes no reshape
+    precisions = (FLOAT32, INT8)
+    refusals = dict.fromkeys(
+        ("bfloat16", "float16"), "what XNNPACK leaves to ExecuTorch's own kernels is float32"
+    )
+    quantiser = XnnpackQuantiser(lower_graph)
 
     def convert(self, graph: Graph) -> Lowered:
         """The lowered graph, once plain and once with the kept cells among its outputs."""
+        return lower_graph(graph)
 
-        def convert() -> Lowered:
-            lowered = _lower({WITNESS: graph.program(), PLAIN: graph.program(tells=False)})
-            return Lowered(
-                lowered.exported_program(PLAIN), _bytes({PLAIN: lowered.exported_program(WITNESS)})
-            )
-
-        return quietly(convert)
+    def strip(self, converted: Lowered, graph: Graph) -> Lowered:
+        """The program that is written, in the place of the one that returns the kept cells."""
+        plain = converted.plain
+        return Lowered(plain, quietly(lambda: _bytes({PLAIN: plain})))
 
     def describe(self, converted: Lowered) -> dict[str, Any]:
         """How many operators XNNPACK takes, in how many partitions, and which are left."""
@@ -84,20 +113,20 @@ class ExecuTorch(Target):
             raise BadFile(f"{path} cannot be read by ExecuTorch: {str(error)[:200]}") from error
 
 
-def _lower(programs: dict[str, torch.export.ExportedProgram]) -> Any:
+def _lower(programs: dict[str, ExportedProgram]) -> Any:
     """The programs, with what XNNPACK can compute put into partitions of its own."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    spelled = {name: respell(each) for name, each in programs.items()}
-    return to_edge_transform_and_lower(spelled, partitioner=[XnnpackPartitioner()])
+    return to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
 
 
 def _bytes(programs: dict[str, Any], constants: dict[str, str] | None = None) -> bytes:
     """A file of ExecuTorch with these lowered programs, and methods that return constants."""
     from executorch.exir import EdgeProgramManager
 
-    made = EdgeProgramManager(programs, constants).to_executorch()
+    # Of copies, since the programs would be changed, and could not be written once more.
+    made = EdgeProgramManager(copy.deepcopy(programs), constants).to_executorch()
     return bytes(made.buffer)
 
 
