@@ -48,4 +48,7 @@ PEERS = (
     Peer("diffrate 0.8", {"preset": "0.8"}, 0.809, 0.0221, 94.6, 78.9),
     Peer("diffrate 0.7", {"preset": "0.7"}, 0.726, 0.0412, 92.1, 77.9),
     Peer("atc 0.9", {"keep_rate": 0.9, "at": STAGES}, 1.075, 0.0028, 98.2, 79.3),
+    Peer("dpcknn 0.7", {"keep_rate": 0.7, "at": STAGES}, 0.775, 0.1626, 86.9, 75.1),
+    Peer("dpcknn 0.9", {"keep_rate": 0.9, "at": STAGES}, 1.060, 0.0302, 93.9, 79.5),
+    Peer("dpcknn 0.5", {"keep_rate": 0.5, "at": STAGES}, 0.581, 0.5649, 72.6, 65.1),
 )
