@@ -51,4 +51,8 @@ PEERS = (
     Peer("dpcknn 0.7", {"keep_rate": 0.7, "at": STAGES}, 0.775, 0.1626, 86.9, 75.1),
     Peer("dpcknn 0.9", {"keep_rate": 0.9, "at": STAGES}, 1.060, 0.0302, 93.9, 79.5),
     Peer("dpcknn 0.5", {"keep_rate": 0.5, "at": STAGES}, 0.581, 0.5649, 72.6, 65.1),
+    Peer("gtp r=8", {"r": 8, "alpha": 0.1, "neighbours": 8}, 0.924, 0.0465, 92.4, 77.7),
+    Peer("gtp r=13", {"r": 13, "alpha": 0.3, "neighbours": 8}, 0.731, 0.1168, 87.3, 75.5),
+    Peer("tofu r=8", {"r": 8}, 0.924, 0.0641, 91.9, 77.9),
+    Peer("tofu r=13", {"r": 13}, 0.731, 0.1977, 86.5, 73.8),
 )

@@ -159,6 +159,7 @@ METHOD_VARIANTS = {
         {"preset": "paper"},
         {"preset": "paper", "on": "keys", "threshold": 0.1, "floor": 0.5},
     ),
+    "gtp": ({"neighbours": 4, "alpha": 1.0},),
     "tome": ({"threshold": 0.3},),
     "ats": ({"floor": 1},),
     "duplicates": ({"tolerance": 0.5}, {"window": 2}),

@@ -72,17 +72,20 @@ class Signals:
             logits = logits + self.bias[:, :, 0]
         return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)
 
+    def attention(self) -> Tensor:
+        """Computes the whole attention map (B, H, N, N), prefix rows included."""
+        if self.weights is not None:
+            return self.weights
+        if self.q is None or self.k is None:
+            raise BadSchedule("Attention exists only inside a block; this method decides before.")
+        return attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
+
     def attention_received(self, alive: Tensor | None) -> Tensor:
         """Computes how much all rows attend to each patch, averaged over rows and heads (B, n).
 
         Rows that are not `alive` (B, n) do not count as rows that attend.
         """
-        if self.q is None or self.k is None:
-            raise BadSchedule("Attention exists only inside a block; this method decides before.")
-        whole = self.weights
-        if whole is None:
-            whole = attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
-        weights = whole[..., self.prefix :].mean(dim=1)
+        weights = self.attention()[..., self.prefix :].mean(dim=1)
         if alive is None:
             return weights.mean(dim=1)
         counts = F.pad(alive.to(weights.dtype), (self.prefix, 0), value=1.0)
