@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchslim.tokens.rows import take
+
 
 class Matching(NamedTuple):
     """Which rows of a set A go into a set B.
@@ -49,6 +51,12 @@ def compare_sets(vectors: Tensor, prefix: int) -> Tensor:
     a, b = first_of_sets(prefix)
     unit = F.normalize(vectors, dim=-1)
     return unit[:, a::2] @ unit[:, b::2].transpose(-2, -1)
+
+
+def compare_rows(vectors: Tensor, some: Tensor, others: Tensor) -> Tensor:
+    """Computes the cosines between some rows (B, a) and others (B, b): (B, n, d) to (B, a, b)."""
+    unit = F.normalize(vectors, dim=-1)
+    return take(unit, some) @ take(unit, others).transpose(-2, -1)
 
 
 def match_sets(scores: Tensor, prefix: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
