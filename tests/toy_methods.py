@@ -160,6 +160,7 @@ METHOD_VARIANTS = {
         {"preset": "paper", "on": "keys", "threshold": 0.1, "floor": 0.5},
     ),
     "gtp": ({"neighbours": 4, "alpha": 1.0},),
+    "ppt": ({"threshold": 0.0015}, {"threshold": 1.0}),
     "tome": ({"threshold": 0.3},),
     "ats": ({"floor": 1},),
     "duplicates": ({"tolerance": 0.5}, {"window": 2}),
