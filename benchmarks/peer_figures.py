@@ -55,4 +55,7 @@ PEERS = (
     Peer("gtp r=13", {"r": 13, "alpha": 0.3, "neighbours": 8}, 0.731, 0.1168, 87.3, 75.5),
     Peer("tofu r=8", {"r": 8}, 0.924, 0.0641, 91.9, 77.9),
     Peer("tofu r=13", {"r": 13}, 0.731, 0.1977, 86.5, 73.8),
+    Peer("kmedoids 0.7", {"keep_rate": 0.7, "at": STAGES}, 0.775, 0.1795, 85.0, 74.1),
+    Peer("kmedoids 0.9", {"keep_rate": 0.9, "at": STAGES}, 1.060, 0.0279, 95.0, 79.5),
+    Peer("kmedoids 0.5", {"keep_rate": 0.5, "at": STAGES}, 0.581, 0.6885, 66.6, 60.4),
 )

@@ -313,8 +313,9 @@ def test_one_row_is_a_peak():
     assert grouping.density(costs(torch.zeros(1, 1, 2))).apart.tolist() == [[0.0]]
 
 
-def alternated(cost, worth, keep):
+def alternated(cost, worth, keep, *, weighted):
     """Takes five turns: rows go to their nearest centre, then the least distant one leads."""
+    weight = worth if weighted else torch.ones_like(worth)
     count = len(cost)
     centres = sorted(range(count), key=lambda row: -float(worth[row]))[:keep]
     for _ in range(5):
@@ -323,7 +324,13 @@ def alternated(cost, worth, keep):
             near = [-1.0 if row == each else float(cost[row, each]) for each in centres]
             groups[near.index(min(near))].append(row)
         centres = [
-            min(group, key=lambda row: (sum(float(cost[row, o]) for o in group if o != row), row))
+            min(
+                group,
+                key=lambda row: (
+                    sum(float(cost[row, o] * weight[o]) for o in group if o != row),
+                    row,
+                ),
+            )
             for group in groups
         ]
     return centres
@@ -331,11 +338,12 @@ def alternated(cost, worth, keep):
 
 @every_kind
 @every_seed
-def test_medoids_after_five_turns(seed, kind):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_medoids_after_five_turns(seed, kind, weighted):
     cost, worth = problem(seed, kind)
     for keep in sorted({1, 2, len(cost) // 2 or 1, len(cost) - 1 or 1, len(cost)}):
-        got = grouping.medoids(cost.unsqueeze(0), worth.unsqueeze(0), keep)
-        wanted = alternated(cost, worth, keep)
+        got = grouping.medoids(cost.unsqueeze(0), worth.unsqueeze(0), keep, weighted=weighted)
+        wanted = alternated(cost, worth, keep, weighted=weighted)
         assert len(set(wanted)) == keep
         assert sorted(got.apart[0].topk(keep).indices.tolist()) == sorted(wanted)
 

@@ -165,10 +165,14 @@ def density(cost: Tensor, *, itself: bool = False) -> Groups:
     return Groups(dense * torch.where(far.isfinite(), far, most).clamp(min=0).sqrt())
 
 
-def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
-    """Clusters by k-medoids, starting from the rows of the greatest worth."""
+def medoids(cost: Tensor, worth: Tensor, keep: int, *, weighted: bool = False) -> Groups:
+    """Clusters by k-medoids, starting from the rows of the greatest worth.
+
+    With `weighted`, the distance of a row to the medoid counts by the row's worth.
+    """
     rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
     finite = cost.masked_fill(_diagonal(cost) | ~cost.isfinite(), 0)
+    finite = finite * worth.unsqueeze(1) if weighted else finite
     centres = worth.topk(keep, dim=1).indices
     for _ in range(MEDOID_ROUNDS):
         own = rows.unsqueeze(2) == centres.unsqueeze(1)
