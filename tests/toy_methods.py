@@ -161,6 +161,7 @@ METHOD_VARIANTS = {
     ),
     "gtp": ({"neighbours": 4, "alpha": 1.0},),
     "ppt": ({"threshold": 0.0015}, {"threshold": 1.0}),
+    "saint": ({"threshold": 0.0},),
     "tome": ({"threshold": 0.3},),
     "ats": ({"floor": 1},),
     "duplicates": ({"tolerance": 0.5}, {"window": 2}),
