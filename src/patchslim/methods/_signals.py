@@ -33,6 +33,8 @@ class Signals:
         stride: 2 in a block that leaves only every second row and column of the grid, or 1.
         depth: how many blocks the host has.
         weights: the attention map (B, H, N, N), which is there at `Place.ON_MAP` only.
+        entered: the features that entered the block (B, N, C), before attention was added to them;
+            at `Place.BEFORE_FEED` only, and not in a packed batch.
     """
 
     prefix: int
@@ -46,6 +48,7 @@ class Signals:
     stride: int = 1
     depth: int = 1
     weights: Tensor | None = None
+    entered: Tensor | None = None
 
     def keys(self) -> Tensor:
         """Averages the keys of the patches over the heads (B, n, d)."""

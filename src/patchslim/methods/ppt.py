@@ -36,7 +36,8 @@ class PPT(Method):
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Works out both ways, and takes one of them for each image."""
         score = _score(tokens, signals)
-        merges = score.var(dim=1, keepdim=True) < self.threshold
+        spread = (score - score.mean(dim=1, keepdim=True)).square().sum(dim=1, keepdim=True)
+        merges = spread / max(tokens.patches - 1, 1) < self.threshold
         order = score.topk(tokens.patches, dim=1).indices
         similarity = compare_sets(signals.keys(), tokens.prefix)
         kept, gone, into = match_sets(similarity, tokens.prefix, tokens.patches - keep)
