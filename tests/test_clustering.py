@@ -285,11 +285,11 @@ def test_average_linkage_joins_rows_of_which_each_is_farther_than_the_last(count
     assert groups.apart[0].isinf().nonzero().flatten().tolist() == [0]
 
 
-def density_peaks(cost, neighbours=5):
+def density_peaks(cost, *, itself, neighbours=5):
     """Computes exp(-mean squared distance to the nearest) times the distance to a denser row."""
     count = len(cost)
     squared = [[float(cost[a, b]) for b in range(count) if a != b] for a in range(count)]
-    near = [sorted(each)[:neighbours] for each in squared]
+    near = [sorted([0.0] * itself + each)[:neighbours] for each in squared]
     dense = [math.exp(-sum(each) / len(each)) for each in near]
     most = max(map(max, squared))
     score = []
@@ -301,11 +301,12 @@ def density_peaks(cost, neighbours=5):
 
 @every_kind
 @every_seed
-def test_density_peaks_are_dense_and_far_from_denser_rows(seed, kind):
+@pytest.mark.parametrize("itself", [False, True])
+def test_density_peaks_are_dense_and_far_from_denser_rows(seed, kind, itself):
     cost, _ = problem(seed, kind)
-    got = grouping.density(cost.unsqueeze(0))
+    got = grouping.density(cost.unsqueeze(0), itself=itself)
     assert got.parent is None
-    wanted = torch.tensor(density_peaks(cost), dtype=torch.float64)
+    wanted = torch.tensor(density_peaks(cost, itself=itself), dtype=torch.float64)
     torch.testing.assert_close(got.apart[0], wanted)
 
 
