@@ -196,3 +196,24 @@ def test_representation_shift_measures_what_attention_adds():
     block = host.blocks[1]
     added = block.ls1(block.attn(block.norm1(entering)))[:, 1:].norm(dim=2)
     assert torch.equal(slimmed.trace(x)[1].cells(), added.topk(8, dim=1).indices)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(4, 4), (7, 5)])
+def test_algm_merges_the_most_even_squares_whole(grid):
+    trial = Trial(patchslim.find_method("algm")(), 16)
+    scene = trial.scene(grid)
+    unit = torch.nn.functional.normalize(scene.tokens.x[0, 1:], dim=1)
+    squares = {}
+    for cell in range(grid[0] * grid[1]):
+        square = (cell // grid[1] // 2, cell % grid[1] // 2)
+        squares.setdefault(square, []).append(cell)
+
+    def evenness(cells):
+        pairs = [float(unit[a] @ unit[b]) for a in cells for b in cells if a != b]
+        return sum(pairs) / max(len(pairs), 1)
+
+    best = sorted(squares.values(), key=evenness, reverse=True)[:2]
+    going = sum(len(cells) - 1 for cells in best)
+    merging = trial.method.choose(scene.tokens, scene.signals, scene.tokens.patches - going)
+    assert [sorted([row, *joined]) for row, joined in groups(merging) if joined] == sorted(best)
