@@ -65,7 +65,9 @@ class GTP(Method):
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Propagate:
         """Keeps the `keep` best patches, and spreads the others along the edges of the graph."""
         attention = signals.attention()[:, :, :, signals.prefix :]
-        itself = attention.diagonal(-signals.prefix, dim1=2, dim2=3).amax(dim=1)
+        # Not `diagonal`, which OpenVINO does not have.
+        same = torch.eye(tokens.patches, dtype=attention.dtype, device=attention.device)
+        itself = (attention[:, :, signals.prefix :] * same).sum(dim=3).amax(dim=1)
         broadcast = attention.sum(dim=2).amax(dim=1)
         order = (itself * broadcast).topk(tokens.patches, dim=1).indices
         kept, gone = order[:, :keep], order[:, keep:]
