@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--limit", type=int, help="fewer images, for a try")
+    parser.add_argument("--only", nargs="+", help="methods, such as gtp; the others wait")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     warnings.simplefilter("ignore", DeepCut)
@@ -53,7 +54,8 @@ def main() -> None:
     if options.out.exists():
         results = json.loads(options.out.read_text(encoding="utf-8"))
     asked = {**{peer.name: peer.settings for peer in PEERS}, **OURS}
-    missing = [name for name in asked if name not in results]
+    wanted = options.only or [name.split()[0] for name in asked]
+    missing = [name for name in asked if name not in results and name.split()[0] in wanted]
     for start in range(0, len(missing), AT_ONCE):
         names = missing[start : start + AT_ONCE]
         models = {name: patchslim.slim(host, name.split()[0], **asked[name]) for name in names}

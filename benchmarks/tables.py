@@ -691,7 +691,7 @@ def tables() -> dict[str, Callable[[], str]]:
     }
     beside = {
         f"peers-{name}": lambda name=name: peers(name)
-        for name in ("mctf", "pitome", "diffrate", "atc")
+        for name in dict.fromkeys(peer.name.split()[0] for peer in PEERS)
     }
     main = {"dense", "tome r=8", "tome r=13", "tome r=16", "evit 0.9 fused", "evit 0.7 fused"}
     main |= {"evit 0.5 fused", "evit 0.7 not fused", "topk 0.7", "tome macs=0.65, exact tail"}

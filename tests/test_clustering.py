@@ -285,11 +285,11 @@ def test_average_linkage_joins_rows_of_which_each_is_farther_than_the_last(count
     assert groups.apart[0].isinf().nonzero().flatten().tolist() == [0]
 
 
-def density_peaks(cost, neighbours=5):
+def density_peaks(cost, *, itself, neighbours=5):
     """Computes exp(-mean squared distance to the nearest) times the distance to a denser row."""
     count = len(cost)
     squared = [[float(cost[a, b]) for b in range(count) if a != b] for a in range(count)]
-    near = [sorted(each)[:neighbours] for each in squared]
+    near = [sorted([0.0] * itself + each)[:neighbours] for each in squared]
     dense = [math.exp(-sum(each) / len(each)) for each in near]
     most = max(map(max, squared))
     score = []
@@ -301,11 +301,12 @@ def density_peaks(cost, neighbours=5):
 
 @every_kind
 @every_seed
-def test_density_peaks_are_dense_and_far_from_denser_rows(seed, kind):
+@pytest.mark.parametrize("itself", [False, True])
+def test_density_peaks_are_dense_and_far_from_denser_rows(seed, kind, itself):
     cost, _ = problem(seed, kind)
-    got = grouping.density(cost.unsqueeze(0))
+    got = grouping.density(cost.unsqueeze(0), itself=itself)
     assert got.parent is None
-    wanted = torch.tensor(density_peaks(cost), dtype=torch.float64)
+    wanted = torch.tensor(density_peaks(cost, itself=itself), dtype=torch.float64)
     torch.testing.assert_close(got.apart[0], wanted)
 
 
@@ -313,8 +314,9 @@ def test_one_row_is_a_peak():
     assert grouping.density(costs(torch.zeros(1, 1, 2))).apart.tolist() == [[0.0]]
 
 
-def alternated(cost, worth, keep):
+def alternated(cost, worth, keep, *, weighted):
     """Takes five turns: rows go to their nearest centre, then the least distant one leads."""
+    weight = worth if weighted else torch.ones_like(worth)
     count = len(cost)
     centres = sorted(range(count), key=lambda row: -float(worth[row]))[:keep]
     for _ in range(5):
@@ -323,7 +325,13 @@ def alternated(cost, worth, keep):
             near = [-1.0 if row == each else float(cost[row, each]) for each in centres]
             groups[near.index(min(near))].append(row)
         centres = [
-            min(group, key=lambda row: (sum(float(cost[row, o]) for o in group if o != row), row))
+            min(
+                group,
+                key=lambda row: (
+                    sum(float(cost[row, o] * weight[o]) for o in group if o != row),
+                    row,
+                ),
+            )
             for group in groups
         ]
     return centres
@@ -331,11 +339,12 @@ def alternated(cost, worth, keep):
 
 @every_kind
 @every_seed
-def test_medoids_after_five_turns(seed, kind):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_medoids_after_five_turns(seed, kind, weighted):
     cost, worth = problem(seed, kind)
     for keep in sorted({1, 2, len(cost) // 2 or 1, len(cost) - 1 or 1, len(cost)}):
-        got = grouping.medoids(cost.unsqueeze(0), worth.unsqueeze(0), keep)
-        wanted = alternated(cost, worth, keep)
+        got = grouping.medoids(cost.unsqueeze(0), worth.unsqueeze(0), keep, weighted=weighted)
+        wanted = alternated(cost, worth, keep, weighted=weighted)
         assert len(set(wanted)) == keep
         assert sorted(got.apart[0].topk(keep).indices.tolist()) == sorted(wanted)
 

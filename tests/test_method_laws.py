@@ -199,9 +199,9 @@ def test_the_whole_check_of_a_method_of_your_own():
 
 @pytest.mark.parametrize("name", ["evit", "topk"])
 def test_methods_that_need_a_class_token_offer_others(name):
-    with pytest.raises(NeedsClassToken, match=r"identity, .*random, tome"):
+    with pytest.raises(NeedsClassToken, match=r"identity, .*random, .*tome"):
         patchslim.slim(tiny_host(readout="average"), name, keep=0.7)
-    with pytest.raises(NeedsClassToken, match=r"identity, .*random, tome"):
+    with pytest.raises(NeedsClassToken, match=r"identity, .*random, .*tome"):
         patchslim.macs(tiny_host(readout="average"), name, keep=0.7)
 
 

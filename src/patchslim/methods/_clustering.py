@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from patchslim.methods._sorting import first_least, is_heavier
+from patchslim.tokens.reduction import new_index
 from patchslim.tokens.rows import take
+from patchslim.tokens.spelling import is_by_product
 
 DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
 ABOVE_LIMITS = 1e20  # a distance larger than any threshold
@@ -147,23 +149,30 @@ def agglomerative(cost: Tensor, worth: Tensor, linkage: str = "average") -> Grou
     return Groups(height, parent)
 
 
-def density(cost: Tensor) -> Groups:
-    """Finds density peaks (DPC-KNN): rows in dense regions, far from any denser row, stay."""
-    neighbours = min(DENSITY_NEIGHBOURS, cost.shape[1] - 1)
+def density(cost: Tensor, *, itself: bool = False) -> Groups:
+    """Finds density peaks (DPC-KNN): rows in dense regions, far from any denser row, stay.
+
+    `cost` is a squared distance. With `itself`, a row is the first of its own neighbours.
+    """
+    neighbours = min(DENSITY_NEIGHBOURS - itself, cost.shape[1] - 1)
     if not neighbours:
         return Groups(torch.zeros_like(cost[:, 0]))
     cost = cost.masked_fill(_diagonal(cost), math.inf)
     near = cost.topk(neighbours, dim=2, largest=False).values
-    dense = (-near.clamp(max=1e4).mean(dim=2)).exp()
+    dense = (-near.clamp(max=1e4).sum(dim=2) / (neighbours + itself)).exp()
     far = cost.masked_fill(~is_heavier(dense), math.inf).amin(dim=2)  # from any denser row
     most = cost.masked_fill(~cost.isfinite(), 0).amax(dim=(1, 2)).unsqueeze(1)
     return Groups(dense * torch.where(far.isfinite(), far, most).clamp(min=0).sqrt())
 
 
-def medoids(cost: Tensor, worth: Tensor, keep: int) -> Groups:
-    """Clusters by k-medoids, starting from the rows of the greatest worth."""
+def medoids(cost: Tensor, worth: Tensor, keep: int, *, weighted: bool = False) -> Groups:
+    """Clusters by k-medoids, starting from the rows of the greatest worth.
+
+    With `weighted`, the distance of a row to the medoid counts by the row's worth.
+    """
     rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
     finite = cost.masked_fill(_diagonal(cost) | ~cost.isfinite(), 0)
+    finite = finite * worth.unsqueeze(1) if weighted else finite
     centres = worth.topk(keep, dim=1).indices
     for _ in range(MEDOID_ROUNDS):
         own = rows.unsqueeze(2) == centres.unsqueeze(1)
@@ -233,6 +242,29 @@ def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor | None
     near = first_least(cost.masked_fill(~stays.unsqueeze(1), math.inf))
     joined = torch.where(lost, near, head)
     return joined if rows is None else joined.gather(1, rows)
+
+
+def join_nearest(groups: Groups, cost: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keeps the `keep` rows that are farthest apart, and lets the others join them.
+
+    Returns the rows that stay (B, keep), those that go (B, r), and for each of these the index of
+    a row among those that stay (B, r): what a `Merge` is made of.
+    """
+    count = cost.shape[1]
+    order = groups.apart.topk(count, dim=1).indices
+    kept, gone = order[:, :keep], order[:, keep:]
+    stays = new_index(kept, count, otherwise=-1)
+    head = assign_rows(groups, cost, stays >= 0, gone)
+    return kept, gone, stays.gather(1, head)
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """Computes the squared distances of rows: (B, n, d) gives (B, n, n)."""
+    square = x.square().sum(dim=2)
+    sums = square.unsqueeze(2) + square.unsqueeze(1)
+    if is_by_product():  # a factor after the product would cost it its float32 in OpenVINO
+        return sums + (x * -2) @ x.transpose(1, 2)
+    return torch.baddbmm(sums, x, x.transpose(1, 2), alpha=-2)
 
 
 def _least_of_labels(label: Tensor, values: Tensor) -> Tensor:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from patchslim.tokens.rows import take
 
 
 class Matching(NamedTuple):
@@ -40,3 +44,36 @@ def ascending(rows: Tensor) -> Tensor:
 def first_of_sets(prefix: int) -> tuple[int, int]:
     """Finds the first patch of A and of B where all rows alternate, row 0 of the prefix in A."""
     return prefix % 2, 1 - prefix % 2
+
+
+def compare_sets(vectors: Tensor, prefix: int) -> Tensor:
+    """Computes the cosines between A and B where all rows alternate: (B, n, d) to (B, |A|, |B|)."""
+    a, b = first_of_sets(prefix)
+    unit = F.normalize(vectors, dim=-1)
+    return unit[:, a::2] @ unit[:, b::2].transpose(-2, -1)
+
+
+def compare_rows(vectors: Tensor, some: Tensor, others: Tensor) -> Tensor:
+    """Computes the cosines between some rows (B, a) and others (B, b): (B, n, d) to (B, a, b)."""
+    unit = F.normalize(vectors, dim=-1)
+    return take(unit, some) @ take(unit, others).transpose(-2, -1)
+
+
+def match_sets(scores: Tensor, prefix: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Matches `count` rows of A with rows of B, where all rows alternate (ToMe).
+
+    Returns the rows that stay, those of A and then those of B, since the next split depends on the
+    order; the rows that go; and for each of these the index of a row among those that stay.
+    """
+    a, b = first_of_sets(prefix)
+    matched = match_best(scores, count)
+    stay = ascending(matched.stay)
+    every_b = torch.arange(scores.shape[2], device=scores.device).expand(scores.shape[0], -1)
+    kept = torch.cat([stay * 2 + a, every_b * 2 + b], dim=1)
+    return kept, matched.gone * 2 + a, matched.into + stay.shape[1]
+
+
+def count_pairs(patches: int, prefix: int) -> int:
+    """Counts the pairs of a row of A and a row of B, where all rows alternate."""
+    a, b = first_of_sets(prefix)
+    return len(range(a, patches, 2)) * len(range(b, patches, 2))

@@ -66,7 +66,9 @@ class Sequence(Method):
             rows, size = t.transpose(1, 2), whole.sizes()
             return first.move(rows, weight=size, prefix=signals.prefix).transpose(1, 2)
 
-        readout = signals.readout
+        readout, entered = signals.readout, signals.entered
+        if entered is not None:
+            entered = first.move(entered, weight=whole.sizes(), prefix=signals.prefix)
         return Signals(
             signals.prefix,
             signals.scale,
@@ -78,6 +80,7 @@ class Sequence(Method):
             signals.block,
             signals.stride,
             signals.depth,
+            entered=entered,
         )
 
     def fewest(self, patches: int) -> int:

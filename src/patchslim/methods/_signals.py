@@ -33,6 +33,8 @@ class Signals:
         stride: 2 in a block that leaves only every second row and column of the grid, or 1.
         depth: how many blocks the host has.
         weights: the attention map (B, H, N, N), which is there at `Place.ON_MAP` only.
+        entered: the features that entered the block (B, N, C), before attention was added to them;
+            at `Place.BEFORE_FEED` only, and not in a packed batch.
     """
 
     prefix: int
@@ -46,6 +48,7 @@ class Signals:
     stride: int = 1
     depth: int = 1
     weights: Tensor | None = None
+    entered: Tensor | None = None
 
     def keys(self) -> Tensor:
         """Averages the keys of the patches over the heads (B, n, d)."""
@@ -72,17 +75,20 @@ class Signals:
             logits = logits + self.bias[:, :, 0]
         return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)
 
+    def attention(self) -> Tensor:
+        """Computes the whole attention map (B, H, N, N), prefix rows included."""
+        if self.weights is not None:
+            return self.weights
+        if self.q is None or self.k is None:
+            raise BadSchedule("Attention exists only inside a block; this method decides before.")
+        return attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
+
     def attention_received(self, alive: Tensor | None) -> Tensor:
         """Computes how much all rows attend to each patch, averaged over rows and heads (B, n).
 
         Rows that are not `alive` (B, n) do not count as rows that attend.
         """
-        if self.q is None or self.k is None:
-            raise BadSchedule("Attention exists only inside a block; this method decides before.")
-        whole = self.weights
-        if whole is None:
-            whole = attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
-        weights = whole[..., self.prefix :].mean(dim=1)
+        weights = self.attention()[..., self.prefix :].mean(dim=1)
         if alive is None:
             return weights.mean(dim=1)
         counts = F.pad(alive.to(weights.dtype), (self.prefix, 0), value=1.0)

@@ -12,7 +12,6 @@ from patchslim.methods import Method, Signals
 from patchslim.methods import _clustering as clustering
 from patchslim.settings import check_choice
 from patchslim.tokens.merging import Merge
-from patchslim.tokens.reduction import new_index
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -44,11 +43,7 @@ class ATC(Method):
         keys = F.normalize(signals.keys(), dim=2).to(tokens.sizes().dtype)
         distance = 1 - keys @ keys.transpose(1, 2)
         tree = clustering.agglomerative(distance, tokens.sizes(), self.linkage)
-        order = tree.apart.topk(tokens.patches, dim=1).indices
-        kept, gone = order[:, :keep], order[:, keep:]
-        stays = new_index(kept, tokens.patches, otherwise=-1)
-        head = clustering.assign_rows(tree, distance, stays >= 0, gone)
-        return Merge(kept, gone, into=stays.gather(1, head))
+        return Merge(*clustering.join_nearest(tree, distance, keep))
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Counts a share of all patches, `rate` to the power of the stage, rounded down."""

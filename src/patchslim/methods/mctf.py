@@ -9,10 +9,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from patchslim.methods import Method, Place, Placement, Signals
-from patchslim.methods._matching import ascending, first_of_sets, match_best
+from patchslim.methods._matching import (
+    ascending,
+    compare_sets,
+    count_pairs,
+    first_of_sets,
+    match_best,
+)
 from patchslim.settings import Range, check_value
 from patchslim.tokens.merging import Merge
 from patchslim.tokens.rows import take
@@ -50,8 +55,7 @@ class MCTF(Method):
         received = signals.attention_received(tokens.alive).to(size.dtype).clamp(min=LEAST)
         readiness = received ** (-1 / self.tau_attention) * size ** (-1 / self.tau_size)
         a, b = first_of_sets(tokens.prefix)
-        x = F.normalize(x.to(size.dtype), dim=2)
-        similarity = (x[:, a::2] @ x[:, b::2].transpose(1, 2) + 1) / 2
+        similarity = (compare_sets(x.to(size.dtype), tokens.prefix) + 1) / 2
         score = similarity.clamp(min=0) ** (1 / self.tau_similarity)
         score = score * readiness[:, a::2, None] * readiness[:, None, b::2]
 
@@ -75,6 +79,4 @@ class MCTF(Method):
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts the similarities between A and B; the attention map is the block's own."""
-        a, b = first_of_sets(prefix)
-        count = rows - prefix
-        return len(range(a, count, 2)) * len(range(b, count, 2)) * block.width
+        return count_pairs(rows - prefix, prefix) * block.width

@@ -300,12 +300,7 @@ class Similarity(Method):
         if self.measure == "cosine":
             cost = (compared @ compared.transpose(1, 2)).neg_().add_(1)
         else:
-            square = compared.square().sum(dim=2)
-            cost = square.unsqueeze(2) + square.unsqueeze(1)
-            if is_by_product():  # a factor after the product would cost it its float32 in OpenVINO
-                cost = cost + (compared * -2) @ compared.transpose(1, 2)
-            else:
-                cost = torch.baddbmm(cost, compared, compared.transpose(1, 2), alpha=-2)
+            cost = clustering.squared_distances(compared)
         if self.group == "ward":
             inverse = 1 / worth
             cost.div_(inverse.unsqueeze(2) + inverse.unsqueeze(1))

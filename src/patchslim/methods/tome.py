@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals, Threshold
-from patchslim.methods._matching import ascending, first_of_sets, match_best
+from patchslim.methods._matching import compare_sets, count_pairs, first_of_sets, match_sets
 from patchslim.methods._sorting import first_equal, rank_rows
 from patchslim.tokens.merging import Assign, Merge
 from patchslim.tokens.shapes import BlockShape
@@ -50,8 +50,7 @@ class ToMe(Method):
         The rows that stay are those of A and then those of B: the next split depends on the order.
         """
         a, b = first_of_sets(tokens.prefix)
-        keys = F.normalize(signals.keys(), dim=-1)
-        similarity = keys[:, a::2] @ keys[:, b::2].transpose(-2, -1)
+        similarity = compare_sets(signals.keys(), tokens.prefix)
         if tokens.alive is not None:
             real = tokens.alive
             similarity = similarity.masked_fill(
@@ -59,14 +58,10 @@ class ToMe(Method):
             )
         if is_by_product() and not self.adaptive:
             return self._assign(tokens, similarity, keep)
-        every_b = torch.arange(b, tokens.patches, 2, device=keys.device).expand(keys.shape[0], -1)
         if self.adaptive:
             best = similarity.max(dim=-1)
-            return self._merge_above_threshold(tokens, best, every_b, keep)
-        matched = match_best(similarity, tokens.patches - keep)
-        stay = ascending(matched.stay)
-        kept = torch.cat([stay * 2 + a, every_b], dim=1)
-        return Merge(kept, gone=matched.gone * 2 + a, into=matched.into + stay.shape[1])
+            return self._merge_above_threshold(tokens, best, tokens.rows()[:, b::2], keep)
+        return Merge(*match_sets(similarity, tokens.prefix, tokens.patches - keep))
 
     def _assign(self, tokens: Tokens, similarity: Tensor, keep: int) -> Assign:
         """The same pairs and the same order of rows, without sorting."""
@@ -119,9 +114,7 @@ class ToMe(Method):
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts the similarities between A and B."""
-        a, b = first_of_sets(prefix)
-        count = rows - prefix
-        return len(range(a, count, 2)) * len(range(b, count, 2)) * block.key_width
+        return count_pairs(rows - prefix, prefix) * block.key_width
 
 
 def _interleave(of_a: Tensor, of_b: Tensor, a: int) -> Tensor:

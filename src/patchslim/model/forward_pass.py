@@ -224,7 +224,7 @@ class ForwardPass:
         decides = place is Place.BEFORE_FEED
         if not decides and not step.is_remembered:
             return AttentionOutput(queries, values, None)
-        signals = self._signals(step, tokens, q, k, v, bias)
+        signals = self._signals(step, tokens, (q, k, v), bias, entered=queries.x)
         if step.is_remembered:
             noted = tokens.with_memory(self.method.remember(tokens, signals))
             queries = noted if queries is tokens else noted.subsample(step.stride)
@@ -248,7 +248,7 @@ class ForwardPass:
         side = pad(tokens)
         asking = self.method.needs_class_token and side.prefix > 0
         q = project(side.leading_rows(side.prefix), "q")[0] if asking else None
-        signals = self._signals(step, tokens, q, k, v, bias)
+        signals = self._signals(step, tokens, (q, k, v), bias)
         reduction = self._choose(step, side, signals)
         queries = self._apply_reduction(tokens, reduction)
         if bias is not None and bias.shape[2] > 1:
@@ -269,7 +269,7 @@ class ForwardPass:
         bias = self._bias(step, tokens, tokens)
         q, k = project(tokens, "qk")
         weights = attention_map(q, k, scale=self.facts.scales[step.index], bias=bias)
-        signals = self._signals(step, tokens, q, k, None, bias, weights)
+        signals = self._signals(step, tokens, (q, k, None), bias, weights)
         reduction = self._choose(step, tokens, signals)
         queries = reduction.apply(tokens)
         (v,) = project(queries, "v")
@@ -282,14 +282,15 @@ class ForwardPass:
         self,
         step: BlockStep,
         tokens: Tokens,
-        q: Tensor | None,
-        k: Tensor | None,
-        v: Tensor | None,
+        qkv: tuple[Tensor | None, Tensor | None, Tensor | None],
         bias: Tensor | None,
         weights: Tensor | None = None,
+        entered: Tensor | None = None,
     ) -> Signals:
         """Collects what the method may read in this block, as padded images."""
+        q, k, v = qkv
         if tokens.borders is not None:
+            entered = None
             q, k, v = self._unpack_qkv(tokens.borders, q, k, v)
             maps = self.method.needs_class_token or "q" in self.method.reads
             side = pad(tokens, bare=True)
@@ -301,7 +302,7 @@ class ForwardPass:
         prefix = tokens.prefix if tokens.borders is None else tokens.borders.prefix
         depth = len(self.plan.steps)
         return Signals(
-            prefix, scale, q, k, v, bias, readout, step.index, step.stride, depth, weights
+            prefix, scale, q, k, v, bias, readout, step.index, step.stride, depth, weights, entered
         )
 
     def _unpack_qkv(

@@ -9,6 +9,7 @@ counted apart as `choosing`, since published figures leave it out.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def slim_macs(
     ):
         if index in deciding:
             among = whole if method.defers else rows
-            block = replace(shape, pixels=host.pixels, left=left)
+            block = replace(shape, pixels=host.pixels, cells=math.prod(host.grid), left=left)
             choosing += method.macs(among, host.prefix, block)
             if content_kind(method) == "embedding":
                 choosing += host.embed  # the embedding is computed a second time

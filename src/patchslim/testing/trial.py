@@ -54,6 +54,7 @@ class Scene:
                 q=some(signals.q),
                 k=some(signals.k),
                 v=some(signals.v),
+                entered=some(signals.entered),
                 readout=None if readout is None else lambda: readout()[images],
             ),
         )
@@ -82,6 +83,7 @@ class Scene:
                 q=longer(signals.q),
                 k=longer(signals.k),
                 v=longer(signals.v),
+                entered=None,
                 bias=attention_bias(more, proportional=False),
                 readout=None if readout is None else lambda: readout()[:, cells] * alive,
             ),
@@ -136,9 +138,11 @@ class Trial:
         content = None if kind is None else draw(batch, patches, 12).to(dtype)
         if kind == "pixels" and content is not None:  # some cells have the same pixels
             content = content[:, torch.arange(patches) * 2 // 3]
+        x = draw(batch, rows, self.width).to(dtype)
+        entered = draw(batch, rows, self.width).to(dtype) if place is Place.BEFORE_FEED else None
         return Scene(
             Tokens(
-                x=draw(batch, rows, self.width).to(dtype),
+                x=x,
                 prefix=prefix,
                 grid=grid,
                 content=None if content is None else lambda: content,
@@ -151,6 +155,7 @@ class Trial:
                 k=k,
                 v=v,
                 readout=(lambda: pooled) if scored and not prefix else None,
+                entered=entered,
             ),
         )
 

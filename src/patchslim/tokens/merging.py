@@ -20,7 +20,8 @@ class Merge(Reduction):
 
     `into` (B, r) is an index into `kept`: the row gone[b, i] joins the row kept[b, into[b, i]]. If
     images keep different numbers, `padding` (B, m) is True for kept rows that are real, and
-    `joins` (B, r) for rows of `gone` that really join. `weight` (B, n) is the weight of each row
+    `joins` (B, r) for rows of `gone` that really join; one that neither joins nor is kept is
+    dropped. `weight` (B, n) is the weight of each row
     in the mean, if it is not the row's size.
     """
 
@@ -69,8 +70,11 @@ class Merge(Reduction):
         return t.gather(1, self.kept)
 
     def remap(self, rows: int) -> Tensor:
-        """Maps kept rows to their new place, the others to the row they joined."""
-        return new_index(self.kept, rows, otherwise=-1).scatter(1, self.gone, self.into)
+        """Maps kept rows to their new place, the others to the row they joined, or to -1."""
+        place, into = new_index(self.kept, rows, otherwise=-1), self.into
+        if self.joins is not None:
+            into = torch.where(self.joins | (place.gather(1, self.gone) >= 0), into, -1)
+        return place.scatter(1, self.gone, into)
 
     def mask(self, alive: Tensor | None) -> Tensor | None:
         """Combines the old mask with the padding."""

@@ -26,6 +26,7 @@ class BlockShape:
             pooling query.
         score_once: cost of scoring that does not depend on the number of rows.
         pixels: values in one patch of the image.
+        cells: cells of the image's grid.
         left: rows that a choice in this block leaves, prefix included.
     """
 
@@ -41,6 +42,7 @@ class BlockShape:
     score: int
     score_once: int = 0
     pixels: int = 0
+    cells: int = 0
     left: int = 0
 
     def attention_row_macs(self, rows: int) -> int:
