@@ -7,12 +7,16 @@ Every timm name, every transformers model class that takes images, and every ope
 on the meta device at its default configuration, and asked for its adapter and its costs. An error
 that is none of ours is unclear: the command then fails and names it. `--before` keeps the counts of
 an earlier result beside the new ones. Writes benchmarks/results/coverage.json.
+
+It takes about fifteen minutes. Each answer is noted at once in a file beside the result, and a run
+that was stopped goes on from there, as long as versions and families are the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -52,26 +56,64 @@ def main() -> None:
     told: dict[str, Any] = {"versions": installed_libraries(), "libraries": {}}
     before = {} if options.before is None else json.loads(options.before.read_text())["libraries"]
     unclear = 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    notes = Notes(options.out.with_suffix(".partial.jsonl"))
     for library in options.libraries:
-        found = ask_all(LISTS[library]())
+        found = ask_all(library, LISTS[library](), notes)
         found["distribution"] = load_library(library).distribution
         if library in before:
             found["before"] = before[library]["counts"]
         told["libraries"][library] = found
         unclear += found["counts"].get("unclear", 0)
         print(library, json.dumps(found["counts"], indent=1), flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    notes.path.unlink()
     sys.exit(f"{unclear} models fail with an error that is none of ours." if unclear else 0)
 
 
-def ask_all(builders: Iterator[tuple[str, Callable[[], nn.Module]]]) -> dict[str, Any]:
+class Notes:
+    """Answers so far, one a line, kept for a run that goes on where another was stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[tuple[str, str], tuple[str, str]] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        asked = fingerprint()
+        if lines[:1] == [asked]:
+            for line in lines[1:]:
+                with contextlib.suppress(ValueError):  # a line that was cut off
+                    library, name, kind, said = json.loads(line)
+                    self.answers[library, name] = (kind, said)
+            print(f"{len(self.answers)} answers of a run that was stopped", flush=True)
+        else:
+            path.write_text(asked + "\n", encoding="utf-8")
+
+    def ask(self, library: str, name: str, build: Callable[[], nn.Module]) -> tuple[str, str]:
+        """Gives the answer that was noted, or asks now and notes it."""
+        if (library, name) not in self.answers:
+            answer = self.answers[library, name] = ask(name, build)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([library, name, *answer]) + "\n")
+        return self.answers[library, name]
+
+
+def fingerprint() -> str:
+    """Tells by what answers are made: the libraries' versions, and our families' source."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted((Path(patchslim.__file__).parent / "hosts").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return json.dumps({"versions": installed_libraries(), "source": digest.hexdigest()})
+
+
+def ask_all(
+    library: str, builders: Iterator[tuple[str, Callable[[], nn.Module]]], notes: Notes
+) -> dict[str, Any]:
     """Asks each model for its adapter; sorts names by family, and the others by the reason."""
     served: dict[str, list[str]] = defaultdict(list)
     refused: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
     for name, build in builders:
-        kind, said = ask(name, build)
+        kind, said = notes.ask(library, name, build)
         counts["models"] += 1
         counts[kind] += 1
         (served if kind == "served" else refused)[said].append(name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.kosmos2 import modeling_kosmos2
 
 from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
 from timm_variants import randomise
@@ -20,6 +21,18 @@ BEIT = {**WIDE, "layer_scale_init_value": 0.1, "out_indices": [0, 1, 2, 3]}
 DATA2VEC = {**WIDE, "layer_scale_init_value": 0.1}
 RELATIVE = {"image_size": (16, 20), "use_relative_position_bias": True}
 ABSOLUTE = {"use_absolute_position_embeddings": True, "use_mean_pooling": False}
+TIPS = {**DINO_CONFIG, "num_register_tokens": 2}
+MASK_TOKEN = ("embeddings.mask_token",)
+YOLOS = {**WIDE, "image_size": (16, 20), "num_detection_tokens": 3}
+PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
+INTERNVL = {
+    **WIDE,
+    "use_qk_norm": True,
+    "layer_scale_init_value": 0.1,
+    "hidden_dropout_prob": 0.1,
+    "projection_dropout": 0.1,
+    "use_absolute_position_embeddings": True,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +57,14 @@ class Tower:
     slow: bool = True
     unread: tuple[str, ...] = ()
 
+    def host_class(self) -> Any:
+        """Finds the class of the host."""
+        name = self.label.partition(" ")[0]
+        return getattr(transformers, name, None) or getattr(modeling_kosmos2, name)
+
     def config(self) -> Any:
         """Makes the configuration of the class."""
-        cls = getattr(transformers, self.label.partition(" ")[0]).config_class
+        cls = self.host_class().config_class
         given = {**SMALL_CONFIG, **self.settings, "attn_implementation": self.attention}
         if "vision_config" not in getattr(cls, "sub_configs", {}):
             return cls(**given)
@@ -57,9 +75,7 @@ class Tower:
     def build(self) -> Any:
         """Builds the host, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
-            host = getattr(transformers, self.label.partition(" ")[0])(
-                self.config(), **self.arguments
-            )
+            host = self.host_class()(self.config(), **self.arguments)
         randomise(host)
         for name, parameter in host.named_parameters():
             if self.unread and name.startswith(self.unread):
@@ -84,6 +100,10 @@ CLIP_TOWERS = (
     Tower("AltCLIPVisionModel", WIDE),
     Tower("ChineseCLIPVisionModel", WIDE, attention="eager"),
     Tower("CLIPSegVisionModel", WIDE),
+    Tower("OwlViTVisionModel", WIDE),
+    Tower("Owlv2VisionModel", WIDE, attention="eager"),
+    Tower("Kosmos2VisionModel", WIDE),
+    Tower("GitVisionModel", WIDE, attention="eager"),
     Tower("SiglipVisionModel", WIDE, slow=False),
     Tower("SiglipVisionModel eager", WIDE, attention="eager"),
     Tower("SiglipVisionModel without head", {**WIDE, "vision_use_head": False}),
@@ -173,8 +193,30 @@ VIT_TOWERS = (
         unread=("layernorm",),
     ),
     Tower("Dinov2WithRegistersBackbone", {**DINO_CONFIG, "num_register_tokens": 3}),
+    Tower("Tipsv2VisionModel", TIPS, unread=MASK_TOKEN),
+    Tower("Tipsv2VisionBackbone swiglu", {**TIPS, "use_swiglu_ffn": True}, unread=MASK_TOKEN),
+    Tower("PixioModel", PIXIO, slow=False),
+    Tower("PixioBackbone", {**PIXIO, "drop_path_rate": 0.1}, unread=("pixio.layernorm",)),
+    Tower("InternVLVisionModel", INTERNVL, slow=False),
+    Tower(
+        "InternVLVisionModel mean, RMS, no query norms",
+        {**INTERNVL, "use_mean_pooling": True, "norm_type": "rms_norm", "use_qk_norm": False},
+        attention="eager",
+    ),
+    Tower("VitPoseBackbone", {"mlp_ratio": 2, "image_size": (32, 40), "patch_size": 8}, slow=False),
 )
-EVERY_TOWER = (*CLIP_TOWERS, *DINOV3_TOWERS, *BEIT_TOWERS, *VIT_TOWERS)
+YOLOS_TOWERS = (
+    Tower("YolosModel", YOLOS, slow=False),
+    Tower(
+        "YolosModel without positions between layers and pooler, eager",
+        {**YOLOS, "use_mid_position_embeddings": False},
+        {"add_pooling_layer": False},
+        attention="eager",
+        slow=False,
+    ),
+    Tower("YolosForObjectDetection", YOLOS, unread=("bbox_predictor",), slow=False),
+)
+EVERY_TOWER = (*CLIP_TOWERS, *DINOV3_TOWERS, *BEIT_TOWERS, *VIT_TOWERS, *YOLOS_TOWERS)
 
 
 def tiny_tower(label: str, **settings: Any) -> Any:

@@ -6,6 +6,7 @@ what it does before the first layer and after the last.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ class TransformersHost(Adapter, ABC):
         generation_config base_model_prefix input_modalities is_gradient_checkpointing
         gradient_checkpointing_enable gradient_checkpointing_disable is_activation_checkpointing
         activation_checkpointing_enable activation_checkpointing_disable get_input_embeddings
-        loss_function framework""".split()
+        loss_function framework forward_with_filtered_kwargs has_attentions backbone_type channels
+        num_features stage_names out_features out_indices""".split()
     )
 
     # ------------------------------------------------------------------------ what a family says
@@ -220,12 +222,14 @@ class TransformersHost(Adapter, ABC):
         return layers
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """Calls the host's own embeddings."""
+        """Calls the host's own embeddings, and its norm before the first layer."""
         base, projection = self.base(host), self._patches(host)
         images = images.to(projection.weight.dtype)
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
         x = base.embeddings(images, **extra)
         rows = x[0] if isinstance(x, tuple) else x
+        first = self.layout(host).first
+        rows = find_part(base, first)(rows) if first else rows
         return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[2:]))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
@@ -240,6 +244,9 @@ class TransformersHost(Adapter, ABC):
         attention = find_part(layer, layout.attention)
         y = find_part(layer, layout.norm)(tokens.x)
         every = [getattr(attention, name)(y) for name in layout.project_names(part)]
+        for place, name in enumerate(part):
+            if name in layout.norms:
+                every[place] = getattr(attention, layout.norms[name])(every[place])
         width = head_width(attention)
         return tuple([each.unflatten(2, (-1, width)).transpose(1, 2) for each in every])
 
@@ -295,14 +302,7 @@ class TransformersHost(Adapter, ABC):
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Builds the class from its configuration, with random weights."""
-        import transformers
-
-        known = {name for layout in self.layouts.values() for name in layout.classes}
-        if recipe["class"] not in known:
-            raise WrongInput(
-                f"{recipe['class']!r} is not a model class that this family can rebuild."
-            )
-        host_class: Any = getattr(transformers, recipe["class"])
+        host_class = self._find_class(recipe["class"])
         given = {
             OPTIONAL_PARTS[part]: bool(recipe[part])
             for part in self._optional_parts(host_class)
@@ -335,6 +335,14 @@ class TransformersHost(Adapter, ABC):
             if parts[:2] == ["transformers", "models"] and parts[2] in self.layouts:
                 return parts[2]
         return None
+
+    def _find_class(self, name: Any) -> Any:
+        """Finds a class of the layouts by its name; transformers does not show all of them."""
+        for kind, layout in self.layouts.items():
+            if name in layout.classes:
+                module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+                return getattr(module, name)
+        raise WrongInput(f"{name!r} is not a model class that this family can rebuild.")
 
     def _optional_parts(self, host_class: Any) -> list[str]:
         """Lists the parts that arguments of the class make or leave out."""

@@ -6,7 +6,8 @@ sum, and in little else. So a layout is data, and the steps of a layer are writt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,9 +24,11 @@ class Layout:
         inner: what a model with a head calls the bare model in it.
         layers: the layers, from the bare model.
         patches: the convolution that embeds patches, from the bare model.
+        first: the norm before the first layer, from the bare model, if there is one.
         final: the last norm, from the bare model.
         attention: the module that attends, from a layer.
         projections: its layers for queries, keys and values, from the module that attends.
+        norms: what follows a projection, before heads are split, by "q", "k" or "v".
         norm: the norm before attention, from a layer.
         mix: what is applied to attended values, in order, up to the residual sum, from a layer.
         feed: the same for the feed-forward, with the norm before it.
@@ -40,9 +43,11 @@ class Layout:
     inner: str = ""
     layers: str = "layers"
     patches: str = "embeddings.patch_embeddings.projection"
+    first: str = ""
     final: str = "layernorm"
     attention: str = "attention"
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    norms: Mapping[str, str] = field(default_factory=dict)
     interpolates: bool = False
     any_size: bool = False
 

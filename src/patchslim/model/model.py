@@ -210,7 +210,7 @@ class SlimModel(nn.Module):
         except AttributeError:
             plan = self.__dict__.get("plan")
             if plan is not None and name in plan.adapter.host_attributes:
-                return host_attribute(self.host, name)
+                return host_attribute(self, name)
             raise AttributeError(
                 f"SlimModel has no {name!r}. {INSTEAD.get(name, OTHERWISE)}"
             ) from None
