@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.kosmos2 import modeling_kosmos2
+from transformers.models.vjepa2 import modeling_vjepa2
 
 from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
 from timm_variants import randomise
@@ -24,6 +25,10 @@ ABSOLUTE = {"use_absolute_position_embeddings": True, "use_mean_pooling": False}
 TIPS = {**DINO_CONFIG, "num_register_tokens": 2}
 MASK_TOKEN = ("embeddings.mask_token",)
 YOLOS = {**WIDE, "image_size": (16, 20), "num_detection_tokens": 3}
+AST = {**WIDE, "max_length": 20, "num_mel_bins": 12, "frequency_stride": 3, "time_stride": 3}
+VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
+VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
+VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
 PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
 INTERNVL = {
     **WIDE,
@@ -60,11 +65,13 @@ class Tower:
     def host_class(self) -> Any:
         """Finds the class of the host."""
         name = self.label.partition(" ")[0]
-        return getattr(transformers, name, None) or getattr(modeling_kosmos2, name)
+        places = (transformers, modeling_kosmos2, modeling_vjepa2)
+        return next(getattr(place, name) for place in places if hasattr(place, name))
 
     def config(self) -> Any:
         """Makes the configuration of the class."""
-        cls = self.host_class().config_class
+        # The encoder of V-JEPA 2 is no model of its own to transformers.
+        cls = getattr(self.host_class(), "config_class", transformers.VJEPA2Config)
         given = {**SMALL_CONFIG, **self.settings, "attn_implementation": self.attention}
         if "vision_config" not in getattr(cls, "sub_configs", {}):
             return cls(**given)
@@ -216,7 +223,30 @@ YOLOS_TOWERS = (
     ),
     Tower("YolosForObjectDetection", YOLOS, unread=("bbox_predictor",), slow=False),
 )
-EVERY_TOWER = (*CLIP_TOWERS, *DINOV3_TOWERS, *BEIT_TOWERS, *VIT_TOWERS, *YOLOS_TOWERS)
+AST_TOWERS = (
+    Tower("ASTModel", AST, slow=False),
+    Tower("ASTModel eager", AST, attention="eager", slow=False),
+    Tower("ASTForAudioClassification", {**AST, "hidden_dropout_prob": 0.1}, slow=False),
+)
+VIDEO_TOWERS = (
+    Tower("VideoMAEModel", VIDEO, slow=False),
+    Tower("VideoMAEModel norm, eager", {**VIDEO, "use_mean_pooling": False}, attention="eager"),
+    Tower("VideoMAEForVideoClassification", VIDEO, slow=False),
+    Tower("VivitModel", VIVIT),
+    Tower("VivitModel without pooler", VIVIT, {"add_pooling_layer": False}),
+    Tower("VivitForVideoClassification", VIVIT),
+    Tower("VJEPA2Encoder", VJEPA, slow=False),
+    Tower("VJEPA2Encoder drop path, eager", {**VJEPA, "drop_path_rate": 0.1}, attention="eager"),
+)
+EVERY_TOWER = (
+    *CLIP_TOWERS,
+    *DINOV3_TOWERS,
+    *BEIT_TOWERS,
+    *VIT_TOWERS,
+    *YOLOS_TOWERS,
+    *AST_TOWERS,
+    *VIDEO_TOWERS,
+)
 
 
 def tiny_tower(label: str, **settings: Any) -> Any:

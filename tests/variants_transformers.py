@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from hf_hosts import EAGER_BY_DEFAULT, HF_HOSTS, HfHost
 from hf_towers import (
+    AST_TOWERS,
     BEIT_TOWERS,
     CLIP_TOWERS,
     DINOV3_TOWERS,
+    VIDEO_TOWERS,
     VIT_TOWERS,
     YOLOS_TOWERS,
     Tower,
@@ -18,6 +20,8 @@ VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_dinov3": DINOV3_TOWERS,
     "transformers_beit": BEIT_TOWERS,
     "transformers_yolos": YOLOS_TOWERS,
+    "transformers_ast": AST_TOWERS,
+    "transformers_video": VIDEO_TOWERS,
 }
 
 

@@ -46,8 +46,10 @@ class TransformersHost(Adapter, ABC):
 
     Attributes:
         layouts: the layout of each kind, by the name of its module in `transformers.models`.
+        classifier_output: the class of what a classifier returns.
     """
 
+    classifier_output: ClassVar[str] = "ImageClassifierOutput"
     layouts: ClassVar[Mapping[str, Layout]]
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """config device dtype num_labels main_input_name name_or_path can_generate
@@ -176,7 +178,7 @@ class TransformersHost(Adapter, ABC):
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """Refuses other sizes than the host's, unless its positions are interpolated."""
-        layout, (_, height, width) = self.layout(host), self._image_shape(host)
+        layout, (height, width) = self.layout(host), self._image_shape(host)[-2:]
         if self.takes_any_size(host) or options.get("interpolate_pos_encoding"):
             patch = _pair(self.base(host).config.patch_size)
             small = size[0] < patch[0] or size[1] < patch[1]
@@ -230,7 +232,7 @@ class TransformersHost(Adapter, ABC):
         rows = x[0] if isinstance(x, tuple) else x
         first = self.layout(host).first
         rows = find_part(base, first)(rows) if first else rows
-        return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[2:]))
+        return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[-2:]))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """Computes the patch embedding alone."""
@@ -281,7 +283,7 @@ class TransformersHost(Adapter, ABC):
         if labels is not None:
             told = {name: options[name] for name in LOSS_OPTIONS if name in options}
             loss = host.loss_function(labels, logits, host.config, **told)
-        return output_class(host, "ImageClassifierOutput")(loss=loss, logits=logits)
+        return output_class(host, self.classifier_output)(loss=loss, logits=logits)
 
     def logits(self, output: Any) -> Tensor:
         """Returns the logits, the image's embedding, or the features."""
@@ -302,6 +304,8 @@ class TransformersHost(Adapter, ABC):
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Builds the class from its configuration, with random weights."""
+        from transformers import CONFIG_MAPPING
+
         host_class = self._find_class(recipe["class"])
         given = {
             OPTIONAL_PARTS[part]: bool(recipe[part])
@@ -309,13 +313,15 @@ class TransformersHost(Adapter, ABC):
             if part in recipe
         }
         check_config(recipe["config"], "the recipe of the host")
-        config = host_class.config_class.from_dict(dict(recipe["config"]))
+        kind = recipe["config"]["model_type"]
+        config_class = getattr(host_class, "config_class", None) or CONFIG_MAPPING[kind]
+        config = config_class.from_dict(dict(recipe["config"]))
         host: nn.Module = host_class(config, **given)
         return host
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Counts rows and costs, read off the host's own layers."""
-        grid = self._grid(host, image_size or self._image_shape(host)[1:])
+        grid = self._grid(host, image_size or self._image_shape(host)[-2:])
         head, head_row = self.head_macs(host)
         prefix = self.prefix(host)
         return HostShape(
@@ -355,7 +361,7 @@ class TransformersHost(Adapter, ABC):
         """Finds the convolution that embeds patches."""
         return find_part(self.base(host), self.layout(host).patches)
 
-    def _image_shape(self, host: Any) -> tuple[int, int, int]:
+    def _image_shape(self, host: Any) -> tuple[int, ...]:
         """Reads channels, height and width from the configuration."""
         config = self.base(host).config
         size = _pair(config.image_size)

@@ -107,10 +107,10 @@ class ForwardPass:
     def embed(self, images: Any, options: Mapping[str, Any], *, track: bool) -> Tokens:
         """Embeds the images to the tokens of the first block, or raises one clear error."""
         check_images(images, self.facts)
-        size = (images.shape[2], images.shape[3])
+        size = (images.shape[-2], images.shape[-1])
         reason = self.adapter.size_mismatch(self.host, size, options)
-        if reason is None and self.fixed_size and size != self.facts.image_shape[1:]:
-            height, width = self.facts.image_shape[1:]
+        if reason is None and self.fixed_size and size != self.facts.image_size:
+            height, width = self.facts.image_size
             reason = (
                 f"this model was calibrated for {height}x{width} pixels, and its positions are of "
                 "these. Resize the images, or calibrate the model at their size."

@@ -75,7 +75,7 @@ def forward_intermediates(  # noqa: PLR0913 (timm's own arguments)
     prefix = facts.prefix
     leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
     if output_fmt == "NCHW":
-        grids = [traced[index].grid for index in blocks]
+        grids = [traced[index].axes for index in blocks]
         maps = [
             each.transpose(1, 2).unflatten(2, grid).contiguous()
             for each, grid in zip(maps, grids, strict=True)

@@ -100,7 +100,7 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
 
 def check_images(recipe: Recipe, facts: HostFacts) -> None:
     """Refuses image settings that make no sense, or are for another image size than the host's."""
-    _, height, width = facts.image_shape
+    height, width = facts.image_size
     if not 0 < height * width <= MOST_PIXELS:
         raise BadFile(
             f"The recipe describes a host for {height}x{width} pixels. At most {MOST_PIXELS:,} are "
