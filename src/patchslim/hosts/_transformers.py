@@ -6,7 +6,6 @@ what it does before the first layer and after the last.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
-from patchslim.hosts._libraries.transformers import check_config
 from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._transformers_layout import (
     Layout,
@@ -26,7 +24,10 @@ from patchslim.hosts._transformers_layout import (
     find_part,
     head_width,
     parts_macs,
+    project_parts,
+    projection_sizes,
 )
+from patchslim.hosts._transformers_recipe import describe_host, rebuild_host
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
@@ -37,8 +38,6 @@ CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 COMPARED = ("logits", "image_embeds", "feature_maps", "last_hidden_state")
 # What a call may say of the loss beside the labels: how many items share it, as Trainer says.
 LOSS_OPTIONS = ("num_items_in_batch",)
-# Options of a class that a recipe notes by the part that they make.
-OPTIONAL_PARTS = {"pooler": "add_pooling_layer", "mask_token": "use_mask_token"}
 
 
 class TransformersHost(Adapter, ABC):
@@ -245,10 +244,7 @@ class TransformersHost(Adapter, ABC):
         layout, layer = self.layout(host), self.blocks(host)[index]
         attention = find_part(layer, layout.attention)
         y = find_part(layer, layout.norm)(tokens.x)
-        every = [getattr(attention, name)(y) for name in layout.project_names(part)]
-        for place, name in enumerate(part):
-            if name in layout.norms:
-                every[place] = getattr(attention, layout.norms[name])(every[place])
+        every = project_parts(layout, attention, y, part)
         width = head_width(attention)
         return tuple([each.unflatten(2, (-1, width)).transpose(1, 2) for each in every])
 
@@ -296,28 +292,11 @@ class TransformersHost(Adapter, ABC):
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
         """Notes class and configuration, and which optional parts a bare model has."""
-        recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
-        for part in self._optional_parts(type(host)):
-            owner = host if part == "pooler" else host.embeddings
-            recipe[part] = getattr(owner, part) is not None
-        return recipe
+        return describe_host(host)
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Builds the class from its configuration, with random weights."""
-        from transformers import CONFIG_MAPPING
-
-        host_class = self._find_class(recipe["class"])
-        given = {
-            OPTIONAL_PARTS[part]: bool(recipe[part])
-            for part in self._optional_parts(host_class)
-            if part in recipe
-        }
-        check_config(recipe["config"], "the recipe of the host")
-        kind = recipe["config"]["model_type"]
-        config_class = getattr(host_class, "config_class", None) or CONFIG_MAPPING[kind]
-        config = config_class.from_dict(dict(recipe["config"]))
-        host: nn.Module = host_class(config, **given)
-        return host
+        return rebuild_host(recipe, self.layouts)
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Counts rows and costs, read off the host's own layers."""
@@ -342,21 +321,6 @@ class TransformersHost(Adapter, ABC):
                 return parts[2]
         return None
 
-    def _find_class(self, name: Any) -> Any:
-        """Finds a class of the layouts by its name; transformers does not show all of them."""
-        for kind, layout in self.layouts.items():
-            if name in layout.classes:
-                module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-                return getattr(module, name)
-        raise WrongInput(f"{name!r} is not a model class that this family can rebuild.")
-
-    def _optional_parts(self, host_class: Any) -> list[str]:
-        """Lists the parts that arguments of the class make or leave out."""
-        import inspect
-
-        arguments = inspect.signature(host_class.__init__).parameters
-        return [part for part, name in OPTIONAL_PARTS.items() if name in arguments]
-
     def _patches(self, host: Any) -> Any:
         """Finds the convolution that embeds patches."""
         return find_part(self.base(host), self.layout(host).patches)
@@ -365,7 +329,7 @@ class TransformersHost(Adapter, ABC):
         """Reads channels, height and width from the configuration."""
         config = self.base(host).config
         size = _pair(config.image_size)
-        return int(config.num_channels), size[0], size[1]
+        return int(getattr(config, "num_channels", 3)), size[0], size[1]
 
     def _grid(self, host: Any, size: Any) -> tuple[int, int]:
         """Computes the grid of images of this size."""
@@ -376,13 +340,12 @@ class TransformersHost(Adapter, ABC):
         """Counts costs, read off one layer's own projections."""
         layout = self.layout(host)
         attention = find_part(layer, layout.attention)
-        q, k, v = (getattr(attention, name) for name in layout.project_names("qkv"))
-        inner = int(q.out_features)
+        width, inner, (q, k, v) = projection_sizes(layout, attention)
         return BlockShape(
-            width=int(q.in_features),
-            q=linear_macs(q),
-            k=linear_macs(k),
-            v=linear_macs(v),
+            width=width,
+            q=q,
+            k=k,
+            v=v,
             query_width=inner,
             value_width=inner,
             key_width=head_width(attention),

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
+from patchslim.hosts._timm import QKV_COLUMNS, linear_columns
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Layout:
         final: the last norm, from the bare model.
         attention: the module that attends, from a layer.
         projections: its layers for queries, keys and values, from the module that attends.
+        fused: one layer for all three instead, from the module that attends.
         norms: what follows a projection, before heads are split, by "q", "k" or "v".
         norm: the norm before attention, from a layer.
         mix: what is applied to attended values, in order, up to the residual sum, from a layer.
@@ -47,6 +50,7 @@ class Layout:
     final: str = "layernorm"
     attention: str = "attention"
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    fused: str = ""
     norms: Mapping[str, str] = field(default_factory=dict)
     interpolates: bool = False
     any_size: bool = False
@@ -78,6 +82,32 @@ def parts_macs(layer: Any, names: tuple[str, ...]) -> int:
     """Counts the multiply-adds a row of the modules among these parts."""
     parts = [find_part(layer, name) for name in names]
     return sum(linear_macs(part) for part in parts if isinstance(part, nn.Module))
+
+
+def project_parts(layout: Layout, attention: Any, y: Tensor, part: Part) -> list[Tensor]:
+    """Computes queries, keys and values, as `part` names them, before heads are split."""
+    if layout.fused:
+        layer = getattr(attention, layout.fused)
+        third, columns = int(layer.out_features) // 3, QKV_COLUMNS[part]
+        whole = linear_columns(layer, y, columns.start * third, columns.stop * third)
+        return list(whole.chunk(len(part), dim=2))
+    names = layout.project_names(part)
+    every = [getattr(attention, name)(y) for name in names]
+    for place, name in enumerate(part):
+        if name in layout.norms:
+            every[place] = getattr(attention, layout.norms[name])(every[place])
+    return every
+
+
+def projection_sizes(layout: Layout, attention: Any) -> tuple[int, int, list[int]]:
+    """Counts channels that enter and leave a projection, and multiply-adds a row of each."""
+    if layout.fused:
+        layer = getattr(attention, layout.fused)
+        inner = int(layer.out_features) // 3
+        return int(layer.in_features), inner, [linear_macs(layer) // 3] * 3
+    layers = [getattr(attention, name) for name in layout.projections]
+    costs = [linear_macs(layer) for layer in layers]
+    return int(layers[0].in_features), int(layers[0].out_features), costs
 
 
 def head_width(attention: Any) -> int:

@@ -1,9 +1,9 @@
 """Hugging Face's image towers beside a text tower: `CLIP` and its kin, `SigLIP` and `AIMv2`.
 
 The vision model, by itself or as it stands in `CLIPModel`, `SiglipModel` or `Aimv2Model`; CLIP's
-with its projection; and image classifiers. OWL-ViT, KOSMOS-2 and GIT have CLIP's tower. SigLIP and
-AIMv2 have no class token: a query of the head pools the patches, and a merged row weighs as many as
-it stands for.
+with its projection; and image classifiers. OWL-ViT, KOSMOS-2, GIT and BLIP have kin of CLIP's
+tower. SigLIP and AIMv2 have no class token: a query of the head pools the patches, and a merged row
+weighs as many as it stands for.
 """
 
 from __future__ import annotations
@@ -34,6 +34,22 @@ def _clip(*classes: str, inner: str = "vision_model", first: str = "pre_layrnorm
         attention="self_attn",
         norm="layer_norm1",
         mix=("self_attn.out_proj",),
+        feed=("layer_norm2", "mlp"),
+        interpolates=True,
+    )
+
+
+def _blip(*classes: str) -> Layout:
+    """Says where BLIP keeps its parts."""
+    return Layout(
+        classes=classes,
+        layers="encoder.layers",
+        patches="embeddings.patch_embedding",
+        final="post_layernorm",
+        attention="self_attn",
+        fused="qkv",
+        norm="layer_norm1",
+        mix=("self_attn.projection",),
         feed=("layer_norm2", "mlp"),
         interpolates=True,
     )
@@ -72,6 +88,10 @@ class TransformersClip(TransformersHost):
         "owlv2": _clip("Owlv2VisionModel", "Owlv2VisionTransformer", first="pre_layernorm"),
         "kosmos2": _clip("Kosmos2VisionModel", "Kosmos2VisionTransformer", inner="model"),
         "git": _clip("GitVisionModel"),
+        "blip": _blip("BlipVisionModel"),
+        "blip_2": _blip("Blip2VisionModel"),
+        "instructblip": _blip("InstructBlipVisionModel"),
+        "instructblipvideo": _blip("InstructBlipVideoVisionModel"),
         "siglip": _clip("SiglipVisionModel", "SiglipForImageClassification", first=""),
         "siglip2": _clip(first=""),
         "aimv2": _aimv2(),
@@ -109,7 +129,7 @@ class TransformersClip(TransformersHost):
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
         """Applies the final norm. CLIP returns its rows without: it norms what it pools."""
-        returns_bare = self._is_clip(host) and self._kind(host) != "git"
+        returns_bare = bool(self.layout(host).first) and self._kind(host) != "git"
         return x if returns_bare else super().norm(host, x)
 
     def features(self, host: Any, tokens: Tokens) -> Any:
@@ -127,7 +147,7 @@ class TransformersClip(TransformersHost):
         )
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
-        """Norms CLIP's class token; pools the patches of the others by the head's query."""
+        """Norms the class token of CLIP and its kin; pools by a query where there is one."""
         if self._is_clip(host):
             normed: Tensor = super().norm(host, rows[:, 0])
             return normed
