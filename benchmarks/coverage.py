@@ -3,12 +3,12 @@
     python benchmarks/coverage.py
     python benchmarks/coverage.py --before earlier.json
 
-Every timm name, every transformers model class that takes images, and every open_clip name is built
-on the meta device at its default configuration, and asked for its adapter and its costs. An error
-that is none of ours is unclear: the command then fails and names it. `--before` keeps the counts of
-an earlier result beside the new ones. Writes benchmarks/results/coverage.json.
+Every timm name, every transformers model class that takes images or videos, and every open_clip
+name is built on the meta device at its default configuration, and asked for its adapter and its
+costs. An error that is none of ours is unclear: the command then fails and names it. `--before`
+keeps the counts of an earlier result beside the new ones. Writes benchmarks/results/coverage.json.
 
-It takes about fifteen minutes. Each answer is noted at once in a file beside the result, and a run
+It takes some minutes. Each answer is noted at once in a file beside the result, and a run
 that was stopped goes on from there, as long as versions and families are the same.
 """
 
@@ -40,7 +40,7 @@ RESULT = Path(__file__).parent / "results" / "coverage.json"
 # The lists of transformers by which its classes that take images are found.
 MAPPINGS = """MODEL IMAGE_CLASSIFICATION BACKBONE ZERO_SHOT_IMAGE_CLASSIFICATION IMAGE PRETRAINING
     MASKED_IMAGE_MODELING SEMANTIC_SEGMENTATION OBJECT_DETECTION DEPTH_ESTIMATION MASK_GENERATION
-    IMAGE_TEXT_TO_TEXT ZERO_SHOT_OBJECT_DETECTION KEYPOINT_DETECTION""".split()
+    VIDEO_CLASSIFICATION IMAGE_TEXT_TO_TEXT ZERO_SHOT_OBJECT_DETECTION KEYPOINT_DETECTION""".split()
 
 
 def main() -> None:
@@ -207,10 +207,11 @@ def mapping_name(task: str) -> str:
 
 
 def takes_images(cls: Any) -> bool:
-    """Tells whether a class of transformers takes images, alone or beside text."""
+    """Tells whether a class of transformers takes images or videos, alone or beside text."""
     try:
         modalities = getattr(cls, "input_modalities", ()) or ()
-        return "image" in modalities or getattr(cls, "main_input_name", "") == "pixel_values"
+        named = getattr(cls, "main_input_name", "") in ("pixel_values", "pixel_values_videos")
+        return named or "image" in modalities or "video" in modalities
     except ImportError:  # a stand-in for a class whose libraries are not installed
         return False
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.idefics2 import modeling_idefics2
 from transformers.models.kosmos2 import modeling_kosmos2
 from transformers.models.vjepa2 import modeling_vjepa2
 
@@ -65,7 +66,7 @@ class Tower:
     def host_class(self) -> Any:
         """Finds the class of the host."""
         name = self.label.partition(" ")[0]
-        places = (transformers, modeling_kosmos2, modeling_vjepa2)
+        places = (transformers, modeling_kosmos2, modeling_vjepa2, modeling_idefics2)
         return next(getattr(place, name) for place in places if hasattr(place, name))
 
     def config(self) -> Any:
@@ -242,6 +243,11 @@ VIDEO_TOWERS = (
     Tower("VJEPA2Encoder", VJEPA, slow=False),
     Tower("VJEPA2Encoder drop path, eager", {**VJEPA, "drop_path_rate": 0.1}, attention="eager"),
 )
+SMOLVLM_TOWERS = (
+    Tower("SmolVLMVisionTransformer", WIDE, slow=False),
+    Tower("Idefics3VisionTransformer", {**WIDE, "attention_dropout": 0.1}, slow=False),
+    Tower("Idefics2VisionTransformer eager", WIDE, attention="eager", slow=False),
+)
 EVERY_TOWER = (
     *CLIP_TOWERS,
     *DINOV3_TOWERS,
@@ -250,6 +256,7 @@ EVERY_TOWER = (
     *YOLOS_TOWERS,
     *AST_TOWERS,
     *VIDEO_TOWERS,
+    *SMOLVLM_TOWERS,
 )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import patchslim
 from hf_hosts import OBLONG_CONFIG, SMALL_CONFIG
 from hf_towers import TEXT, WIDE, tiny_tower
-from patchslim.errors import PatchslimError, UnsupportedModel
+from patchslim.errors import PatchslimError, UnsupportedModel, WrongInput
 from patchslim.hosts._catalog import find_host
 from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.model.model import SlimModel
@@ -233,6 +233,28 @@ def test_poses_are_estimated_by_a_slimmed_backbone() -> None:
         got = model(x).heatmaps
     assert got.shape == wanted.shape
     assert not torch.allclose(got, wanted, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["SmolVLM", "Idefics3"])
+def test_a_language_model_gets_the_rows_of_its_encoder_in_order(name: str) -> None:
+    text = {**TEXT, "model_type": "llama", "intermediate_size": 48, "pad_token_id": 0}
+    cls = getattr(transformers, f"{name}Model")
+    config = cls.config_class(
+        vision_config=VISION, text_config=text, scale_factor=2, image_token_id=5, pad_token_id=0
+    )
+    model = prepared(cls(config))
+    x = torch.randn(1, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    padded = torch.ones(1, 2, 16, 16, dtype=torch.bool)
+    padded[:, 0, :, 8:] = False
+    with torch.no_grad():
+        wanted = torch.stack([*model.get_image_features(x).pooler_output])
+        assert take_advice(model, "identity") == "vision_model"
+        got = torch.stack([*model.get_image_features(x).pooler_output])
+        assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-5)
+        model.vision_model = patchslim.slim(model.vision_model.host, "tome", keep=0.5)
+        assert len(model.get_image_features(x).pooler_output) == len(wanted)
+        with pytest.raises(WrongInput, match="patch_attention_mask hides patches"):
+            model.get_image_features(x, pixel_attention_mask=padded)
 
 
 def test_patches_of_several_sizes_are_refused_with_the_model_that_takes_images() -> None:
