@@ -85,16 +85,21 @@ class Notes:
                     library, name, kind, said = json.loads(line)
                     self.answers[library, name] = (kind, said)
             print(f"{len(self.answers)} answers of a run that was stopped", flush=True)
-        else:
-            path.write_text(asked + "\n", encoding="utf-8")
+        path.write_text(asked + "\n", encoding="utf-8")
+        for (library, name), answer in self.answers.items():
+            self._note(library, name, answer)
 
     def ask(self, library: str, name: str, build: Callable[[], nn.Module]) -> tuple[str, str]:
         """Gives the answer that was noted, or asks now and notes it."""
         if (library, name) not in self.answers:
-            answer = self.answers[library, name] = ask(name, build)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([library, name, *answer]) + "\n")
+            self.answers[library, name] = ask(name, build)
+            self._note(library, name, self.answers[library, name])
         return self.answers[library, name]
+
+    def _note(self, library: str, name: str, answer: tuple[str, str]) -> None:
+        """Appends an answer to the file."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([library, name, *answer]) + "\n")
 
 
 def fingerprint() -> str:
@@ -172,8 +177,8 @@ def open_clip_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         config = open_clip.get_model_config(name)
         yield (
             name,
-            lambda config=config: nn.ModuleDict(  # type: ignore[misc]
-                {"visual": _build_vision_tower(config["embed_dim"], dict(config["vision_cfg"]))}
+            lambda config=config: _build_vision_tower(  # type: ignore[misc]
+                config["embed_dim"], dict(config["vision_cfg"])
             ),
         )
 

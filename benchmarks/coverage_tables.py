@@ -6,8 +6,13 @@ import re
 from collections import Counter
 from typing import Any
 
-UNKNOWN = re.compile(r"No adapter knows (\S+)\.$")
-MOST = 12  # reasons of one library that have a line of their own
+# Reasons that many models have in common, and how they are called in the table.
+GROUPS = {
+    re.compile(r"^slim model\S* \((\S+)\)$"): "a part is served",
+    re.compile(r"does not build it here: (\S+)$"): "not built here, since the library raises",
+    re.compile(r"No adapter knows (\S+)\.$"): "no adapter for this kind",
+}
+MOST = 12  # kinds that are named
 KINDS = ("served", "refused, a part is served", "refused", "not built", "unclear")
 
 
@@ -34,28 +39,32 @@ def families(told: dict[str, Any]) -> str:
 
 
 def reasons(told: dict[str, Any]) -> str:
-    """Counts the reasons of refusals; kinds without an adapter are named, the most frequent."""
-    lines = ["| library | refused because | models |", "|---|---|--:|"]
+    """Counts the reasons of refusals; what many models have in common is counted together."""
+    lines = ["| library | why | models |", "|---|---|--:|"]
     for library, found in told["libraries"].items():
-        said: Counter[str] = Counter()
-        unknown: Counter[str] = Counter()
+        own: Counter[str] = Counter()
+        grouped: dict[str, Counter[str]] = {start: Counter() for start in GROUPS.values()}
         for reason, names in found["refused"].items():
-            match = UNKNOWN.search(reason)
-            if match:
-                unknown[_architecture(match[1])] += len(names)
+            for pattern, start in GROUPS.items():
+                match = pattern.search(reason)
+                if match:
+                    grouped[start][_architecture(match[1])] += len(names)
+                    break
             else:
-                said[reason.replace("|", r"\|")] += len(names)
-        lines += [f"| {library} | {reason} | {count} |" for reason, count in said.most_common(MOST)]
-        rest = said.total() - sum(count for _, count in said.most_common(MOST))
-        if rest:
-            lines.append(f"| {library} | other reasons of this kind | {rest} |")
-        named = ", ".join(f"{name} {count}" for name, count in unknown.most_common(MOST))
-        others = unknown.total() - sum(count for _, count in unknown.most_common(MOST))
-        lines.append(
-            f"| {library} | no adapter for this kind: {named}, and {others} others "
-            f"| {unknown.total()} |"
-        )
+                own[reason.partition(". ")[0].rstrip(".").replace("|", r"\|")] += len(names)
+        lines += [f"| {library} | {reason} | {count} |" for reason, count in own.most_common()]
+        for start, kinds in grouped.items():
+            if kinds:
+                lines.append(f"| {library} | {start}: {_most(kinds)} | {kinds.total()} |")
     return "\n".join(lines)
+
+
+def _most(kinds: Counter[str]) -> str:
+    """Names the most frequent kinds, and counts the others."""
+    named = kinds.most_common(MOST)
+    others = kinds.total() - sum(count for _, count in named)
+    shown = ", ".join(f"{name} {count}" for name, count in named)
+    return f"{shown}, {others} others" if others else shown
 
 
 def _architecture(dotted: str) -> str:
