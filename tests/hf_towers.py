@@ -248,6 +248,11 @@ SMOLVLM_TOWERS = (
     Tower("Idefics3VisionTransformer", {**WIDE, "attention_dropout": 0.1}, slow=False),
     Tower("Idefics2VisionTransformer eager", WIDE, attention="eager", slow=False),
 )
+PIXTRAL_TOWERS = (
+    Tower("PixtralVisionModel", WIDE, slow=False),
+    Tower("PixtralVisionModel eager", WIDE, attention="eager", slow=False),
+    Tower("PixtralVisionModel wide heads", {**WIDE, "num_attention_heads": 2}, slow=False),
+)
 EVERY_TOWER = (
     *CLIP_TOWERS,
     *DINOV3_TOWERS,
@@ -257,6 +262,7 @@ EVERY_TOWER = (
     *AST_TOWERS,
     *VIDEO_TOWERS,
     *SMOLVLM_TOWERS,
+    *PIXTRAL_TOWERS,
 )
 
 

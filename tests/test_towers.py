@@ -257,6 +257,67 @@ def test_a_language_model_gets_the_rows_of_its_encoder_in_order(name: str) -> No
             model.get_image_features(x, pixel_attention_mask=padded)
 
 
+@pytest.mark.parametrize(("kind", "layer"), [("clip", -2), ("siglip", [1, -1]), ("pixtral", -1)])
+def test_llava_gets_the_states_of_its_tower(kind: str, layer: Any) -> None:
+    named = kind if kind == "pixtral" else f"{kind}_vision_model"
+    text = {**TEXT, "model_type": "llama", "intermediate_size": 48}
+    config = transformers.LlavaConfig(
+        vision_config={**VISION, "model_type": named},
+        text_config=text,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy="default" if kind == "clip" else "full",
+    )
+    model = prepared(transformers.LlavaModel(config))
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    sizes = {"image_sizes": torch.tensor([[16, 16]])} if kind == "pixtral" else {}
+
+    def embed() -> Tensor:
+        return torch.cat([*model.get_image_features(x, **sizes).pooler_output])
+
+    with torch.no_grad():
+        wanted, states = embed(), model.vision_tower(x, output_hidden_states=True).hidden_states
+        assert take_advice(model, "identity") == "vision_tower"
+        assert torch.allclose(embed(), wanted, rtol=1e-4, atol=1e-4)
+        got = model.vision_tower(x, output_hidden_states=True).hidden_states
+        assert len(got) == len(states)
+        for mine, own in zip(got, states, strict=True):
+            assert torch.allclose(mine, own, rtol=1e-4, atol=1e-4)
+        model.vision_tower = patchslim.slim(model.vision_tower.host, "tome", keep=0.5)
+        less = embed()
+    assert less.shape == wanted.shape
+    assert not torch.allclose(less, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_an_encoder_that_lays_all_images_in_one_row_is_not_exported(tmp_path: Any) -> None:
+    slimmed = patchslim.slim(tiny_tower("PixtralVisionModel"), "random", keep=0.5)
+    with pytest.raises(UnsupportedModel, match="lays the rows of all images in one"):
+        patchslim.export(slimmed, tmp_path / "model.onnx")
+
+
+def test_mistral_gets_the_rows_of_its_encoder_and_images_of_one_size() -> None:
+    vision = {**VISION, "model_type": "pixtral"}
+    text = {**TEXT, "model_type": "mistral", "intermediate_size": 48, "num_key_value_heads": 2}
+    config = transformers.Mistral3Config(
+        vision_config=vision, text_config=text, image_token_index=5, spatial_merge_size=2
+    )
+    model = prepared(transformers.Mistral3Model(config))
+    x = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[16, 24], [16, 24]])
+
+    def embed(sizes: Tensor) -> Tensor:
+        every = model.get_image_features(x, image_sizes=sizes).pooler_output
+        return torch.cat([*every])
+
+    with torch.no_grad():
+        wanted = embed(sizes)
+        assert take_advice(model, "identity") == "vision_tower"
+        assert torch.allclose(embed(sizes), wanted, rtol=1e-4, atol=1e-4)
+        model.vision_tower = patchslim.slim(model.vision_tower.host, "tome", keep=0.5)
+        assert embed(sizes).shape == wanted.shape
+        with pytest.raises(WrongInput, match="image of 16x16 pixels in a batch of 16x24"):
+            embed(torch.tensor([[16, 24], [16, 16]]))
+
+
 def test_patches_of_several_sizes_are_refused_with_the_model_that_takes_images() -> None:
     config = transformers.Siglip2VisionConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2

@@ -8,6 +8,7 @@ from hf_towers import (
     BEIT_TOWERS,
     CLIP_TOWERS,
     DINOV3_TOWERS,
+    PIXTRAL_TOWERS,
     SMOLVLM_TOWERS,
     VIDEO_TOWERS,
     VIT_TOWERS,
@@ -22,6 +23,7 @@ VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_beit": BEIT_TOWERS,
     "transformers_yolos": YOLOS_TOWERS,
     "transformers_ast": AST_TOWERS,
+    "transformers_pixtral": PIXTRAL_TOWERS,
     "transformers_smolvlm": SMOLVLM_TOWERS,
     "transformers_video": VIDEO_TOWERS,
 }

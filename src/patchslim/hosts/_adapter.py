@@ -19,6 +19,7 @@ from patchslim.tokens.shapes import HostShape
 from patchslim.tokens.tokens import Tokens
 
 Part = Literal["qkv", "qk", "kv", "q", "v"]
+STATES = "dense states"  # the option in which `head` finds them, if a call asks for them
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,13 @@ class Adapter(ABC):
         if given:
             raise WrongInput(f"A slimmed {self.family} takes images alone, not {sorted(given)}.")
         return {}
+
+    def asks_for_states(self, options: Mapping[str, Any]) -> bool:
+        """Tells whether a call asks for the sequence before and after every block.
+
+        Then `head` finds the list of them, in the dense order, among its options as `STATES`.
+        """
+        return False
 
     def logits(self, output: Any) -> Tensor:
         """Picks the tensor to compare from what the host returned."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
-from patchslim.hosts._adapter import Adapter, HostFacts, Part
+from patchslim.hosts._adapter import STATES, Adapter, HostFacts, Part
 from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._transformers_layout import (
     Layout,
@@ -32,7 +32,8 @@ from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
 # What a configuration or a call may ask for and a reduced sequence cannot give.
-UNSUPPORTED_OUTPUTS = ("output_attentions", "output_hidden_states")
+HIDDEN = "output_hidden_states"
+UNSUPPORTED_OUTPUTS = ("output_attentions", HIDDEN)
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 # What is compared of an output, whichever of these it has first.
 COMPARED = ("logits", "image_embeds", "feature_maps", "last_hidden_state")
@@ -46,8 +47,10 @@ class TransformersHost(Adapter, ABC):
     Attributes:
         layouts: the layout of each kind, by the name of its module in `transformers.models`.
         classifier_output: the class of what a classifier returns.
+        gives_states: whether a call may ask for `output_hidden_states`.
     """
 
+    gives_states: ClassVar[bool] = False
     classifier_output: ClassVar[str] = "ImageClassifierOutput"
     layouts: ClassVar[Mapping[str, Layout]]
     host_attributes: ClassVar[frozenset[str]] = frozenset(
@@ -56,7 +59,7 @@ class TransformersHost(Adapter, ABC):
         gradient_checkpointing_enable gradient_checkpointing_disable is_activation_checkpointing
         activation_checkpointing_enable activation_checkpointing_disable get_input_embeddings
         loss_function framework forward_with_filtered_kwargs has_attentions backbone_type channels
-        num_features stage_names out_features out_indices""".split()
+        num_features stage_names out_features out_indices patch_size""".split()
     )
 
     # ------------------------------------------------------------------------ what a family says
@@ -100,6 +103,14 @@ class TransformersHost(Adapter, ABC):
         if host.config.reshape_hidden_states:
             x = x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous()
         return output_class(host, "BackboneOutput")(feature_maps=(x,))
+
+    def lay_out(self, rows: Tensor) -> Tensor:
+        """Returns rows (B, N, C) in the shape in which the host returns them."""
+        return rows
+
+    def asks_for_states(self, options: Mapping[str, Any]) -> bool:
+        """Tells whether a call asks for the sequence before and after every layer."""
+        return bool(options.get(HIDDEN))
 
     def returns_rows(self, host: Any) -> bool:
         """Tells whether it returns its sequence, as a bare model or a backbone."""
@@ -147,7 +158,7 @@ class TransformersHost(Adapter, ABC):
                 f"{own.replace('Backbone', 'Model')} and call forward_intermediates."
             )
         for name in UNSUPPORTED_OUTPUTS:
-            if getattr(host.config, name, False):
+            if getattr(host.config, name, False) and not (self.gives_states and name == HIDDEN):
                 return (
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
                     f"dense shape. Set model.config.{name} = False."
@@ -200,6 +211,8 @@ class TransformersHost(Adapter, ABC):
         honoured = {"return_dict", "labels", *LOSS_OPTIONS}
         if self.layout(host).interpolates:
             honoured.add("interpolate_pos_encoding")
+        if self.gives_states:
+            honoured.add(HIDDEN)
         unused = {
             name
             for name, value in given.items()
@@ -269,6 +282,8 @@ class TransformersHost(Adapter, ABC):
             output = self.features(host, tokens)
         else:
             output = self.classify(host, tokens, options)
+        if STATES in options:
+            output["hidden_states"] = tuple(self.lay_out(each) for each in options[STATES])
         wanted = options.get("return_dict")
         as_tuple = wanted is False or (wanted is None and not host.config.return_dict)
         return output.to_tuple() if as_tuple else output

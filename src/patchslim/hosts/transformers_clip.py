@@ -71,6 +71,7 @@ def _aimv2() -> Layout:
 class TransformersClip(TransformersHost):
     """Vision towers of CLIP, SigLIP (and SigLIP 2 at a fixed resolution) and AIMv2."""
 
+    gives_states: ClassVar[bool] = True
     family: ClassVar[str] = "transformers CLIP / SigLIP / AIMv2"
     layouts: ClassVar[Mapping[str, Layout]] = {
         "clip": _clip(
