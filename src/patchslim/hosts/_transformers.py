@@ -6,7 +6,6 @@ what it does before the first layer and after the last.
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -27,6 +26,7 @@ from patchslim.hosts._transformers_layout import (
     project_parts,
     projection_sizes,
 )
+from patchslim.hosts._transformers_outputs import add_states, output_class
 from patchslim.hosts._transformers_recipe import describe_host, rebuild_host
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
@@ -47,10 +47,8 @@ class TransformersHost(Adapter, ABC):
     Attributes:
         layouts: the layout of each kind, by the name of its module in `transformers.models`.
         classifier_output: the class of what a classifier returns.
-        gives_states: whether a call may ask for `output_hidden_states`.
     """
 
-    gives_states: ClassVar[bool] = False
     classifier_output: ClassVar[str] = "ImageClassifierOutput"
     layouts: ClassVar[Mapping[str, Layout]]
     host_attributes: ClassVar[frozenset[str]] = frozenset(
@@ -108,6 +106,10 @@ class TransformersHost(Adapter, ABC):
         """Returns rows (B, N, C) in the shape in which the host returns them."""
         return rows
 
+    def gives_states(self, host: Any) -> bool:
+        """Tells whether a call may ask for `output_hidden_states`."""
+        return True
+
     def asks_for_states(self, options: Mapping[str, Any]) -> bool:
         """Tells whether a call asks for the sequence before and after every layer."""
         return bool(options.get(HIDDEN))
@@ -158,7 +160,9 @@ class TransformersHost(Adapter, ABC):
                 f"{own.replace('Backbone', 'Model')} and call forward_intermediates."
             )
         for name in UNSUPPORTED_OUTPUTS:
-            if getattr(host.config, name, False) and not (self.gives_states and name == HIDDEN):
+            if getattr(host.config, name, False) and not (
+                self.gives_states(host) and name == HIDDEN
+            ):
                 return (
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
                     f"dense shape. Set model.config.{name} = False."
@@ -211,7 +215,7 @@ class TransformersHost(Adapter, ABC):
         honoured = {"return_dict", "labels", *LOSS_OPTIONS}
         if self.layout(host).interpolates:
             honoured.add("interpolate_pos_encoding")
-        if self.gives_states:
+        if self.gives_states(host):
             honoured.add(HIDDEN)
         unused = {
             name
@@ -283,7 +287,7 @@ class TransformersHost(Adapter, ABC):
         else:
             output = self.classify(host, tokens, options)
         if STATES in options:
-            output["hidden_states"] = tuple(self.lay_out(each) for each in options[STATES])
+            output = add_states(output, tuple(self.lay_out(each) for each in options[STATES]))
         wanted = options.get("return_dict")
         as_tuple = wanted is False or (wanted is None and not host.config.return_dict)
         return output.to_tuple() if as_tuple else output
@@ -373,15 +377,6 @@ class TransformersHost(Adapter, ABC):
 def is_backbone(host: Any) -> bool:
     """Tells whether it is a backbone, which returns maps of features."""
     return type(host).__name__.endswith("Backbone")
-
-
-def output_class(host: Any, name: str) -> Any:
-    """Finds an output class in the module of the host, which fills it itself."""
-    for cls in type(host).__mro__:
-        found = getattr(sys.modules[cls.__module__], name, None)
-        if found is not None:
-            return found
-    raise WrongInput(f"{type(host).__name__} comes from a module that has no {name}.")
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -46,7 +46,11 @@ def rebuild_host(recipe: Mapping[str, Any], layouts: Mapping[str, Layout]) -> nn
 
 def _find_class(name: Any, layouts: Mapping[str, Layout]) -> Any:
     """Finds a class of the layouts by its name; transformers does not show all of them."""
+    import transformers
+
     for kind, layout in layouts.items():
+        if name in layout.classes and hasattr(transformers, name):
+            return getattr(transformers, name)
         if name in layout.classes:
             module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
             return getattr(module, name)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._pooling import log_sizes, mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.attention import attention
 from patchslim.tokens.tokens import Tokens
 
@@ -71,7 +72,6 @@ def _aimv2() -> Layout:
 class TransformersClip(TransformersHost):
     """Vision towers of CLIP, SigLIP (and SigLIP 2 at a fixed resolution) and AIMv2."""
 
-    gives_states: ClassVar[bool] = True
     family: ClassVar[str] = "transformers CLIP / SigLIP / AIMv2"
     layouts: ClassVar[Mapping[str, Layout]] = {
         "clip": _clip(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._rotary import rotate_halves
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from patchslim.errors import WrongInput
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._rotary import rotate_halves
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
 
 SIZES = "image_sizes"
@@ -25,7 +26,6 @@ SIZES = "image_sizes"
 class TransformersPixtral(TransformersHost):
     """The vision encoder of Pixtral and Mistral, alone or in their models."""
 
-    gives_states: ClassVar[bool] = True
     family: ClassVar[str] = "transformers Pixtral"
     layouts: ClassVar[Mapping[str, Layout]] = {
         "pixtral": Layout(

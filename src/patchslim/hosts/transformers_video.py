@@ -13,8 +13,9 @@ from torch import Tensor
 
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._pooling import mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout, find_part
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
 
 
@@ -74,6 +75,10 @@ class TransformersVideo(TransformersHost):
     def returns_rows(self, host: Any) -> bool:
         """Tells whether it returns its sequence."""
         return not type(host).__name__.endswith("ForVideoClassification")
+
+    def gives_states(self, host: Any) -> bool:
+        """Tells whether the host gives them: V-JEPA's encoder leaves that to its model."""
+        return self._kind(host) != "vjepa2"
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """Calls the host's own embeddings."""

@@ -2,8 +2,8 @@
 
 ViTMSN, I-JEPA, DINOv2 with registers, TIPSv2, Pixio, and the encoders of InternVL and ViTPose. Bare
 models, image classifiers, DeiT's classifier with a teacher, and backbones that return the last
-stage. Outputs are the host's own output classes; attention maps and hidden states of a reduced
-sequence are not offered.
+stage. Outputs are the host's own output classes; attention maps of a reduced sequence are not
+offered.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from patchslim.hosts._pooling import mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, is_backbone, output_class
+from patchslim.hosts._transformers import TransformersHost, is_backbone
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
 
 # Kinds whose bare model returns its rows alone, and the class of its output.

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
 
 DETECTORS = ("class_labels_classifier", "bbox_predictor")
@@ -61,6 +62,10 @@ class TransformersYolos(TransformersHost):
     def returns_rows(self, host: Any) -> bool:
         """Says that it returns its sequence, also beside what it detects."""
         return True
+
+    def gives_states(self, host: Any) -> bool:
+        """Says no: positions are added between layers, and rows stand in another order here."""
+        return False
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """Calls the host's own embeddings, and puts detection tokens before the patches."""

@@ -65,7 +65,7 @@ class ForwardPass:
         asks = self.adapter.asks_for_states(options)
         tokens = self.embed(images, options, track=self.facts.returns_rows or asks)
         states = [tokens.dense_features()] if asks else []
-        for step in self.steps(tokens):
+        for step in self.steps(tokens, tail="full" if asks else None):
             tokens = self.run_or_recompute(step, tokens)
             if asks:
                 states.append(tokens.dense_features())
