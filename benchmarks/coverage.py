@@ -3,16 +3,20 @@
     python benchmarks/coverage.py
     python benchmarks/coverage.py --before earlier.json
 
-Every timm name, every transformers model class that takes images, and every open_clip name is built
-on the meta device at its default configuration, and asked for its adapter and its costs. An error
-that is none of ours is unclear: the command then fails and names it. `--before` keeps the counts of
-an earlier result beside the new ones. Writes benchmarks/results/coverage.json.
+Every timm name, every transformers model class that takes images or videos, and every open_clip
+name is built on the meta device at its default configuration, and asked for its adapter and its
+costs. An error that is none of ours is unclear: the command then fails and names it. `--before`
+keeps the counts of an earlier result beside the new ones. Writes benchmarks/results/coverage.json.
+
+It takes some minutes. Each answer is noted at once in a file beside the result, and a run
+that was stopped goes on from there, as long as versions and families are the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -36,7 +40,7 @@ RESULT = Path(__file__).parent / "results" / "coverage.json"
 # The lists of transformers by which its classes that take images are found.
 MAPPINGS = """MODEL IMAGE_CLASSIFICATION BACKBONE ZERO_SHOT_IMAGE_CLASSIFICATION IMAGE PRETRAINING
     MASKED_IMAGE_MODELING SEMANTIC_SEGMENTATION OBJECT_DETECTION DEPTH_ESTIMATION MASK_GENERATION
-    IMAGE_TEXT_TO_TEXT ZERO_SHOT_OBJECT_DETECTION KEYPOINT_DETECTION""".split()
+    VIDEO_CLASSIFICATION IMAGE_TEXT_TO_TEXT ZERO_SHOT_OBJECT_DETECTION KEYPOINT_DETECTION""".split()
 
 
 def main() -> None:
@@ -52,26 +56,69 @@ def main() -> None:
     told: dict[str, Any] = {"versions": installed_libraries(), "libraries": {}}
     before = {} if options.before is None else json.loads(options.before.read_text())["libraries"]
     unclear = 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    notes = Notes(options.out.with_suffix(".partial.jsonl"))
     for library in options.libraries:
-        found = ask_all(LISTS[library]())
+        found = ask_all(library, LISTS[library](), notes)
         found["distribution"] = load_library(library).distribution
         if library in before:
             found["before"] = before[library]["counts"]
         told["libraries"][library] = found
         unclear += found["counts"].get("unclear", 0)
         print(library, json.dumps(found["counts"], indent=1), flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    notes.path.unlink()
     sys.exit(f"{unclear} models fail with an error that is none of ours." if unclear else 0)
 
 
-def ask_all(builders: Iterator[tuple[str, Callable[[], nn.Module]]]) -> dict[str, Any]:
+class Notes:
+    """Answers so far, one a line, kept for a run that goes on where another was stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[tuple[str, str], tuple[str, str]] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        asked = fingerprint()
+        if lines[:1] == [asked]:
+            for line in lines[1:]:
+                with contextlib.suppress(ValueError):  # a line that was cut off
+                    library, name, kind, said = json.loads(line)
+                    self.answers[library, name] = (kind, said)
+            print(f"{len(self.answers)} answers of a run that was stopped", flush=True)
+        path.write_text(asked + "\n", encoding="utf-8")
+        for (library, name), answer in self.answers.items():
+            self._note(library, name, answer)
+
+    def ask(self, library: str, name: str, build: Callable[[], nn.Module]) -> tuple[str, str]:
+        """Gives the answer that was noted, or asks now and notes it."""
+        if (library, name) not in self.answers:
+            self.answers[library, name] = ask(name, build)
+            self._note(library, name, self.answers[library, name])
+        return self.answers[library, name]
+
+    def _note(self, library: str, name: str, answer: tuple[str, str]) -> None:
+        """Appends an answer to the file."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([library, name, *answer]) + "\n")
+
+
+def fingerprint() -> str:
+    """Tells by what answers are made: the libraries' versions, and our families' source."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted((Path(patchslim.__file__).parent / "hosts").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return json.dumps({"versions": installed_libraries(), "source": digest.hexdigest()})
+
+
+def ask_all(
+    library: str, builders: Iterator[tuple[str, Callable[[], nn.Module]]], notes: Notes
+) -> dict[str, Any]:
     """Asks each model for its adapter; sorts names by family, and the others by the reason."""
     served: dict[str, list[str]] = defaultdict(list)
     refused: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter()
     for name, build in builders:
-        kind, said = ask(name, build)
+        kind, said = notes.ask(library, name, build)
         counts["models"] += 1
         counts[kind] += 1
         (served if kind == "served" else refused)[said].append(name)
@@ -130,8 +177,8 @@ def open_clip_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         config = open_clip.get_model_config(name)
         yield (
             name,
-            lambda config=config: nn.ModuleDict(  # type: ignore[misc]
-                {"visual": _build_vision_tower(config["embed_dim"], dict(config["vision_cfg"]))}
+            lambda config=config: _build_vision_tower(  # type: ignore[misc]
+                config["embed_dim"], dict(config["vision_cfg"])
             ),
         )
 
@@ -165,10 +212,11 @@ def mapping_name(task: str) -> str:
 
 
 def takes_images(cls: Any) -> bool:
-    """Tells whether a class of transformers takes images, alone or beside text."""
+    """Tells whether a class of transformers takes images or videos, alone or beside text."""
     try:
         modalities = getattr(cls, "input_modalities", ()) or ()
-        return "image" in modalities or getattr(cls, "main_input_name", "") == "pixel_values"
+        named = getattr(cls, "main_input_name", "") in ("pixel_values", "pixel_values_videos")
+        return named or "image" in modalities or "video" in modalities
     except ImportError:  # a stand-in for a class whose libraries are not installed
         return False
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import coverage_tables
 from peer_figures import PEERS
 
 from patchslim.report.report import Report
@@ -704,6 +705,9 @@ def tables() -> dict[str, Callable[[], str]]:
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
         "growth": growth,
+        "coverage": lambda: coverage_tables.libraries(_read("coverage.json")),
+        "coverage-families": lambda: coverage_tables.families(_read("coverage.json")),
+        "coverage-reasons": lambda: coverage_tables.reasons(_read("coverage.json")),
         "documents": documents,
         "similarity": lambda: similarity(lambda name: name in SIDE_BY_SIDE or name == "random"),
         "similarity-deep": lambda: similarity(lambda name: name != "dense", "similarity_deep.json"),

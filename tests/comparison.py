@@ -20,6 +20,7 @@ from patchslim.tokens.tokens import Tokens
 ZERO_GRADIENT = (
     "k_norm.bias",
     "k_proj.bias",
+    "attention.key.bias",
     "ln_k.bias",
 )  # the softmax cancels what all keys share
 # A batch norm takes away what a whole channel has in common, so the bias of one before it may have

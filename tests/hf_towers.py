@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.idefics2 import modeling_idefics2
+from transformers.models.kosmos2 import modeling_kosmos2
+from transformers.models.vjepa2 import modeling_vjepa2
 
 from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
 from timm_variants import randomise
@@ -20,6 +23,22 @@ BEIT = {**WIDE, "layer_scale_init_value": 0.1, "out_indices": [0, 1, 2, 3]}
 DATA2VEC = {**WIDE, "layer_scale_init_value": 0.1}
 RELATIVE = {"image_size": (16, 20), "use_relative_position_bias": True}
 ABSOLUTE = {"use_absolute_position_embeddings": True, "use_mean_pooling": False}
+TIPS = {**DINO_CONFIG, "num_register_tokens": 2}
+MASK_TOKEN = ("embeddings.mask_token",)
+YOLOS = {**WIDE, "image_size": (16, 20), "num_detection_tokens": 3}
+AST = {**WIDE, "max_length": 20, "num_mel_bins": 12, "frequency_stride": 3, "time_stride": 3}
+VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
+VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
+VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
+PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
+INTERNVL = {
+    **WIDE,
+    "use_qk_norm": True,
+    "layer_scale_init_value": 0.1,
+    "hidden_dropout_prob": 0.1,
+    "projection_dropout": 0.1,
+    "use_absolute_position_embeddings": True,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +63,16 @@ class Tower:
     slow: bool = True
     unread: tuple[str, ...] = ()
 
+    def host_class(self) -> Any:
+        """Finds the class of the host."""
+        name = self.label.partition(" ")[0]
+        places = (transformers, modeling_kosmos2, modeling_vjepa2, modeling_idefics2)
+        return next(getattr(place, name) for place in places if hasattr(place, name))
+
     def config(self) -> Any:
         """Makes the configuration of the class."""
-        cls = getattr(transformers, self.label.partition(" ")[0]).config_class
+        # The encoder of V-JEPA 2 is no model of its own to transformers.
+        cls = getattr(self.host_class(), "config_class", transformers.VJEPA2Config)
         given = {**SMALL_CONFIG, **self.settings, "attn_implementation": self.attention}
         if "vision_config" not in getattr(cls, "sub_configs", {}):
             return cls(**given)
@@ -57,9 +83,7 @@ class Tower:
     def build(self) -> Any:
         """Builds the host, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
-            host = getattr(transformers, self.label.partition(" ")[0])(
-                self.config(), **self.arguments
-            )
+            host = self.host_class()(self.config(), **self.arguments)
         randomise(host)
         for name, parameter in host.named_parameters():
             if self.unread and name.startswith(self.unread):
@@ -84,6 +108,14 @@ CLIP_TOWERS = (
     Tower("AltCLIPVisionModel", WIDE),
     Tower("ChineseCLIPVisionModel", WIDE, attention="eager"),
     Tower("CLIPSegVisionModel", WIDE),
+    Tower("OwlViTVisionModel", WIDE),
+    Tower("Owlv2VisionModel", WIDE, attention="eager"),
+    Tower("Kosmos2VisionModel", WIDE),
+    Tower("GitVisionModel", WIDE, attention="eager"),
+    Tower("BlipVisionModel", WIDE, attention="eager", slow=False),
+    Tower("Blip2VisionModel", WIDE, slow=False),
+    Tower("InstructBlipVisionModel no biases", {**WIDE, "qkv_bias": False}),
+    Tower("InstructBlipVideoVisionModel", {**WIDE, "attention_dropout": 0.1}, attention="eager"),
     Tower("SiglipVisionModel", WIDE, slow=False),
     Tower("SiglipVisionModel eager", WIDE, attention="eager"),
     Tower("SiglipVisionModel without head", {**WIDE, "vision_use_head": False}),
@@ -173,8 +205,65 @@ VIT_TOWERS = (
         unread=("layernorm",),
     ),
     Tower("Dinov2WithRegistersBackbone", {**DINO_CONFIG, "num_register_tokens": 3}),
+    Tower("Tipsv2VisionModel", TIPS, unread=MASK_TOKEN),
+    Tower("Tipsv2VisionBackbone swiglu", {**TIPS, "use_swiglu_ffn": True}, unread=MASK_TOKEN),
+    Tower("PixioModel", PIXIO, slow=False),
+    Tower("PixioBackbone", {**PIXIO, "drop_path_rate": 0.1}, unread=("pixio.layernorm",)),
+    Tower("InternVLVisionModel", INTERNVL, slow=False),
+    Tower(
+        "InternVLVisionModel mean, RMS, no query norms",
+        {**INTERNVL, "use_mean_pooling": True, "norm_type": "rms_norm", "use_qk_norm": False},
+        attention="eager",
+    ),
+    Tower("VitPoseBackbone", {"mlp_ratio": 2, "image_size": (32, 40), "patch_size": 8}, slow=False),
 )
-EVERY_TOWER = (*CLIP_TOWERS, *DINOV3_TOWERS, *BEIT_TOWERS, *VIT_TOWERS)
+YOLOS_TOWERS = (
+    Tower("YolosModel", YOLOS, slow=False),
+    Tower(
+        "YolosModel without positions between layers and pooler, eager",
+        {**YOLOS, "use_mid_position_embeddings": False},
+        {"add_pooling_layer": False},
+        attention="eager",
+        slow=False,
+    ),
+    Tower("YolosForObjectDetection", YOLOS, unread=("bbox_predictor",), slow=False),
+)
+AST_TOWERS = (
+    Tower("ASTModel", AST, slow=False),
+    Tower("ASTModel eager", AST, attention="eager", slow=False),
+    Tower("ASTForAudioClassification", {**AST, "hidden_dropout_prob": 0.1}, slow=False),
+)
+VIDEO_TOWERS = (
+    Tower("VideoMAEModel", VIDEO, slow=False),
+    Tower("VideoMAEModel norm, eager", {**VIDEO, "use_mean_pooling": False}, attention="eager"),
+    Tower("VideoMAEForVideoClassification", VIDEO, slow=False),
+    Tower("VivitModel", VIVIT),
+    Tower("VivitModel without pooler", VIVIT, {"add_pooling_layer": False}),
+    Tower("VivitForVideoClassification", VIVIT),
+    Tower("VJEPA2Encoder", VJEPA, slow=False),
+    Tower("VJEPA2Encoder drop path, eager", {**VJEPA, "drop_path_rate": 0.1}, attention="eager"),
+)
+SMOLVLM_TOWERS = (
+    Tower("SmolVLMVisionTransformer", WIDE, slow=False),
+    Tower("Idefics3VisionTransformer", {**WIDE, "attention_dropout": 0.1}, slow=False),
+    Tower("Idefics2VisionTransformer eager", WIDE, attention="eager", slow=False),
+)
+PIXTRAL_TOWERS = (
+    Tower("PixtralVisionModel", WIDE, slow=False),
+    Tower("PixtralVisionModel eager", WIDE, attention="eager", slow=False),
+    Tower("PixtralVisionModel wide heads", {**WIDE, "num_attention_heads": 2}, slow=False),
+)
+EVERY_TOWER = (
+    *CLIP_TOWERS,
+    *DINOV3_TOWERS,
+    *BEIT_TOWERS,
+    *VIT_TOWERS,
+    *YOLOS_TOWERS,
+    *AST_TOWERS,
+    *VIDEO_TOWERS,
+    *SMOLVLM_TOWERS,
+    *PIXTRAL_TOWERS,
+)
 
 
 def tiny_tower(label: str, **settings: Any) -> Any:

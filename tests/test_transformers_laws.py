@@ -34,8 +34,10 @@ from hf_hosts import (
     random_pixels,
     tiny_hf,
 )
+from hf_towers import EVERY_TOWER, Tower, tiny_tower
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.schedules.schedule import Rate
+from patchslim.testing.adapter_laws import AdapterTrial
 from patchslim.tokens.rows import take
 from variants_transformers import is_combination
 
@@ -54,7 +56,7 @@ every_kind = pytest.mark.parametrize("kind", by_default(HF_HOSTS), ids=str)
 
 
 @functools.cache
-def built(kind: HfHost) -> Any:
+def built(kind: HfHost | Tower) -> Any:
     """Builds one host for all laws that do not change it."""
     return kind.build()
 
@@ -148,6 +150,35 @@ def test_exact_tail_gives_the_same_answer(kind: HfHost) -> None:
             alike(exact(x), full(x))
 
 
+STATELESS = ("Yolos", "VJEPA2Encoder")
+STATED = [*HF_HOSTS, *(each for each in EVERY_TOWER if not each.label.startswith(STATELESS))]
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(each, marks=SLOW if is_combination(each) else []) for each in STATED]
+)
+def test_hidden_states_are_the_hosts_and_in_its_order(kind: HfHost | Tower) -> None:
+    host = built(kind)
+    x = AdapterTrial(host, patchslim.find_adapter(host)).images()
+    with torch.no_grad():
+        wanted = host(x, output_hidden_states=True)
+        for method, tail in (("identity", "full"), ("identity", "exact"), ("random", "exact")):
+            less = {"keep": 0.5} if method == "random" else {}
+            got = patchslim.slim(host, method, tail=tail, **less)(x, output_hidden_states=True)
+            assert [*got] == [*wanted]
+            for mine, own in zip(got.hidden_states, wanted.hidden_states, strict=True):
+                assert mine.shape == own.shape
+                assert method == "random" or is_close(mine, own, 2)
+
+
+@pytest.mark.parametrize("label", ["YolosModel", "VJEPA2Encoder"])
+def test_hidden_states_that_the_host_lacks_or_adds_to_are_refused(label: str) -> None:
+    host = tiny_tower(label)
+    x = AdapterTrial(host, patchslim.find_adapter(host)).images()
+    with pytest.raises(WrongInput, match="output_hidden_states"):
+        patchslim.slim(host, "tome", keep=0.5)(x, output_hidden_states=True)
+
+
 @pytest.mark.parametrize("label", ["ViT", "Dinov2"])
 def test_activations_can_be_recomputed(label: str) -> None:
     host = tiny_hf(f"{label}ForImageClassification")
@@ -205,18 +236,20 @@ def test_configured_tuple_is_returned() -> None:
         alike(patchslim.slim(host, "identity")(random_pixels(host)), host(random_pixels(host)))
 
 
-@pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states", "attention_mask"])
+@pytest.mark.parametrize("option", ["output_attentions", "attention_mask"])
 def test_what_a_reduced_sequence_lacks_is_refused(hf_vit: Any, option: str) -> None:
     slimmed = patchslim.slim(hf_vit, "tome", r=2)
     with pytest.raises(WrongInput, match=option):
         slimmed(random_pixels(hf_vit), **{option: True})
 
 
-@pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states"])
-def test_what_the_configuration_asks_for_is_refused(option: str) -> None:
-    host = tiny_hf(**{option: True, "attn_implementation": "eager"})
-    with pytest.raises(UnsupportedModel, match=option):
-        patchslim.slim(host, "tome", r=2)
+def test_what_the_configuration_asks_for_is_refused_or_given() -> None:
+    asking = {"output_attentions": True, "attn_implementation": "eager"}
+    with pytest.raises(UnsupportedModel, match="output_attentions"):
+        patchslim.slim(tiny_hf(**asking), "tome", r=2)
+    host = tiny_hf(output_hidden_states=True)
+    with torch.no_grad():
+        alike(patchslim.slim(host, "identity")(random_pixels(host)), host(random_pixels(host)))
 
 
 @pytest.mark.parametrize(

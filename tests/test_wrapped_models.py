@@ -84,6 +84,7 @@ def test_a_slimmed_model_in_a_wrapper_is_named(
         patchslim.export(model, tmp_path / "model.onnx")
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 def test_a_model_with_low_rank_updates_is_named_or_merged(hf_vit: Any):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj", "v_proj"])

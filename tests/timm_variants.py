@@ -256,7 +256,7 @@ def randomise(host: nn.Module, seed: int = 0) -> None:
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in [*host.named_parameters(), *host.named_buffers()]:
-            if not p.is_floating_point() or "rope" in name:
+            if not p.is_floating_point() or "rope" in name or "inv_freq" in name:
                 continue
             value = torch.randn(p.shape, generator=noise, dtype=torch.float32)
             leaf = name.rpartition(".")[2]

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from hf_hosts import EAGER_BY_DEFAULT, HF_HOSTS, HfHost
-from hf_towers import BEIT_TOWERS, CLIP_TOWERS, DINOV3_TOWERS, VIT_TOWERS, Tower
+from hf_towers import (
+    AST_TOWERS,
+    BEIT_TOWERS,
+    CLIP_TOWERS,
+    DINOV3_TOWERS,
+    PIXTRAL_TOWERS,
+    SMOLVLM_TOWERS,
+    VIDEO_TOWERS,
+    VIT_TOWERS,
+    YOLOS_TOWERS,
+    Tower,
+)
 
 VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_vit": (*HF_HOSTS, *VIT_TOWERS),
     "transformers_clip": CLIP_TOWERS,
     "transformers_dinov3": DINOV3_TOWERS,
     "transformers_beit": BEIT_TOWERS,
+    "transformers_yolos": YOLOS_TOWERS,
+    "transformers_ast": AST_TOWERS,
+    "transformers_pixtral": PIXTRAL_TOWERS,
+    "transformers_smolvlm": SMOLVLM_TOWERS,
+    "transformers_video": VIDEO_TOWERS,
 }
 
 

@@ -99,7 +99,7 @@ def benchmark(  # noqa: PLR0913 (what is timed, on what, and how often)
         looked = [worker.look_back() for worker in workers]
     given = {path: name for name, path in paths.items()}
     rows = _Rows(workers, looked, seconds, calls, given, seed)
-    height, width = workers[0].facts["input"][1:]
+    height, width = workers[0].facts["input"][-2:]
     provenance = Provenance.of(
         torch.device("cpu"),
         ", ".join(dict.fromkeys(str(worker.facts["precision"]) for worker in workers)),

@@ -263,7 +263,7 @@ def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
     shape = plan.shape
     plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)
     facts = model_facts(args, plan)
-    facts["image_size"] = list(plan.adapter.describe(host).image_shape[1:])
+    facts["image_size"] = list(plan.adapter.describe(host).image_size)
     return CommandResult(facts_text(facts), facts)
 
 

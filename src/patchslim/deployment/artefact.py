@@ -108,7 +108,7 @@ class Artefact:
                 f"of shape {made_for}."
             )
         check_readable(images, f"{self.path} takes images of shape {made_for}")
-        other = images.ndim != 4 or tuple(images.shape[1:]) != shape
+        other = tuple(images.shape[1:]) != shape
         if other or not images.is_floating_point() or (batch and len(images) != batch):
             cure = "Resize them, or export the model for theirs."
             if not other and images.is_floating_point():

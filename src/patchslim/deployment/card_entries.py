@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def check_entries(card: Mapping[str, Any], path: Path) -> None:
         size = Preprocessing.from_json(card["images"]).image_size
     except PatchslimError as error:
         raise BadFile(f"The card in {path} was edited; look at: images. {error}") from error
-    if [*size] != card["input"][1:]:
+    if [*size] != card["input"][-2:]:
         raise BadFile(
             f"The card in {path} was edited: it prepares images of {size[0]} x {size[1]} pixels, "
             f"and says that the input is {card['input']}. Export it again."
@@ -37,10 +38,10 @@ def _find_nonsense(card: Mapping[str, Any]) -> str | None:
     names = outputs.get("names")
     makes_sense = {
         "method": isinstance(card.get("method"), str),
-        "input": len(shape) == 3
+        "input": len(shape) in (2, 3, 4)  # a spectrogram, an image, a video
         and all(_is_whole(each) for each in shape)
-        and shape[0] <= MOST_CHANNELS
-        and shape[1] * shape[2] <= MOST_PIXELS,
+        and math.prod(shape[:-2]) <= MOST_CHANNELS
+        and shape[-2] * shape[-1] <= MOST_PIXELS,
         "batch": batch is None or (_is_whole(batch) and batch in BATCH),
         "outputs": outputs.get("kind") in KINDS
         and _are_names(names)

@@ -19,7 +19,7 @@ from torch import Tensor
 from patchslim.deployment.drift import Drift
 from patchslim.deployment.graph import Graph, Outputs, Witness, kept_cells
 from patchslim.deployment.target import Runner
-from patchslim.errors import WrongExport
+from patchslim.errors import UnsupportedModel, WrongExport
 
 TOLERANCE = 1e-4  # how far an answer may be off, as a share of the largest (at least of 1)
 NOISE = 1e-5  # of the noise that finds near ties, as a share of the largest pixel
@@ -83,6 +83,12 @@ def check_graph(run: Runner, graph: Graph, batches: Sequence[Tensor]) -> Check:
         got = [torch.from_numpy(each) for each in run(images.numpy())]
         with torch.no_grad():
             want = witness(images)
+        if any(len(each) != len(images) for each in want):
+            raise UnsupportedModel(
+                f"{type(graph.model.host).__name__} lays the rows of all images in one, and the "
+                "answers of a graph are compared by image. Export another encoder, or call this "
+                "one in PyTorch."
+            )
         same = torch.ones(len(images), dtype=torch.bool)
         kept = zip(blocks, got[len(names) :], want[len(names) :], strict=True)
         for block, theirs, ours in kept:

@@ -177,7 +177,7 @@ def _batches(graph: Graph, given: Tensor | None) -> list[Tensor]:
     return in_batches(whole, graph.batch, graph.batch)
 
 
-def read_images(images: Any, shape: tuple[int, int, int], precision: str) -> Tensor:
+def read_images(images: Any, shape: tuple[int, ...], precision: str) -> Tensor:
     """The first images of a batch, or of batches with or without labels.
 
     `shape` is that of an image of the model.
@@ -207,7 +207,7 @@ def _check_batch(images: Any) -> Tensor:
     """The images, if they are a batch that can be compared."""
     check_type("images", images, Tensor, GIVE_IMAGES)
     check_readable(images, GIVE_IMAGES)
-    if images.ndim != 4 or not images.is_floating_point():
+    if images.ndim < 3 or not images.is_floating_point():
         raise BadSetting(f"images=: {show_images(images)}. {GIVE_IMAGES}")
     given: Tensor = images.detach()
     return given

@@ -107,7 +107,7 @@ class Graph:
     batch: int | None
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width of an image."""
         return self.model.plan.adapter.describe(self.model.host).image_shape
 

@@ -19,6 +19,7 @@ from patchslim.tokens.shapes import HostShape
 from patchslim.tokens.tokens import Tokens
 
 Part = Literal["qkv", "qk", "kv", "q", "v"]
+STATES = "dense states"  # the option in which `head` finds them, if a call asks for them
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class HostFacts:
 
     Attributes:
         prefix: leading rows that are not patches: class, distillation and register tokens.
-        image_shape: channels, height and width of the images that the host is made for.
+        image_shape: channels, height and width of the images that the host is made for. A video
+            has frames before them; a spectrogram has no channels.
         scales: for each block the factor on the query-key product.
         dropouts: for each block the attention dropout that is in force now; 0 in evaluation.
         has_class_token: whether the first row is a class token.
@@ -45,7 +47,7 @@ class HostFacts:
     """
 
     prefix: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     scales: tuple[float, ...]
     dropouts: tuple[float, ...]
     has_class_token: bool
@@ -56,6 +58,11 @@ class HostFacts:
     strides: tuple[int, ...] = ()
     feature_blocks: tuple[int, ...] | None = None
     recomputes_activations: bool = False
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the host is made for."""
+        return self.image_shape[-2], self.image_shape[-1]
 
     def stride(self, block: int) -> int:
         """Says how many rows and columns of the grid become one in a block: 1 in a flat host."""
@@ -141,7 +148,7 @@ class Adapter(ABC):
         self, host: nn.Module, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """Says why images of this height and width do not fit the host, or None."""
-        height, width = self.describe(host).image_shape[1:]
+        height, width = self.describe(host).image_size
         if size == (height, width):
             return None
         return f"this host takes {height}x{width} pixels. Resize the images."
@@ -151,6 +158,13 @@ class Adapter(ABC):
         if given:
             raise WrongInput(f"A slimmed {self.family} takes images alone, not {sorted(given)}.")
         return {}
+
+    def asks_for_states(self, options: Mapping[str, Any]) -> bool:
+        """Tells whether a call asks for the sequence before and after every block.
+
+        Then `head` finds the list of them, in the dense order, among its options as `STATES`.
+        """
+        return False
 
     def logits(self, output: Any) -> Tensor:
         """Picks the tensor to compare from what the host returned."""
@@ -201,6 +215,11 @@ class Adapter(ABC):
 
 def patch_pixels(images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Cuts out the pixels that each cell of the grid covers (B, H*W, C*h*w)."""
+    if images.ndim != 4:
+        raise WrongInput(
+            f"Patches are compared by their pixels in images alone, not in a batch of shape "
+            f"{tuple(images.shape)}."
+        )
     (height, width), (down, right) = images.shape[2:], grid
     if height % down or width % right:
         raise WrongInput(

@@ -124,7 +124,9 @@ class Preprocessing:
 
 def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
     """Finds how images of `host` are prepared, if its library keeps that with the weights."""
-    channels, height, width = adapter.describe(host).image_shape
+    facts = adapter.describe(host)
+    height, width = facts.image_size
+    channels = facts.image_shape[-3] if len(facts.image_shape) > 2 else 1
     library = find_host_library(host)
     try:
         said = {} if library is None else library.read_preprocessing(host, (height, width))

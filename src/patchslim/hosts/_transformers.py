@@ -6,7 +6,6 @@ what it does before the first layer and after the last.
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,8 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
-from patchslim.hosts._adapter import Adapter, HostFacts, Part
-from patchslim.hosts._libraries.transformers import check_config
+from patchslim.hosts._adapter import STATES, Adapter, HostFacts, Part
 from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._transformers_layout import (
     Layout,
@@ -25,19 +23,22 @@ from patchslim.hosts._transformers_layout import (
     find_part,
     head_width,
     parts_macs,
+    project_parts,
+    projection_sizes,
 )
+from patchslim.hosts._transformers_outputs import add_states, output_class
+from patchslim.hosts._transformers_recipe import describe_host, rebuild_host
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
 
 # What a configuration or a call may ask for and a reduced sequence cannot give.
-UNSUPPORTED_OUTPUTS = ("output_attentions", "output_hidden_states")
+HIDDEN = "output_hidden_states"
+UNSUPPORTED_OUTPUTS = ("output_attentions", HIDDEN)
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 # What is compared of an output, whichever of these it has first.
 COMPARED = ("logits", "image_embeds", "feature_maps", "last_hidden_state")
 # What a call may say of the loss beside the labels: how many items share it, as Trainer says.
 LOSS_OPTIONS = ("num_items_in_batch",)
-# Options of a class that a recipe notes by the part that they make.
-OPTIONAL_PARTS = {"pooler": "add_pooling_layer", "mask_token": "use_mask_token"}
 
 
 class TransformersHost(Adapter, ABC):
@@ -45,15 +46,18 @@ class TransformersHost(Adapter, ABC):
 
     Attributes:
         layouts: the layout of each kind, by the name of its module in `transformers.models`.
+        classifier_output: the class of what a classifier returns.
     """
 
+    classifier_output: ClassVar[str] = "ImageClassifierOutput"
     layouts: ClassVar[Mapping[str, Layout]]
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """config device dtype num_labels main_input_name name_or_path can_generate
         generation_config base_model_prefix input_modalities is_gradient_checkpointing
         gradient_checkpointing_enable gradient_checkpointing_disable is_activation_checkpointing
         activation_checkpointing_enable activation_checkpointing_disable get_input_embeddings
-        loss_function framework""".split()
+        loss_function framework forward_with_filtered_kwargs has_attentions backbone_type channels
+        num_features stage_names out_features out_indices patch_size""".split()
     )
 
     # ------------------------------------------------------------------------ what a family says
@@ -97,6 +101,18 @@ class TransformersHost(Adapter, ABC):
         if host.config.reshape_hidden_states:
             x = x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous()
         return output_class(host, "BackboneOutput")(feature_maps=(x,))
+
+    def lay_out(self, rows: Tensor) -> Tensor:
+        """Returns rows (B, N, C) in the shape in which the host returns them."""
+        return rows
+
+    def gives_states(self, host: Any) -> bool:
+        """Tells whether a call may ask for `output_hidden_states`."""
+        return True
+
+    def asks_for_states(self, options: Mapping[str, Any]) -> bool:
+        """Tells whether a call asks for the sequence before and after every layer."""
+        return bool(options.get(HIDDEN))
 
     def returns_rows(self, host: Any) -> bool:
         """Tells whether it returns its sequence, as a bare model or a backbone."""
@@ -144,7 +160,9 @@ class TransformersHost(Adapter, ABC):
                 f"{own.replace('Backbone', 'Model')} and call forward_intermediates."
             )
         for name in UNSUPPORTED_OUTPUTS:
-            if getattr(host.config, name, False):
+            if getattr(host.config, name, False) and not (
+                self.gives_states(host) and name == HIDDEN
+            ):
                 return (
                     f"its configuration asks for {name}, and a reduced sequence has none of the "
                     f"dense shape. Set model.config.{name} = False."
@@ -174,7 +192,7 @@ class TransformersHost(Adapter, ABC):
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """Refuses other sizes than the host's, unless its positions are interpolated."""
-        layout, (_, height, width) = self.layout(host), self._image_shape(host)
+        layout, (height, width) = self.layout(host), self._image_shape(host)[-2:]
         if self.takes_any_size(host) or options.get("interpolate_pos_encoding"):
             patch = _pair(self.base(host).config.patch_size)
             small = size[0] < patch[0] or size[1] < patch[1]
@@ -197,6 +215,8 @@ class TransformersHost(Adapter, ABC):
         honoured = {"return_dict", "labels", *LOSS_OPTIONS}
         if self.layout(host).interpolates:
             honoured.add("interpolate_pos_encoding")
+        if self.gives_states(host):
+            honoured.add(HIDDEN)
         unused = {
             name
             for name, value in given.items()
@@ -220,13 +240,15 @@ class TransformersHost(Adapter, ABC):
         return layers
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """Calls the host's own embeddings."""
+        """Calls the host's own embeddings, and its norm before the first layer."""
         base, projection = self.base(host), self._patches(host)
         images = images.to(projection.weight.dtype)
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
         x = base.embeddings(images, **extra)
         rows = x[0] if isinstance(x, tuple) else x
-        return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[2:]))
+        first = self.layout(host).first
+        rows = find_part(base, first)(rows) if first else rows
+        return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[-2:]))
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """Computes the patch embedding alone."""
@@ -239,7 +261,7 @@ class TransformersHost(Adapter, ABC):
         layout, layer = self.layout(host), self.blocks(host)[index]
         attention = find_part(layer, layout.attention)
         y = find_part(layer, layout.norm)(tokens.x)
-        every = [getattr(attention, name)(y) for name in layout.project_names(part)]
+        every = project_parts(layout, attention, y, part)
         width = head_width(attention)
         return tuple([each.unflatten(2, (-1, width)).transpose(1, 2) for each in every])
 
@@ -264,6 +286,8 @@ class TransformersHost(Adapter, ABC):
             output = self.features(host, tokens)
         else:
             output = self.classify(host, tokens, options)
+        if STATES in options:
+            output = add_states(output, tuple(self.lay_out(each) for each in options[STATES]))
         wanted = options.get("return_dict")
         as_tuple = wanted is False or (wanted is None and not host.config.return_dict)
         return output.to_tuple() if as_tuple else output
@@ -274,7 +298,7 @@ class TransformersHost(Adapter, ABC):
         if labels is not None:
             told = {name: options[name] for name in LOSS_OPTIONS if name in options}
             loss = host.loss_function(labels, logits, host.config, **told)
-        return output_class(host, "ImageClassifierOutput")(loss=loss, logits=logits)
+        return output_class(host, self.classifier_output)(loss=loss, logits=logits)
 
     def logits(self, output: Any) -> Tensor:
         """Returns the logits, the image's embedding, or the features."""
@@ -287,35 +311,15 @@ class TransformersHost(Adapter, ABC):
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
         """Notes class and configuration, and which optional parts a bare model has."""
-        recipe = {"class": type(host).__name__, "config": host.config.to_diff_dict()}
-        for part in self._optional_parts(type(host)):
-            owner = host if part == "pooler" else host.embeddings
-            recipe[part] = getattr(owner, part) is not None
-        return recipe
+        return describe_host(host)
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Builds the class from its configuration, with random weights."""
-        import transformers
-
-        known = {name for layout in self.layouts.values() for name in layout.classes}
-        if recipe["class"] not in known:
-            raise WrongInput(
-                f"{recipe['class']!r} is not a model class that this family can rebuild."
-            )
-        host_class: Any = getattr(transformers, recipe["class"])
-        given = {
-            OPTIONAL_PARTS[part]: bool(recipe[part])
-            for part in self._optional_parts(host_class)
-            if part in recipe
-        }
-        check_config(recipe["config"], "the recipe of the host")
-        config = host_class.config_class.from_dict(dict(recipe["config"]))
-        host: nn.Module = host_class(config, **given)
-        return host
+        return rebuild_host(recipe, self.layouts)
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Counts rows and costs, read off the host's own layers."""
-        grid = self._grid(host, image_size or self._image_shape(host)[1:])
+        grid = self._grid(host, image_size or self._image_shape(host)[-2:])
         head, head_row = self.head_macs(host)
         prefix = self.prefix(host)
         return HostShape(
@@ -336,22 +340,15 @@ class TransformersHost(Adapter, ABC):
                 return parts[2]
         return None
 
-    def _optional_parts(self, host_class: Any) -> list[str]:
-        """Lists the parts that arguments of the class make or leave out."""
-        import inspect
-
-        arguments = inspect.signature(host_class.__init__).parameters
-        return [part for part, name in OPTIONAL_PARTS.items() if name in arguments]
-
     def _patches(self, host: Any) -> Any:
         """Finds the convolution that embeds patches."""
         return find_part(self.base(host), self.layout(host).patches)
 
-    def _image_shape(self, host: Any) -> tuple[int, int, int]:
+    def _image_shape(self, host: Any) -> tuple[int, ...]:
         """Reads channels, height and width from the configuration."""
         config = self.base(host).config
         size = _pair(config.image_size)
-        return int(config.num_channels), size[0], size[1]
+        return int(getattr(config, "num_channels", 3)), size[0], size[1]
 
     def _grid(self, host: Any, size: Any) -> tuple[int, int]:
         """Computes the grid of images of this size."""
@@ -362,13 +359,12 @@ class TransformersHost(Adapter, ABC):
         """Counts costs, read off one layer's own projections."""
         layout = self.layout(host)
         attention = find_part(layer, layout.attention)
-        q, k, v = (getattr(attention, name) for name in layout.project_names("qkv"))
-        inner = int(q.out_features)
+        width, inner, (q, k, v) = projection_sizes(layout, attention)
         return BlockShape(
-            width=int(q.in_features),
-            q=linear_macs(q),
-            k=linear_macs(k),
-            v=linear_macs(v),
+            width=width,
+            q=q,
+            k=k,
+            v=v,
             query_width=inner,
             value_width=inner,
             key_width=head_width(attention),
@@ -381,15 +377,6 @@ class TransformersHost(Adapter, ABC):
 def is_backbone(host: Any) -> bool:
     """Tells whether it is a backbone, which returns maps of features."""
     return type(host).__name__.endswith("Backbone")
-
-
-def output_class(host: Any, name: str) -> Any:
-    """Finds an output class in the module of the host, which fills it itself."""
-    for cls in type(host).__mro__:
-        found = getattr(sys.modules[cls.__module__], name, None)
-        if found is not None:
-            return found
-    raise WrongInput(f"{type(host).__name__} comes from a module that has no {name}.")
 
 
 def _pair(size: Any) -> tuple[int, int]:

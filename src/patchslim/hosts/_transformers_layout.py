@@ -6,12 +6,15 @@ sum, and in little else. So a layout is data, and the steps of a layer are writt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
+from patchslim.hosts._timm import QKV_COLUMNS, linear_columns
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,12 @@ class Layout:
         inner: what a model with a head calls the bare model in it.
         layers: the layers, from the bare model.
         patches: the convolution that embeds patches, from the bare model.
+        first: the norm before the first layer, from the bare model, if there is one.
         final: the last norm, from the bare model.
         attention: the module that attends, from a layer.
         projections: its layers for queries, keys and values, from the module that attends.
+        fused: one layer for all three instead, from the module that attends.
+        norms: what follows a projection, before heads are split, by "q", "k" or "v".
         norm: the norm before attention, from a layer.
         mix: what is applied to attended values, in order, up to the residual sum, from a layer.
         feed: the same for the feed-forward, with the norm before it.
@@ -40,9 +46,12 @@ class Layout:
     inner: str = ""
     layers: str = "layers"
     patches: str = "embeddings.patch_embeddings.projection"
+    first: str = ""
     final: str = "layernorm"
     attention: str = "attention"
     projections: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    fused: str = ""
+    norms: Mapping[str, str] = field(default_factory=dict)
     interpolates: bool = False
     any_size: bool = False
 
@@ -73,6 +82,32 @@ def parts_macs(layer: Any, names: tuple[str, ...]) -> int:
     """Counts the multiply-adds a row of the modules among these parts."""
     parts = [find_part(layer, name) for name in names]
     return sum(linear_macs(part) for part in parts if isinstance(part, nn.Module))
+
+
+def project_parts(layout: Layout, attention: Any, y: Tensor, part: Part) -> list[Tensor]:
+    """Computes queries, keys and values, as `part` names them, before heads are split."""
+    if layout.fused:
+        layer = getattr(attention, layout.fused)
+        third, columns = int(layer.out_features) // 3, QKV_COLUMNS[part]
+        whole = linear_columns(layer, y, columns.start * third, columns.stop * third)
+        return list(whole.chunk(len(part), dim=2))
+    names = layout.project_names(part)
+    every = [getattr(attention, name)(y) for name in names]
+    for place, name in enumerate(part):
+        if name in layout.norms:
+            every[place] = getattr(attention, layout.norms[name])(every[place])
+    return every
+
+
+def projection_sizes(layout: Layout, attention: Any) -> tuple[int, int, list[int]]:
+    """Counts channels that enter and leave a projection, and multiply-adds a row of each."""
+    if layout.fused:
+        layer = getattr(attention, layout.fused)
+        inner = int(layer.out_features) // 3
+        return int(layer.in_features), inner, [linear_macs(layer) // 3] * 3
+    layers = [getattr(attention, name) for name in layout.projections]
+    costs = [linear_macs(layer) for layer in layers]
+    return int(layers[0].in_features), int(layers[0].out_features), costs
 
 
 def head_width(attention: Any) -> int:

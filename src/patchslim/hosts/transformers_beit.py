@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from patchslim.hosts._pooling import mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout, find_part
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.rows import with_prefix
 from patchslim.tokens.tokens import Tokens
 

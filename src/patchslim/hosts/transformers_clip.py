@@ -1,8 +1,9 @@
-"""Hugging Face's image towers beside a text tower: `CLIP`, `SigLIP` and `AIMv2`.
+"""Hugging Face's image towers beside a text tower: `CLIP` and its kin, `SigLIP` and `AIMv2`.
 
 The vision model, by itself or as it stands in `CLIPModel`, `SiglipModel` or `Aimv2Model`; CLIP's
-with its projection; and image classifiers. SigLIP and AIMv2 have no class token: a query of the
-head pools the patches, and a merged row weighs as many as it stands for.
+with its projection; and image classifiers. OWL-ViT, KOSMOS-2, GIT and BLIP have kin of CLIP's
+tower. SigLIP and AIMv2 have no class token: a query of the head pools the patches, and a merged row
+weighs as many as it stands for.
 """
 
 from __future__ import annotations
@@ -15,23 +16,41 @@ from torch import Tensor
 
 from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._pooling import log_sizes, mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.attention import attention
 from patchslim.tokens.tokens import Tokens
 
 
-def _clip(*classes: str) -> Layout:
+def _clip(*classes: str, inner: str = "vision_model", first: str = "pre_layrnorm") -> Layout:
     """Says where CLIP and SigLIP keep their parts."""
     return Layout(
         classes=classes,
-        inner="vision_model",
+        inner=inner,
         layers="encoder.layers",
         patches="embeddings.patch_embedding",
+        first=first,
         final="post_layernorm",
         attention="self_attn",
         norm="layer_norm1",
         mix=("self_attn.out_proj",),
+        feed=("layer_norm2", "mlp"),
+        interpolates=True,
+    )
+
+
+def _blip(*classes: str) -> Layout:
+    """Says where BLIP keeps its parts."""
+    return Layout(
+        classes=classes,
+        layers="encoder.layers",
+        patches="embeddings.patch_embedding",
+        final="post_layernorm",
+        attention="self_attn",
+        fused="qkv",
+        norm="layer_norm1",
+        mix=("self_attn.projection",),
         feed=("layer_norm2", "mlp"),
         interpolates=True,
     )
@@ -66,8 +85,16 @@ class TransformersClip(TransformersHost):
         "altclip": _clip("AltCLIPVisionModel"),
         "chinese_clip": _clip("ChineseCLIPVisionModel"),
         "clipseg": _clip("CLIPSegVisionModel"),
-        "siglip": _clip("SiglipVisionModel", "SiglipForImageClassification"),
-        "siglip2": _clip(),
+        "owlvit": _clip("OwlViTVisionModel", "OwlViTVisionTransformer", first="pre_layernorm"),
+        "owlv2": _clip("Owlv2VisionModel", "Owlv2VisionTransformer", first="pre_layernorm"),
+        "kosmos2": _clip("Kosmos2VisionModel", "Kosmos2VisionTransformer", inner="model"),
+        "git": _clip("GitVisionModel"),
+        "blip": _blip("BlipVisionModel"),
+        "blip_2": _blip("Blip2VisionModel"),
+        "instructblip": _blip("InstructBlipVisionModel"),
+        "instructblipvideo": _blip("InstructBlipVideoVisionModel"),
+        "siglip": _clip("SiglipVisionModel", "SiglipForImageClassification", first=""),
+        "siglip2": _clip(first=""),
         "aimv2": _aimv2(),
     }
 
@@ -101,18 +128,16 @@ class TransformersClip(TransformersHost):
         """Tells whether a query of the head pools the patches."""
         return self._pooling(host) is not None
 
-    def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
-        """Calls the host's own embeddings, and CLIP's norm before the first layer."""
-        tokens = super().embed(host, images, options)
-        base = self.base(host)
-        return tokens.with_x(base.pre_layrnorm(tokens.x)) if self._is_clip(host) else tokens
-
     def norm(self, host: Any, x: Tensor) -> Tensor:
         """Applies the final norm. CLIP returns its rows without: it norms what it pools."""
-        return x if self._is_clip(host) else super().norm(host, x)
+        returns_bare = bool(self.layout(host).first) and self._kind(host) != "git"
+        return x if returns_bare else super().norm(host, x)
 
     def features(self, host: Any, tokens: Tokens) -> Any:
         """Makes the output of the bare model, or of the model with its projection."""
+        if self._kind(host) == "git":
+            rows = self.norm(host, tokens.dense_features())
+            return output_class(host, "BaseModelOutput")(last_hidden_state=rows)
         output = super().features(host, tokens)
         if not hasattr(host, "visual_projection"):
             return output
@@ -123,7 +148,7 @@ class TransformersClip(TransformersHost):
         )
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
-        """Norms CLIP's class token; pools the patches of the others by the head's query."""
+        """Norms the class token of CLIP and its kin; pools by a query where there is one."""
         if self._is_clip(host):
             normed: Tensor = super().norm(host, rows[:, 0])
             return normed

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from patchslim.hosts._adapter import Part
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._rotary import rotate_halves
+from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
 
 
@@ -54,7 +56,7 @@ class TransformersDinov3(TransformersHost):
         """Applies norm and projections, and turns queries and keys of patches."""
         projected = super().project(host, index, tokens, part)
         return tuple(
-            each if name == "v" else _rotate(tokens, each)
+            each if name == "v" else rotate_halves(tokens, each)
             for name, each in zip(part, projected, strict=True)
         )
 
@@ -78,17 +80,3 @@ class TransformersDinov3(TransformersHost):
     def read(self, host: Any, tokens: Tokens) -> Tensor:
         """Takes the class token."""
         return self.norm(host, tokens.x[:, 0])
-
-
-def _rotate(tokens: Tokens, t: Tensor) -> Tensor:
-    """Rotates queries or keys (B, H, N, d) by each patch's position in the grid."""
-    if tokens.rotary is None or not tokens.patches:
-        return t
-    table = tokens.rotary
-    if tokens.position is not None:
-        table = table[tokens.position].unsqueeze(1)
-    cosine, sine = table.chunk(2, dim=-1)
-    leading, patches = t[:, :, : tokens.prefix], t[:, :, tokens.prefix :]
-    first, second = patches.chunk(2, dim=-1)
-    turned = patches * cosine + torch.cat([-second, first], dim=-1) * sine
-    return torch.cat([leading, turned], dim=2)

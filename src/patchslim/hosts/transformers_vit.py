@@ -1,8 +1,9 @@
-"""Hugging Face `ViT`, `DeiT`, `ViTMSN`, `I-JEPA`, `DINOv2` and `DINOv2 with registers`.
+"""Hugging Face's plain vision transformers: `ViT`, `DeiT`, `DINOv2` and their kin.
 
-Bare models, image classifiers, DeiT's classifier with a teacher, and backbones that return the last
-stage. Outputs are the host's own output classes; attention maps and hidden states of a reduced
-sequence are not offered.
+ViTMSN, I-JEPA, DINOv2 with registers, TIPSv2, Pixio, and the encoders of InternVL and ViTPose. Bare
+models, image classifiers, DeiT's classifier with a teacher, and backbones that return the last
+stage. Outputs are the host's own output classes; attention maps of a reduced sequence are not
+offered.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ import torch
 from torch import Tensor
 
 from patchslim.hosts._pooling import mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, output_class
+from patchslim.hosts._transformers import TransformersHost, is_backbone
 from patchslim.hosts._transformers_layout import Layout
+from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
+
+# Kinds whose bare model returns its rows alone, and the class of its output.
+UNPOOLED = {
+    "vit_msn": "BaseModelOutput",
+    "internvl": "InternVLVisionModelOutputWithPooling",
+}
 
 
 def _vit(*classes: str, inner: str) -> Layout:
@@ -31,10 +39,10 @@ def _vit(*classes: str, inner: str) -> Layout:
     )
 
 
-def _dinov2(name: str, inner: str) -> Layout:
+def _dinov2(*classes: str, inner: str = "") -> Layout:
     """Says where DINOv2 keeps its parts."""
     return Layout(
-        classes=(f"{name}Model", f"{name}ForImageClassification", f"{name}Backbone"),
+        classes=classes,
         inner=inner,
         layers="encoder.layer",
         norm="norm1",
@@ -59,8 +67,42 @@ class TransformersVit(TransformersHost):
         "vit_msn": _vit("ViTMSNModel", "ViTMSNForImageClassification", inner="vit"),
         "ijepa": _vit("IJepaModel", "IJepaForImageClassification", inner="ijepa"),
         "vit_mae": _vit(inner="vit"),
-        "dinov2": _dinov2("Dinov2", "dinov2"),
-        "dinov2_with_registers": _dinov2("Dinov2WithRegisters", "dinov2_with_registers"),
+        "dinov2": _dinov2(
+            "Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone", inner="dinov2"
+        ),
+        "dinov2_with_registers": _dinov2(
+            "Dinov2WithRegistersModel",
+            "Dinov2WithRegistersForImageClassification",
+            "Dinov2WithRegistersBackbone",
+            inner="dinov2_with_registers",
+        ),
+        "tipsv2": _dinov2("Tipsv2VisionModel", "Tipsv2VisionBackbone"),
+        "pixio": Layout(
+            classes=("PixioModel", "PixioBackbone"),
+            inner="pixio",
+            norm="layernorm_before",
+            mix=("attention.o_proj", "dropout", "drop_path"),
+            feed=("layernorm_after", "mlp", "dropout", "drop_path"),
+            any_size=True,
+        ),
+        "internvl": Layout(
+            classes=("InternVLVisionModel",),
+            layers="encoder.layer",
+            norms={"q": "q_norm", "k": "k_norm"},
+            norm="layernorm_before",
+            mix=("attention.projection_layer", "attention.projection_dropout", "lambda_1"),
+            feed=("layernorm_after", "mlp", "dropout", "lambda_2"),
+            any_size=True,
+        ),
+        "vitpose_backbone": Layout(
+            classes=("VitPoseBackbone",),
+            layers="encoder.layer",
+            attention="attention.attention",
+            projections=("query", "key", "value"),
+            norm="layernorm_before",
+            mix=("attention.output.dense", "attention.output.dropout"),
+            feed=("layernorm_after", "mlp"),
+        ),
     }
 
     def unsupported_reason(self, host: Any) -> str | None:
@@ -71,14 +113,22 @@ class TransformersVit(TransformersHost):
                 "that stay in a random order. Load its encoder as a ViT, which keeps all: "
                 "ViTModel.from_pretrained(...) reads the same weights."
             )
-        return super().unsupported_reason(host)
+        reason = super().unsupported_reason(host)
+        if reason is None and getattr(host.config, "num_experts", 1) > 1:
+            return (
+                f"with num_experts={host.config.num_experts} it chooses an expert by the "
+                "dataset_index of every call, and a slimmed model takes images alone."
+            )
+        return reason
 
     def prefix(self, host: Any) -> int:
-        """Counts class token, distillation token and registers; I-JEPA has none."""
-        kind = self._kind(host)
-        if kind == "dinov2_with_registers":
-            return 1 + int(host.config.num_register_tokens)
-        return {"deit": 2, "ijepa": 0}.get(kind or "", 1)
+        """Counts class tokens, distillation token and registers; I-JEPA and ViTPose have none."""
+        kind, config = self._kind(host), self.base(host).config
+        if kind in ("dinov2_with_registers", "tipsv2"):
+            return 1 + int(config.num_register_tokens)
+        if kind == "pixio":
+            return int(config.n_cls_tokens)
+        return {"deit": 2, "ijepa": 0, "vitpose_backbone": 0}.get(kind or "", 1)
 
     def rows_read(self, host: Any) -> int | None:
         """Counts the rows that the head reads: 1 or 2, or None for a mean of patches."""
@@ -88,17 +138,33 @@ class TransformersVit(TransformersHost):
         reads_class_token = self._kind(host) in ("vit", "deit", "vit_msn")
         return 1 if is_classifier and reads_class_token else None
 
+    def norm(self, host: Any, x: Tensor) -> Tensor:
+        """Applies the final norm; a Pixio backbone has one of its own around its model."""
+        is_outer = self._kind(host) == "pixio" and is_backbone(host)
+        normed: Tensor = host.layernorm(x) if is_outer else super().norm(host, x)
+        return normed
+
     def features(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a bare model or a backbone; ViTMSN's has nothing pooled."""
-        if self._kind(host) == "vit_msn":
-            rows = self.norm(host, tokens.dense_features())
-            return output_class(host, "BaseModelOutput")(last_hidden_state=rows)
-        return super().features(host, tokens)
+        """Makes the output of a bare model or a backbone; some have nothing pooled."""
+        name = UNPOOLED.get(self._kind(host) or "")
+        if name is None:
+            return super().features(host, tokens)
+        rows = self.norm(host, tokens.dense_features())
+        return output_class(host, name)(last_hidden_state=rows)
+
+    def feature_map(self, host: Any, tokens: Tokens) -> Any:
+        """Makes the output of a backbone; ViTPose's is always normed, and rows."""
+        if self._kind(host) != "vitpose_backbone":
+            return super().feature_map(host, tokens)
+        rows = self.norm(host, tokens.dense_features())
+        return output_class(host, "BackboneOutput")(feature_maps=(rows,))
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
-        """Takes the class token of DINOv2, and calls the pooler of the others."""
+        """Takes the class token of DINOv2, averages Pixio's, and calls the pooler of the others."""
         if _is_dinov2(self._kind(host)):
             return rows[:, 0]
+        if self._kind(host) == "pixio":
+            return rows[:, : tokens.prefix].mean(dim=1)
         pooled: Tensor | None = None if host.pooler is None else host.pooler(rows)
         return pooled
 
@@ -121,7 +187,13 @@ class TransformersVit(TransformersHost):
             logits=(of_class + distilled) / 2, cls_logits=of_class, distillation_logits=distilled
         )
 
+    def _grid(self, host: Any, size: Any) -> tuple[int, int]:
+        """Computes the grid; ViTPose pads images by two pixels on each side."""
+        if self._kind(host) == "vitpose_backbone":
+            size = [side + 4 for side in size]
+        return super()._grid(host, size)
+
 
 def _is_dinov2(kind: str | None) -> bool:
     """Tells whether this kind has DINOv2's layer layout."""
-    return (kind or "").startswith("dinov2")
+    return kind in ("dinov2", "dinov2_with_registers", "tipsv2")

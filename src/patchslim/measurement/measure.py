@@ -144,7 +144,7 @@ def _make_forward(first: SlimModel, call: nn.Module, spent: list[int] | None) ->
 def _macs_per_image(model: SlimModel, images: Tensor) -> list[int]:
     """Returns the MACs of each image; a single number if the method is not adaptive."""
     if not model.method.adaptive:
-        return [model.macs((images.shape[2], images.shape[3])).total]
+        return [model.macs((images.shape[-2], images.shape[-1])).total]
     return [cost.total for cost in model.macs_of(images)]
 
 

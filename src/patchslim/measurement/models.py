@@ -95,7 +95,7 @@ def add_random(models: Mapping[str, SlimModel], sample: Tensor, seed: int) -> di
 def mean_counts(model: SlimModel, images: Tensor) -> tuple[int, ...]:
     """Returns how many tokens are left after each block; the mean if that differs by image."""
     if not model.method.adaptive:
-        return model.counts((images.shape[2], images.shape[3]))
+        return model.counts((images.shape[-2], images.shape[-1]))
     rows_of_images = model.start_pass().count_rows(move_to_host(images, model.host))
     means = [round(sum(rows) / len(rows)) for rows in zip(*rows_of_images, strict=True)]
     return tuple(max(rows, model.plan.shape.prefix + 1) for rows in means)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from patchslim.errors import UnsupportedModel, WrongInput
-from patchslim.hosts._adapter import Adapter, HostFacts, patch_pixels
+from patchslim.hosts._adapter import STATES, Adapter, HostFacts, patch_pixels
 from patchslim.methods import Method, Place, Signals
 from patchslim.methods._method import content_kind
 from patchslim.model.images import check_images, explain_failure, show_images
@@ -62,11 +62,16 @@ class ForwardPass:
         If a list is given for `counts`, the token count of each image is appended to it after
         every block.
         """
-        tokens = self.embed(images, options, track=self.facts.returns_rows)
-        for step in self.steps(tokens):
+        asks = self.adapter.asks_for_states(options)
+        tokens = self.embed(images, options, track=self.facts.returns_rows or asks)
+        states = [tokens.dense_features()] if asks else []
+        for step in self.steps(tokens, tail="full" if asks else None):
             tokens = self.run_or_recompute(step, tokens)
+            if asks:
+                states.append(tokens.dense_features())
             if counts is not None:
                 counts.append(tokens.lengths())
+        options = {**options, STATES: states} if asks else options
         return self.adapter.head(self.host, pad(tokens.rejoin()), options)
 
     def count_rows(self, images: Tensor) -> list[tuple[int, ...]]:
@@ -107,10 +112,10 @@ class ForwardPass:
     def embed(self, images: Any, options: Mapping[str, Any], *, track: bool) -> Tokens:
         """Embeds the images to the tokens of the first block, or raises one clear error."""
         check_images(images, self.facts)
-        size = (images.shape[2], images.shape[3])
+        size = (images.shape[-2], images.shape[-1])
         reason = self.adapter.size_mismatch(self.host, size, options)
-        if reason is None and self.fixed_size and size != self.facts.image_shape[1:]:
-            height, width = self.facts.image_shape[1:]
+        if reason is None and self.fixed_size and size != self.facts.image_size:
+            height, width = self.facts.image_size
             reason = (
                 f"this model was calibrated for {height}x{width} pixels, and its positions are of "
                 "these. Resize the images, or calibrate the model at their size."

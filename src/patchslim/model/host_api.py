@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -32,6 +33,8 @@ INSTEAD = {
     ),
     "load_pretrained": "Load weights into the model itself: slimmed.host.load_pretrained(...).",
 }
+# Functions of the host that call the model: here they call the slimmed one.
+REBOUND = frozenset({"forward_with_filtered_kwargs"})
 OTHERWISE = "The untouched model is at .host (beware: calling it runs the dense model)."
 
 
@@ -72,7 +75,7 @@ def forward_intermediates(  # noqa: PLR0913 (timm's own arguments)
     prefix = facts.prefix
     leading, maps = [each[:, :prefix] for each in rows], [each[:, prefix:] for each in rows]
     if output_fmt == "NCHW":
-        grids = [traced[index].grid for index in blocks]
+        grids = [traced[index].axes for index in blocks]
         maps = [
             each.transpose(1, 2).unflatten(2, grid).contiguous()
             for each, grid in zip(maps, grids, strict=True)
@@ -107,9 +110,11 @@ def _block_indices(depth: int, indices: int | Sequence[int] | None) -> list[int]
     return sorted({index % depth for index in listed})
 
 
-def host_attribute(host: nn.Module, name: str) -> Any:
+def host_attribute(model: TracedModel, name: str) -> Any:
     """Reads an attribute of the host; where it names parameters, by the slimmed model's names."""
-    value = getattr(host, name)
+    value = getattr(model.host, name)
+    if name in REBOUND:
+        return types.MethodType(value.__func__, model)
     rename = RENAMING.get(name)
     return value if rename is None else functools.partial(rename, value)
 

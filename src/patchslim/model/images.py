@@ -18,15 +18,16 @@ PIXELS = Range(1, 2**20)  # of a side of an image
 
 
 def check_images(images: Any, facts: HostFacts) -> None:
-    """Refuses what is no batch of float images of the host's number of channels."""
-    channels, height, width = facts.image_shape
-    made_for = f"this host takes float images of shape (batch, {channels}, {height}, {width})"
+    """Refuses what is no batch of float images of the host's channels (and frames)."""
+    own = facts.image_shape
+    made_for = f"this host takes float images of shape (batch, {', '.join(map(str, own))})"
     if not isinstance(images, Tensor):
         raise WrongInput(f"Got {type(images).__name__} instead of images: {made_for}.")
     if images.is_nested or images.layout is not torch.strided:
         raise WrongInput(f"{show_images(images)}: {made_for}, dense (images.to_dense()).")
     shape = images.shape
-    if images.ndim != 4 or shape[1] != channels or not images.is_floating_point():
+    fits = images.ndim == 1 + len(own) and shape[1:-2] == own[:-2]
+    if not fits or not images.is_floating_point():
         raise WrongInput(f"{show_images(images)}: {made_for}.")
     if 0 in shape[1:]:
         raise WrongInput(f"{show_images(images)}, which has no pixels: {made_for}.")

@@ -100,7 +100,7 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
 
 def check_images(recipe: Recipe, facts: HostFacts) -> None:
     """Refuses image settings that make no sense, or are for another image size than the host's."""
-    _, height, width = facts.image_shape
+    height, width = facts.image_size
     if not 0 < height * width <= MOST_PIXELS:
         raise BadFile(
             f"The recipe describes a host for {height}x{width} pixels. At most {MOST_PIXELS:,} are "
@@ -211,6 +211,12 @@ def _build_host(
 def _load_weights(slimmed: SlimModel, file: Path, state: dict[str, Tensor], recipe: Recipe) -> None:
     """Loads the saved weights, each with the type that it was saved with."""
     own: dict[str, Tensor] = slimmed.state_dict(keep_vars=True)
+    if any(".base_layer." in name and name not in own for name in state):
+        raise BadFile(
+            f"{file} has low-rank updates of PEFT beside the weights, and the recipe cannot say "
+            "how they were made. Give the same model with its updates, model=; or merge them "
+            "before the model is saved: merge_and_unload() of the PEFT model."
+        )
     check_fit(file, own, state, "the model")
     check_finite(file, own, state, keep=True)
     buffers = recipe["buffers"]

@@ -38,6 +38,8 @@ from patchslim.settings import Range, check_value
 from patchslim.tokens.shapes import Cost
 from patchslim.tokens.tokens import Tokens
 
+INPUT_NAMES = ("pixel_values", "pixel_values_videos", "input_values")  # of Hugging Face's models
+
 
 class SlimModel(nn.Module):
     """Host with fewer tokens: the same call, the same kind of output.
@@ -89,20 +91,28 @@ class SlimModel(nn.Module):
         images: Tensor | None = None,
         *,
         pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
         labels: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """Returns what the host returns for `images`; keyword arguments are the host's own.
 
-        `pixel_values` are the images by Hugging Face's name. It and `labels` are written out since
+        `pixel_values`, `pixel_values_videos` and `input_values` are Hugging Face's names for
+        images, videos and spectrograms. They and `labels` are written out since
         `transformers.Trainer` gives a model the columns that its signature names.
         """
         if isinstance(images, torch.fx.Proxy):
             raise refuse_fx()
-        if images is None:
-            images, pixel_values = pixel_values, None
-        named = {"pixel_values": pixel_values, "labels": labels}
+        named = {
+            "pixel_values": pixel_values,
+            "pixel_values_videos": pixel_values_videos,
+            "input_values": input_values,
+            "labels": labels,
+        }
         options |= {name: value for name, value in named.items() if value is not None}
+        for name in INPUT_NAMES:
+            images = options.pop(name, None) if images is None else images
         if self._runs_host:
             return self.host(images, **options)
         if not torch.compiler.is_compiling():
@@ -163,7 +173,7 @@ class SlimModel(nn.Module):
         """Returns what a call returns, and the multiply-adds of each image."""
         counts: list[list[int]] = []
         output = self.start_pass().run(images, {}, counts)
-        plan = self.plan.for_size(self.host, (images.shape[2], images.shape[3]))
+        plan = self.plan.for_size(self.host, (images.shape[-2], images.shape[-1]))
         return output, [plan.cost_of(each) for each in zip(*counts, strict=True)]
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -210,7 +220,7 @@ class SlimModel(nn.Module):
         except AttributeError:
             plan = self.__dict__.get("plan")
             if plan is not None and name in plan.adapter.host_attributes:
-                return host_attribute(self.host, name)
+                return host_attribute(self, name)
             raise AttributeError(
                 f"SlimModel has no {name!r}. {INSTEAD.get(name, OTHERWISE)}"
             ) from None

@@ -89,7 +89,7 @@ def trace_patches(
     with eval_mode(slimmed), torch.inference_mode():
         traced = slimmed.trace(images.to(parameter.device, parameter.dtype), max(chosen) + 1)
     fuses = slimmed.method.extra_rows > 0
-    most = _patch_limits(slimmed, (images.shape[2], images.shape[3]))
+    most = _patch_limits(slimmed, (images.shape[-2], images.shape[-1]))
     by_block = [
         _make_patch_maps(traced[block], block, most[block], fuses=fuses) for block in chosen
     ]

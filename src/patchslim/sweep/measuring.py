@@ -187,7 +187,7 @@ def measure_cell(  # noqa: PLR0913 (a cell, and what it is measured with)
     """Times the models of a cell in turns with the dense model, and makes their rows."""
     opening = read_first(subject.images)[0]
     images = fill_batch(opening, cell.batch)
-    size = (images.shape[2], images.shape[3])
+    size = (images.shape[-2], images.shape[-1])
     calls = {DENSE: dense, **{n: each for n, each in built.opened.items() if n != DENSE}}
     ready = {name: each.prepare(images) for name, each in calls.items()}
     runs = {name: _bind(each, ready[name]) for name, each in calls.items()}
@@ -242,7 +242,7 @@ def _timed_macs(model: SlimModel, images: Tensor, backend: Backend) -> list[int]
     """
     if model.method.adaptive and backend.runtime == EAGER:
         return [cost.total for cost in model.macs_of(images)]
-    return [model.macs((images.shape[2], images.shape[3])).total]
+    return [model.macs((images.shape[-2], images.shape[-1])).total]
 
 
 def _differs(built: Built) -> bool:

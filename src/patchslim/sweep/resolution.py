@@ -37,7 +37,7 @@ def fit_resolution(untouched: SlimModel, share: float) -> SlimModel:
         raise UnsupportedModel(
             f"{type(host).__name__} has no set_input_size, so it cannot be given smaller images."
         )
-    height, width = adapter.describe(host).image_shape[1:]
+    height, width = adapter.describe(host).image_size
     rows, columns = untouched.plan.shape.grid
     dense = untouched.dense_macs().total
     for count in range(rows - 1, 0, -1):
@@ -60,7 +60,7 @@ def resolution_costs(smaller: SlimModel, untouched: SlimModel) -> Costs:
 
 def shrink_images(opened: Opened, smaller: SlimModel) -> Opened:
     """Returns the model with its images made smaller first; making them smaller is not timed."""
-    size = smaller.plan.adapter.describe(smaller.host).image_shape[1:]
+    size = smaller.plan.adapter.describe(smaller.host).image_size
 
     def shrink(images: Tensor) -> Tensor:
         return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)

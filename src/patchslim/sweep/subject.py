@@ -102,7 +102,7 @@ def _open(name: str, host: nn.Module, images: ImagesOf) -> Iterable[Batch]:
     return batches
 
 
-def _keep(images: Iterable[Batch], shape: tuple[int, int, int]) -> Iterable[Batch]:
+def _keep(images: Iterable[Batch], shape: tuple[int, ...]) -> Iterable[Batch]:
     """Decodes images once, where all of them fit into memory."""
     if not isinstance(images, Source) or images.count * math.prod(shape) * 4 > MOST_BYTES:
         return images

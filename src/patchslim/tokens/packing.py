@@ -65,6 +65,7 @@ def _pack_tokens(tokens: Tokens, borders: Borders) -> Tokens:
         rotary=tokens.rotary,
         content=tokens.content,
         borders=borders,
+        frames=tokens.frames,
     )
 
 
@@ -95,6 +96,7 @@ def pad(tokens: Tokens, *, bare: bool = False) -> Tokens:
         < torch.tensor(borders.counts, device=index.device).view(batch, 1),
         rotary=tokens.rotary,
         content=tokens.content,
+        frames=tokens.frames,
     )
 
 
@@ -181,4 +183,5 @@ def _trim_padding(tokens: Tokens, count: int) -> Tokens:
         position=rows(tokens.cells()),
         rotary=tokens.rotary,
         content=tokens.content,
+        frames=tokens.frames,
     )

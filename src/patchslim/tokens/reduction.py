@@ -98,6 +98,7 @@ class Reduction(ABC):
             borders=borders,
             memory=None if tokens.memory is None else self.represent(tokens.memory),
             deferred=self.deferred(tokens, x),
+            frames=tokens.frames,
         )
 
     def fold(self, attention: Tensor, prefix: int) -> Tensor:

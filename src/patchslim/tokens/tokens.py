@@ -94,7 +94,8 @@ class Tokens:
     Attributes:
         x: features (B, N, C), the prefix rows first.
         prefix: how many leading rows are not patches.
-        grid: height and width of the image's patch grid.
+        grid: height and width of the image's patch grid. The frames of a video stand one below
+            another in it.
         size: how many patches each patch row stands for (B, n); None while all stand for one.
         position: the grid cell that each patch row comes from (B, n); None while rows are in
             raster order and complete.
@@ -110,6 +111,7 @@ class Tokens:
         whole: all tokens of the block, if these are only its leading rows.
         memory: what the method remembers of each patch row (B, n), if it remembers anything.
         deferred: the rows that wait to rejoin, if any.
+        frames: how many frames the grid has, the third axis of a video's; 1 for an image.
     """
 
     x: Tensor
@@ -125,6 +127,13 @@ class Tokens:
     whole: Tokens | None = None
     memory: Tensor | None = None
     deferred: Deferred | None = None
+    frames: int = 1
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Lengths of the grid's axes: height and width; of a video frames, height and width."""
+        height, width = self.grid
+        return self.grid if self.frames == 1 else (self.frames, height // self.frames, width)
 
     @property
     def patches(self) -> int:
@@ -163,7 +172,12 @@ class Tokens:
     def with_content(self, content: Callable[[], Tensor]) -> Tokens:
         """Returns tokens that can compute what each grid cell shows. For unreduced tokens."""
         return Tokens(
-            x=self.x, prefix=self.prefix, grid=self.grid, rotary=self.rotary, content=content
+            x=self.x,
+            prefix=self.prefix,
+            grid=self.grid,
+            rotary=self.rotary,
+            content=content,
+            frames=self.frames,
         )
 
     def lengths(self) -> list[int]:
@@ -187,7 +201,14 @@ class Tokens:
             batch = len(borders.counts)
             borders = Borders.from_counts([0] * batch, rows, self.x.device)
             rows *= batch
-        return Tokens(x=self.x[:, :rows], prefix=rows, grid=self.grid, borders=borders, whole=self)
+        return Tokens(
+            x=self.x[:, :rows],
+            prefix=rows,
+            grid=self.grid,
+            borders=borders,
+            whole=self,
+            frames=self.frames,
+        )
 
     def rejoin(self) -> Tokens:
         """Returns all rows, also those that waited, each in its former position.
@@ -219,6 +240,7 @@ class Tokens:
             grid=tokens.grid,
             rotary=tokens.rotary,
             memory=None if memory is None else memory.gather(1, row),
+            frames=tokens.frames,
         )
 
     def subsample(self, stride: int) -> Tokens:
@@ -264,6 +286,7 @@ class Tokens:
             whole=self.whole,
             memory=memory,
             deferred=self.deferred,
+            frames=self.frames,
         )
 
     def _nearest_rows(self) -> Tensor:
@@ -273,7 +296,13 @@ class Tokens:
         cells = self.cells()
         dy = (every // width)[None, :, None] - (cells // width)[:, None, :]
         dx = (every % width)[None, :, None] - (cells % width)[:, None, :]
-        distance = (dy * dy + dx * dx).to(torch.float32)
+        square = dy * dy + dx * dx
+        if self.frames > 1:
+            down, frame = height // self.frames, height // self.frames * width
+            dt = (every // frame)[None, :, None] - (cells // frame)[:, None, :]
+            dy = dy - dt * down
+            square = dt * dt + dy * dy + dx * dx
+        distance = square.to(torch.float32)
         if self.alive is not None:
             distance = distance.masked_fill(self.alive.unsqueeze(1) == 0, torch.inf)
         return distance.argmin(dim=2)

@@ -57,8 +57,8 @@ class PatchSlimmingCalibrator:
         self.dense, self.student, self.config = dense, student, config
         self.state, self.progress = state, progress
         self.shape = dense.plan.shape
-        wanted = dense.plan.adapter.describe(dense.host).image_shape[1:]
-        given = tuple(images[0].shape[2:])
+        wanted = dense.plan.adapter.describe(dense.host).image_size
+        given = tuple(images[0].shape[-2:])
         if given != wanted:
             raise WrongInput(
                 f"The images have {given[0]}x{given[1]} pixels, and this host is made for "
