@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import PatchslimError, UnknownName
-from patchslim.hosts._building import class_arguments
+from patchslim.hosts._building import NEVER, class_arguments
 from patchslim.hosts._library import Library, build_error, has_served_class
 
 if TYPE_CHECKING:
@@ -70,12 +71,23 @@ class Timm(Library):
         return host
 
     def setting_names(self, name: str) -> frozenset[str]:
-        """The arguments of the models in the module that registers the name."""
+        """The arguments of the models in the module that registers the name.
+
+        Entries of a configuration there are arguments, too (`NaFlexVitCfg`, `MaxxVitCfg`).
+        """
         module = sys.modules[
             self.import_library().model_entrypoint(name.partition(".")[0]).__module__
         ]
         every = [found for found in vars(module).values() if isinstance(found, type)]
-        return class_arguments(cls for cls in every if hasattr(cls, "forward_features"))
+        configured = {
+            f"{part}{field.name}"
+            for cls in every
+            if dataclasses.is_dataclass(cls)
+            for part in ("", "conv_", "transformer_")
+            for field in dataclasses.fields(cls)
+        }
+        classes = [cls for cls in every if hasattr(cls, "forward_features")]
+        return class_arguments(classes) | (frozenset(configured) - NEVER)
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Counts the classes: the rows of the classifier."""

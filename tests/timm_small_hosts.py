@@ -1,0 +1,166 @@
+"""Small variants of timm's other families, by every argument that changes what a host does.
+
+A variant is a name of timm's registry with other arguments, so that its recipe is there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+
+from timm_variants import randomise
+
+
+@dataclass(frozen=True, eq=False)
+class SmallHost:
+    """One variant: a name of timm's, and arguments that make it small.
+
+    `slow` variants are left to the slow suite. `prepare` is done to the built host before its
+    weights are drawn.
+    """
+
+    label: str
+    name: str
+    args: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
+    slow: bool = False
+    prepare: Callable[[Any], object] | None = field(default=None)
+
+    def build(self) -> Any:
+        """Builds a small host with strongly random weights, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            host = timm.create_model(self.name, num_classes=7, **self.args)
+        if self.prepare is not None:
+            self.prepare(host)
+        randomise(host)
+        for module in host.modules():  # tables that follow from the arguments
+            if hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+        return host.eval().to(self.dtype)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+def small_hosts(
+    name: str, base: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
+) -> tuple[SmallHost, ...]:
+    """Makes variants of one name, of which all but the first three are slow.
+
+    Entries of a variant that begin with an underscore are fields of `SmallHost`.
+    """
+    made = []
+    for label, args in variants.items():
+        every = {**base, **args}
+        fields = {key[1:]: value for key, value in every.items() if key.startswith("_")}
+        own = {key: value for key, value in every.items() if not key.startswith("_")}
+        rest = {"slow": len(made) >= 3, "name": name, **fields}
+        made.append(SmallHost(label, args=own, **rest))
+    return tuple(made)
+
+
+FLAT = {"img_size": (16, 20), "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
+DROPS = {"proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
+
+RELPOS = small_hosts(
+    "vit_relpos_small_patch16_224",
+    FLAT,
+    {
+        "relpos, table": {"rel_pos_type": "bias"},
+        "relpos, network": {"rel_pos_type": "mlp", "rel_pos_dim": 16, "class_token": True},
+        "relpos, post-norm": {
+            "_name": "vit_srelpos_small_patch16_224",
+            "rel_pos_dim": 16,
+            "class_token": True,
+        },
+        "relpos, class token": {
+            "rel_pos_type": "bias",
+            "class_token": True,
+            "global_pool": "token",
+            "init_values": None,
+        },
+        "relpos, Swin's network": {"rel_pos_type": "mlp-swin", "rel_pos_dim": 8, "qk_norm": True},
+        "relpos, norm after the mean": {"fc_norm": True, "rel_pos_type": "bias", **DROPS},
+        "relpos, sequence": {"global_pool": "", "rel_pos_type": "bias", "class_token": True},
+        "relpos, post-norm kept apart": {
+            "_name": "vit_relpos_base_patch32_plus_rpn_256",
+            "rel_pos_dim": 8,
+            "class_token": True,
+        },
+        "relpos, resized": {
+            "rel_pos_dim": 8,
+            "class_token": True,
+            "_prepare": lambda host: host.set_input_size(img_size=(12, 24)),
+        },
+        "relpos, float16": {"rel_pos_type": "bias", "_dtype": torch.float16},
+    },
+)
+BEIT = small_hosts(
+    "beit_base_patch16_224",
+    FLAT,
+    {
+        "beit": {},
+        "beit, class token": {"global_pool": "token", "use_abs_pos_emb": True},
+        "beit, one bias for all blocks": {
+            "use_rel_pos_bias": False,
+            "use_shared_rel_pos_bias": True,
+        },
+        "beit, both biases": {"use_shared_rel_pos_bias": True, "init_values": None, **DROPS},
+        "beit, no bias": {"use_rel_pos_bias": False, "use_abs_pos_emb": True, "qkv_bias": False},
+        "beit, SwiGLU": {"swiglu_mlp": True, "scale_mlp": True, "use_fc_norm": False},
+        "beit, sequence": {"global_pool": ""},
+        "beit, bfloat16": {"_dtype": torch.bfloat16},
+    },
+)
+
+
+def say_input_size(host: Any) -> None:
+    """Says what size of images a host is meant for, which its arguments do not."""
+    host.pretrained_cfg = {**host.pretrained_cfg, "input_size": (3, 16, 20)}
+
+
+NAFLEX = small_hosts(
+    "naflexvit_base_patch16_gap",
+    {
+        **{name: value for name, value in FLAT.items() if name != "img_size"},
+        "pos_embed_grid_size": (4, 5),
+        "_prepare": say_input_size,
+    },
+    {
+        "naflex, mean": {},
+        "naflex, pooling query, registers": {
+            "_name": "naflexvit_base_patch16_map",
+            "reg_tokens": 2,
+        },
+        "naflex, rotary": {"rope_type": "axial", "reg_tokens": 1, "pos_embed": "none"},
+        "naflex, class token": {
+            "global_pool": "token",
+            "class_token": True,
+            "pos_embed": "factorized",
+            "init_values": 0.1,
+        },
+        "naflex, mixed rotary": {"rope_type": "mixed", "swiglu_mlp": True},
+        "naflex, dinov3 rotary": {"rope_type": "dinov3", "class_token": True, **DROPS},
+        "naflex, shared keys": {
+            "rope_type": "axial",
+            "num_kv_heads": 2,
+            "qkv_fused": False,
+            "attn_type": "rope",
+        },
+        "naflex, gated": {"attn_gated": True, "qk_norm": True, "global_pool": "avgmax"},
+        "naflex, differential": {"attn_layer": "diff", "scale_attn_inner_norm": True},
+        "naflex, convolution, norm first": {"embed_proj_type": "conv", "pre_norm": True},
+        "naflex, mean over the prefix": {"pool_include_prefix": True, "reg_tokens": 2},
+        "naflex, sequence": {"global_pool": "", "class_token": True},
+        "naflex, largest over all": {"global_pool": "max", "reg_tokens": 1, "fc_norm": False},
+        "naflex, padded": {"dynamic_img_pad": True, "pos_embed_grid_size": (3, 3)},
+        "naflex, float16": {"rope_type": "axial", "_dtype": torch.float16},
+    },
+)
+SMALL_HOSTS = {"timm_naflex": NAFLEX, "timm_beit": BEIT, "timm_relpos": RELPOS}
