@@ -12,20 +12,29 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.metaformer import (
+    Attention,
+    LayerNorm2dNoBias,
+    LayerNormNoBias,
+    MetaFormer,
+    SepConv,
+)
+from timm.models.nest import Nest
+from timm.models.pit import PoolingVisionTransformer
 
 from timm_variants import randomise
 
 
 @dataclass(frozen=True, eq=False)
 class SmallHost:
-    """One variant: a name of timm's, and arguments that make it small.
+    """One variant: a name of timm's or a class of its, and arguments that make it small.
 
     `slow` variants are left to the slow suite. `prepare` is done to the built host before its
     weights are drawn.
     """
 
     label: str
-    name: str
+    name: str | type
     args: Mapping[str, Any]
     dtype: torch.dtype = torch.float32
     slow: bool = False
@@ -35,7 +44,8 @@ class SmallHost:
         """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            host = timm.create_model(self.name, num_classes=7, **self.args)
+            make = partial(timm.create_model, self.name) if isinstance(self.name, str) else self.name
+            host: Any = make(num_classes=7, **self.args)
         if self.prepare is not None:
             self.prepare(host)
         randomise(host)
@@ -49,7 +59,7 @@ class SmallHost:
 
 
 def small_hosts(
-    name: str, base: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
+    name: str | type, base: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]
 ) -> tuple[SmallHost, ...]:
     """Makes variants of one name, of which all but the first three are slow.
 
@@ -163,4 +173,154 @@ NAFLEX = small_hosts(
         "naflex, float16": {"rope_type": "axial", "_dtype": torch.float16},
     },
 )
-SMALL_HOSTS = {"timm_naflex": NAFLEX, "timm_beit": BEIT, "timm_relpos": RELPOS}
+def unfuse(host: Any) -> None:
+    """Takes timm's fused attention away: ONNX has none of the five axes that windows have here."""
+    for module in host.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+
+NEST = small_hosts(
+    Nest,
+    {
+        "img_size": 64,
+        "embed_dims": (8, 16, 32),
+        "num_heads": (1, 2, 4),
+        "depths": (1, 1, 3),
+        "drop_path_rate": 0.0,
+        "_dtype": torch.float64,
+        "_prepare": unfuse,
+    },
+    {
+        "nest": {},
+        "nest, padded as in jax": {"pad_type": "same", "qkv_bias": False},
+        "nest, drop path": {"drop_path_rate": 0.2, "global_pool": "max"},
+        "nest, two levels": {"num_levels": 2, "depths": (1, 2), "embed_dims": (8, 32), "num_heads": 4},
+    },
+)
+PIT = small_hosts(
+    PoolingVisionTransformer,
+    {
+        "img_size": 32,
+        "patch_size": 6,
+        "stride": 3,
+        "base_dims": (8, 8, 8),
+        "heads": (1, 2, 4),
+        "depth": (1, 2, 1),
+    },
+    {
+        "pit": {},
+        "pit, distilled": {"distilled": True},
+        "pit, drop path": {**DROPS, "img_size": (32, 38)},
+        "pit, float64": {"_dtype": torch.float64},
+    },
+)
+HIERA = small_hosts(
+    "hiera_tiny_224",
+    {"img_size": (64, 96), "embed_dim": 8, "stages": (1, 1, 3, 1), "head_init_scale": 1.0, "_prepare": unfuse},
+    {
+        "hiera": {},
+        "hiera, positions of windows": {"abs_win_pos_embed": True, "init_values": 0.1},
+        "hiera, drop path": {"drop_path_rate": 0.2, "stages": (1, 1, 2, 2)},
+        "hiera, pooled copies": {"use_expand_proj": False, "_dtype": torch.float64},
+    },
+)
+def freeze_what_softmax_hides(host: Any) -> None:
+    """Freezes what is added to all logits alike, which a softmax does not show."""
+    for name, parameter in host.named_parameters():
+        hidden = name.endswith(("rel_pos.mlp.fc2.bias", "proj_l.bias", "attn.k.bias"))
+        parameter.requires_grad_(not hidden)
+
+
+def freeze_biases(host: Any) -> None:
+    """Freezes all biases: those before a batch norm do not show."""
+    for name, parameter in host.named_parameters():
+        parameter.requires_grad_(not name.endswith("bias"))
+
+
+COATNET = small_hosts(
+    "coatnet_0_rw_224",
+    {
+        "img_size": 64,
+        "embed_dim": (8, 8, 16, 16),
+        "depths": (1, 1, 3, 1),
+        "stem_width": (8, 8),
+        "transformer_dim_head": 4,
+        "head_hidden_size": None,
+    },
+    {
+        "coatnet": {},
+        "coatnet, network": {
+            "_name": "coatnet_rmlp_0_rw_224",
+            "transformer_rel_pos_dim": 8,
+            "_prepare": freeze_what_softmax_hides,
+        },
+        "coatnet, tensorflow's": {
+            "_name": "coatnet_0_224",
+            "head_hidden_size": 16,
+            "_dtype": torch.float64,
+        },
+        "coatnet, batch norms": {"_name": "coatnet_bn_0_rw_224", "_prepare": freeze_biases},
+        "coatnext": {"_name": "coatnext_nano_rw_224", "drop_path_rate": 0.2},
+        "coatnet, float64": {"_dtype": torch.float64, "img_size": (64, 96)},
+    },
+)
+METAFORMER = small_hosts(
+    MetaFormer,
+    {
+        "dims": (8, 8, 16, 16),
+        "depths": (1, 1, 3, 1),
+        "token_mixers": [SepConv, SepConv, Attention, Attention],
+        "norm_layers": [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2,
+        "head_dim": 8,
+        "_prepare": lambda host: setattr(host, "pretrained_cfg", {"input_size": (3, 64, 80)}),
+    },
+    {
+        "caformer": {},
+        "caformer, LayerScale everywhere": {"layer_scale_init_values": 0.1},
+        "caformer, no head norm": {"output_norm": torch.nn.Identity, "use_mlp_head": False},
+        "caformer, drop path": {"drop_path_rate": 0.2, "_dtype": torch.float64},
+    },
+)
+CAIT = small_hosts(
+    "cait_xxs24_224",
+    {**FLAT, "init_values": 0.5, "_prepare": freeze_what_softmax_hides},
+    {
+        "cait": {},
+        "cait, no bias": {"qkv_bias": False, "num_heads": 2},
+        "cait, drop path": {**DROPS, "depth_token_only": 1},
+        "cait, sequence": {"global_pool": ""},
+        "cait, float64": {"_dtype": torch.float64},
+    },
+)
+VOLO = small_hosts(
+    timm.models.volo.VOLO,
+    {
+        "img_size": (48, 64),
+        "layers": (1, 2, 1),
+        "embed_dims": (16, 32, 32),
+        "num_heads": (2, 4, 4),
+        "downsamples": (True, False, False),
+        "outlook_attention": (True, False, False),
+        "stem_hidden_dim": 8,
+        "_dtype": torch.float64,
+    },
+    {
+        "volo": {},
+        "volo, mean": {"global_pool": "avg", "qkv_bias": True},
+        "volo, one head": {"use_aux_head": False},
+        "volo, sequence": {"global_pool": "", "drop_path_rate": 0.2},
+    },
+)
+SMALL_HOSTS = {
+    "timm_beit": BEIT,
+    "timm_cait": CAIT,
+    "timm_coatnet": COATNET,
+    "timm_hiera": HIERA,
+    "timm_metaformer": METAFORMER,
+    "timm_naflex": NAFLEX,
+    "timm_nest": NEST,
+    "timm_pit": PIT,
+    "timm_relpos": RELPOS,
+    "timm_volo": VOLO,
+}

@@ -21,7 +21,7 @@ from patchslim.tokens.shapes import BlockShape
 
 def project(block: Any, x: Tensor, part: Part) -> tuple[Tensor, ...]:
     """Applies the block's norm and projection. Several attentions count as more heads."""
-    each = [_project_heads(attn, y, part) for attn, y in _attention_inputs(block, x)]
+    each = [project_heads(attn, y, part) for attn, y in _attention_inputs(block, x)]
     if len(each) == 1:
         return each[0]
     return tuple(torch.cat(same, dim=1) for same in zip(*each, strict=True))
@@ -29,13 +29,13 @@ def project(block: Any, x: Tensor, part: Part) -> tuple[Tensor, ...]:
 
 def mix(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     """Applies gate, projection, LayerScale, drop path, residual, as this kind of block does."""
-    mixed: Tensor = BLOCK_KINDS[type(block).__name__][0](block, x, attended)
+    mixed: Tensor = BLOCK_KINDS.get(type(block).__name__, PRE_NORM)[0](block, x, attended)
     return mixed
 
 
 def feed(block: Any, x: Tensor) -> Tensor:
     """Applies the feed-forward and its residual, as this kind of block does it."""
-    fed: Tensor = BLOCK_KINDS[type(block).__name__][1](block, x)
+    fed: Tensor = BLOCK_KINDS.get(type(block).__name__, PRE_NORM)[1](block, x)
     return fed
 
 
@@ -44,7 +44,7 @@ def block_shape(block: Any, width: int, **score: int) -> BlockShape:
     attns = attentions(block)
     maps = 2 if hasattr(attns[0], "lambda_init") else 1
     channels = _head_width(attns[0])
-    inner = len(attns) * attns[0].num_heads * maps * channels
+    inner = len(attns) * count_heads(attns[0]) * maps * channels
     parallel = "Scaling" in type(block).__name__
     # Whatever a projection has beside its columns, such as a low-rank update, counts here, too.
     out = sum(map(linear_macs, [block] if parallel else attns)) - 3 * width * inner
@@ -66,7 +66,12 @@ def block_shape(block: Any, width: int, **score: int) -> BlockShape:
 def _head_width(attn: Any) -> int:
     """Reads the channels of one head's key."""
     width = getattr(attn, "head_dim", None)
-    return int(attn.qkv.out_features // (3 * attn.num_heads) if width is None else width)
+    return int(attn.qkv.out_features // (3 * count_heads(attn)) if width is None else width)
+
+
+def count_heads(attn: Any) -> int:
+    """Counts the heads of an attention."""
+    return int(getattr(attn, "num_heads", None) or attn.heads)
 
 
 def attentions(block: Any) -> list[Any]:
@@ -85,7 +90,7 @@ def _attention_inputs(block: Any, x: Tensor) -> list[tuple[Any, Tensor]]:
     return [(block.attn, x if type(block).__name__ in POST_NORM else block.norm1(x))]
 
 
-def _project_heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
+def project_heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
     """Computes queries, keys and values of one attention, split into heads and normed.
 
     Differential attention has two maps a head over one value: each map becomes a head.
@@ -95,10 +100,10 @@ def _project_heads(attn: Any, y: Tensor, part: Part) -> tuple[Tensor, ...]:
     every: list[Tensor] = []
     for name, t in zip(part, flat, strict=True):
         if name == "v":
-            value = t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
+            value = t.unflatten(2, (count_heads(attn), -1)).transpose(1, 2)
             every.append(value.repeat_interleave(maps, dim=1) if maps > 1 else value)
             continue
-        t = t.unflatten(2, (attn.num_heads * maps, -1)).transpose(1, 2)
+        t = t.unflatten(2, (count_heads(attn) * maps, -1)).transpose(1, 2)
         norm = getattr(attn, f"{name}_norm", None)
         every.append(t if norm is None else norm(t))
     return tuple(every)
@@ -127,7 +132,7 @@ def _join_heads(attn: Any, attended: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(2)
 
 
-def _attention_output(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
+def attention_output(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
     """Applies an attention's gate, norm and output projection. The gate reads the input `y`."""
     joined = _join_heads(attn, attended)
     if hasattr(attn, "norm"):
@@ -135,13 +140,14 @@ def _attention_output(attn: Any, y: Tensor, attended: Tensor) -> Tensor:
     gate = getattr(attn, "gate", None)
     if gate is not None:
         joined = joined * gate(y).sigmoid()
-    out: Tensor = attn.proj_drop(attn.proj(joined))
-    return out
+    out: Tensor = attn.proj(joined)
+    drop = getattr(attn, "proj_drop", None)
+    return out if drop is None else drop(out)
 
 
 def _mix_pre(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     y = x if getattr(block.attn, "gate", None) is None else block.norm1(x)
-    out = _scale(block, "1", _attention_output(block.attn, y, attended))
+    out = _scale(block, "1", attention_output(block.attn, y, attended))
     return x + _drop_path(block, "1")(out)
 
 
@@ -163,7 +169,7 @@ def _drop_path(block: Any, number: str) -> Any:
 
 
 def _mix_post(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    return x + block.drop_path1(block.norm1(_attention_output(block.attn, x, attended)))
+    return x + block.drop_path1(block.norm1(attention_output(block.attn, x, attended)))
 
 
 def _feed_post(block: Any, x: Tensor) -> Tensor:
@@ -173,7 +179,7 @@ def _feed_post(block: Any, x: Tensor) -> Tensor:
 def _mix_side_by_side(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     parts = attended.chunk(len(block.attns), dim=1)
     outs = [
-        branch.drop_path(branch.ls(_attention_output(branch.attn, branch.norm(x), part)))
+        branch.drop_path(branch.ls(attention_output(branch.attn, branch.norm(x), part)))
         for branch, part in zip(block.attns, parts, strict=True)
     ]
     return x + torch.stack(outs).sum(dim=0)
@@ -202,11 +208,11 @@ def _skip_feed(_: Any, x: Tensor) -> Tensor:
     return x
 
 
-NOT_BY_ROW = ("rel_pos",)  # parts of an attention that do not run once for each row
+NOT_BY_ROW = ("rel_pos", "proj_l", "proj_w")  # parts of an attention that do not run once for each row
 POST_NORM = ("ResPostBlock", "ResPostRelPosBlock")
+PRE_NORM = (_mix_pre, _feed_pre)  # of `Block`, and of blocks of other files with its parts
 BLOCK_KINDS = {
-    "Block": (_mix_pre, _feed_pre),
-    "RelPosBlock": (_mix_pre, _feed_pre),
+    "Block": PRE_NORM,
     "ResPostBlock": (_mix_post, _feed_post),
     "ResPostRelPosBlock": (_mix_post, _feed_post),
     "ParallelThingsBlock": (_mix_side_by_side, _feed_side_by_side),

@@ -78,7 +78,10 @@ class Signals:
         Rows that are not `alive` (B, n) do not count as rows that attend.
         """
         if self.q is None or self.k is None:
-            raise BadSchedule("Attention exists only inside a block; this method decides before.")
+            raise BadSchedule(
+                "Attention maps exist only inside a block, and not where a host mixes those of its "
+                "heads. This method reads them: decide inside a block, or take one that reads keys."
+            )
         whole = self.weights
         if whole is None:
             whole = attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
