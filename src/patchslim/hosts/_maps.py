@@ -1,6 +1,8 @@
 """Rows laid out as maps, for hosts that keep their tokens in maps and project by 1x1 convolutions.
 
-All rows stand in one column, since a layer of theirs that reads row by row does not ask where.
+Each row is a map of one cell, since a layer of theirs that reads row by row does not ask where it
+is. With maps of more cells, torch (2.15) computes wrong gradients of a batch norm where the layout
+in memory of its input and that of its gradient differ.
 """
 
 from __future__ import annotations
@@ -9,13 +11,10 @@ from torch import Tensor
 
 
 def as_map(x: Tensor) -> Tensor:
-    """Lays rows (B, N, C) out as a map of one column (B, C, N, 1).
-
-    It is copied: torch 2.15 computes wrong gradients of a batch norm whose input is a view like it.
-    """
-    return x.transpose(1, 2).unsqueeze(3).contiguous()
+    """Lays rows (B, N, C) out as maps of one cell (B*N, C, 1, 1)."""
+    return x.flatten(0, 1).unsqueeze(2).unsqueeze(3)
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """Lays a map of one column (B, C, N, 1) out as rows (B, N, C)."""
-    return x.squeeze(3).transpose(1, 2)
+def as_rows(maps: Tensor, like: Tensor) -> Tensor:
+    """Lays maps of one cell out as rows (B, N, C), of as many as `like` has."""
+    return maps.flatten(1).view(like.shape[0], like.shape[1], -1)

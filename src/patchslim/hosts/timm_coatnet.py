@@ -89,21 +89,23 @@ class TimmCoatnet(StageHost):
             rows = rows[:, columns] if attn.head_first else rows[columns]
             bias = None if attn.qkv.bias is None else attn.qkv.bias[rows.flatten()]
             flat = F.conv2d(y, attn.qkv.weight[rows.flatten()], bias)
-        apart = flat.flatten(2).unflatten(1, order).unbind(2 if attn.head_first else 1)
-        return tuple(each.transpose(2, 3) for each in apart)
+        apart = as_rows(flat, tokens.x).unflatten(2, order).unbind(3 if attn.head_first else 2)
+        return tuple(each.transpose(1, 2) for each in apart)
 
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
         """Applies projection, LayerScale, drop path and residual."""
         block: Any = self.blocks(host)[index]
         joined = as_map(attended.transpose(1, 2).flatten(2))
         out = block.ls1(block.attn.proj_drop(block.attn.proj(joined)))
-        return queries.x + as_rows(block.drop_path1(out))
+        mixed: Tensor = queries.x + block.drop_path1(as_rows(out, queries.x))
+        return mixed
 
     def feed(self, host: Any, index: int, x: Tensor) -> Tensor:
         """Applies feed-forward, LayerScale, drop path and residual."""
         block: Any = self.blocks(host)[index]
         out = block.ls2(block.mlp(block.norm2(as_map(x))))
-        return x + as_rows(block.drop_path2(out))
+        fed: Tensor = x + block.drop_path2(as_rows(out, x))
+        return fed
 
     def bias(self, host: Any, index: int, queries: Tokens, keys: Tokens) -> Tensor | None:
         """Picks the bias of these rows from that of all rows."""

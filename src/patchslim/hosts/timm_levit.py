@@ -156,7 +156,7 @@ class TimmLevit(TimmHost):
             share = weight / weight.sum(dim=1, keepdim=True)
             mean = (x[:, tokens.prefix :] * share.to(x.dtype).unsqueeze(2)).sum(dim=1, keepdim=True)
             x = torch.cat([x[:, : tokens.prefix], mean], dim=1)
-        return host.forward_head(as_map(x) if _keeps_maps(host) else x)
+        return host.forward_head(x.transpose(1, 2).unsqueeze(3) if _keeps_maps(host) else x)
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Calls `timm.create_model`, which knows Evo-LeViT once it is imported."""
@@ -226,7 +226,7 @@ def _keeps_maps(host: Any) -> bool:
 
 def _run(host: Any, layer: Any, x: Tensor) -> Tensor:
     """Applies a layer that reads row by row, as rows or as a map, as the host does."""
-    y: Tensor = as_rows(layer(as_map(x))) if _keeps_maps(host) else layer(x)
+    y: Tensor = as_rows(layer(as_map(x)), x) if _keeps_maps(host) else layer(x)
     return y
 
 
@@ -278,7 +278,7 @@ def _project_heads(
     wanted = sum(widths[name] for name in part)
     per = sum(widths.values())
     if layer.training or wanted == per:  # in training the norm counts all rows of all columns
-        y = as_rows(layer(as_map(x))) if isinstance(layer.linear, nn.Conv2d) else layer(x)
+        y = as_rows(layer(as_map(x)), x) if isinstance(layer.linear, nn.Conv2d) else layer(x)
         y = y.unflatten(2, (heads, per))[..., before : before + wanted]
     else:
         columns = torch.arange(heads * per, device=x.device).view(heads, per)
