@@ -25,6 +25,8 @@ FIRST: list[Any] = []
 SOME: list[Any] = []
 for family in patchslim.adapter_names():
     usual = [each for each in list_variants(family) if not only_combines(family, each)]
+    if not usual:  # this version of the library has no host of the family
+        continue
     # What a backbone returns holds more than tensors, and export refuses that.
     exported = [each for each in usual if "Backbone" not in str(each)]
     FIRST.append(pytest.param(family, usual[0], id=family))

@@ -69,12 +69,13 @@ def small_hosts(
     for label, args in variants.items():
         every = {**base, **args}
         fields = {key[1:]: value for key, value in every.items() if key.startswith("_")}
-        own = {key: value for key, value in every.items() if not key.startswith("_")}
+        own = {key: each for key, each in every.items() if each is not LEFT_OUT and key[0] != "_"}
         rest = {"slow": len(made) >= 3, "name": name, **fields}
         made.append(SmallHost(label, args=own, **rest))
     return tuple(made)
 
 
+LEFT_OUT = object()  # an argument that this variant does not have
 FLAT = {"img_size": (16, 20), "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
 DROPS = {"proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
 
@@ -312,6 +313,30 @@ VOLO = small_hosts(
         "volo, sequence": {"global_pool": "", "drop_path_rate": 0.2},
     },
 )
+QWEN3 = small_hosts(
+    "qwen3_vit_88m",
+    {
+        "img_size": (16, 24),
+        "patch_size": 4,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 4,
+        "mlp_ratio": 2.0,
+        "pos_embed_grid_size": 4,
+    },
+    {
+        "qwen3": {},
+        "qwen3, projector": {"encoder_pool": "merge", "out_features": 12},
+        "deepseek": {
+            "_name": "deepseek_vit_412m",
+            "encoder_pool": "align",
+            "out_features": 12,
+            "pos_embed_grid_size": LEFT_OUT,
+        },
+        "qwen3, sequence": {"global_pool": "", **DROPS},
+        "qwen3, float64": {"_dtype": torch.float64, "final_norm": False},
+    },
+)
 SMALL_HOSTS = {
     "timm_beit": BEIT,
     "timm_cait": CAIT,
@@ -321,6 +346,7 @@ SMALL_HOSTS = {
     "timm_naflex": NAFLEX,
     "timm_nest": NEST,
     "timm_pit": PIT,
+    "timm_qwen3": QWEN3 if timm.is_model("qwen3_vit_88m") else (),  # older versions have none
     "timm_relpos": RELPOS,
     "timm_volo": VOLO,
 }

@@ -58,7 +58,7 @@ def mix(block: Any, x: Tensor, attended: Tensor) -> Tensor:
     out = attn.proj_drop(attn.proj(joined))
     if post:
         out = block.norm1(out)
-    elif block.gamma_1 is not None:
+    elif getattr(block, "gamma_1", None) is not None:
         out = block.gamma_1 * out
     mixed: Tensor = x + block.drop_path1(out)
     return mixed
@@ -70,7 +70,7 @@ def feed(block: Any, x: Tensor) -> Tensor:
         out = block.norm2(block.mlp(x))
     else:
         out = block.mlp(block.norm2(x))
-        if block.gamma_2 is not None:
+        if getattr(block, "gamma_2", None) is not None:
             out = block.gamma_2 * out
     fed: Tensor = x + block.drop_path2(out)
     return fed

@@ -64,7 +64,8 @@ class StageHost(TimmHost, ABC):
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """Runs what comes before the stage."""
         x, grid = self.before(host, images)
-        return Tokens(x=x, prefix=self._prefix(host), grid=grid)
+        rotary = self._rotary(host, grid)
+        return Tokens(x=x, prefix=self._prefix(host), grid=grid, rotary=rotary)
 
     def embedding(self, host: Any, images: Tensor) -> Tensor:
         """Raises an error: here, no patch embedding comes straight before the blocks."""
@@ -125,6 +126,10 @@ class StageHost(TimmHost, ABC):
     def _prefix(self, host: Any) -> int:
         """Counts the rows of the stage that are not patches."""
         return 0
+
+    def _rotary(self, host: Any, grid: tuple[int, int]) -> Tensor | None:
+        """Makes the table of rotary positions, one entry for each cell; None without."""
+        return None
 
     def _pools_prefix(self, host: Any) -> bool:
         return False
