@@ -44,7 +44,9 @@ class SmallHost:
         """Builds a small host with strongly random weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            make = partial(timm.create_model, self.name) if isinstance(self.name, str) else self.name
+            make = (
+                partial(timm.create_model, self.name) if isinstance(self.name, str) else self.name
+            )
             host: Any = make(num_classes=7, **self.args)
         if self.prepare is not None:
             self.prepare(host)
@@ -174,6 +176,8 @@ NAFLEX = small_hosts(
         "naflex, float16": {"rope_type": "axial", "_dtype": torch.float16},
     },
 )
+
+
 def unfuse(host: Any) -> None:
     """Takes timm's fused attention away: ONNX has none of the five axes that windows have here."""
     for module in host.modules():
@@ -196,7 +200,12 @@ NEST = small_hosts(
         "nest": {},
         "nest, padded as in jax": {"pad_type": "same", "qkv_bias": False},
         "nest, drop path": {"drop_path_rate": 0.2, "global_pool": "max"},
-        "nest, two levels": {"num_levels": 2, "depths": (1, 2), "embed_dims": (8, 32), "num_heads": 4},
+        "nest, two levels": {
+            "num_levels": 2,
+            "depths": (1, 2),
+            "embed_dims": (8, 32),
+            "num_heads": 4,
+        },
     },
 )
 PIT = small_hosts(
@@ -218,7 +227,13 @@ PIT = small_hosts(
 )
 HIERA = small_hosts(
     "hiera_tiny_224",
-    {"img_size": (64, 96), "embed_dim": 8, "stages": (1, 1, 3, 1), "head_init_scale": 1.0, "_prepare": unfuse},
+    {
+        "img_size": (64, 96),
+        "embed_dim": 8,
+        "stages": (1, 1, 3, 1),
+        "head_init_scale": 1.0,
+        "_prepare": unfuse,
+    },
     {
         "hiera": {},
         "hiera, positions of windows": {"abs_win_pos_embed": True, "init_values": 0.1},
@@ -226,6 +241,8 @@ HIERA = small_hosts(
         "hiera, pooled copies": {"use_expand_proj": False, "_dtype": torch.float64},
     },
 )
+
+
 def freeze_what_softmax_hides(host: Any) -> None:
     """Freezes what is added to all logits alike, which a softmax does not show."""
     for name, parameter in host.named_parameters():

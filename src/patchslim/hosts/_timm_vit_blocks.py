@@ -208,7 +208,11 @@ def _skip_feed(_: Any, x: Tensor) -> Tensor:
     return x
 
 
-NOT_BY_ROW = ("rel_pos", "proj_l", "proj_w")  # parts of an attention that do not run once for each row
+NOT_BY_ROW = (
+    "rel_pos",
+    "proj_l",
+    "proj_w",
+)  # parts of an attention that do not run once for each row
 POST_NORM = ("ResPostBlock", "ResPostRelPosBlock")
 PRE_NORM = (_mix_pre, _feed_pre)  # of `Block`, and of blocks of other files with its parts
 BLOCK_KINDS = {

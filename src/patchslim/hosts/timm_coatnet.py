@@ -46,7 +46,10 @@ class TimmCoatnet(StageHost):
             )
         third = [type(block).__name__ for block in host.stages[STAGE].blocks]
         if set(third) != {"TransformerBlock2d"}:
-            return "its third stage has convolutions between its attentions, which need the grid."
+            return (
+                "its third stage has convolutions between its attentions, which need the grid. Take "
+                "a CoAtNet that has none there, such as coatnet_nano_rw_224."
+            )
         if len(third) == 1:
             return "its third stage has one block, which pools, and no other in which to reduce."
         for block in self.blocks(host):
@@ -57,7 +60,6 @@ class TimmCoatnet(StageHost):
             if reason is not None:
                 return reason
         return None
-
 
     def blocks(self, host: Any) -> nn.Sequential:
         """Lists the blocks of the third stage but its first, which pools."""

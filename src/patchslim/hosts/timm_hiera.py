@@ -27,7 +27,9 @@ class TimmHiera(StageHost):
         """Refuses overridden forward passes, foreign blocks, windows in the third stage."""
         reason = overridden_reason(host, (MODULE,))
         if reason is None and host.patch_drop_rate:
-            reason = "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."
+            reason = (
+                "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."
+            )
         if reason is None and not len(self.blocks(host)):
             reason = "its third stage has one block, which pools, and no other in which to reduce."
         for block in () if reason else self.blocks(host):

@@ -18,6 +18,53 @@ if TYPE_CHECKING:
     from patchslim.hosts._adapter import Adapter
 
 
+# Why models of these modules are not slimmed, in the words that follow "Swin is not slimmed:".
+WINDOWS = (
+    "it attends in windows, each of which needs all of its cells. Take a model whose tokens attend "
+    "to all of the grid: a ViT, or among pyramids a CoAtNet, CAFormer, NesT, Hiera or LeViT."
+)
+NEIGHBOURS = (
+    "between its attentions, convolutions read each token's neighbours, so that every cell has to "
+    "be there. Take a model without them: a ViT, or among pyramids a CoAtNet or CAFormer, of which "
+    "one stage attends without convolutions."
+)
+CHANNELS = (
+    "its attention is between channels and not between tokens, so its cost grows with tokens as "
+    "that of a convolution, and convolutions need every cell. Take a ViT, DeiT or CaiT."
+)
+POOLED_KEYS = (
+    "its attention pools keys and values over the grid, which needs every cell. Take a model whose "
+    "tokens attend to all others: a ViT, CoAtNet or CAFormer."
+)
+BRANCHES = (
+    "its tokens are kept in two sequences that exchange what they know, and one of them cannot be "
+    "made shorter alone. Take a ViT or DeiT."
+)
+LATE = (
+    "it attends in its last blocks alone, to the 49 tokens that are left there, so that there is "
+    "next to nothing to save. Take a ViT, or among pyramids a CoAtNet or CAFormer."
+)
+NO_TOKENS = (
+    "it has no attention over tokens, so there are none to remove. Take a vision transformer: "
+    "`patchslim models` lists those that are served."
+)
+REASONS = {
+    module: reason
+    for reason, modules in {
+        WINDOWS: """swin_transformer swin_transformer_v2 swin_transformer_v2_cr davit gcvit
+            hieradet_sam2 vision_transformer_sam""",
+        NEIGHBOURS: """cpubone csatv2 efficientformer_v2 efficientvit_msra fastvit
+            focalnet iformer lowformer mobilenetv5 mobilevit nextvit repvit shvit swiftformer
+            tiny_vit""",
+        CHANNELS: "edgenext efficientvit_mit xcit",
+        POOLED_KEYS: "coat mvitv2 pvt_v2 twins",
+        BRANCHES: "crossvit tnt",
+        LATE: "efficientformer",
+    }.items()
+    for module in modules.split()
+}
+
+
 class Timm(Library):
     """timm, and the hosts of `patchslim.architectures` that are in its registry."""
 
@@ -35,6 +82,16 @@ class Timm(Library):
         import patchslim.architectures.evo_levit  # noqa: F401 (registers them)
 
         return timm
+
+    def refusal_reason(self, host: nn.Module) -> str | None:
+        """Says what stands between the tokens of a host and a shorter sequence."""
+        package, _, module = type(host).__module__.rpartition(".")
+        if package != "timm.models":
+            return None
+        reason = REASONS.get(module)
+        if reason is None and not any("attn" in name for name, _ in host.named_modules()):
+            return NO_TOKENS
+        return reason
 
     def names(self) -> list[str]:
         """Lists all names in timm's registry."""
