@@ -44,7 +44,7 @@ class TimmPit(StageHost):
         """Runs the first stage, and the pooling of the second."""
         x = host.pos_drop(host.patch_embed(images) + host.pos_embed)
         second = host.transformers[1]
-        x, leading = host.transformers[0]((x, host.cls_token.expand(len(x), -1, -1)))
+        x, leading = host.transformers[0]((x, host.cls_token.expand(x.shape[0], -1, -1)))
         x, leading = second.pool(x, leading)
         grid = (int(x.shape[2]), int(x.shape[3]))
         rows: Tensor = second.norm(torch.cat((leading, x.flatten(2).transpose(1, 2)), dim=1))
