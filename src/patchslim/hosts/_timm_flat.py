@@ -1,4 +1,4 @@
-"""`FlatHost`: a timm host whose blocks are those of its `VisionTransformer`, its `Eva`, or alike."""
+"""`FlatHost`: a timm host whose blocks are those of its `VisionTransformer`, `Eva`, or alike."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._adapter import HostFacts
 from patchslim.hosts._timm import foreign_class_reason, overridden_reason
@@ -51,10 +51,9 @@ class TimmCait(StageHost):
             recomputes_activations=bool(host.grad_checkpointing),
         )
 
-    def blocks(self, host: Any) -> nn.Sequential:
+    def blocks(self, host: Any) -> Any:
         """Lists the self-attention blocks."""
-        blocks: nn.Sequential = host.blocks
-        return blocks
+        return host.blocks
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embeds patches and adds positions."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
@@ -47,8 +47,8 @@ class TimmCoatnet(StageHost):
         third = [type(block).__name__ for block in host.stages[STAGE].blocks]
         if set(third) != {"TransformerBlock2d"}:
             return (
-                "its third stage has convolutions between its attentions, which need the grid. Take "
-                "a CoAtNet that has none there, such as coatnet_nano_rw_224."
+                "its third stage has convolutions between its attentions, which need the grid. "
+                "Take a CoAtNet that has none there, such as coatnet_nano_rw_224."
             )
         if len(third) == 1:
             return "its third stage has one block, which pools, and no other in which to reduce."
@@ -61,10 +61,9 @@ class TimmCoatnet(StageHost):
                 return reason
         return None
 
-    def blocks(self, host: Any) -> nn.Sequential:
+    def blocks(self, host: Any) -> Any:
         """Lists the blocks of the third stage but its first, which pools."""
-        blocks: nn.Sequential = host.stages[STAGE].blocks[1:]
-        return blocks
+        return host.stages[STAGE].blocks[1:]
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Runs the stem, two stages, and the first block of the third."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._timm import foreign_class_reason, overridden_reason
 from patchslim.hosts._timm_stage import StageHost
@@ -38,10 +38,9 @@ class TimmHiera(StageHost):
                 reason = "its third stage attends in windows (mask_unit_attn)."
         return reason
 
-    def blocks(self, host: Any) -> nn.ModuleList:
+    def blocks(self, host: Any) -> Any:
         """Lists the blocks of the third stage but its first, which pools."""
-        blocks: nn.ModuleList = host.blocks[self._first(host) : host.stage_ends[STAGE] + 1]
-        return blocks
+        return host.blocks[self._first(host) : host.stage_ends[STAGE] + 1]
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Runs the stages before the third and its first block; puts rows in raster order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
@@ -51,10 +51,9 @@ class TimmMetaformer(StageHost):
         """Refuses nothing: the host has no positions."""
         return None
 
-    def blocks(self, host: Any) -> nn.Sequential:
+    def blocks(self, host: Any) -> Any:
         """Lists the blocks of the third stage."""
-        blocks: nn.Sequential = host.stages[STAGE].blocks
-        return blocks
+        return host.stages[STAGE].blocks
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Runs the stem, two stages, and what leads to the third."""

@@ -7,7 +7,7 @@ sizes, which the host also takes, have no grid in common and are refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -69,13 +69,12 @@ class TimmNaflex(FlatHost):
 
         embeds = host.embeds
         if not embeds.is_linear:
-            x: Tensor = embeds.norm(embeds.proj(images).flatten(2).transpose(1, 2))
-            return x
+            projected = embeds.proj(images).flatten(2).transpose(1, 2)
+            return cast("Tensor", embeds.norm(projected))
         patches, _ = batch_patchify(
             images, embeds.patch_size, embeds.dynamic_img_pad, embeds.channels_last
         )
-        x = embeds.norm(embeds.proj(patches))
-        return x
+        return cast("Tensor", embeds.norm(embeds.proj(patches)))
 
     def _patch_embed(self, host: Any) -> Any:
         return host.embeds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._timm import foreign_class_reason, overridden_reason
 from patchslim.hosts._timm_stage import StageHost
@@ -32,10 +32,9 @@ class TimmNest(StageHost):
             reason = reason or foreign_class_reason("block", block, ("TransformerLayer",))
         return reason
 
-    def blocks(self, host: Any) -> nn.Sequential:
+    def blocks(self, host: Any) -> Any:
         """Lists the blocks of the last level."""
-        blocks: nn.Sequential = host.levels[-1].transformer_encoder
-        return blocks
+        return host.levels[-1].transformer_encoder
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Runs the levels before the last, its pooling, and adds its positions."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts._timm import foreign_class_reason, overridden_reason
 from patchslim.hosts._timm_stage import StageHost
@@ -35,10 +35,9 @@ class TimmPit(StageHost):
             )
         return reason
 
-    def blocks(self, host: Any) -> nn.Sequential:
+    def blocks(self, host: Any) -> Any:
         """Lists the blocks of the second stage."""
-        blocks: nn.Sequential = host.transformers[1].blocks
-        return blocks
+        return host.transformers[1].blocks
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Runs the first stage, and the pooling of the second."""

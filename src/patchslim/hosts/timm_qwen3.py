@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchslim.hosts import _timm_eva_blocks
 from patchslim.hosts._adapter import Part
@@ -53,10 +53,9 @@ class TimmQwen3(StageHost):
             return None
         return f"height and width must be multiples of {side}."
 
-    def blocks(self, host: Any) -> nn.ModuleList:
+    def blocks(self, host: Any) -> Any:
         """Lists the blocks of the encoder."""
-        blocks: nn.ModuleList = _encoder(host).blocks
-        return blocks
+        return _encoder(host).blocks
 
     def before(self, host: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embeds patches and adds positions."""

@@ -32,7 +32,7 @@ class TimmVolo(StageHost):
                 reason = reason or foreign_class_reason("block", block, ("Transformer",))
         return reason
 
-    def blocks(self, host: Any) -> nn.ModuleList:
+    def blocks(self, host: Any) -> Any:
         """Lists the transformer blocks of all stages after the outlookers."""
         return nn.ModuleList([block for stage in host.network[FIRST:] for block in stage])
 

@@ -69,10 +69,9 @@ class VitPytorchVit(Adapter):
             returns_rows=returns_rows,
         )
 
-    def blocks(self, host: Any) -> nn.ModuleList:
+    def blocks(self, host: Any) -> Any:
         """Lists the pairs of attention and feed-forward."""
-        blocks: nn.ModuleList = host.transformer.layers
-        return blocks
+        return host.transformer.layers
 
     def embed(self, host: Any, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """Embeds patches, puts the class token before them, adds positions, applies dropout."""
