@@ -34,8 +34,14 @@ QKV_COLUMNS: dict[Part, slice] = {
 
 
 class TimmHost(Adapter, ABC):
-    """What timm's plain vision transformers have in common outside their blocks."""
+    """What timm's plain vision transformers have in common outside their blocks.
 
+    Attributes:
+        names_served: how the names of its hosts begin, where timm registers others from the same
+            module that are refused.
+    """
+
+    names_served: ClassVar[tuple[str, ...]] = ("",)
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay group_matcher

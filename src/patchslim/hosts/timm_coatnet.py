@@ -32,6 +32,7 @@ class TimmCoatnet(StageHost):
 
     family: ClassVar[str] = "timm MaxxVit"
     host_classes: ClassVar[frozenset[str]] = frozenset({f"{MODULE}.MaxxVit"})
+    names_served: ClassVar[tuple[str, ...]] = ("coatnet", "coatnext", "test_coatnet")
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses windows, convolutions between the blocks, overridden forward passes."""

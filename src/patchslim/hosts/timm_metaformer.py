@@ -28,6 +28,7 @@ class TimmMetaformer(StageHost):
 
     family: ClassVar[str] = "timm MetaFormer"
     host_classes: ClassVar[frozenset[str]] = frozenset({f"{MODULE}.MetaFormer"})
+    names_served: ClassVar[tuple[str, ...]] = ("caformer",)
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses overridden forward passes, and a third stage without attention."""

@@ -107,7 +107,12 @@ class Timm(Library):
         timm = self.import_library()
         modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
         served = {each for each in set(modules.values()) if has_served_class(each, adapter)}
-        return [name for name, module in modules.items() if module in served]
+        beginnings = getattr(adapter, "names_served", ("",))
+        return [
+            name
+            for name, module in modules.items()
+            if module in served and name.startswith(beginnings)
+        ]
 
     def build(
         self,
