@@ -80,9 +80,10 @@ def test_overridden_forward_is_refused(host: type[nn.Module], name: str) -> None
     [
         (
             "swin_tiny_patch4_window7_224",
-            {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 1)},
-            "attends in windows.*Hiera",
+            {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)},
+            "Swin attends in windows.*Hiera",
         ),
+        ("swinv2_cr_tiny_224", {"depths": (1, 1, 1, 1)}, "attends in windows.*Hiera"),
         ("xcit_nano_12_p16_224", {"depth": 1}, "between channels"),
         ("pvt_v2_b0", {}, "pools keys"),
         ("crossvit_9_240", {}, "two sequences"),

@@ -21,6 +21,8 @@ from timm.models.metaformer import (
 )
 from timm.models.nest import Nest
 from timm.models.pit import PoolingVisionTransformer
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 
 from timm_variants import randomise
 
@@ -354,6 +356,25 @@ QWEN3 = small_hosts(
         "qwen3, float64": {"_dtype": torch.float64, "final_norm": False},
     },
 )
+SWIN = small_hosts(
+    SwinTransformer,
+    {
+        "img_size": 64,
+        "embed_dim": 8,
+        "depths": (1, 1, 3, 1),
+        "num_heads": (1, 2, 4, 4),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+        "_prepare": unfuse,
+    },
+    {
+        "swin": {},
+        "swin v2": {"_name": SwinTransformerV2},
+        "swin v2, no bias": {"_name": SwinTransformerV2, "qkv_bias": False, "drop_path_rate": 0.2},
+        "swin, oblong": {"img_size": (64, 96), "window_size": (4, 6), "head_dim": 6},
+        "swin v2, float64": {"_name": SwinTransformerV2, "_dtype": torch.float64},
+    },
+)
 SMALL_HOSTS = {
     "timm_beit": BEIT,
     "timm_cait": CAIT,
@@ -365,5 +386,6 @@ SMALL_HOSTS = {
     "timm_pit": PIT,
     "timm_qwen3": QWEN3 if timm.is_model("qwen3_vit_88m") else (),  # older versions have none
     "timm_relpos": RELPOS,
+    "timm_swin": SWIN,
     "timm_volo": VOLO,
 }

@@ -46,7 +46,7 @@ class StageHost(TimmHost, ABC):
         return HostFacts(
             prefix=prefix,
             image_shape=self._image_shape(host),
-            scales=tuple([float(each.scale) for each in attentions]),
+            scales=tuple([float(getattr(each, "scale", 1.0)) for each in attentions]),
             dropouts=tuple([0.0 if each is None else dropout_in_force(each) for each in drops]),
             has_class_token=prefix > 0,
             rows_read=None,
@@ -133,6 +133,11 @@ class StageHost(TimmHost, ABC):
 
     def _pools_prefix(self, host: Any) -> bool:
         return False
+
+
+def few_stages_reason(stages: int) -> str | None:
+    """Says why a host of so few stages has no third one, in which methods act; None if it has."""
+    return None if stages >= 3 else f"it has {stages} stages, and methods act in the third."
 
 
 def copy_without_weights(host: nn.Module) -> Any:

@@ -209,16 +209,18 @@ def _skip_feed(_: Any, x: Tensor) -> Tensor:
 
 
 NOT_BY_ROW = (
+    "cpb_mlp",
     "rel_pos",
     "proj_l",
     "proj_w",
 )  # parts of an attention that do not run once for each row
-POST_NORM = ("ResPostBlock", "ResPostRelPosBlock")
+POST_NORM = ("ResPostBlock", "ResPostRelPosBlock", "SwinTransformerV2Block")
 PRE_NORM = (_mix_pre, _feed_pre)  # of `Block`, and of blocks of other files with its parts
 BLOCK_KINDS = {
     "Block": PRE_NORM,
     "ResPostBlock": (_mix_post, _feed_post),
     "ResPostRelPosBlock": (_mix_post, _feed_post),
+    "SwinTransformerV2Block": (_mix_post, _feed_post),
     "ParallelThingsBlock": (_mix_side_by_side, _feed_side_by_side),
     "ParallelScalingBlock": (_mix_parallel, _skip_feed),
     "DiffParallelScalingBlock": (_mix_parallel, _skip_feed),

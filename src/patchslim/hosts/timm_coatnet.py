@@ -18,7 +18,7 @@ from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._maps import as_map, as_rows
 from patchslim.hosts._relative import pick_bias
 from patchslim.hosts._timm import QKV_COLUMNS, foreign_class_reason, overridden_reason
-from patchslim.hosts._timm_stage import StageHost
+from patchslim.hosts._timm_stage import StageHost, few_stages_reason
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -36,7 +36,7 @@ class TimmCoatnet(StageHost):
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses windows, convolutions between the blocks, overridden forward passes."""
-        reason = overridden_reason(host, (MODULE,))
+        reason = overridden_reason(host, (MODULE,)) or few_stages_reason(len(host.stages))
         if reason is not None:
             return reason
         kinds = {type(block).__name__ for stage in host.stages for block in stage.blocks}

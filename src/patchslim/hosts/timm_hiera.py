@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from patchslim.hosts._timm import foreign_class_reason, overridden_reason
-from patchslim.hosts._timm_stage import StageHost
+from patchslim.hosts._timm_stage import StageHost, few_stages_reason
 
 MODULE = "timm.models.hiera"
 STAGE = 2
@@ -25,7 +25,7 @@ class TimmHiera(StageHost):
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses overridden forward passes, foreign blocks, windows in the third stage."""
-        reason = overridden_reason(host, (MODULE,))
+        reason = overridden_reason(host, (MODULE,)) or few_stages_reason(len(host.stage_ends))
         if reason is None and host.patch_drop_rate:
             reason = (
                 "it drops patches at random (patch_drop_rate). Build it with patch_drop_rate=0."

@@ -14,7 +14,7 @@ from torch import Tensor
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._macs import linear_macs
 from patchslim.hosts._timm import foreign_class_reason, overridden_reason
-from patchslim.hosts._timm_stage import StageHost
+from patchslim.hosts._timm_stage import StageHost, few_stages_reason
 from patchslim.hosts._timm_vit_blocks import attention_output, project_heads
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -32,7 +32,7 @@ class TimmMetaformer(StageHost):
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses overridden forward passes, and a third stage without attention."""
-        reason = overridden_reason(host, (MODULE,))
+        reason = overridden_reason(host, (MODULE,)) or few_stages_reason(len(host.stages))
         for block in () if reason else self.blocks(host):
             if type(block.token_mixer).__name__ != "Attention":
                 return (

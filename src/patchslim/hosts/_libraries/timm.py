@@ -51,8 +51,7 @@ NO_TOKENS = (
 REASONS = {
     module: reason
     for reason, modules in {
-        WINDOWS: """swin_transformer swin_transformer_v2 swin_transformer_v2_cr davit gcvit
-            hieradet_sam2 vision_transformer_sam""",
+        WINDOWS: "swin_transformer_v2_cr davit gcvit hieradet_sam2 vision_transformer_sam",
         NEIGHBOURS: """cpubone csatv2 efficientformer_v2 efficientvit_msra fastvit
             focalnet iformer lowformer mobilenetv5 mobilevit nextvit repvit shvit swiftformer
             tiny_vit""",
