@@ -1,7 +1,7 @@
 """timm's `SwinTransformer` and `SwinTransformerV2` whose third stage has one window: all its grid.
 
-So it is where the window is as large as the grid (`swin_s3_*`, `swinv2_*_window16_256`). Methods act
-in that stage, which has most of the blocks. The stages before it and after it run whole. Others
+So it is where the window is as large as the grid (`swin_s3_*`, `swinv2_*_window16_256`): methods
+act in that stage, which has most of the blocks. The stages before it and after run whole. Others
 attend in several windows, each of which needs all of its cells, and are refused.
 """
 
