@@ -375,10 +375,33 @@ SWIN = small_hosts(
         "swin v2, float64": {"_name": SwinTransformerV2, "_dtype": torch.float64},
     },
 )
+GEMMA4 = small_hosts(
+    "gemma4_vit_167m",
+    {
+        "patch_size": 4,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "num_kv_heads": 4,
+        "pooling_kernel_size": 1,
+        "use_clipped_linears": False,  # its limits are buffers, and random ones leave no gradient
+        "_prepare": say_input_size,
+    },
+    {
+        "gemma4": {},
+        "gemma4, soft tokens": {"encoder_pool": "soft"},
+        "gemma4, shared keys": {"num_kv_heads": 2},
+        "gemma4, sequence": {"global_pool": "", "drop_path_rate": 0.2},
+        "gemma4, float64": {"_dtype": torch.float64},
+    },
+)
 SMALL_HOSTS = {
     "timm_beit": BEIT,
     "timm_cait": CAIT,
     "timm_coatnet": COATNET,
+    "timm_gemma4": GEMMA4 if timm.is_model("gemma4_vit_167m") else (),  # as of Qwen 3
     "timm_hiera": HIERA,
     "timm_metaformer": METAFORMER,
     "timm_naflex": NAFLEX,
