@@ -11,6 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._timm import TimmHost, dropout_in_force
 from patchslim.tokens.shapes import BlockShape, HostShape
 from patchslim.tokens.tokens import Tokens
+
+_COUNTED: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int, tuple[int, int]]]] = (
+    WeakKeyDictionary()
+)
 
 
 class StageHost(TimmHost, ABC):
@@ -97,12 +102,7 @@ class StageHost(TimmHost, ABC):
 
     def shape(self, host: Any, image_size: tuple[int, int] | None = None) -> HostShape:
         """Counts rows and costs; what is before and after the stage is counted without weights."""
-        channels, *own = self._image_shape(host)
-        weightless = copy_without_weights(host)
-        dtype = next(host.parameters()).dtype
-        images = torch.empty(1, channels, *(image_size or own), device="meta", dtype=dtype)
-        embed, (x, grid) = count(lambda: self.before(weightless, images))
-        head, _ = count(lambda: self.after(weightless, x, grid))
+        embed, head, grid = self._count_around(host, image_size or self._image_size(host))
         blocks = self.blocks(host)
         return HostShape(
             grid=grid,
@@ -111,6 +111,24 @@ class StageHost(TimmHost, ABC):
             blocks=tuple(self._block_shape(host, index) for index in range(len(blocks))),
             head=head + self._bias_macs(host),
         )
+
+    def _count_around(self, host: Any, size: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
+        """Counts what is before and after the stage, and finds the grid in it.
+
+        It is remembered while the host lives and its weights have these shapes: counting takes a
+        tenth of a second or more, and a search asks often.
+        """
+        dtype = next(host.parameters()).dtype
+        key = (*size, dtype, *(tuple(each.shape) for each in host.parameters()))
+        known = _COUNTED.setdefault(host, {})
+        if key not in known:
+            weightless = copy_without_weights(host)
+            channels = int(host.in_chans)
+            images = torch.empty(1, channels, *size, device="meta", dtype=dtype)
+            embed, (x, grid) = count(lambda: self.before(weightless, images))
+            head, _ = count(lambda: self.after(weightless, x, grid))
+            known[key] = embed, head, grid
+        return known[key]
 
     def _attention(self, block: Any) -> Any:
         return _timm_vit_blocks.attentions(block)[0]

@@ -47,8 +47,8 @@ class Transformers(Library):
             return None
         return (
             "it reads the states of an earlier layer of its image tower (vision_feature_layer), "
-            "and a slimmed tower gives only those after its last block. Take a model that reads the "
-            "last ones, or slim a tower by itself."
+            "and a slimmed tower gives only those after its last block. Take a model that reads "
+            "the last ones, or slim a tower by itself."
         )
 
     def is_folder(self, folder: Path) -> bool:
