@@ -91,6 +91,8 @@ def test_overridden_forward_is_refused(host: type[nn.Module], name: str) -> None
         ("maxvit_pico_rw_256", {"depths": (1, 1, 1, 1)}, "windows.*CoAtNet"),
         ("coatnet_nano_cc_224", {}, "convolutions between"),
         ("resnet18", {}, "no attention over tokens"),
+        ("botnet26t_256", {}, "convolutional network"),
+        ("convit_tiny", {"depth": 2, "local_up_to_layer": 1}, "map by position"),
     ],
 )
 def test_other_models_are_refused_with_the_reason_and_what_to_take(

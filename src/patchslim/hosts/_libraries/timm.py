@@ -44,6 +44,17 @@ LATE = (
     "it attends in its last blocks alone, to the 49 tokens that are left there, so that there is "
     "next to nothing to save. Take a ViT, or among pyramids a CoAtNet or CAFormer."
 )
+CONVOLUTIONS = (
+    "it is a convolutional network, with attention in few layers or over channels, and convolutions "
+    "need every cell. Take a vision transformer, or a CoAtNet or CAFormer."
+)
+TWO_MAPS = (
+    "its attention adds a map by position to that by content after the softmax, which is not "
+    "served yet. Take a ViT or DeiT."
+)
+NOT_YET = (
+    "its stages are not served yet. Take a pyramid that is: a CoAtNet, CAFormer, NesT or Hiera."
+)
 NO_TOKENS = (
     "it has no attention over tokens, so there are none to remove. Take a vision transformer: "
     "`patchslim models` lists those that are served."
@@ -59,6 +70,9 @@ REASONS = {
         POOLED_KEYS: "coat mvitv2 pvt_v2 twins",
         BRANCHES: "crossvit tnt",
         LATE: "efficientformer",
+        CONVOLUTIONS: "byobnet cspnet efficientnet mobilenetv3 nfnet resnet vovnet",
+        TWO_MAPS: "convit",
+        NOT_YET: "visformer",
     }.items()
     for module in modules.split()
 }
@@ -87,10 +101,8 @@ class Timm(Library):
         package, _, module = type(host).__module__.rpartition(".")
         if package != "timm.models":
             return None
-        reason = REASONS.get(module)
-        if reason is None and not any("attn" in name for name, _ in host.named_modules()):
-            return NO_TOKENS
-        return reason
+        attends = any("attn" in name for name, _ in host.named_modules())
+        return REASONS.get(module) if attends else NO_TOKENS
 
     def names(self) -> list[str]:
         """Lists all names in timm's registry."""
