@@ -45,8 +45,8 @@ LATE = (
     "next to nothing to save. Take a ViT, or among pyramids a CoAtNet or CAFormer."
 )
 CONVOLUTIONS = (
-    "it is a convolutional network, with attention in few layers or over channels, and convolutions "
-    "need every cell. Take a vision transformer, or a CoAtNet or CAFormer."
+    "it is a convolutional network, with attention in few layers or over channels, and "
+    "convolutions need every cell. Take a vision transformer, or a CoAtNet or CAFormer."
 )
 TWO_MAPS = (
     "its attention adds a map by position to that by content after the softmax, which is not "
