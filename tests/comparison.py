@@ -94,7 +94,7 @@ def assert_same_gradients(got: dict[str, Tensor | None], wanted: dict[str, Tenso
         assert gradient is not None, name
         assert mine is not None, name
         scale = float(gradient.abs().max())
-        if name.endswith("bn.bias") and scale < ROUNDING:
+        if name.endswith(("bn.bias", "norm.bias")) and scale < ROUNDING:
             assert float(mine.abs().max()) < ROUNDING, name
             continue
         assert scale > 1e-4, f"{name} does not show in the output ({scale:.1g})"

@@ -26,6 +26,8 @@ FIRST: list[Any] = []
 SOME: list[Any] = []
 for family in patchslim.adapter_names():
     usual = [each for each in list_variants(family) if not only_combines(family, each)]
+    if not usual:  # this version of the library has no host of the family
+        continue
     # Export refuses what a backbone returns, which is more than tensors, and one row of all images.
     exported = [each for each in usual if not any(name in str(each) for name in REFUSED)]
     FIRST.append(pytest.param(family, usual[0], id=family))

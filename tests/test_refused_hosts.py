@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from torch import Tensor, nn
 
 import patchslim
@@ -75,20 +76,33 @@ def test_overridden_forward_is_refused(host: type[nn.Module], name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "args"),
+    ("name", "args", "said"),
     [
-        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "embed_dim": 16, "num_heads": (1, 1)}),
-        ("cait_xxs24_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
-        ("naflexvit_base_patch16_gap", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
-        ("vit_relpos_small_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)},
+            "Swin attends in windows.*Hiera",
+        ),
+        ("swinv2_cr_tiny_224", {"depths": (1, 1, 1, 1)}, "attends in windows.*Hiera"),
+        ("xcit_nano_12_p16_224", {"depth": 1}, "between channels"),
+        ("pvt_v2_b0", {}, "pools keys"),
+        ("crossvit_9_240", {}, "two sequences"),
+        ("poolformer_s12", {}, "CAFormer"),
+        ("maxvit_pico_rw_256", {"depths": (1, 1, 1, 1)}, "windows.*CoAtNet"),
+        ("coatnet_nano_cc_224", {}, "convolutions between"),
+        ("resnet18", {}, "no attention over tokens"),
+        ("botnet26t_256", {}, "convolutional network"),
+        ("convit_tiny", {"depth": 2, "local_up_to_layer": 1}, "map by position"),
     ],
 )
-def test_other_families_are_refused(name: str, args: dict[str, Any]) -> None:
-    if not timm.is_model(name):
-        pytest.skip(f"this timm has no {name}")
-    with pytest.raises(UnsupportedModel, match="No adapter knows"):
-        patchslim.slim(timm.create_model(name, num_classes=3, **args), "tome", r=2)
+def test_other_models_are_refused_with_the_reason_and_what_to_take(
+    name: str, args: dict[str, Any], said: str
+) -> None:
+    with torch.device("meta"):
+        host = timm.create_model(name, num_classes=3, **args)
+    with pytest.raises(UnsupportedModel, match=said) as refused:
+        patchslim.find_adapter(host)
+    assert str(refused.value).count("Take ") == 1
 
 
 def test_lost_weights_are_refused() -> None:

@@ -129,7 +129,6 @@ def foreign():
 
 
 REFUSED = {
-    "convolutions": (lambda: host(use_conv=True), "use_conv=True"),
     "no pooling": (lambda: host(global_pool=""), "global_pool='avg'"),
     "another forward pass": (lambda: host(Other), "Other overrides forward_features"),
     "pooled queries": (pooled, "use_pool=True"),

@@ -13,6 +13,7 @@ from torch import nn
 
 from patchslim.architectures.evo_levit import EvoLevit
 from timm_options import OPTIONS
+from timm_small_hosts import SMALL_HOSTS, SmallHost
 from timm_variants import Variant, randomise, registered_variants
 
 LEVIT = {
@@ -41,6 +42,8 @@ class LevitVariant:
             torch.default_generator.manual_seed(0)
             host = self.host(**{**LEVIT, **self.args})
         randomise(host)
+        if getattr(host, "use_conv", False):  # a norm over two images leaves gradients of rounding
+            host.head.bn.eps = 1.0
         return host.double().eval()
 
     def __str__(self) -> str:
@@ -55,6 +58,7 @@ LEVIT_VARIANTS = (
         LevitDistilled,
         {**SMALL_STEM, "attn_ratio": (1, 3, 2), "mlp_ratio": (1, 2, 3)},
     ),
+    LevitVariant("Levit with maps", Levit, {"use_conv": True}),
     LevitVariant("EvoLevit", EvoLevit, {}),
     LevitVariant(
         "EvoLevit, two stages, other ratios",
@@ -65,14 +69,18 @@ LEVIT_VARIANTS = (
 VIT_AND_EVA: tuple[Variant, ...] = (*registered_variants(), *OPTIONS)
 
 
-def variants(family: str) -> tuple[Variant, ...] | tuple[LevitVariant, ...]:
+def variants(family: str) -> tuple[Variant, ...] | tuple[LevitVariant, ...] | tuple[SmallHost, ...]:
     """Lists small variants of a family of this library."""
+    if family in SMALL_HOSTS:
+        return SMALL_HOSTS[family]
     if family == "timm_levit":
         return LEVIT_VARIANTS
     of_eva = {"timm_eva": True, "timm_vit": False}[family]
     return tuple(each for each in VIT_AND_EVA if issubclass(each.host, Eva) == of_eva)
 
 
-def is_combination(variant: Variant | LevitVariant) -> bool:
-    """Tells whether it combines options each of which another variant has by itself."""
+def is_combination(variant: Variant | LevitVariant | SmallHost) -> bool:
+    """Tells whether it combines options each of which another variant has by itself, or is slow."""
+    if isinstance(variant, SmallHost):
+        return variant.slow
     return isinstance(variant, Variant) and bool(variant.names)

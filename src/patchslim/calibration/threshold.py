@@ -24,7 +24,7 @@ from patchslim.measurement.score import kl_divergence
 from patchslim.methods._method import Method, method_settings
 from patchslim.methods._registry import method_name
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import check_class_token, plan_schedule
+from patchslim.model.plan import check_needs, plan_schedule
 from patchslim.schedules.budget import macs_target, make_schedule
 from patchslim.schedules.schedule import Counts, Rate, Schedule, Tail
 from patchslim.tokens.shapes import dense_macs
@@ -44,7 +44,7 @@ def has_threshold(method: Method) -> bool:
 def calibrate_threshold(method: Method, task: CalibrationTask) -> CalibrationResult:
     """Returns the model whose threshold meets the goal on the images of the task."""
     _check_task(task)
-    check_class_token(task.adapter.describe(task.host), method)
+    check_needs(task.adapter.describe(task.host), method)
     search = _ThresholdSearch(method, task, task.load_batches())
     model = search.build_model(search.find_tolerance()).eval()
     record = search.describe(model)

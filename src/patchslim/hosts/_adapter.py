@@ -42,6 +42,8 @@ class HostFacts:
             host. In a block with a stride the queries are every `stride`-th row and column.
         feature_blocks: blocks after which the host's own `forward_intermediates` gives features;
             None for all of them.
+        mixes_heads: whether its attention is not a softmax of query-key products for each head by
+            itself, so that `Adapter.attend` computes it.
         recomputes_activations: whether the host was asked to recompute activations in the backward
             pass.
     """
@@ -57,6 +59,7 @@ class HostFacts:
     has_query_pooling: bool = False
     strides: tuple[int, ...] = ()
     feature_blocks: tuple[int, ...] | None = None
+    mixes_heads: bool = False
     recomputes_activations: bool = False
 
     @property
@@ -189,6 +192,19 @@ class Adapter(ABC):
         the grid of its own tokens.
         """
         return None
+
+    def attend(
+        self,
+        host: nn.Module,
+        index: int,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Computes attended values as the host does, if `HostFacts.mixes_heads`.
+
+        The bias is for the logits right before the softmax, as that of `bias` is.
+        """
+        raise UnsupportedModel(f"{self.family}: its adapter does not say how heads are mixed.")
 
     def embedding(self, host: nn.Module, images: Tensor) -> Tensor:
         """Computes the embedding of each patch, without its position (B, H*W, C)."""

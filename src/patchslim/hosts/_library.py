@@ -115,6 +115,13 @@ class Library(ABC):
         self.check_version()
         return importlib.import_module(self.name)
 
+    def refusal_reason(self, host: nn.Module) -> str | None:
+        """Says why a host that no family serves has no tokens to reduce, or none exactly.
+
+        It is a whole sentence or two, and says what to take instead; None where nothing is known.
+        """
+        return None
+
     # ------------------------------------------------------------------------- models by name
 
     def names(self) -> list[str]:

@@ -58,6 +58,8 @@ def find_adapter(host: nn.Module) -> Adapter:
     advice = _advise_on_parts(host)
     if adapter is not None:
         said = f"{adapter.family}: this model cannot be slimmed: {reason}"
+    elif (known := _refusal_reason(host)) is not None:
+        raise UnsupportedModel(f"{own} is not slimmed: {known}")
     elif advice:
         said = f"{type(host).__module__}.{own} is not slimmed as a whole."
     else:
@@ -94,6 +96,12 @@ def _find_family(host: nn.Module, families: Mapping[str, list[str]]) -> Adapter 
     """Finds the adapter for hosts of this class; None if no family is of its library, or it."""
     names = [name for package in _packages(host) for name in families.get(package, ())]
     return next((each for each in map(load_adapter, names) if each.serves(host)), None)
+
+
+def _refusal_reason(host: nn.Module) -> str | None:
+    """Says why the library of a host knows that it cannot be slimmed; None if it does not say."""
+    library = find_host_library(host)
+    return None if library is None else library.refusal_reason(host)
 
 
 def _advise_on_parts(host: nn.Module) -> str:

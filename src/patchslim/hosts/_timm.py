@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.errors import BadFile, UnknownName
-from patchslim.hosts._adapter import Adapter, HostFacts, Part
+from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._building import check_arguments
 from patchslim.hosts._macs import convolution_macs, linear_macs
 from patchslim.hosts._registry import load_library
@@ -24,18 +24,17 @@ from patchslim.tokens.tokens import Tokens
 
 # Entries of `pretrained_cfg` by which timm would load a file, perhaps a pickle.
 WEIGHT_SOURCES = ("file", "state_dict")
-QKV_COLUMNS: dict[Part, slice] = {
-    "qkv": slice(0, 3),
-    "qk": slice(0, 2),
-    "kv": slice(1, 3),
-    "q": slice(0, 1),
-    "v": slice(2, 3),
-}
 
 
 class TimmHost(Adapter, ABC):
-    """What timm's plain vision transformers have in common outside their blocks."""
+    """What timm's plain vision transformers have in common outside their blocks.
 
+    Attributes:
+        names_served: how the names of its hosts begin, where timm registers others from the same
+            module that are refused.
+    """
+
+    names_served: ClassVar[tuple[str, ...]] = ("",)
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay group_matcher
@@ -45,18 +44,19 @@ class TimmHost(Adapter, ABC):
 
     def describe(self, host: Any) -> HostFacts:
         """Reads what the loop must know off the host's own attributes."""
-        by_token = host.global_pool == "token" and host.attn_pool is None
+        by_token = host.global_pool == "token" and _attn_pool(host) is None
         is_distilled = type(host).__name__ == "VisionTransformerDistilled"
-        attentions = [self._attention(block) for block in host.blocks]
+        attentions = [self._attention(block) for block in self.blocks(host)]
         return HostFacts(
             prefix=int(host.num_prefix_tokens),
-            image_shape=_image_shape(host),
+            image_shape=self._image_shape(host),
             scales=tuple([float(each.scale) for each in attentions]),
             dropouts=tuple([dropout_in_force(each.attn_drop) for each in attentions]),
-            has_class_token=host.cls_token is not None,
+            has_class_token=self._has_class_token(host),
             rows_read=2 if is_distilled else 1 if by_token else None,
             returns_rows=_returns_rows(host),
             has_query_pooling=_pools_by_query(host),
+            has_relative_bias=self._has_relative_bias(host),
             recomputes_activations=bool(host.grad_checkpointing),
         )
 
@@ -64,8 +64,8 @@ class TimmHost(Adapter, ABC):
         self, host: Any, size: tuple[int, int], options: Mapping[str, Any]
     ) -> str | None:
         """Refuses all but the host's size; with a dynamic size, all but multiples of the patch."""
-        embed = host.patch_embed
-        _, height, width = _image_shape(host)
+        embed = self._patch_embed(host)
+        _, height, width = self._image_shape(host)
         if getattr(embed, "strict_img_size", True) and size != (height, width):
             return (
                 f"this host takes {height}x{width} pixels. Resize the images, or build the host "
@@ -110,14 +110,14 @@ class TimmHost(Adapter, ABC):
 
     def pooled_classifiers(self, host: Any) -> list[nn.Module]:
         """Lists the classifier on the mean of the patches, unless the class token is read."""
-        beside = host.cls_token is not None and host.attn_pool is None and host.num_classes > 0
+        beside = self._has_class_token(host) and _attn_pool(host) is None and host.num_classes > 0
         if not beside or host.global_pool in ("", "token", "prr") or self._pools_prefix(host):
             return super().pooled_classifiers(host)
         return [nn.Sequential(host.fc_norm, host.head_drop, host.head)]
 
     def readout(self, host: Any, tokens: Tokens) -> Tensor:
         """Computes the pooling query's attention over patches; its two weights become one."""
-        pool = host.attn_pool
+        pool = _attn_pool(host)
         query = pool.q(pool.latent[:, :1]).unflatten(2, (pool.num_heads, pool.head_dim))[0, 0]
         key = pool.kv.weight.unflatten(0, (2, pool.num_heads, pool.head_dim))[0]
         folded = (query.unsqueeze(1) @ key).squeeze(1) * pool.scale
@@ -168,13 +168,15 @@ class TimmHost(Adapter, ABC):
         """Counts rows and costs, read off the host's own modules."""
         facts = self.describe(host)
         size = image_size or facts.image_shape[1:]
-        grid = tuple(int(side) for side in host.patch_embed.dynamic_feat_size(size))
+        grid = tuple(int(side) for side in self._patch_embed(host).dynamic_feat_size(size))
         head, head_row = self._head_macs(host, facts.prefix + grid[0] * grid[1])
         return HostShape(
             grid=(grid[0], grid[1]),
             prefix=facts.prefix,
-            embed=_embed_macs(host.patch_embed, (int(host.in_chans), *size), grid[0] * grid[1]),
-            blocks=tuple(self._block_shape(host, index) for index in range(len(host.blocks))),
+            embed=embed_macs(
+                self._patch_embed(host), (int(host.in_chans), *size), grid[0] * grid[1]
+            ),
+            blocks=tuple(self._block_shape(host, index) for index in range(len(self.blocks(host)))),
             head=head,
             head_row=head_row,
             read=facts.rows_read,
@@ -182,7 +184,7 @@ class TimmHost(Adapter, ABC):
 
     def _head_macs(self, host: Any, entering: int) -> tuple[int, int]:
         """Counts the multiply-adds of the head: a fixed number, and one for each row left."""
-        final, pool = sum(map(linear_macs, self._classifiers(host))), host.attn_pool
+        final, pool = sum(map(linear_macs, self._classifiers(host))), _attn_pool(host)
         if _pools_by_query(host):
             query = linear_macs(pool.q) + linear_macs(pool.proj) + linear_macs(pool.mlp)
             row = linear_macs(pool.kv) + 2 * pool.latent_len * pool.num_heads * pool.head_dim
@@ -205,11 +207,11 @@ class TimmHost(Adapter, ABC):
         classifier = host.get_classifier()
         return list(classifier) if isinstance(classifier, tuple) else [classifier]
 
-    def _score_macs(self, host: Any, query_width: int) -> dict[str, int]:
-        """Counts the multiply-adds of scoring by one query, or by the folded pooling query."""
-        if host.cls_token is not None or not _pools_by_query(host):
-            return {"score": query_width}
-        pool, width = host.attn_pool, int(host.embed_dim)
+    def _score_macs(self, host: Any) -> dict[str, int]:
+        """Counts the multiply-adds of scoring by the folded pooling query; nothing without one."""
+        if self._has_class_token(host) or not _pools_by_query(host):
+            return {}
+        pool, width = _attn_pool(host), int(host.embed_dim)
         folding = linear_macs(pool.q) + int(pool.num_heads * pool.head_dim) * width
         return {"score": int(pool.num_heads) * width, "score_once": folding}
 
@@ -221,9 +223,9 @@ class TimmHost(Adapter, ABC):
             weight = F.pad(weight, (tokens.prefix, 0), value=1.0)
         else:
             x = x[:, tokens.prefix :]
-        if host.attn_pool is not None:
+        if _attn_pool(host) is not None:
             bias = weight.clamp(min=torch.finfo(weight.dtype).tiny).log()[:, None, None, :]
-            pooled: Tensor = host.attn_pool(x, attn_mask=bias.to(x.dtype))
+            pooled: Tensor = _attn_pool(host)(x, attn_mask=bias.to(x.dtype))
             return pooled
         total = weight.sum(dim=1, keepdim=True)
         share = (weight / total.clamp(min=1)).to(x.dtype)  # the mean of nothing is 0
@@ -234,20 +236,40 @@ class TimmHost(Adapter, ABC):
         largest = x.masked_fill(gone.unsqueeze(2), -torch.inf).amax(dim=1)
         return largest if host.global_pool == "max" else (mean + largest) / 2
 
+    def _patch_embed(self, host: Any) -> Any:
+        """Finds the module that embeds patches."""
+        return host.patch_embed
+
+    def _image_size(self, host: Any) -> tuple[int, int]:
+        """Reads height and width of the images that the host is made for."""
+        size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
+        return int(size[0]), int(size[1])
+
+    def _image_shape(self, host: Any) -> tuple[int, int, int]:
+        """Reads channels, height and width of the images that the host is made for."""
+        return (int(host.in_chans), *self._image_size(host))
+
+    def _has_relative_bias(self, host: Any) -> bool:
+        """Tells whether a block adds a bias by relative position to its attention."""
+        return False
+
+    def _has_class_token(self, host: Any) -> bool:
+        """Tells whether the first row of the host is a class token."""
+        return host.cls_token is not None
+
     @abstractmethod
     def _pools_prefix(self, host: Any) -> bool:
         """Tells whether pooling reads the prefix rows too."""
 
 
+def _attn_pool(host: Any) -> Any:
+    """Finds the pooling attention of a host's head, or None."""
+    return getattr(host, "attn_pool", None)
+
+
 def dropout_in_force(layer: Any) -> float:
     """Returns the share that a dropout layer drops now: none in evaluation."""
     return float(layer.p) if layer.training else 0.0
-
-
-def _image_shape(host: Any) -> tuple[int, int, int]:
-    """Reads channels, height and width of the images that the host is made for."""
-    size = getattr(host.patch_embed, "img_size", None) or host.pretrained_cfg["input_size"][1:]
-    return int(host.in_chans), int(size[0]), int(size[1])
 
 
 def _returns_rows(host: Any) -> bool:
@@ -257,16 +279,19 @@ def _returns_rows(host: Any) -> bool:
 
 def _pools_by_query(host: Any) -> bool:
     """Tells whether the head is attention pooling with a latent query (MAP)."""
-    return type(host.attn_pool).__name__ == "AttentionPoolLatent"
+    return type(_attn_pool(host)).__name__ == "AttentionPoolLatent"
 
 
-def linear_columns(layer: Any, y: Tensor, start: int, stop: int) -> Tensor:
-    """Computes columns `start` to `stop` of a linear layer; only a plain one skips the others."""
-    if type(layer) is not nn.Linear:  # quantized, or with a low-rank update
-        some: Tensor = layer(y)[..., start:stop]
-        return some
-    bias = None if layer.bias is None else layer.bias[start:stop]
-    return F.linear(y, layer.weight[start:stop], bias)
+def overridden_reason(
+    host: nn.Module,
+    modules: Iterable[str],
+    names: Iterable[str] = ("forward", "forward_features", "forward_head"),
+) -> str | None:
+    """Says which of these methods a host's class overrides; None if all are of timm's modules."""
+    for name in names:
+        if getattr(type(host), name).__module__ not in modules:
+            return f"{type(host).__name__} overrides {name}, and only timm's own is known."
+    return None
 
 
 def foreign_class_reason(part: str, module: nn.Module, names: Iterable[str]) -> str | None:
@@ -278,8 +303,8 @@ def foreign_class_reason(part: str, module: nn.Module, names: Iterable[str]) -> 
     return f"its {part} is {cls.__module__}.{cls.__name__}. Known of timm's own: {known}."
 
 
-def _embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
+def embed_macs(embed: Any, image: tuple[int, ...], patches: int) -> int:
     """Counts the multiply-adds of the patch embedding."""
-    if type(embed).__name__ == "PatchEmbed":
+    if type(embed).__name__ in ("PatchEmbed", "NaFlexEmbeds"):
         return patches * int(embed.proj.weight.numel())
     return convolution_macs(embed, image)

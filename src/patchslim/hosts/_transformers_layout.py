@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Part
+from patchslim.hosts._columns import QKV_COLUMNS, linear_columns
 from patchslim.hosts._macs import linear_macs
-from patchslim.hosts._timm import QKV_COLUMNS, linear_columns
 
 
 @dataclass(frozen=True)

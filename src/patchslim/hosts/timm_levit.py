@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from patchslim.hosts._adapter import Adapter, HostFacts, Part
 from patchslim.hosts._macs import convolution_macs, linear_macs
+from patchslim.hosts._maps import as_map, as_rows
 from patchslim.hosts._timm import TimmHost, foreign_class_reason
 from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.shapes import BlockShape, HostShape
@@ -36,25 +37,16 @@ class TimmLevit(TimmHost):
     )
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Refuses convolutional layers, and overridden forward passes and blocks."""
+        """Refuses overridden forward passes and blocks, pooled queries, fused norms."""
         for name in ("forward", "forward_features", "forward_head"):
             if getattr(type(host), name).__module__ not in KNOWN_MODULES:
                 return f"{type(host).__name__} overrides {name}, and only timm's own is known."
-        if host.use_conv:
-            return (
-                "it keeps its tokens as maps (use_conv=True, levit_conv_*). Build the same model "
-                "without it (levit_*); the weights fit after a reshape."
-            )
         if host.global_pool != "avg":
             return "its head does not pool. Build it with global_pool='avg'."
         for block in _all_blocks(host):
             names = ("LevitBlock", "LevitDownsample", "EvoDownsample")
             reason = _foreign_class_reason("block", block, names)
-            if (
-                reason is None
-                and _is_downsampling(block)
-                and block.attn_downsample.q.down.pool is not None
-            ):
+            if reason is None and _is_downsampling(block) and _pools_queries(block):
                 reason = "its queries are pooled (use_pool=True), not every second row and column."
             if reason is not None:
                 return reason
@@ -139,7 +131,7 @@ class TimmLevit(TimmHost):
     def mix(self, host: Any, index: int, queries: Tokens, attended: Tensor) -> Tensor:
         """Applies activation, projection and residual; a downsampling has no residual there."""
         block = _all_blocks(host)[index]
-        out: Tensor = _attention(block).proj(attended.transpose(1, 2).flatten(2))
+        out = _run(host, _attention(block).proj, attended.transpose(1, 2).flatten(2))
         if _is_downsampling(block):
             return out
         mixed: Tensor = queries.x + block.drop_path1(out)
@@ -149,7 +141,7 @@ class TimmLevit(TimmHost):
         """Applies the feed-forward and its residual."""
         block = _all_blocks(host)[index]
         drop = block.drop_path if _is_downsampling(block) else block.drop_path2
-        fed: Tensor = x + drop(block.mlp(x))
+        fed: Tensor = x + drop(_run(host, block.mlp, x))
         return fed
 
     def norm(self, host: Any, x: Tensor) -> Tensor:
@@ -164,7 +156,7 @@ class TimmLevit(TimmHost):
             share = weight / weight.sum(dim=1, keepdim=True)
             mean = (x[:, tokens.prefix :] * share.to(x.dtype).unsqueeze(2)).sum(dim=1, keepdim=True)
             x = torch.cat([x[:, : tokens.prefix], mean], dim=1)
-        return host.forward_head(x)
+        return host.forward_head(x.transpose(1, 2).unsqueeze(3) if _keeps_maps(host) else x)
 
     def rebuild(self, recipe: Mapping[str, Any]) -> nn.Module:
         """Calls `timm.create_model`, which knows Evo-LeViT once it is imported."""
@@ -191,7 +183,7 @@ class TimmLevit(TimmHost):
         block = _all_blocks(host)[index]
         attn = _attention(block)
         keys, values = attn.num_heads * attn.key_dim, attn.num_heads * attn.val_dim
-        width = int((attn.kv if _is_downsampling(block) else attn.qkv).linear.in_features)
+        width = int((attn.kv if _is_downsampling(block) else attn.qkv).linear.weight.shape[1])
         return BlockShape(
             width=width,
             q=width * keys,
@@ -225,6 +217,23 @@ def _all_blocks(host: Any) -> list[Any]:
 def _has_class_token(host: Any) -> bool:
     """Tells whether it is Evo-LeViT."""
     return hasattr(host, "cls_token")
+
+
+def _keeps_maps(host: Any) -> bool:
+    """Tells whether the host keeps its tokens in maps (`levit_conv_*`)."""
+    return bool(getattr(host, "use_conv", False))
+
+
+def _run(host: Any, layer: Any, x: Tensor) -> Tensor:
+    """Applies a layer that reads row by row, as rows or as a map, as the host does."""
+    y: Tensor = as_rows(layer(as_map(x)), x) if _keeps_maps(host) else layer(x)
+    return y
+
+
+def _pools_queries(block: Any) -> bool:
+    """Tells whether a downsampling pools its queries, and does not take every second one."""
+    down = block.attn_downsample.q.down
+    return down.kernel_size != 1 if isinstance(down, nn.AvgPool2d) else down.pool is not None
 
 
 def _image_shape(host: Any) -> tuple[int, int, int]:
@@ -269,7 +278,8 @@ def _project_heads(
     wanted = sum(widths[name] for name in part)
     per = sum(widths.values())
     if layer.training or wanted == per:  # in training the norm counts all rows of all columns
-        y = layer(x).unflatten(2, (heads, per))[..., before : before + wanted]
+        y = as_rows(layer(as_map(x)), x) if isinstance(layer.linear, nn.Conv2d) else layer(x)
+        y = y.unflatten(2, (heads, per))[..., before : before + wanted]
     else:
         columns = torch.arange(heads * per, device=x.device).view(heads, per)
         chosen = columns[:, before : before + wanted].flatten()
@@ -280,7 +290,7 @@ def _project_heads(
 
 def _project_columns(layer: Any, x: Tensor, columns: Tensor) -> Tensor:
     """Computes some columns of a linear layer and its batch norm, in evaluation."""
-    norm, y = layer.bn, F.linear(x, layer.linear.weight[columns])
+    norm, y = layer.bn, F.linear(x, layer.linear.weight[columns].flatten(1))
     mean, var = norm.running_mean[columns], norm.running_var[columns]
     weight, bias = norm.weight[columns], norm.bias[columns]
     flat = F.batch_norm(y.flatten(0, 1), mean, var, weight, bias, eps=norm.eps)

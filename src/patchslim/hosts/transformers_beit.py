@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from patchslim.hosts._pooling import mean_of_patches
+from patchslim.hosts._relative import pick_bias
 from patchslim.hosts._transformers import TransformersHost
 from patchslim.hosts._transformers_layout import Layout, find_part
 from patchslim.hosts._transformers_outputs import output_class
-from patchslim.tokens.rows import with_prefix
 from patchslim.tokens.tokens import Tokens
 
 
@@ -71,11 +71,7 @@ class TransformersBeit(TransformersHost):
         whole: Tensor = tables[0](keys.grid)  # (1, heads, N, N)
         for table in tables[1:]:
             whole = whole + table(keys.grid)
-        if queries.position is None and keys.position is None and queries.whole is None:
-            return whole
-        down, across = (with_prefix(each.cells(), each.prefix) for each in (queries, keys))
-        picked = whole[0][:, down.unsqueeze(2), across.unsqueeze(1)]
-        return picked.transpose(0, 1)
+        return pick_bias(whole, queries, keys)
 
     def features(self, host: Any, tokens: Tokens) -> Any:
         """Makes the output of a bare model, in the class of its own."""

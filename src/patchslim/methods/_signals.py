@@ -80,7 +80,10 @@ class Signals:
         if self.weights is not None:
             return self.weights
         if self.q is None or self.k is None:
-            raise BadSchedule("Attention exists only inside a block; this method decides before.")
+            raise BadSchedule(
+                "Attention maps exist only inside a block, and not where a host mixes those of its "
+                "heads. This method reads them: decide inside a block, or take one that reads keys."
+            )
         return attention_map(self.q, self.k, scale=self.scale, bias=self.bias)
 
     def attention_received(self, alive: Tensor | None) -> Tensor:

@@ -197,7 +197,8 @@ class ForwardPass:
         of an image; and an empty batch.
         """
         graph = torch.compiler.is_compiling()
-        apart = self.training or not self.packs or self.facts.has_relative_bias
+        apart = self.training or not self.packs
+        apart = apart or self.facts.has_relative_bias or self.facts.mixes_heads
         if graph or apart or tokens.origin is not None or not self.method.adaptive:
             return reduction.apply(tokens)
         if not len(tokens.x):
@@ -300,6 +301,8 @@ class ForwardPass:
             maps = self.method.needs_class_token or "q" in self.method.reads
             side = pad(tokens, bare=True)
             bias = attention_bias(side, proportional=self.method.proportional) if maps else None
+        if self.facts.mixes_heads:
+            q = None  # its product with the keys is not the attention map
         readout = None
         if self.method.needs_class_token and not self.facts.has_class_token:
             readout = partial(self.adapter.readout, self.host, pad(tokens))
@@ -334,6 +337,8 @@ class ForwardPass:
         bias: Tensor | None,
     ) -> Tensor:
         """Computes the attended values of the queries."""
+        if self.facts.mixes_heads:
+            return self.adapter.attend(self.host, step.index, qkv, bias)
         scale = self.facts.scales[step.index]
         if queries.borders is not None or keys.borders is not None:
             return packed_attention(qkv, queries=queries, keys=keys, scale=scale, bias=bias)

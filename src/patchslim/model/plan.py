@@ -18,7 +18,7 @@ from patchslim.errors import (
 )
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Method, Setting, always_decides, remembers
+from patchslim.methods._method import Method, Place, Setting, always_decides, remembers
 from patchslim.methods._registry import find_method, make_method, method_names
 from patchslim.model.images import check_image_size
 from patchslim.model.step import BlockStep
@@ -109,7 +109,7 @@ def make_plan(
     adapter = adapter or find_adapter(host)
     made = make_method(method, settings or {})
     facts, shape = adapter.describe(host), adapter.shape(host)
-    check_class_token(facts, made)
+    check_needs(facts, made)
     tail = tail or ("full" if budget.get("macs") is None else "exact")
     rule = make_schedule(shape, made, schedule, tail=tail, **budget)
     return _lay_out(adapter, facts, shape, made, rule, tail)
@@ -249,8 +249,17 @@ def check_facts(adapter: Adapter, facts: HostFacts, shape: HostShape) -> None:
             )
 
 
-def check_class_token(facts: HostFacts, method: Method) -> None:
-    """Refuses a method that scores by the class token, if nothing can stand in for one."""
+def check_needs(facts: HostFacts, method: Method) -> None:
+    """Refuses a method that reads what the host does not have.
+
+    That is attention maps, where the host mixes those of its heads, or a class token, where nothing
+    can stand in for one.
+    """
+    if facts.mixes_heads and method.place is Place.ON_MAP:
+        raise UnsupportedModel(
+            f"{type(method).__name__} reads attention maps, and this model mixes those of its "
+            "heads. Take a method that reads keys or features, such as tome or pitome."
+        )
     if not method.needs_class_token or facts.has_class_token or facts.has_query_pooling:
         return
     free = [name for name in method_names() if not find_method(name).needs_class_token]

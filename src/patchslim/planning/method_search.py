@@ -14,7 +14,7 @@ from patchslim.methods import LearnedMethod
 from patchslim.methods._method import Method, remembers
 from patchslim.methods._registry import make_method, method_names
 from patchslim.model.model import SlimModel
-from patchslim.model.plan import Plan, check_class_token, plan_schedule
+from patchslim.model.plan import Plan, check_needs, plan_schedule
 from patchslim.planning.damage import Damage
 from patchslim.planning.latency_table import LatencyTable
 from patchslim.planning.search import Table, find_levels, least_cost
@@ -144,7 +144,7 @@ def find_obstacle(model: SlimModel, method: Method) -> str | None:
         return "it removes nothing"
     try:
         facts = model.plan.adapter.describe(model.host)
-        check_class_token(facts, method)
+        check_needs(facts, method)
     except UnsupportedModel as error:
         return str(error)
     return None

@@ -2,19 +2,80 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import PatchslimError, UnknownName
-from patchslim.hosts._building import class_arguments
+from patchslim.hosts._building import NEVER, class_arguments
 from patchslim.hosts._library import Library, build_error, has_served_class
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from patchslim.hosts._adapter import Adapter
+
+
+# Why models of these modules are not slimmed, in the words that follow "Swin is not slimmed:".
+WINDOWS = (
+    "it attends in windows, each of which needs all of its cells. Take a model whose tokens attend "
+    "to all of the grid: a ViT, or among pyramids a CoAtNet, CAFormer, NesT, Hiera or LeViT."
+)
+NEIGHBOURS = (
+    "between its attentions, convolutions read each token's neighbours, so that every cell has to "
+    "be there. Take a model without them: a ViT, or among pyramids a CoAtNet or CAFormer, of which "
+    "one stage attends without convolutions."
+)
+CHANNELS = (
+    "its attention is between channels and not between tokens, so its cost grows with tokens as "
+    "that of a convolution, and convolutions need every cell. Take a ViT, DeiT or CaiT."
+)
+POOLED_KEYS = (
+    "its attention pools keys and values over the grid, which needs every cell. Take a model whose "
+    "tokens attend to all others: a ViT, CoAtNet or CAFormer."
+)
+BRANCHES = (
+    "its tokens are kept in two sequences that exchange what they know, and one of them cannot be "
+    "made shorter alone. Take a ViT or DeiT."
+)
+LATE = (
+    "it attends in its last blocks alone, to the 49 tokens that are left there, so that there is "
+    "next to nothing to save. Take a ViT, or among pyramids a CoAtNet or CAFormer."
+)
+CONVOLUTIONS = (
+    "it is a convolutional network, with attention in few layers or over channels, and "
+    "convolutions need every cell. Take a vision transformer, or a CoAtNet or CAFormer."
+)
+TWO_MAPS = (
+    "its attention adds a map by position to that by content after the softmax, which is not "
+    "served yet. Take a ViT or DeiT."
+)
+NOT_YET = (
+    "its stages are not served yet. Take a pyramid that is: a CoAtNet, CAFormer, NesT or Hiera."
+)
+NO_TOKENS = (
+    "it has no attention over tokens, so there are none to remove. Take a vision transformer: "
+    "`patchslim models` lists those that are served."
+)
+REASONS = {
+    module: reason
+    for reason, modules in {
+        WINDOWS: "swin_transformer_v2_cr davit gcvit hieradet_sam2 vision_transformer_sam",
+        NEIGHBOURS: """cpubone csatv2 efficientformer_v2 efficientvit_msra fastvit
+            focalnet iformer lowformer mobilenetv5 mobilevit nextvit repvit shvit swiftformer
+            tiny_vit""",
+        CHANNELS: "edgenext efficientvit_mit xcit",
+        POOLED_KEYS: "coat mvitv2 pvt_v2 twins",
+        BRANCHES: "crossvit tnt",
+        LATE: "efficientformer",
+        CONVOLUTIONS: "byobnet cspnet efficientnet mobilenetv3 nfnet resnet vovnet",
+        TWO_MAPS: "convit",
+        NOT_YET: "visformer",
+    }.items()
+    for module in modules.split()
+}
 
 
 class Timm(Library):
@@ -35,6 +96,14 @@ class Timm(Library):
 
         return timm
 
+    def refusal_reason(self, host: nn.Module) -> str | None:
+        """Says what stands between the tokens of a host and a shorter sequence."""
+        package, _, module = type(host).__module__.rpartition(".")
+        if package != "timm.models":
+            return None
+        attends = any("attn" in name for name, _ in host.named_modules())
+        return REASONS.get(module) if attends else NO_TOKENS
+
     def names(self) -> list[str]:
         """Lists all names in timm's registry."""
         names: list[str] = self.import_library().list_models()
@@ -49,7 +118,12 @@ class Timm(Library):
         timm = self.import_library()
         modules = {name: timm.model_entrypoint(name).__module__ for name in timm.list_models()}
         served = {each for each in set(modules.values()) if has_served_class(each, adapter)}
-        return [name for name, module in modules.items() if module in served]
+        beginnings = getattr(adapter, "names_served", ("",))
+        return [
+            name
+            for name, module in modules.items()
+            if module in served and name.startswith(beginnings)
+        ]
 
     def build(
         self,
@@ -70,12 +144,23 @@ class Timm(Library):
         return host
 
     def setting_names(self, name: str) -> frozenset[str]:
-        """The arguments of the models in the module that registers the name."""
+        """The arguments of the models in the module that registers the name.
+
+        Entries of a configuration there are arguments, too (`NaFlexVitCfg`, `MaxxVitCfg`).
+        """
         module = sys.modules[
             self.import_library().model_entrypoint(name.partition(".")[0]).__module__
         ]
         every = [found for found in vars(module).values() if isinstance(found, type)]
-        return class_arguments(cls for cls in every if hasattr(cls, "forward_features"))
+        configured = {
+            f"{part}{field.name}"
+            for cls in every
+            if dataclasses.is_dataclass(cls)
+            for part in ("", "conv_", "transformer_")
+            for field in dataclasses.fields(cls)
+        }
+        classes = [cls for cls in every if hasattr(cls, "forward_features")]
+        return class_arguments(classes) | (frozenset(configured) - NEVER)
 
     def settings_from_weights(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Counts the classes: the rows of the classifier."""
