@@ -165,7 +165,7 @@ PYTHON = {
         BadFile, "schedule.json | not a saved schedule"),
     "unsupported host": (
         lambda d: patchslim.slim(timm.create_model("test_resnet"), "tome", r=2),
-        UnsupportedModel, "ResNet | timm_vit | adding-a-family"),
+        UnsupportedModel, "ResNet | no attention over tokens | patchslim models"),
     "no host at all": (
         lambda d: patchslim.slim("deit_small", "tome", r=2),
         UnsupportedModel, "torch.nn.Module | str"),
@@ -260,7 +260,7 @@ SHELL = {
         f"slim {TINY} --method evit --set fuse=perhaps --keep 0.5", "fuse=perhaps | true or false"),
     "method without settings": (
         f"slim {TINY} --method topk --set fuse=1 --keep 0.5", "topk has no settings"),
-    "unsupported host": ("slim test_resnet --macs 0.6", "ResNet | timm_vit | adding-a-family"),
+    "unsupported host": ("slim test_resnet --macs 0.6", "ResNet | no attention over tokens | patchslim models"),
     "no class token": (
         f"slim {TINY_GAP} --method evit --macs 0.7", "EViT | class token | need none | tome"),
     "no budget": (f"slim {TINY}", "How much | macs=0.6"),

@@ -58,10 +58,10 @@ def find_adapter(host: nn.Module) -> Adapter:
     advice = _advise_on_parts(host)
     if adapter is not None:
         said = f"{adapter.family}: this model cannot be slimmed: {reason}"
-    elif (known := _refusal_reason(host)) is not None:
-        raise UnsupportedModel(f"{own} is not slimmed: {known}")
     elif advice:
         said = f"{type(host).__module__}.{own} is not slimmed as a whole."
+    elif (known := _refusal_reason(host)) is not None:
+        said = f"{own} is not slimmed: {known}"
     else:
         said = (
             f"No adapter knows {type(host).__module__}.{own}. Known families: "

@@ -41,16 +41,6 @@ class Transformers(Library):
     opens_folders: ClassVar[bool] = True
     folder_sign: ClassVar[str] = f"{CONFIG_FILE} (a Hugging Face model)"
 
-    def refusal_reason(self, host: nn.Module) -> str | None:
-        """Says why a model that reads earlier layers of its tower gets no slimmed one (LLaVA)."""
-        if getattr(getattr(host, "config", None), "vision_feature_layer", None) is None:
-            return None
-        return (
-            "it reads the states of an earlier layer of its image tower (vision_feature_layer), "
-            "and a slimmed tower gives only those after its last block. Take a model that reads "
-            "the last ones, or slim a tower by itself."
-        )
-
     def is_folder(self, folder: Path) -> bool:
         """Tells whether the folder has a configuration."""
         return (folder / CONFIG_FILE).is_file()
