@@ -93,13 +93,13 @@ def _model_facts(model: SlimModel) -> dict[str, Any]:
 
 
 def time_calls(opened: Opened, images: Tensor, calls: int) -> float:
-    """Seconds of one call, as the mean of several.
+    """Seconds of one call, as the mean of several, after one that is not counted.
 
-    The first of several is not counted: caches hold what the processes before have left there.
+    Caches hold what the processes before have left there, and a service calls one model again and
+    again.
     """
     with torch.inference_mode():
-        if calls > 1:
-            opened.call(images)
+        opened.call(images)
         start = time.perf_counter()
         for _ in range(calls):
             opened.call(images)
