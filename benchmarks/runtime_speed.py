@@ -114,9 +114,11 @@ def save(options: argparse.Namespace, found: Benchmark) -> None:
             host, batch=options.batch, image_size=(size[0], size[1]), images=options.batch, seed=0
         )
     )
-    eager = [row for row in found.rows if row.runtime == "eager"]
+    eager = [
+        row for row in found.rows if row.runtime == "eager" and row.batch == options.batch
+    ]  # which takes one image, too
     for row in found.rows:
-        if row in eager:
+        if row.runtime == "eager":
             continue
         fused = None if row.nodes is None else [row.nodes.fused, row.nodes.attention]
         rows.append(

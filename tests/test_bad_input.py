@@ -260,7 +260,9 @@ SHELL = {
         f"slim {TINY} --method evit --set fuse=perhaps --keep 0.5", "fuse=perhaps | true or false"),
     "method without settings": (
         f"slim {TINY} --method topk --set fuse=1 --keep 0.5", "topk has no settings"),
-    "unsupported host": ("slim test_resnet --macs 0.6", "ResNet | no attention over tokens | patchslim models"),
+    "unsupported host": (
+        "slim test_resnet --macs 0.6",
+        "ResNet | no attention over tokens | patchslim models"),
     "no class token": (
         f"slim {TINY_GAP} --method evit --macs 0.7", "EViT | class token | need none | tome"),
     "no budget": (f"slim {TINY}", "How much | macs=0.6"),

@@ -271,6 +271,14 @@ def test_no_time_at_all_is_refused_with_the_fastest_that_is_possible():
 
 @quick
 @pytest.mark.slow
+def test_a_plan_for_a_runtime_times_blocks_and_models_there():
+    on = {"runtime": "openvino", "precision": "bfloat16", "batch": 2, "seconds": 0.01}
+    planned = patchslim.plan(tiny_host(), batches(), "topk", macs=0.6, **on)
+    assert planned.latency_ms > 0
+    assert planned.dense_ms > 0
+
+
+@pytest.mark.slow
 def test_a_second_plan_measures_no_blocks():
     host = tiny_host()
     patchslim.plan(host, batches(), "topk", macs=0.8, batch=2, seconds=0.01)

@@ -202,30 +202,36 @@ def test_real_runtimes_run_what_the_card_says(tmp_path, target, precision):
 
 
 @slow
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("method", "kinds"),
     [("tome", {"MatMul", "Reduce"}), ("similarity", {"MatMul", "Reduce", "Softmax"})],
 )
-def test_decisions_are_computed_in_float32(method, kinds, tmp_path):
+def test_decisions_are_computed_in_float32(method, kinds, precision, tmp_path):
     import openvino
 
     from patchslim.deployment.targets._openvino_precision import DECIDES
 
     written = patchslim.export(
-        slim(method), tmp_path / "m", to="openvino", precision="bfloat16", batch=2
+        slim(method),
+        tmp_path / "m",
+        to="openvino",
+        precision=precision,
+        batch=2,
+        images=pictures(8),
     )
     hint = {"INFERENCE_PRECISION_HINT": "bf16"}
     compiled = openvino.Core().compile_model(written.path / "model.xml", "CPU", hint)
     ran: dict[str, set[str]] = {}
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
-        kind, precision = facts["layerType"].value, facts["runtimePrecision"].value
+        kind, ran_in = facts["layerType"].value, facts["runtimePrecision"].value
         decides = facts["originalLayersNames"].value.startswith(DECIDES)
-        ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).add(precision)
+        ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).add(ran_in)
     # Scores and what they are from; whole numbers and truth values are neither rounded nor "f32".
     assert all("f32" in ran[f"decides {kind}"] for kind in kinds)
     assert not [kind for kind, each in ran.items() if "decides" in kind and "bf16" in each]
-    assert "bf16" in ran["FullyConnected"]
+    assert ran["FullyConnected"] & ({"bf16"} if precision == "bfloat16" else {"i8", "u8"})
 
 
 @slow

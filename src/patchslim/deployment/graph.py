@@ -112,6 +112,11 @@ class Graph:
         return self.model.plan.adapter.describe(self.model.host).image_shape
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of what it takes, without the number of images."""
+        return self.image_shape
+
+    @property
     def kept_names(self) -> tuple[str, ...]:
         """Names of the outputs that hold the kept cells."""
         return tuple(f"kept_{block}" for block in self.model.plan.decision_blocks)
@@ -126,7 +131,7 @@ class Graph:
             by_product: whether rows are moved by matrix products (see `tokens/spelling.py`).
         """
         # Not 1 image, which PyTorch would take for the only number.
-        example = torch.zeros(self.batch or 2, *self.image_shape)
+        example = torch.zeros(self.batch or 2, *self.input_shape)
         dynamic = None if self.batch else {INPUT: {0: torch.export.Dim("batch", min=1)}}
         witness = Witness(self.model, self.outputs, tells=tells).eval()
         spelling = spell_by_product() if by_product else contextlib.nullcontext()

@@ -19,7 +19,7 @@ import torch
 from patchslim.deployment.artefact import Artefact
 from patchslim.deployment.graph import INPUT
 from patchslim.deployment.target import Target
-from patchslim.deployment.targets.openvino import HINTS
+from patchslim.deployment.targets.openvino import find_hint
 from patchslim.errors import UnknownName, WrongExport
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -100,7 +100,7 @@ class Ovms(Layout):
             "name": name,
             "base_path": ".",
             "model_version_policy": {"all": {}},
-            "plugin_config": {"INFERENCE_PRECISION_HINT": HINTS[members[0].card["precision"]]},
+            "plugin_config": {"INFERENCE_PRECISION_HINT": find_hint(members[0].card["precision"])},
         }
         config = {"model_config_list": [{"config": served}]}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -120,7 +120,7 @@ class Triton(Layout):
                 f"layout='triton': Triton has no backend for {target.name}. Give to='onnx', or "
                 "'openvino' with precision='bfloat16'."
             )
-        if target.name == "openvino" and HINTS[precision] != "bf16":
+        if target.name == "openvino" and find_hint(precision) != "bf16":
             raise WrongExport(
                 f"layout='triton': its backend for OpenVINO cannot be told to compute in float32, "
                 f"and on many CPUs computes in bfloat16, so that {precision} would be another "

@@ -262,8 +262,9 @@ def squared_distances(x: Tensor) -> Tensor:
     """Computes the squared distances of rows: (B, n, d) gives (B, n, n)."""
     square = x.square().sum(dim=2)
     sums = square.unsqueeze(2) + square.unsqueeze(1)
-    if is_by_product():  # a factor after the product would cost it its float32 in OpenVINO
-        return sums + (x * -2) @ x.transpose(1, 2)
+    if is_by_product():  # in OpenVINO a factor, before the product or after it, costs float32
+        product = x @ x.transpose(1, 2)
+        return sums - (product + product)
     return torch.baddbmm(sums, x, x.transpose(1, 2), alpha=-2)
 
 

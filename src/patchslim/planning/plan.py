@@ -91,7 +91,7 @@ def plan(  # noqa: PLR0913 (the target by its name, and the device)
     show = check_progress(progress)
     untouched = _untouched(model, adapter)
     methods = _find_methods(untouched, method)
-    with eval_mode(model), open_runtime(runtime, precision, threads, model) as device:
+    with eval_mode(model), open_runtime(runtime, precision, threads, batch, model) as device:
         chosen, reported = read_halves(images, untouched)
         planner = Planner(untouched, goal, device, batch, chosen, show)
         with _silence_advice():

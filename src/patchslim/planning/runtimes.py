@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +97,15 @@ class Eager(Runtime):
 
 
 class Exported(Runtime):
-    """A runtime that models are exported for. Files are written to a folder of their own."""
+    """A runtime that models are exported for, with the number of images fixed in each graph.
 
-    def __init__(self, target: Target, precision: str, threads: int, folder: Path) -> None:
-        self.target, self.name = target, target.name
+    Files are written to a folder of their own.
+    """
+
+    def __init__(
+        self, target: Target, precision: str, threads: int, batch: int, folder: Path
+    ) -> None:
+        self.target, self.name, self.batch = target, target.name, batch
         self.precision, self.threads, self.folder = precision, threads, folder
         self._written = 0
 
@@ -116,7 +120,15 @@ class Exported(Runtime):
     def whole(self, model: SlimModel) -> Call:
         """Exports the model, checked as always, and runs it."""
         path = self._new_path()
-        export(model, path, self.name, precision=self.precision, max_kl=1e6, max_drop=1.0)
+        export(
+            model,
+            path,
+            self.name,
+            precision=self.precision,
+            batch=self.batch,
+            max_kl=1e6,
+            max_drop=1,
+        )
         artefact = open_artefact(path, threads=self.threads)
         if artefact is None:
             raise BadSetting(f"What was exported for {self.name} cannot be opened again.")
@@ -126,7 +138,7 @@ class Exported(Runtime):
         """Exports and runs one block, from the middle of the model."""
         middle = replace(step, index=forward.plan.shape.depth // 2)
         model = SlimModel(forward.host, forward.plan).eval()
-        graph = _BlockGraph(model, Outputs("tensor", ("output",)), None, middle, tokens)
+        graph = _BlockGraph(model, Outputs("tensor", ("output",)), self.batch, middle, tokens)
         converted = self.target.convert(graph)
         if self.precision != FLOAT32:
             converted = self.target.lower(converted, graph, self.precision)
@@ -145,7 +157,7 @@ class Exported(Runtime):
 
 @contextlib.contextmanager
 def open_runtime(
-    name: str, precision: str | None, threads: int | None, host: nn.Module
+    name: str, precision: str | None, threads: int | None, batch: int, host: nn.Module
 ) -> Iterator[Runtime]:
     """Gives the runtime of this name; refuses what cannot be planned for."""
     exported = {name: find_target(name) for name in target_names()}
@@ -173,7 +185,7 @@ def open_runtime(
         raise UnknownName.of(f"precision to plan for on {name}", precision, allowed)
     target.check_installed(precision)
     with tempfile.TemporaryDirectory() as folder:
-        yield Exported(target, precision, threads, Path(folder))
+        yield Exported(target, precision, threads, batch, Path(folder))
 
 
 class _OneBlock(nn.Module):
@@ -200,6 +212,11 @@ class _BlockGraph(Graph):
     tokens: Tokens
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the features of one image."""
+        return tuple(self.tokens.x.shape[1:])
+
+    @property
     def kept_names(self) -> tuple[str, ...]:
         """No output tells what was kept."""
         return ()
@@ -208,10 +225,8 @@ class _BlockGraph(Graph):
         self, *, tells: bool = True, by_product: bool = False
     ) -> torch.export.ExportedProgram:
         """PyTorch's exported graph of the block."""
-        example = torch.zeros(2, *self.tokens.x.shape[1:])
+        example = torch.zeros(*self.tokens.x.shape)
         spelling = spell_by_product() if by_product else contextlib.nullcontext()
         block = _OneBlock(self.model, self.step, self.tokens).eval()
-        # The argument is called `x`, and what is written is called INPUT by the target.
-        dynamic: Any = ({0: torch.export.Dim("batch", min=1)},)
         with torch.no_grad(), spelling, defer_interrupts():
-            return torch.export.export(block, (example,), dynamic_shapes=dynamic, strict=False)
+            return torch.export.export(block, (example,), strict=False)

@@ -27,6 +27,9 @@ MOVING = (
     *"Broadcast Concat Gather Reshape Slice Split Squeeze StridedSlice".split(),
     *"Transpose Unsqueeze VariadicSplit".split(),
 )
+# Where a model says what it is run in, and what one in int8 says: its rest is in bfloat16.
+PRECISION_PATH = ["patchslim", "precision"]
+INT8_BFLOAT16 = "int8, bfloat16"
 WEIGHTED = ("Convolution", "ScaledDotProductAttention")  # and products with a constant
 
 
@@ -139,8 +142,9 @@ class NncfQuantiser(Quantiser):
         )
 
         name_decisions(converted, graph)
+        settle_nodes(converted, DECIDES)
         smoothing = AdvancedSmoothQuantParameters(matmul=float(recipe.split()[1]))
-        return quietly(
+        made = quietly(
             lambda: nncf.quantize(
                 converted,
                 nncf.Dataset([batch.numpy() for batch in images]),
@@ -150,6 +154,9 @@ class NncfQuantiser(Quantiser):
                 advanced_parameters=AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
             )
         )
+        made = _copy(made, compress=False)
+        made.set_rt_info(INT8_BFLOAT16, PRECISION_PATH)
+        return made
 
     def list_places(self, quantised: Any) -> list[str]:
         """The nodes that round activations."""
@@ -159,6 +166,7 @@ class NncfQuantiser(Quantiser):
     def leave_float(self, quantised: Any, places: Sequence[str]) -> Any:
         """A copy in which what reads these nodes reads what they round."""
         made = quantised.clone()
+        made.set_rt_info(INT8_BFLOAT16, PRECISION_PATH)
         for node in made.get_ordered_ops():
             if _rounds(node) and node.get_friendly_name() in places:
                 for reader in node.output(0).get_target_inputs():

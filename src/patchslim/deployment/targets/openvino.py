@@ -13,8 +13,10 @@ from patchslim.deployment.nodes import Node, link_nodes
 from patchslim.deployment.running import check_regular
 from patchslim.deployment.shared_weights import WEIGHTS_FILE as SHARED_FILE
 from patchslim.deployment.shared_weights import SharedWeights, digest_file
-from patchslim.deployment.target import FLOAT32, Runner, Target
+from patchslim.deployment.target import FLOAT32, INT8, Runner, Target
 from patchslim.deployment.targets._openvino_precision import (
+    INT8_BFLOAT16,
+    PRECISION_PATH,
     NncfQuantiser,
     halve_weights,
     keep_decisions,
@@ -24,9 +26,21 @@ from patchslim.files import read_json
 
 MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE = "model.xml", "model.bin", "digests.json"
 SHARED_PLACE = f"../{SHARED_FILE}"  # where the weights are if other models have the same
-CARD_PATH, PRECISION_PATH = ["patchslim", "card"], ["patchslim", "precision"]
-# What the plugin computes in. Weights in float16 are widened when they are read.
-HINTS = {FLOAT32: "f32", "float16": "f32", "bfloat16": "bf16", "int8": "f32"}
+CARD_PATH = ["patchslim", "card"]
+# What the plugin computes in. Weights in float16 are widened when they are read. In int8 files that
+# were written before 0.12, decisions are not marked, so that all that is not int8 is float32.
+HINTS = {
+    FLOAT32: "f32",
+    "float16": "f32",
+    "bfloat16": "bf16",
+    "int8": "f32",
+    INT8_BFLOAT16: "bf16",
+}
+
+
+def find_hint(precision: str) -> str:
+    """What a model that is written now in this precision is to be run with."""
+    return HINTS[INT8_BFLOAT16 if precision == INT8 else precision]
 
 
 class OpenVino(Target):
@@ -48,7 +62,7 @@ class OpenVino(Target):
 
         model = quietly(lambda: openvino.convert_model(graph.program(by_product=True)))
         # The converter leaves all sizes open, and a graph with an open size runs more slowly.
-        model.reshape([graph.batch or -1, *graph.image_shape])
+        model.reshape([graph.batch or -1, *graph.input_shape])
         names = [*graph.outputs.names, *graph.kept_names]
         for port, name in zip([*model.inputs, *model.outputs], [INPUT, *names], strict=True):
             port.get_tensor().set_names({name})
@@ -76,7 +90,6 @@ class OpenVino(Target):
 
         model = self.strip(converted, graph)
         model.set_rt_info(card, CARD_PATH)
-        model.set_rt_info(json.loads(card)["precision"], PRECISION_PATH)
         openvino.save_model(model, path / MODEL_FILE, compress_to_fp16=False)
         _write_digests(path, WEIGHTS_FILE)
 
