@@ -29,6 +29,12 @@ def coverage() -> Any:
     return module
 
 
+RESNET = (
+    "ResNet is not slimmed: it has no attention over tokens, so there are none to remove. Take a "
+    "vision transformer: `patchslim models` lists those that are served."
+)
+
+
 def fail() -> nn.Module:
     """Stands for a class that its library does not build."""
     raise ValueError("no such thing")
@@ -47,7 +53,7 @@ def test_every_model_gets_an_answer_with_its_reason(coverage: Any, tmp_path: Pat
     assert found["served"] == {"timm VisionTransformer": ["vit"]}
     assert found["counts"]["models"] == 4
     assert found["refused"] == {
-        "No adapter knows timm.models.resnet.ResNet.": ["resnet18"],
+        RESNET: ["resnet18"],
         "slim model.vision_model (CLIPVisionModel)": ["clip"],
         "the library does not build it here: ValueError": ["none"],
     }

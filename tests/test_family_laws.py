@@ -1,8 +1,9 @@
 """Every family on disk, every variant that its library builds, every public law of families.
 
 A family's variants are listed by `variants(family)` in `tests/variants_<library>.py`. Each has a
-`build()` that makes a small host, and a name. If that file has `is_combination(variant)`,
-variants that only combine options of others are slow tests.
+`build()` that makes a small host, and a name. The first three of a family run by default. The
+others are slow tests, and so are those of which the file's `is_combination(variant)` says that
+they only combine options of others.
 Nothing here names a family.
 """
 
@@ -25,6 +26,8 @@ from patchslim.testing import FAMILY_LAWS
 from patchslim.testing.adapter_laws import AdapterTrial
 from patchslim.testing.law import check_law
 
+BY_DEFAULT = 3  # variants of a family in the default suite
+
 
 def list_variants(family: str) -> tuple[Any, ...]:
     """Lists the small variants of a family."""
@@ -44,10 +47,14 @@ def only_combines(family: str, variant: Any) -> bool:
     return bool(getattr(module, "is_combination", lambda _: False)(variant))
 
 
+def is_slow(family: str, variant: Any) -> bool:
+    """Tells whether a variant is a slow test: the default suite tries the first of each family."""
+    alone = [each for each in list_variants(family) if not only_combines(family, each)]
+    return str(variant) not in map(str, alone[:BY_DEFAULT])
+
+
 MARKED = [
-    pytest.param(
-        *each, id="-".join(map(str, each)), marks=[pytest.mark.slow] * only_combines(*each)
-    )
+    pytest.param(*each, id="-".join(map(str, each)), marks=[pytest.mark.slow] * is_slow(*each))
     for each in SUBJECTS
 ]
 
@@ -95,7 +102,7 @@ def test_every_law_runs_by_default_on_every_family(family: str) -> None:
     if not list_variants(family):
         pytest.skip("this version of the library has no host of the family")
     alone = [each for each in list_variants(family) if not only_combines(family, each)]
-    assert len(alone) >= 3
+    assert len(alone) >= BY_DEFAULT
 
 
 @pytest.mark.parametrize("family", patchslim.adapter_names())
