@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
+import numpy as np
 from torch import Tensor
 
 from patchslim.deployment.graph import Graph, quietly
@@ -171,7 +172,37 @@ class NncfQuantiser(Quantiser):
             if _rounds(node) and node.get_friendly_name() in places:
                 for reader in node.output(0).get_target_inputs():
                     reader.replace_source_output(node.input_value(0))
+                    _widen_weights(reader.get_node())
         return made
+
+
+def _widen_weights(layer: Any) -> None:
+    """Gives a layer that reads floats its rounded weights as floats.
+
+    The plugin would widen whole numbers to floats in each call, which takes longer than the layer.
+    """
+    from openvino import opset13 as op
+
+    for port in layer.inputs():
+        source = port.get_source_output().get_node()
+        values = _widened(source) if source.get_type_name() == "Multiply" else None
+        if values is not None:
+            port.replace_source_output(op.constant(values).output(0))
+
+
+def _widened(node: Any) -> Any:
+    """The values of a constant that is widened and scaled; None if it is anything else."""
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return np.asarray(node.data, dtype=np.float32)
+    parts = [_widened(each.get_node()) for each in node.input_values()]
+    if any(part is None for part in parts):
+        return None
+    if kind == "Convert":
+        return parts[0]
+    if kind not in ("Multiply", "Subtract"):
+        return None
+    return parts[0] * parts[1] if kind == "Multiply" else parts[0] - parts[1]
 
 
 def _rounds(node: Any) -> bool:
