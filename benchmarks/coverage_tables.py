@@ -51,7 +51,8 @@ def reasons(told: dict[str, Any]) -> str:
                     grouped[start][_architecture(match[1])] += len(names)
                     break
             else:
-                own[reason.partition(". ")[0].rstrip(".").replace("|", r"\|")] += len(names)
+                first = reason.partition(". ")[0].rstrip(".").replace("|", r"\|")
+                own[first.partition(" is not slimmed: ")[2] or first] += len(names)
         lines += [f"| {library} | {reason} | {count} |" for reason, count in own.most_common()]
         for start, kinds in grouped.items():
             if kinds:
