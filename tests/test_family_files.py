@@ -15,12 +15,14 @@ import torch
 
 import patchslim
 from patchslim.deployment.registry import find_target
-from patchslim.errors import ShortSchedule
+from patchslim.errors import ShortSchedule, WrongExport
 from patchslim.hosts._registry import load_adapter
 from patchslim.testing.adapter_laws import AdapterTrial
 from test_family_laws import list_variants, only_combines
 
 REFUSED = ("Backbone", "Pixtral")
+# Hosts that OpenVINO refuses: an operation without a conversion, a shape that is worked out wrong.
+REFUSED_BY_OPENVINO = ("positions of windows", "Idefics3", "SmolVLM")
 MOST = 2  # variants of a family that are exported
 FIRST: list[Any] = []
 SOME: list[Any] = []
@@ -66,6 +68,10 @@ def test_the_family_is_exported_with_the_same_answers(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ShortSchedule)  # of a pyramid
         slimmed = patchslim.slim(host, "tome", keep=0.5)
+    if target == "openvino" and any(name in str(variant) for name in REFUSED_BY_OPENVINO):
+        with pytest.raises(WrongExport, match="openvino cannot hold this model"):
+            patchslim.export(slimmed, tmp_path / "model", to=target)
+        return
     written = patchslim.export(slimmed, tmp_path / f"model{find_target(target).suffix}", to=target)
     assert "the same tokens in every block" in str(written.check)
     images = AdapterTrial(host, adapter).images()

@@ -329,7 +329,7 @@ VOLO = small_hosts(
         "volo": {},
         "volo, mean": {"global_pool": "avg", "qkv_bias": True},
         "volo, one head": {"use_aux_head": False},
-        "volo, sequence": {"global_pool": "", "drop_path_rate": 0.2},
+        "volo, sequence": {"global_pool": "", "use_aux_head": False, "drop_path_rate": 0.2},
     },
 )
 QWEN3 = small_hosts(

@@ -114,7 +114,7 @@ def convert(model: SlimModel, order: Order) -> Converted:
     with _tell_refused(target, graph):
         form = target.convert(graph)
         run = target.witness(form)
-    found = check_graph(run, graph, batches)
+        found = check_graph(run, graph, batches)
     if precision == FLOAT32:
         return Converted(order, graph, form, card, found, batches)
     with _tell_refused(target, graph):
