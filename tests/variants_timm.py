@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 import torch
 from timm.models.eva import Eva
 from timm.models.levit import Levit, LevitDistilled
@@ -69,10 +70,15 @@ LEVIT_VARIANTS = (
 VIT_AND_EVA: tuple[Variant, ...] = (*registered_variants(), *OPTIONS)
 
 
+# Families whose hosts, or some of them, older versions of timm build otherwise.
+IS_OLD = tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31)
+NEW = ("timm_beit", "timm_cait", "timm_coatnet", "timm_naflex", "timm_relpos")
+
+
 def variants(family: str) -> tuple[Variant, ...] | tuple[LevitVariant, ...] | tuple[SmallHost, ...]:
     """Lists small variants of a family of this library."""
     if family in SMALL_HOSTS:
-        return SMALL_HOSTS[family]
+        return () if IS_OLD and family in NEW else SMALL_HOSTS[family]
     if family == "timm_levit":
         return LEVIT_VARIANTS
     of_eva = {"timm_eva": True, "timm_vit": False}[family]

@@ -289,7 +289,13 @@ def overridden_reason(
 ) -> str | None:
     """Says which of these methods a host's class overrides; None if all are of timm's modules."""
     for name in names:
-        if getattr(type(host), name).__module__ not in modules:
+        own = getattr(type(host), name, None)
+        if own is None:
+            return (
+                f"{type(host).__name__} of this timm has no {name}. Install a newer one: "
+                "timm>=1.0.31."
+            )
+        if own.__module__ not in modules:
             return f"{type(host).__name__} overrides {name}, and only timm's own is known."
     return None
 

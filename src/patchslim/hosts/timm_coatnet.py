@@ -61,7 +61,8 @@ class TimmCoatnet(StageHost):
                 reason = foreign_class_reason("relative position", table, TABLES)
             if reason is not None:
                 return reason
-        return None
+        cure = "this timm does not say for which images it is. Install a newer one: timm>=1.0.31."
+        return None if hasattr(host, "img_size") else cure
 
     def blocks(self, host: Any) -> Any:
         """Lists the blocks of the third stage but its first, which pools."""
