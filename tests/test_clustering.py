@@ -399,6 +399,11 @@ def test_elected_is_the_worthiest_of_each_label(seed):
         assert got[row] == min(members, key=lambda other: (-float(worth[other]), other))
 
 
+def test_elected_is_a_row_where_worths_are_no_numbers():
+    worth = torch.tensor([[math.nan, 1.0, math.nan, math.nan]])
+    assert grouping.elect_heaviest(torch.tensor([[0, 0, 1, 1]]), worth).tolist() == [[1, 1, 2, 2]]
+
+
 @every_seed
 def test_without_parents_a_row_joins_the_nearest_that_stays(seed):
     cost, worth = problem(seed, "spread")

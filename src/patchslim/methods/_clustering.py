@@ -209,8 +209,12 @@ def iterative_redundancy(unit: Tensor, alive: Tensor, keep: int, steps: int) -> 
 
 
 def elect_heaviest(label: Tensor, worth: Tensor) -> Tensor:
-    """Finds for each row the row of the greatest worth with the same label, the first of equals."""
+    """Finds for each row the row of the greatest worth with the same label, the first of equals.
+
+    A worth that is not a number is the least, so that broken images have rows to keep, too.
+    """
     count = worth.shape[1]
+    worth = worth.masked_fill(worth.isnan(), -math.inf)
     rows = torch.arange(count, device=label.device).expand_as(label)
     if torch.compiler.is_compiling():  # runtimes have no scatter that takes the greatest
         same = label.unsqueeze(1) == label.unsqueeze(2)

@@ -49,7 +49,7 @@ class ATS(Method):
         most = min(keep, tokens.patches)
         kept = rank.topk(most, dim=1)
         count = hit.sum(dim=1, keepdim=True).clamp(min(self.floor, most), most)
-        real = (kept.values > -torch.inf).sum(dim=1, keepdim=True)
+        real = (kept.values != -torch.inf).sum(dim=1, keepdim=True)
         number = torch.arange(most, device=score.device)
         return Keep(kept.indices, padding=number < torch.minimum(count, real))
 
