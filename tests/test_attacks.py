@@ -21,7 +21,7 @@ from attacks.attack import (
 )
 from patchslim.errors import WrongInput
 
-SHARE = 100  # by default every so-manieth attack runs
+SHARE = 200  # by default every so-manieth attack runs
 LEAST = {
     "images": 400,
     "archives": 150,

@@ -26,7 +26,7 @@ from patchslim.testing import FAMILY_LAWS
 from patchslim.testing.adapter_laws import AdapterTrial
 from patchslim.testing.law import check_law
 
-BY_DEFAULT = 3  # variants of a family in the default suite
+BY_DEFAULT = 2  # variants of a family in the default suite
 
 
 def list_variants(family: str) -> tuple[Any, ...]:
@@ -47,16 +47,23 @@ def only_combines(family: str, variant: Any) -> bool:
     return bool(getattr(module, "is_combination", lambda _: False)(variant))
 
 
-def is_slow(family: str, variant: Any) -> bool:
+def is_slow(family: str, variant: Any, first: int) -> bool:
     """Tells whether a variant is a slow test: the default suite tries the first of each family."""
     alone = [each for each in list_variants(family) if not only_combines(family, each)]
-    return str(variant) not in map(str, alone[:BY_DEFAULT])
+    return str(variant) not in map(str, alone[:first])
 
 
-MARKED = [
-    pytest.param(*each, id="-".join(map(str, each)), marks=[pytest.mark.slow] * is_slow(*each))
-    for each in SUBJECTS
-]
+def mark_slow(first: int) -> pytest.MarkDecorator:
+    """Runs a test on the first variants of a family by default, and on all in the slow suite."""
+    subjects = [
+        pytest.param(
+            *each,
+            id="-".join(map(str, each)),
+            marks=[pytest.mark.slow] * is_slow(*each, first),
+        )
+        for each in SUBJECTS
+    ]
+    return pytest.mark.parametrize(("family", "variant"), subjects)
 
 
 @functools.cache
@@ -65,13 +72,13 @@ def trial(family: str, variant: Any) -> AdapterTrial:
     return AdapterTrial(variant.build(), load_adapter(family))
 
 
-@pytest.mark.parametrize(("family", "variant"), MARKED)
+@mark_slow(BY_DEFAULT)
 def test_the_family_keeps_the_laws(family: str, variant: Any) -> None:
     for law in FAMILY_LAWS:
         check_law(law, trial(family, variant), f"{family} on {variant}")
 
 
-@pytest.mark.parametrize(("family", "variant"), MARKED)
+@mark_slow(1)
 def test_training_equals_the_host(family: str, variant: Any) -> None:
     """The same random draws give the same gradient for every parameter, none of which is zero."""
     host, twin = variant.build(), variant.build()

@@ -40,6 +40,7 @@ def test_every_golden_number_is_rebuilt(capsys):
     assert capsys.readouterr().out == "compared 205 values, 0 differ\n"
 
 
+@pytest.mark.slow
 def test_a_wrong_golden_number_is_reported(tmp_path, capsys):
     golden = benchmark("golden_macs")
     facts = json.loads(golden.FACTS.read_text())

@@ -321,6 +321,7 @@ def test_what_a_method_has_learned_is_part_of_the_key():
     assert describe_method(one) != describe_method(other)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_is_part_of_the_key(host, images, tmp_path):
     before = torch.get_num_threads()
     try:
@@ -609,6 +610,7 @@ def test_slimmed_models_need_a_name_and_one_dense_model(host, images, tmp_path):
         run({"a": host, "b": host}, images, tmp_path, methods={"mine": mine})
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_compared_on_the_command_line(tmp_path, capsys):
     patchslim.slim(find_host("digits"), "topk", macs=0.6).save(tmp_path / "mine")
     asked = ["bench", "digits", "--methods", f"{tmp_path / 'mine'},topk", "--limit", "8"]

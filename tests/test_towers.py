@@ -288,6 +288,7 @@ def test_llava_gets_the_states_of_its_tower(kind: str, layer: Any) -> None:
     assert not torch.allclose(less, wanted, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_lays_all_images_in_one_row_is_not_exported(tmp_path: Any) -> None:
     slimmed = patchslim.slim(tiny_tower("PixtralVisionModel"), "random", keep=0.5)
     with pytest.raises(UnsupportedModel, match="lays the rows of all images in one"):

@@ -168,6 +168,9 @@ METHOD_VARIANTS = {
 }
 
 
+BY_DEFAULT = 4  # variants of a method in the default suite
+
+
 def shipped_methods():
     """Lists every method on disk: with its defaults, with each switch turned, and its variants."""
     for name in patchslim.method_names():
@@ -178,9 +181,10 @@ def shipped_methods():
             if isinstance(value, bool):
                 turned = kind(**{setting: not value}).eval()
                 yield pytest.param(turned, id=f"{name}-{setting}={not value}")
-        for settings in METHOD_VARIANTS.get(name, ()):
+        for number, settings in enumerate(METHOD_VARIANTS.get(name, ())):
             settings_text = ",".join(f"{key}={value}" for key, value in settings.items())
-            yield pytest.param(kind(**settings).eval(), id=f"{name}-{settings_text}")
+            marks = [pytest.mark.slow] * (number >= BY_DEFAULT)
+            yield pytest.param(kind(**settings).eval(), id=f"{name}-{settings_text}", marks=marks)
     yield pytest.param(patchslim.find_method("topk+tome")().eval(), id="topk+tome")
 
 
