@@ -488,6 +488,56 @@ def runtimes() -> str:
     return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
 
 
+def plans() -> str:
+    """Writes what plans predicted beside what was measured, and how many targets were met."""
+    rows = _read("plan.json")
+    lines = [
+        (
+            "| host, runtime, precision, batch | asked | method | predicted | measured [95 %] "
+            "| of the time asked for | KL (same answers) | rule / search | found in, s |"
+        ),
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    where = None
+    for row in rows:
+        here = ", ".join(str(row[name]) for name in ("host", "runtime", "precision", "batch"))
+        here += ", an hour later" if row["later"] else ""
+        begin = f"| {here if here != where else ''} | {row['asked']:.2f} |"
+        where = here
+        if "refused" in row:
+            lines.append(f"{begin} {row['method_asked']}: refused | - | - | - | - | - | - |")
+            continue
+        found = row["measured"]
+        best = [each for each in row["candidates"] if each["method"] == row["method"]]
+        by = {each["by"]: each["kl"] for each in best}
+        tried = " / ".join(f"{by[name]:.2g}" if name in by else "-" for name in ("rule", "search"))
+        predicted = "-" if row["predicted"] is None else f"{row['predicted']:.3f}"
+        lines.append(
+            f"{begin} {row['method']} | {predicted} | {found['median']:.3f} [{found['low']:.3f}, "
+            f"{found['high']:.3f}] | {row['latency_ms'] / row['target_ms']:.2f} | "
+            f"{row['kl']['value']:.2g} ({row['agreement']['value']:.1%}) | {tried} | "
+            f"{row['search_seconds']:.0f} |"
+        )
+    answered = [row for row in rows if "refused" not in row]
+    off = sorted(
+        abs(row["predicted"] / row["measured"]["median"] - 1)
+        for row in answered
+        if row["predicted"] is not None
+    )
+    met = sum(row["latency_ms"] <= 1.05 * row["target_ms"] for row in answered)
+    slower = sum(row["measured"]["low"] > 1 for row in answered)
+    summary = (
+        f"Predicted times are off by {statistics.median(off):.1%} in the median and "
+        f"{off[round(0.9 * (len(off) - 1))]:.1%} in nine of ten cells. {met} of {len(answered)} "
+        f"targets were met within 5 %, {len(rows) - len(answered)} were refused, and {slower} "
+        "answers were slower than dense. Shares are of the dense time in the same rounds; the "
+        "target was set by the dense time before the search. rule / search: KL of the chosen "
+        "method's own rule and of the searched schedule, on the images that choose."
+    )
+    facts = dict.fromkeys(_origin_line(row["birth"]) for row in rows)
+    return "\n".join([*lines, "", summary, "", f"<sub>{'<br>'.join(facts)}</sub>"])
+
+
 def precision() -> str:
     """Writes what lower precisions change, on images that `export` did not get."""
     rows = sorted(_read("precision.json"), key=lambda row: row["cell"])
@@ -723,6 +773,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "executorch": executorch,
         "runtimes": runtimes,
         "parity": parity,
+        "plans": plans,
         "precision": precision,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),

@@ -25,16 +25,20 @@ from patchslim.errors import (
     UnsupportedModel,
     UnusedTable,
 )
+from patchslim.measurement.score import kl_divergence
 from patchslim.methods.tome import ToMe
 from patchslim.methods.topk import TopK
 from patchslim.model.load import load
 from patchslim.model.plan import make_plan
+from patchslim.model.slim import untouched_model
 from patchslim.planning import cache
 from patchslim.planning.damage import CUTS, Damage, fit_damage, probe_damage
+from patchslim.planning.finalists import FINALISTS, choose_finalists, slim_untouched
 from patchslim.planning.latency_table import LatencyTable, Point, SelfCheck
-from patchslim.planning.measuring import Key, remove_drift
+from patchslim.planning.measuring import Key, remove_drift, time_decisions
 from patchslim.planning.method_search import MethodSearch
 from patchslim.planning.planner import is_faster
+from patchslim.planning.runtimes import open_runtime
 from patchslim.planning.search import find_levels, least_cost, path_sum
 from patchslim.planning.tables import warn_if_unsteady
 from patchslim.testing.trial import noise_images, tiny_host
@@ -267,6 +271,37 @@ def test_more_time_than_the_dense_model_takes_gives_the_dense_model(tmp_path):
 def test_no_time_at_all_is_refused_with_the_fastest_that_is_possible():
     with pytest.raises(ImpossibleBudget, match=r"fastest that is possible here is about .* ms"):
         patchslim.plan(tiny_host(), batches(), "topk", latency_ms=1e-6, batch=2, seconds=0.01)
+
+
+def finalists(share, decisions=None):
+    untouched = untouched_model(tiny_host(), None)
+    methods = [TopK(), ToMe(), Sleeper(), patchslim.find_method("random")()]
+    models = [slim_untouched(untouched, method) for method in methods]
+    decisions = [0.0] * len(models) if decisions is None else decisions
+    chosen = choose_finalists(untouched, models, decisions, noise_images(8), share, lambda _: None)
+    return [type(model.method).__name__ for model in chosen]
+
+
+def test_what_a_decision_takes_is_known_before_the_search():
+    untouched = untouched_model(tiny_host(), None)
+    models = [slim_untouched(untouched, method) for method in (TopK(), Sleeper())]
+    with open_runtime("eager", None, None, 2, untouched.host) as device:
+        quick_one, slow_one = time_decisions(models, device, noise_images(2), lambda _: None)
+    assert slow_one > quick_one >= 0
+
+
+def test_methods_that_lose_least_at_their_time_are_searched_and_the_one_that_decides_fastest():
+    host, images = tiny_host(), noise_images(8)
+    losses = {}
+    for method in (TopK(), ToMe(), Sleeper(), patchslim.find_method("random")()):
+        slimmed = patchslim.slim(host, method, macs=0.8)
+        with torch.no_grad():
+            loss = kl_divergence(host(images), slimmed(images)).mean()
+        losses[type(method).__name__] = float(loss)
+    assert finalists(0.8) == sorted(losses, key=losses.__getitem__)[:FINALISTS]
+    # Where deciding takes all of the time, a method is last, and the fastest is searched as well.
+    assert finalists(0.8, [0.0, 1.0, 1.0, 1.0])[0] == "TopK"
+    assert "Random" in finalists(0.8, [0.01, 0.01, 0.01, 0.0])
 
 
 @quick

@@ -34,6 +34,7 @@ TAIL_ROWS = (1.0, 0.6, 0.3, 0.125)
 CUTS = (0.03, 0.5)  # shares that one decision removes
 CHECKED = (0.8, 0.65, 0.5)  # shares of the operations of the schedules that are checked
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 40
+DECISION_ROUNDS = 15
 MOST_BLOCKS = 4  # run in turn in one timing
 WARMUP = 1
 COPIES = 3  # of what every share is made of, in each round
@@ -98,6 +99,35 @@ def measure_table(
     return _make_table(model, checks, taken, rounds)
 
 
+def time_decisions(
+    models: Sequence[SlimModel], runtime: Runtime, images: Tensor, show: Progress
+) -> list[float]:
+    """Returns what one decision of each method takes among all patches, as shares of dense time.
+
+    A block in which a method removes few patches is timed beside one that removes none.
+
+    Args:
+        models: one host with several methods; their schedules do not matter.
+        runtime: what runs them.
+        images: as many as run in one call.
+        show: is called with one line of text at a time.
+    """
+    timed: dict[Key, _Timed] = {}
+    with torch.inference_mode():
+        for number, model in enumerate(models):
+            show(f"preparing decision {number + 1} of {len(models)}")
+            blocks = _Blocks(model, runtime, images)
+            plain, cut = blocks.keys()[:2]
+            made = blocks.calls(1, show, [cut] if number else [plain, cut])
+            timed |= {key._replace(copy=number): call for key, call in made.items()}
+        taken = remove_drift(_time_all(timed, DECISION_ROUNDS, show))
+    typical = {key: median(seconds) for key, seconds in taken.items()}
+    block = next(seconds for key, seconds in typical.items() if key.entering == key.left)
+    cuts = [seconds for key, seconds in typical.items() if key.entering != key.left]
+    depth = models[0].plan.shape.depth
+    return [max(0.0, seconds / block - 1) / depth for seconds in cuts]
+
+
 class _Blocks:
     """The kinds of blocks that a table holds, and calls that run them."""
 
@@ -122,12 +152,14 @@ class _Blocks:
             made += [Key("tail", entering, entering) for entering in tails]
         return list(dict.fromkeys(made))
 
-    def calls(self, count: int, show: Progress) -> dict[Key, _Timed]:
-        """Returns calls of at most `count` blocks of each kind."""
+    def calls(
+        self, count: int, show: Progress, kinds: Sequence[Key] | None = None
+    ) -> dict[Key, _Timed]:
+        """Returns calls of at most `count` blocks of each kind, or of some kinds."""
         forward = self.model.start_pass()
         tokens = forward.embed(self.images, {}, track=False)
         made: dict[Key, _Timed] = {}
-        keys = sorted(self.keys(), key=lambda key: -key.entering)
+        keys = sorted(kinds or self.keys(), key=lambda key: -key.entering)
         for number, key in enumerate(keys):
             show(f"preparing block {number + 1} of {len(keys)}")
             tokens = self._reduce(forward, tokens, key.entering)

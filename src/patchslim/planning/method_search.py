@@ -100,30 +100,38 @@ class MethodSearch:
         if path is not None:
             shape = self.model.plan.shape
             kept = tuple(levels[each] + shape.prefix for each in path)
-            yield "search", self._plan(Counts(kept, shape.entering, shape.prefix))
+            yield "search", _replan(self.model, Counts(kept, shape.entering, shape.prefix))
 
     def _by_rule(self, fits: Callable[[Plan], bool]) -> Iterator[tuple[str, Plan]]:
         """Yields the plan of the method's own rule that removes the least and fits."""
-        method, plan = self.model.method, self.model.plan
-        best = None
-        low, high = 0.0, 1.0
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            with contextlib.suppress(BadSchedule):
-                rule = schedule_for_macs(plan.shape, method, middle, tail=plan.tail)
-                made = self._plan(rule)
-                if fits(made):
-                    best, low = made, middle
-                    continue
-                high = middle
-                continue
-            low = middle  # too few operations for this method
+        best = find_largest_rule(self.model, fits)
         if best is not None:
             yield "rule", best
 
-    def _plan(self, schedule: Schedule) -> Plan:
-        plan = self.model.plan
-        return plan_schedule(self.model.host, plan.adapter, self.model.method, schedule, plan.tail)
+
+def find_largest_rule(model: SlimModel, fits: Callable[[Plan], bool]) -> Plan | None:
+    """Returns the plan of a method's own rule that removes the least and fits, if any does."""
+    plan = model.plan
+    best = None
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        with contextlib.suppress(BadSchedule):
+            rule = schedule_for_macs(plan.shape, model.method, middle, tail=plan.tail)
+            made = _replan(model, rule)
+            if fits(made):
+                best, low = made, middle
+                continue
+            high = middle
+            continue
+        low = middle  # too few operations for this method
+    return best
+
+
+def _replan(model: SlimModel, schedule: Schedule) -> Plan:
+    """Returns the plan of the same method with another schedule."""
+    plan = model.plan
+    return plan_schedule(model.host, plan.adapter, model.method, schedule, plan.tail)
 
 
 def plannable_methods(model: SlimModel) -> list[Method]:

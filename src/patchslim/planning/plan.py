@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterable, Iterator
 
@@ -25,6 +26,7 @@ from patchslim.planning.method_search import find_obstacle, plannable_methods
 from patchslim.planning.planner import Planner
 from patchslim.planning.result import PlanResult
 from patchslim.planning.runtimes import EAGER, open_runtime
+from patchslim.planning.tables import find_table
 from patchslim.runs.progress import Progress, check_progress
 from patchslim.settings import BATCH, Range, check_type, check_value, show_value
 
@@ -93,10 +95,10 @@ def plan(  # noqa: PLR0913 (the target by its name, and the device)
     methods = _find_methods(untouched, method)
     with eval_mode(model), open_runtime(runtime, precision, threads, batch, model) as device:
         chosen, reported = read_halves(images, untouched)
-        planner = Planner(untouched, goal, device, batch, chosen, show)
+        tables = functools.partial(find_table, seconds=seconds, fresh=fresh)
+        planner = Planner(untouched, goal, device, batch, chosen, show, tables)
         with _silence_advice():
-            searches = (planner.search(each, seconds, fresh=fresh) for each in methods)
-            result = planner.answer(searches, reported)
+            result = planner.answer(methods, reported)
     check_identity(result.model)
     result.model.calibrated = {"planned": to_plain_data(result.to_json())}
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,22 @@ from patchslim.methods._registry import method_label
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import Plan, plan_schedule
 from patchslim.planning.damage import fit_damage, probe_damage
+from patchslim.planning.finalists import (
+    FINALISTS,
+    USUAL_SHARE,
+    choose_finalists,
+    slim_untouched,
+)
 from patchslim.planning.goal import PlanGoal
 from patchslim.planning.judging import Jury
+from patchslim.planning.latency_table import LatencyTable
+from patchslim.planning.measuring import time_decisions
 from patchslim.planning.method_search import MethodSearch
 from patchslim.planning.result import Candidate, PlanResult
 from patchslim.planning.runtimes import Runtime
-from patchslim.planning.tables import find_table
 from patchslim.runs.progress import Progress
 from patchslim.schedules.budget import macs_target
-from patchslim.schedules.schedule import Constant, Tail
+from patchslim.schedules.schedule import Tail
 from patchslim.tokens.shapes import dense_macs
 
 PROBED = 48  # images on which single cuts are tried
@@ -59,38 +66,34 @@ class Planner:
         batch: int,
         chosen: Tensor,
         show: Progress,
+        tables: Callable[..., LatencyTable],
     ) -> None:
         self.untouched, self.goal, self.device, self.batch = untouched, goal, device, batch
+        self.tables = tables
         self.chosen, self.show = chosen, show
         self.timed_images = fill_batch(chosen, batch)
         self.jury = Jury(untouched, chosen)
         self.dense_call = device.dense(untouched)
 
-    def search(self, method: Method, seconds: float, *, fresh: bool) -> MethodSearch:
-        """Learns what a method's blocks take, and what its cuts change."""
-        host, adapter = self.untouched.host, self.untouched.plan.adapter
-        tail: Tail = "full" if self.untouched.plan.shape.read is None else "exact"
-        plan = plan_schedule(host, adapter, method, Constant(0), tail)
-        model = SlimModel(host, plan).eval()
-        show = self._show_for(method)
-        table = find_table(
-            model, self.device, self.timed_images, show, seconds=seconds, fresh=fresh
-        )
+    def search(self, model: SlimModel) -> MethodSearch:
+        """Learns what the blocks of a method take, and what its cuts change."""
+        show = self._show_for(model.method)
+        table = self.tables(model, self.device, self.timed_images, show)
         probed = self.chosen[:PROBED].split(JUDGED)
         return MethodSearch(
             model, table, fit_damage(probe_damage(self.untouched, model, probed, show))
         )
 
-    def answer(self, searches: Iterable[MethodSearch], reported: Tensor) -> PlanResult:
-        """Returns the plan that reaches the goal, measured from end to end.
+    def answer(self, methods: Sequence[Method], reported: Tensor) -> PlanResult:
+        """Returns the plan that reaches the goal with one of the methods, measured from end to end.
 
-        Methods are searched when they are asked for: not where the dense model is fast enough.
+        Nothing is searched where the dense model is fast enough.
         """
         limit = self.goal.seconds(self.batch)
         if limit is not None:
-            choices, model, measured, dense = self._meet_time(searches, limit)
+            choices, model, measured, dense = self._meet_time(methods, limit)
         else:
-            choices = self._without_time([*searches])
+            choices = self._without_time(methods)
             model = self._untouched("exact")
             if choices:
                 model = SlimModel(self.untouched.host, choices[0].plan).eval()
@@ -126,7 +129,7 @@ class Planner:
         )
 
     def _meet_time(
-        self, methods: Iterable[MethodSearch], limit: float
+        self, methods: Sequence[Method], limit: float
     ) -> tuple[list[Choice], SlimModel, Ratio, float]:
         """Returns what meets a limit of seconds: planned again with what was learned.
 
@@ -136,7 +139,7 @@ class Planner:
         measured, dense = self._time(untouched)
         if dense <= limit:
             return [], untouched, measured, dense
-        searches = [*methods]
+        searches = self._search_best(methods, limit / dense)
         off = {id(search): 1.0 for search in searches}
         for _ in range(ATTEMPTS):
             share = limit / dense
@@ -156,10 +159,26 @@ class Planner:
             return choices, model, measured, dense
         raise self._unreachable(searches, dense, measured.median * dense)
 
-    def _without_time(self, searches: list[MethodSearch]) -> list[Choice]:
+    def _search_best(
+        self, methods: Sequence[Method], share: float, *, of_time: bool = True
+    ) -> list[MethodSearch]:
+        """Searches the methods that promise most for a share of the dense time or operations."""
+        models = [slim_untouched(self.untouched, method) for method in methods]
+        if len(models) > FINALISTS:
+            decisions = [0.0] * len(models)
+            if of_time:
+                decisions = time_decisions(models, self.device, self.timed_images, self.show)
+            models = choose_finalists(
+                self.untouched, models, decisions, self.chosen, share, self.show
+            )
+        return [self.search(model) for model in models]
+
+    def _without_time(self, methods: Sequence[Method]) -> list[Choice]:
         """Returns the plans for a goal in operations or in divergence, best first."""
         if self.goal.macs is not None:
-            target = macs_target(self.goal.macs, dense_macs(self.untouched.plan.shape).total)
+            dense = dense_macs(self.untouched.plan.shape).total
+            target = macs_target(self.goal.macs, dense)
+            searches = self._search_best(methods, target / dense, of_time=False)
             choices = [
                 choice
                 for search in searches
@@ -171,6 +190,7 @@ class Planner:
                 )
             return sorted(choices, key=lambda choice: choice.candidate.kl)
         allowed = float(self.goal.max_kl or 0)
+        searches = self._search_best(methods, USUAL_SHARE)
         choices = [each for search in searches for each in self._fastest(search, allowed)]
         return sorted(choices, key=lambda choice: choice.candidate.predicted)
 
