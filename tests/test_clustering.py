@@ -405,6 +405,18 @@ def test_elected_is_a_row_where_worths_are_no_numbers():
 
 
 @every_seed
+def test_rows_that_stay_keep_their_order_and_others_join_one_of_them(seed):
+    cost, _ = problem(seed, "spread")
+    apart = torch.full((1, len(cost)), math.inf)  # all equal: a runtime may take any order
+    apart[0, ::3] = torch.arange(len(apart[0, ::3]), dtype=torch.float32)
+    keep = int(apart.isinf().sum())
+    kept, gone, into = grouping.join_nearest(Groups(apart), cost[None], keep)
+    assert kept[0].tolist() == apart[0].isinf().nonzero().flatten().tolist()
+    for row, head in zip(gone[0].tolist(), kept[0][into[0]].tolist(), strict=True):
+        assert head == min(kept[0].tolist(), key=lambda other: float(cost[row, other]))
+
+
+@every_seed
 def test_without_parents_a_row_joins_the_nearest_that_stays(seed):
     cost, worth = problem(seed, "spread")
     stays = worth >= worth.median()

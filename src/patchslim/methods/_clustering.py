@@ -252,11 +252,13 @@ def join_nearest(groups: Groups, cost: Tensor, keep: int) -> tuple[Tensor, Tenso
     """Keeps the `keep` rows that are farthest apart, and lets the others join them.
 
     Returns the rows that stay (B, keep), those that go (B, r), and for each of these the index of
-    a row among those that stay (B, r): what a `Merge` is made of.
+    a row among those that stay (B, r): what a `Merge` is made of. Rows that stay keep their order:
+    by how far they are apart, it would depend on rounding, and later blocks break ties by it.
     """
     count = cost.shape[1]
     order = groups.apart.topk(count, dim=1).indices
-    kept, gone = order[:, :keep], order[:, keep:]
+    kept = order[:, :keep].topk(keep, dim=1, largest=False).values
+    gone = order[:, keep:]
     stays = new_index(kept, count, otherwise=-1)
     head = assign_rows(groups, cost, stays >= 0, gone)
     return kept, gone, stays.gather(1, head)
