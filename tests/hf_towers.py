@@ -30,6 +30,7 @@ AST = {**WIDE, "max_length": 20, "num_mel_bins": 12, "frequency_stride": 3, "tim
 VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
 VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
 VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
+MAE = {**WIDE, "mask_ratio": 0.0}
 PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
 INTERNVL = {
     **WIDE,
@@ -243,6 +244,16 @@ VIDEO_TOWERS = (
     Tower("VJEPA2Encoder", VJEPA, slow=False),
     Tower("VJEPA2Encoder drop path, eager", {**VJEPA, "drop_path_rate": 0.1}, attention="eager"),
 )
+MAE_TOWERS = (
+    Tower("ViTMAEModel", MAE, slow=False),
+    Tower("ViTMAEModel no biases, eager", {**MAE, "qkv_bias": False}, {}, "eager", slow=False),
+    Tower(
+        "ViTMAEModel dropout, relu",
+        {**MAE, "hidden_dropout_prob": 0.1, "hidden_act": "relu"},
+        slow=False,
+    ),
+    Tower("ViTMAEModel double", MAE, dtype=torch.float64),
+)
 SMOLVLM_TOWERS = (
     Tower("SmolVLMVisionTransformer", WIDE, slow=False),
     Tower("Idefics3VisionTransformer", {**WIDE, "attention_dropout": 0.1}, slow=False),
@@ -261,6 +272,7 @@ EVERY_TOWER = (
     *YOLOS_TOWERS,
     *AST_TOWERS,
     *VIDEO_TOWERS,
+    *MAE_TOWERS,
     *SMOLVLM_TOWERS,
     *PIXTRAL_TOWERS,
 )

@@ -172,19 +172,46 @@ def test_the_projected_tower_gives_the_models_own_image_features() -> None:
         assert torch.allclose(got, image_features(model, x), atol=1e-5)
 
 
-def test_mae_is_refused_and_its_encoder_as_a_vit_is_the_same_model(tmp_path: Any) -> None:
-    settings = {**SMALL_CONFIG, **OBLONG_CONFIG, "image_size": 16}
-    mae = prepared(transformers.ViTMAEModel(transformers.ViTMAEConfig(**settings, mask_ratio=0.0)))
-    with pytest.raises(UnsupportedModel, match=r"ViTModel\.from_pretrained"):
-        patchslim.slim(mae, "tome", r=2)
-    mae.save_pretrained(tmp_path)
+def mae(cls: Any, **settings: Any) -> Any:
+    """Makes a small ViTMAE of this class."""
+    return prepared(cls(transformers.ViTMAEConfig(**VISION, **settings)))
+
+
+def test_mae_that_masks_is_refused_and_its_encoder_as_a_vit_is_the_same_model(
+    tmp_path: Any,
+) -> None:
+    host = mae(transformers.ViTMAEModel)
+    with pytest.raises(UnsupportedModel, match=r"mask_ratio = 0\.0.*ViTModel\.from_pretrained"):
+        patchslim.slim(host, "tome", r=2)
+    host.save_pretrained(tmp_path)
     vit = transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    host.config.mask_ratio = 0.0
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         in_order = torch.arange(16.0).expand(2, -1)
-        wanted = mae(x, noise=in_order).last_hidden_state
+        wanted = host(x, noise=in_order)
         got = patchslim.slim(vit, "identity")(x).last_hidden_state
-    assert torch.allclose(got, wanted, atol=1e-5)
+        same = patchslim.slim(host, "identity")(x)
+    assert torch.allclose(got, wanted.last_hidden_state, atol=1e-5)
+    assert [*same] == [*wanted]
+    for name, value in wanted.items():
+        assert torch.allclose(same[name], value, atol=1e-5), name
+
+
+def test_maes_decoder_gets_the_patches_of_its_encoder_in_order() -> None:
+    model = mae(transformers.ViTMAEForPreTraining)
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(UnsupportedModel, match=r"mask_ratio = 0\.0"):
+        patchslim.slim(model, "tome", r=2)
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        wanted = model(x).logits
+        assert take_advice(model, "identity") == "vit"
+        assert torch.allclose(model(x).logits, wanted, rtol=1e-4, atol=1e-4)
+        model.vit = patchslim.slim(model.vit.host, "tome", keep=0.5)
+        assert model(x).logits.shape == wanted.shape
+        with pytest.raises(WrongInput, match="noise"):
+            model(x, noise=torch.rand(2, 16))
 
 
 @pytest.mark.parametrize("label", ["Dinov2Backbone", "DINOv3ViTBackbone"])

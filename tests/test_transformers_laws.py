@@ -150,7 +150,7 @@ def test_exact_tail_gives_the_same_answer(kind: HfHost) -> None:
             alike(exact(x), full(x))
 
 
-STATELESS = ("Yolos", "VJEPA2Encoder")
+STATELESS = ("Yolos", "VJEPA2Encoder", "ViTMAE")
 STATED = [*HF_HOSTS, *(each for each in EVERY_TOWER if not each.label.startswith(STATELESS))]
 
 
@@ -171,7 +171,7 @@ def test_hidden_states_are_the_hosts_and_in_its_order(kind: HfHost | Tower) -> N
                 assert method == "random" or is_close(mine, own, 2)
 
 
-@pytest.mark.parametrize("label", ["YolosModel", "VJEPA2Encoder"])
+@pytest.mark.parametrize("label", ["YolosModel", "VJEPA2Encoder", "ViTMAEModel"])
 def test_hidden_states_that_the_host_lacks_or_adds_to_are_refused(label: str) -> None:
     host = tiny_tower(label)
     x = AdapterTrial(host, patchslim.find_adapter(host)).images()

@@ -8,6 +8,7 @@ from hf_towers import (
     BEIT_TOWERS,
     CLIP_TOWERS,
     DINOV3_TOWERS,
+    MAE_TOWERS,
     PIXTRAL_TOWERS,
     SMOLVLM_TOWERS,
     VIDEO_TOWERS,
@@ -26,6 +27,7 @@ VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_pixtral": PIXTRAL_TOWERS,
     "transformers_smolvlm": SMOLVLM_TOWERS,
     "transformers_video": VIDEO_TOWERS,
+    "transformers_mae": MAE_TOWERS,
 }
 
 

@@ -66,7 +66,6 @@ class TransformersVit(TransformersHost):
         ),
         "vit_msn": _vit("ViTMSNModel", "ViTMSNForImageClassification", inner="vit"),
         "ijepa": _vit("IJepaModel", "IJepaForImageClassification", inner="ijepa"),
-        "vit_mae": _vit(inner="vit"),
         "dinov2": _dinov2(
             "Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone", inner="dinov2"
         ),
@@ -106,13 +105,7 @@ class TransformersVit(TransformersHost):
     }
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Refuses what every tower refuses, and MAE's random masking."""
-        if self._kind(host) == "vit_mae":
-            return (
-                f"{type(host).__name__} drops patches at random in every call and returns those "
-                "that stay in a random order. Load its encoder as a ViT, which keeps all: "
-                "ViTModel.from_pretrained(...) reads the same weights."
-            )
+        """Refuses what every tower refuses, and ViTPose's experts."""
         reason = super().unsupported_reason(host)
         if reason is None and getattr(host.config, "num_experts", 1) > 1:
             return (
