@@ -30,6 +30,7 @@ AST = {**WIDE, "max_length": 20, "num_mel_bins": 12, "frequency_stride": 3, "tim
 VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
 VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
 VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
+STAGES = {"out_features": ["stem", "stage1", "stage3"]}
 MAE = {**WIDE, "mask_ratio": 0.0}
 PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
 INTERNVL = {
@@ -149,6 +150,10 @@ DINOV3_TOWERS = (
     ),
     Tower("DINOv3ViTBackbone", ROTARY, slow=False),
     Tower(
+        "DINOv3ViTBackbone stages, class token",
+        {**ROTARY, **STAGES, "return_class_token": True, "apply_layernorm": False},
+    ),
+    Tower(
         "DINOv3ViTBackbone rows, class token",
         {**ROTARY, "reshape_hidden_states": False, "return_class_token": True},
     ),
@@ -205,6 +210,12 @@ VIT_TOWERS = (
         {**DINO_CONFIG, "reshape_hidden_states": False, "apply_layernorm": False},
         unread=("layernorm",),
     ),
+    Tower("Dinov2Backbone stages", {**DINO_CONFIG, **STAGES}, slow=False),
+    Tower(
+        "PixioBackbone stages",
+        {**PIXIO, **STAGES, "apply_layernorm": False},
+        unread=("pixio.layernorm", "layernorm"),
+    ),
     Tower("Dinov2WithRegistersBackbone", {**DINO_CONFIG, "num_register_tokens": 3}),
     Tower("Tipsv2VisionModel", TIPS, unread=MASK_TOKEN),
     Tower("Tipsv2VisionBackbone swiglu", {**TIPS, "use_swiglu_ffn": True}, unread=MASK_TOKEN),
@@ -248,8 +259,8 @@ MAE_TOWERS = (
     Tower("ViTMAEModel", MAE, slow=False),
     Tower("ViTMAEModel no biases, eager", {**MAE, "qkv_bias": False}, {}, "eager", slow=False),
     Tower(
-        "ViTMAEModel dropout, relu",
-        {**MAE, "hidden_dropout_prob": 0.1, "hidden_act": "relu"},
+        "ViTMAEModel relu, deep",
+        {**MAE, "num_hidden_layers": 4, "hidden_act": "relu"},
         slow=False,
     ),
     Tower("ViTMAEModel double", MAE, dtype=torch.float64),

@@ -19,12 +19,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 import patchslim
-from hf_hosts import OBLONG_CONFIG, SMALL_CONFIG
+from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
 from hf_towers import TEXT, WIDE, tiny_tower
 from patchslim.errors import PatchslimError, UnsupportedModel, WrongInput
 from patchslim.hosts._catalog import find_host
 from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.model.model import SlimModel
+from patchslim.testing.adapter_laws import AdapterTrial
 from timm_variants import randomise
 
 VISION = {**SMALL_CONFIG, **WIDE}
@@ -214,10 +215,51 @@ def test_maes_decoder_gets_the_patches_of_its_encoder_in_order() -> None:
             model(x, noise=torch.rand(2, 16))
 
 
-@pytest.mark.parametrize("label", ["Dinov2Backbone", "DINOv3ViTBackbone"])
-def test_a_backbone_that_returns_earlier_stages_is_refused_with_the_cure(label: str) -> None:
-    with pytest.raises(UnsupportedModel, match=r"out_features=\['stage3'\]"):
-        patchslim.slim(tiny_tower(label, out_features=["stage1", "stage3"]), "tome", r=2)
+@pytest.mark.parametrize(
+    "label", ["Dinov2Backbone stages", "DINOv3ViTBackbone stages, class token", "VitPoseBackbone"]
+)
+def test_a_backbone_returns_the_stages_that_it_is_asked_for(label: str) -> None:
+    stages = ["stage1", "stage2"]
+    host = tiny_tower(label, out_features=stages)
+    x = AdapterTrial(host, patchslim.find_adapter(host)).images()
+    with torch.no_grad():
+        wanted = host(x)
+        assert len(wanted.feature_maps) == 2
+        same = patchslim.slim(host, "identity")
+        less = patchslim.slim(host, "tome", keep=0.5)
+        for got in (same(x), same.forward_with_costs(x)[0]):
+            assert [*got] == [*wanted]
+            for mine, own in zip(got.feature_maps, wanted.feature_maps, strict=True):
+                assert torch.allclose(mine, own, rtol=1e-4, atol=1e-5)
+        for mine, own in zip(less(x).feature_maps, wanted.feature_maps, strict=True):
+            assert mine.shape == own.shape
+        stated = less(x, output_hidden_states=True)
+        assert len(stated.hidden_states) == len(host.stage_names)
+
+
+def test_depth_is_estimated_from_the_stages_of_a_slimmed_backbone() -> None:
+    backbone = transformers.Dinov2Config(
+        **{**SMALL_CONFIG, **DINO_CONFIG},
+        reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3"],
+    )
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=4,
+        reassemble_hidden_size=32,
+        reassemble_factors=[2, 1, 0.5],
+        neck_hidden_sizes=[8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+    )
+    model = prepared(transformers.DepthAnythingForDepthEstimation(config))
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model(x).predicted_depth
+        assert take_advice(model, "identity") == "backbone"
+        assert torch.allclose(model(x).predicted_depth, wanted, rtol=1e-3, atol=1e-4)
+        model.backbone = patchslim.slim(model.backbone.host, "tome", keep=0.5)
+        assert model(x).predicted_depth.shape == wanted.shape
 
 
 def test_yolos_detects_the_same_boxes_and_returns_rows_in_its_own_order() -> None:

@@ -29,7 +29,6 @@ from hf_hosts import (
     HF_HOSTS,
     OBLONG_CONFIG,
     SMALL_CONFIG,
-    VIT_CONFIG,
     HfHost,
     random_pixels,
     tiny_hf,

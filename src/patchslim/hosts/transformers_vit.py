@@ -1,9 +1,8 @@
 """Hugging Face's plain vision transformers: `ViT`, `DeiT`, `DINOv2` and their kin.
 
 ViTMSN, I-JEPA, DINOv2 with registers, TIPSv2, Pixio, and the encoders of InternVL and ViTPose. Bare
-models, image classifiers, DeiT's classifier with a teacher, and backbones that return the last
-stage. Outputs are the host's own output classes; attention maps of a reduced sequence are not
-offered.
+models, image classifiers, DeiT's classifier with a teacher, and backbones. Outputs are the host's
+own output classes; attention maps of a reduced sequence are not offered.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from patchslim.hosts._pooling import mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, is_backbone
+from patchslim.hosts._transformers import TransformersHost
+from patchslim.hosts._transformers_backbone import is_backbone
 from patchslim.hosts._transformers_layout import Layout
 from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
@@ -138,19 +138,18 @@ class TransformersVit(TransformersHost):
         return normed
 
     def features(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a bare model or a backbone; some have nothing pooled."""
+        """Makes the output of a bare model; some have nothing pooled."""
         name = UNPOOLED.get(self._kind(host) or "")
         if name is None:
             return super().features(host, tokens)
         rows = self.norm(host, tokens.dense_features())
         return output_class(host, name)(last_hidden_state=rows)
 
-    def feature_map(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a backbone; ViTPose's is always normed, and rows."""
-        if self._kind(host) != "vitpose_backbone":
-            return super().feature_map(host, tokens)
-        rows = self.norm(host, tokens.dense_features())
-        return output_class(host, "BackboneOutput")(feature_maps=(rows,))
+    def feature_map(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor:
+        """Makes the map of a stage; ViTPose's is always normed, and rows."""
+        if self._kind(host) == "vitpose_backbone":
+            return self.norm(host, rows)
+        return super().feature_map(host, tokens, rows)
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
         """Takes the class token of DINOv2, averages Pixio's, and calls the pooler of the others."""
