@@ -31,6 +31,8 @@ VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
 VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
 VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
 STAGES = {"out_features": ["stem", "stage1", "stage3"]}
+RADIO = {"mlp_ratio": 2.0, "max_img_size": 24, "num_registers": 2, "layerscale_value": 0.1}
+JANUS = {"mlp_ratio": 2.0}
 MAE = {**WIDE, "mask_ratio": 0.0}
 PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
 INTERNVL = {
@@ -124,6 +126,8 @@ CLIP_TOWERS = (
     Tower("SiglipForImageClassification", WIDE, unread=("vision_model.head",)),
     Tower("SiglipForImageClassification without head", {**WIDE, "vision_use_head": False}),
     Tower("SiglipVisionModel double", WIDE, dtype=torch.float64),
+    Tower("JanusVisionModel", {**JANUS, "projection_dropout": 0.1}, slow=False),
+    Tower("JanusVisionModel eager", {**JANUS, "hidden_dropout_rate": 0.1}, attention="eager"),
     Tower("Aimv2VisionModel", WIDE, slow=False),
     Tower("Aimv2VisionModel native, eager", {**WIDE, "is_native": True}, attention="eager"),
     Tower(
@@ -255,6 +259,20 @@ VIDEO_TOWERS = (
     Tower("VJEPA2Encoder", VJEPA, slow=False),
     Tower("VJEPA2Encoder drop path, eager", {**VJEPA, "drop_path_rate": 0.1}, attention="eager"),
 )
+RADIO_TOWERS: tuple[Tower, ...] = ()
+if hasattr(transformers, "RadioModel"):  # which older versions do not have
+    RADIO_TOWERS = (
+        Tower("RadioModel", RADIO, slow=False),
+        Tower(
+            "RadioModel eager, drop path", {**RADIO, "drop_path_rate": 0.1}, {}, "eager", slow=False
+        ),
+        Tower(
+            "RadioModel swiglu, no biases, no registers",
+            {**RADIO, "use_swiglu_ffn": True, "qkv_bias": False, "num_registers": 0},
+            slow=False,
+        ),
+        Tower("RadioModel bfloat16", RADIO, dtype=torch.bfloat16),
+    )
 MAE_TOWERS = (
     Tower("ViTMAEModel", MAE, slow=False),
     Tower("ViTMAEModel no biases, eager", {**MAE, "qkv_bias": False}, {}, "eager", slow=False),
@@ -284,6 +302,7 @@ EVERY_TOWER = (
     *AST_TOWERS,
     *VIDEO_TOWERS,
     *MAE_TOWERS,
+    *RADIO_TOWERS,
     *SMOLVLM_TOWERS,
     *PIXTRAL_TOWERS,
 )

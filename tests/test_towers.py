@@ -276,6 +276,20 @@ def test_yolos_detects_the_same_boxes_and_returns_rows_in_its_own_order() -> Non
         assert name == "loss" or less[name].shape == wanted[name].shape
 
 
+def test_radio_refuses_what_is_no_batch_of_images() -> None:
+    slimmed = patchslim.slim(tiny_tower("RadioModel"), "tome", keep=0.5)
+    x = torch.rand(2, 3, 16, 16)
+    with pytest.raises(WrongInput, match="image_grid_hw"):
+        slimmed(x, image_grid_hw=torch.tensor([[4, 4]]))
+    with pytest.raises(WrongInput, match="batch, 3, 16, 16"):
+        slimmed(torch.rand(2, 6, 16, 16))
+    with pytest.raises(WrongInput, match="multiples of the patch, 4x4"):
+        slimmed(torch.rand(2, 3, 16, 18))
+    host, wanted = slimmed.host, slimmed(x).features
+    images = host.make_preprocessor_external()(x)
+    assert torch.allclose(slimmed(images).features, wanted, atol=1e-5)
+
+
 def test_yolos_with_losses_of_all_layers_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match=r"auxiliary_loss = False"):
         patchslim.slim(tiny_tower("YolosForObjectDetection", auxiliary_loss=True), "tome", r=2)
@@ -418,7 +432,9 @@ def test_a_part_in_a_list_is_named_by_its_number() -> None:
     assert take_advice(model, "identity") == "towers[1]"
 
 
-@pytest.mark.parametrize("label", ["DINOv3ViTModel", "BeitModel", "Aimv2VisionModel native, eager"])
+@pytest.mark.parametrize(
+    "label", ["DINOv3ViTModel", "BeitModel", "RadioModel", "Aimv2VisionModel native, eager"]
+)
 def test_images_of_other_sizes(label: str) -> None:
     host = tiny_tower(label)
     x = torch.randn(2, 3, 24, 12, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from hf_towers import (
     DINOV3_TOWERS,
     MAE_TOWERS,
     PIXTRAL_TOWERS,
+    RADIO_TOWERS,
     SMOLVLM_TOWERS,
     VIDEO_TOWERS,
     VIT_TOWERS,
@@ -28,6 +29,7 @@ VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_smolvlm": SMOLVLM_TOWERS,
     "transformers_video": VIDEO_TOWERS,
     "transformers_mae": MAE_TOWERS,
+    "transformers_radio": RADIO_TOWERS,
 }
 
 
