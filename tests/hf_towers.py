@@ -30,6 +30,7 @@ AST = {**WIDE, "max_length": 20, "num_mel_bins": 12, "frequency_stride": 3, "tim
 VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
 VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
 VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
+DPT = {**WIDE, "hidden_dropout_prob": 0.1, "qkv_bias": False}
 STAGES = {"out_features": ["stem", "stage1", "stage3"]}
 RADIO = {"mlp_ratio": 2.0, "max_img_size": 24, "num_registers": 2, "layerscale_value": 0.1}
 JANUS = {"mlp_ratio": 2.0}
@@ -225,6 +226,8 @@ VIT_TOWERS = (
     Tower("Tipsv2VisionBackbone swiglu", {**TIPS, "use_swiglu_ffn": True}, unread=MASK_TOKEN),
     Tower("PixioModel", PIXIO, slow=False),
     Tower("PixioBackbone", {**PIXIO, "drop_path_rate": 0.1}, unread=("pixio.layernorm",)),
+    Tower("DPTModel", WIDE, slow=False),
+    Tower("DPTModel without pooler, eager", DPT, {"add_pooling_layer": False}, "eager"),
     Tower("InternVLVisionModel", INTERNVL, slow=False),
     Tower(
         "InternVLVisionModel mean, RMS, no query norms",

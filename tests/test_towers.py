@@ -276,6 +276,31 @@ def test_yolos_detects_the_same_boxes_and_returns_rows_in_its_own_order() -> Non
         assert name == "loss" or less[name].shape == wanted[name].shape
 
 
+def test_dpt_estimates_depth_from_the_states_of_its_slimmed_encoder() -> None:
+    config = transformers.DPTConfig(
+        **VISION,
+        backbone_out_indices=[0, 1, 2],
+        neck_hidden_sizes=[8, 8, 8],
+        reassemble_factors=[2, 1, 0.5],
+        fusion_hidden_size=8,
+    )
+    model = prepared(transformers.DPTForDepthEstimation(config))
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model(x).predicted_depth
+        assert take_advice(model, "identity") == "dpt"
+        assert torch.allclose(model(x).predicted_depth, wanted, rtol=1e-3, atol=1e-4)
+        model.dpt = patchslim.slim(model.dpt.host, "tome", keep=0.5)
+        assert model(x).predicted_depth.shape == wanted.shape
+
+
+def test_dpt_with_a_convolutional_network_before_it_is_refused() -> None:
+    with torch.device("meta"):
+        host = transformers.DPTForDepthEstimation(transformers.DPTConfig(is_hybrid=True))
+    with pytest.raises(UnsupportedModel, match=r"is_hybrid=True.*dpt-large"):
+        patchslim.find_adapter(host)
+
+
 def test_radio_refuses_what_is_no_batch_of_images() -> None:
     slimmed = patchslim.slim(tiny_tower("RadioModel"), "tome", keep=0.5)
     x = torch.rand(2, 3, 16, 16)

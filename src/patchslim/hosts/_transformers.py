@@ -257,7 +257,7 @@ class TransformersHost(Adapter, ABC):
         images = images.to(projection.weight.dtype)
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
         x = base.embeddings(images, **extra)
-        rows = x[0] if isinstance(x, tuple) else x
+        rows = x if isinstance(x, Tensor) else x[0]
         first = self.layout(host).first
         rows = find_part(base, first)(rows) if first else rows
         return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[-2:]))
