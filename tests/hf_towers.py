@@ -31,6 +31,7 @@ VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
 VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
 VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
 DPT = {**WIDE, "hidden_dropout_prob": 0.1, "qkv_bias": False}
+MLCD = {**WIDE, "attention_dropout": 0.1, "num_hidden_layers": 4}
 STAGES = {"out_features": ["stem", "stage1", "stage3"]}
 RADIO = {"mlp_ratio": 2.0, "max_img_size": 24, "num_registers": 2, "layerscale_value": 0.1}
 JANUS = {"mlp_ratio": 2.0}
@@ -276,6 +277,12 @@ if hasattr(transformers, "RadioModel"):  # which older versions do not have
         ),
         Tower("RadioModel bfloat16", RADIO, dtype=torch.bfloat16),
     )
+MLCD_TOWERS = (
+    Tower("MLCDVisionModel", WIDE, slow=False),
+    Tower("MLCDVisionModel eager", WIDE, {}, "eager", slow=False),
+    Tower("MLCDVisionModel dropout, one layer more", MLCD, slow=False),
+    Tower("MLCDVisionModel bfloat16", WIDE, dtype=torch.bfloat16),
+)
 MAE_TOWERS = (
     Tower("ViTMAEModel", MAE, slow=False),
     Tower("ViTMAEModel no biases, eager", {**MAE, "qkv_bias": False}, {}, "eager", slow=False),
@@ -305,6 +312,7 @@ EVERY_TOWER = (
     *AST_TOWERS,
     *VIDEO_TOWERS,
     *MAE_TOWERS,
+    *MLCD_TOWERS,
     *RADIO_TOWERS,
     *SMOLVLM_TOWERS,
     *PIXTRAL_TOWERS,

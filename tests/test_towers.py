@@ -458,7 +458,14 @@ def test_a_part_in_a_list_is_named_by_its_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "label", ["DINOv3ViTModel", "BeitModel", "RadioModel", "Aimv2VisionModel native, eager"]
+    "label",
+    [
+        "DINOv3ViTModel",
+        "BeitModel",
+        "RadioModel",
+        "MLCDVisionModel",
+        "Aimv2VisionModel native, eager",
+    ],
 )
 def test_images_of_other_sizes(label: str) -> None:
     host = tiny_tower(label)

@@ -9,6 +9,7 @@ from hf_towers import (
     CLIP_TOWERS,
     DINOV3_TOWERS,
     MAE_TOWERS,
+    MLCD_TOWERS,
     PIXTRAL_TOWERS,
     RADIO_TOWERS,
     SMOLVLM_TOWERS,
@@ -29,6 +30,7 @@ VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_smolvlm": SMOLVLM_TOWERS,
     "transformers_video": VIDEO_TOWERS,
     "transformers_mae": MAE_TOWERS,
+    "transformers_mlcd": MLCD_TOWERS,
     "transformers_radio": RADIO_TOWERS,
 }
 
