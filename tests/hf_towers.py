@@ -30,6 +30,12 @@ AST = {**WIDE, "max_length": 20, "num_mel_bins": 12, "frequency_stride": 3, "tim
 VIDEO = {**WIDE, "num_frames": 4, "tubelet_size": 2}
 VIVIT = {**WIDE, "num_frames": 4, "tubelet_size": [2, 4, 4], "image_size": (8, 12)}
 VJEPA = {"mlp_ratio": 2, "frames_per_clip": 4, "crop_size": 16}
+DPT = {**WIDE, "hidden_dropout_prob": 0.1, "qkv_bias": False}
+MLCD = {**WIDE, "attention_dropout": 0.1, "num_hidden_layers": 4}
+STAGES = {"out_features": ["stem", "stage1", "stage3"]}
+RADIO = {"mlp_ratio": 2.0, "max_img_size": 24, "num_registers": 2, "layerscale_value": 0.1}
+JANUS = {"mlp_ratio": 2.0}
+MAE = {**WIDE, "mask_ratio": 0.0}
 PIXIO = {"mlp_ratio": 2, "n_cls_tokens": 3}
 INTERNVL = {
     **WIDE,
@@ -122,6 +128,8 @@ CLIP_TOWERS = (
     Tower("SiglipForImageClassification", WIDE, unread=("vision_model.head",)),
     Tower("SiglipForImageClassification without head", {**WIDE, "vision_use_head": False}),
     Tower("SiglipVisionModel double", WIDE, dtype=torch.float64),
+    Tower("JanusVisionModel", {**JANUS, "projection_dropout": 0.1}, slow=False),
+    Tower("JanusVisionModel eager", {**JANUS, "hidden_dropout_rate": 0.1}, attention="eager"),
     Tower("Aimv2VisionModel", WIDE, slow=False),
     Tower("Aimv2VisionModel native, eager", {**WIDE, "is_native": True}, attention="eager"),
     Tower(
@@ -147,6 +155,10 @@ DINOV3_TOWERS = (
         {**ROTARY, "pos_embed_shift": 0.1, "pos_embed_jitter": 1.1, "pos_embed_rescale": 2.0},
     ),
     Tower("DINOv3ViTBackbone", ROTARY, slow=False),
+    Tower(
+        "DINOv3ViTBackbone stages, class token",
+        {**ROTARY, **STAGES, "return_class_token": True, "apply_layernorm": False},
+    ),
     Tower(
         "DINOv3ViTBackbone rows, class token",
         {**ROTARY, "reshape_hidden_states": False, "return_class_token": True},
@@ -204,11 +216,19 @@ VIT_TOWERS = (
         {**DINO_CONFIG, "reshape_hidden_states": False, "apply_layernorm": False},
         unread=("layernorm",),
     ),
+    Tower("Dinov2Backbone stages", {**DINO_CONFIG, **STAGES}, slow=False),
+    Tower(
+        "PixioBackbone stages",
+        {**PIXIO, **STAGES, "apply_layernorm": False},
+        unread=("pixio.layernorm", "layernorm"),
+    ),
     Tower("Dinov2WithRegistersBackbone", {**DINO_CONFIG, "num_register_tokens": 3}),
     Tower("Tipsv2VisionModel", TIPS, unread=MASK_TOKEN),
     Tower("Tipsv2VisionBackbone swiglu", {**TIPS, "use_swiglu_ffn": True}, unread=MASK_TOKEN),
     Tower("PixioModel", PIXIO, slow=False),
     Tower("PixioBackbone", {**PIXIO, "drop_path_rate": 0.1}, unread=("pixio.layernorm",)),
+    Tower("DPTModel", WIDE, slow=False),
+    Tower("DPTModel without pooler, eager", DPT, {"add_pooling_layer": False}, "eager"),
     Tower("InternVLVisionModel", INTERNVL, slow=False),
     Tower(
         "InternVLVisionModel mean, RMS, no query norms",
@@ -243,6 +263,36 @@ VIDEO_TOWERS = (
     Tower("VJEPA2Encoder", VJEPA, slow=False),
     Tower("VJEPA2Encoder drop path, eager", {**VJEPA, "drop_path_rate": 0.1}, attention="eager"),
 )
+RADIO_TOWERS: tuple[Tower, ...] = ()
+if hasattr(transformers, "RadioModel"):  # which older versions do not have
+    RADIO_TOWERS = (
+        Tower("RadioModel", RADIO, slow=False),
+        Tower(
+            "RadioModel eager, drop path", {**RADIO, "drop_path_rate": 0.1}, {}, "eager", slow=False
+        ),
+        Tower(
+            "RadioModel swiglu, no biases, no registers",
+            {**RADIO, "use_swiglu_ffn": True, "qkv_bias": False, "num_registers": 0},
+            slow=False,
+        ),
+        Tower("RadioModel bfloat16", RADIO, dtype=torch.bfloat16),
+    )
+MLCD_TOWERS = (
+    Tower("MLCDVisionModel", WIDE, slow=False),
+    Tower("MLCDVisionModel eager", WIDE, {}, "eager", slow=False),
+    Tower("MLCDVisionModel dropout, one layer more", MLCD, slow=False),
+    Tower("MLCDVisionModel bfloat16", WIDE, dtype=torch.bfloat16),
+)
+MAE_TOWERS = (
+    Tower("ViTMAEModel", MAE, slow=False),
+    Tower("ViTMAEModel no biases, eager", {**MAE, "qkv_bias": False}, {}, "eager", slow=False),
+    Tower(
+        "ViTMAEModel relu, deep",
+        {**MAE, "num_hidden_layers": 4, "hidden_act": "relu"},
+        slow=False,
+    ),
+    Tower("ViTMAEModel double", MAE, dtype=torch.float64),
+)
 SMOLVLM_TOWERS = (
     Tower("SmolVLMVisionTransformer", WIDE, slow=False),
     Tower("Idefics3VisionTransformer", {**WIDE, "attention_dropout": 0.1}, slow=False),
@@ -261,6 +311,9 @@ EVERY_TOWER = (
     *YOLOS_TOWERS,
     *AST_TOWERS,
     *VIDEO_TOWERS,
+    *MAE_TOWERS,
+    *MLCD_TOWERS,
+    *RADIO_TOWERS,
     *SMOLVLM_TOWERS,
     *PIXTRAL_TOWERS,
 )

@@ -69,6 +69,20 @@ def test_layers_of_a_method_learn_as_the_head_does(vit: Any):
     assert learned == {scales["host.head.weight"]} == {1.0}
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "pit_ti_distilled_224"])
+def test_both_heads_learn_in_timms_task_of_token_distillation(name: str):
+    task = pytest.importorskip("timm.task", reason="an older timm has no tasks")
+    settings = {"depth": 2} if name.startswith("deit") else {}
+    host = timm.create_model(name, img_size=96, num_classes=7, **settings).eval()
+    teacher = timm.create_model("test_vit", img_size=96, num_classes=7)
+    slimmed = patchslim.slim(host, "tome", keep_rate=0.7, at=(1,)).train()
+    learning = task.TokenDistillationTask(slimmed, teacher, nn.CrossEntropyLoss(), verbose=False)
+    images = torch.randn(2, 3, 96, 96)
+    learning(images, torch.tensor([1, 4]))["loss"].backward()
+    assert host.head.weight.grad.any()
+    assert host.head_dist.weight.grad.any()
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_weights_of_the_dense_model_are_loaded_into_the_host(vit: Any, tmp_path: Path, strict: Any):
     from timm.models import load_checkpoint

@@ -19,12 +19,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 import patchslim
-from hf_hosts import OBLONG_CONFIG, SMALL_CONFIG
+from hf_hosts import DINO_CONFIG, OBLONG_CONFIG, SMALL_CONFIG
 from hf_towers import TEXT, WIDE, tiny_tower
 from patchslim.errors import PatchslimError, UnsupportedModel, WrongInput
 from patchslim.hosts._catalog import find_host
 from patchslim.hosts._preprocessing import find_preprocessing
 from patchslim.model.model import SlimModel
+from patchslim.testing.adapter_laws import AdapterTrial
 from timm_variants import randomise
 
 VISION = {**SMALL_CONFIG, **WIDE}
@@ -172,25 +173,93 @@ def test_the_projected_tower_gives_the_models_own_image_features() -> None:
         assert torch.allclose(got, image_features(model, x), atol=1e-5)
 
 
-def test_mae_is_refused_and_its_encoder_as_a_vit_is_the_same_model(tmp_path: Any) -> None:
-    settings = {**SMALL_CONFIG, **OBLONG_CONFIG, "image_size": 16}
-    mae = prepared(transformers.ViTMAEModel(transformers.ViTMAEConfig(**settings, mask_ratio=0.0)))
-    with pytest.raises(UnsupportedModel, match=r"ViTModel\.from_pretrained"):
-        patchslim.slim(mae, "tome", r=2)
-    mae.save_pretrained(tmp_path)
+def mae(cls: Any, **settings: Any) -> Any:
+    """Makes a small ViTMAE of this class."""
+    return prepared(cls(transformers.ViTMAEConfig(**VISION, **settings)))
+
+
+def test_mae_that_masks_is_refused_and_its_encoder_as_a_vit_is_the_same_model(
+    tmp_path: Any,
+) -> None:
+    host = mae(transformers.ViTMAEModel)
+    with pytest.raises(UnsupportedModel, match=r"mask_ratio = 0\.0.*ViTModel\.from_pretrained"):
+        patchslim.slim(host, "tome", r=2)
+    host.save_pretrained(tmp_path)
     vit = transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
+    host.config.mask_ratio = 0.0
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         in_order = torch.arange(16.0).expand(2, -1)
-        wanted = mae(x, noise=in_order).last_hidden_state
+        wanted = host(x, noise=in_order)
         got = patchslim.slim(vit, "identity")(x).last_hidden_state
-    assert torch.allclose(got, wanted, atol=1e-5)
+        same = patchslim.slim(host, "identity")(x)
+    assert torch.allclose(got, wanted.last_hidden_state, atol=1e-5)
+    assert [*same] == [*wanted]
+    for name, value in wanted.items():
+        assert torch.allclose(same[name], value, atol=1e-5), name
 
 
-@pytest.mark.parametrize("label", ["Dinov2Backbone", "DINOv3ViTBackbone"])
-def test_a_backbone_that_returns_earlier_stages_is_refused_with_the_cure(label: str) -> None:
-    with pytest.raises(UnsupportedModel, match=r"out_features=\['stage3'\]"):
-        patchslim.slim(tiny_tower(label, out_features=["stage1", "stage3"]), "tome", r=2)
+def test_maes_decoder_gets_the_patches_of_its_encoder_in_order() -> None:
+    model = mae(transformers.ViTMAEForPreTraining)
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(UnsupportedModel, match=r"mask_ratio = 0\.0"):
+        patchslim.slim(model, "tome", r=2)
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        wanted = model(x).logits
+        assert take_advice(model, "identity") == "vit"
+        assert torch.allclose(model(x).logits, wanted, rtol=1e-4, atol=1e-4)
+        model.vit = patchslim.slim(model.vit.host, "tome", keep=0.5)
+        assert model(x).logits.shape == wanted.shape
+        with pytest.raises(WrongInput, match="noise"):
+            model(x, noise=torch.rand(2, 16))
+
+
+@pytest.mark.parametrize(
+    "label", ["Dinov2Backbone stages", "DINOv3ViTBackbone stages, class token", "VitPoseBackbone"]
+)
+def test_a_backbone_returns_the_stages_that_it_is_asked_for(label: str) -> None:
+    stages = ["stage1", "stage2"]
+    host = tiny_tower(label, out_features=stages)
+    x = AdapterTrial(host, patchslim.find_adapter(host)).images()
+    with torch.no_grad():
+        wanted = host(x)
+        assert len(wanted.feature_maps) == 2
+        same = patchslim.slim(host, "identity")
+        less = patchslim.slim(host, "tome", keep=0.5)
+        for got in (same(x), same.forward_with_costs(x)[0]):
+            assert [*got] == [*wanted]
+            for mine, own in zip(got.feature_maps, wanted.feature_maps, strict=True):
+                assert torch.allclose(mine, own, rtol=1e-4, atol=1e-5)
+        for mine, own in zip(less(x).feature_maps, wanted.feature_maps, strict=True):
+            assert mine.shape == own.shape
+        stated = less(x, output_hidden_states=True)
+        assert len(stated.hidden_states) == len(host.stage_names)
+
+
+def test_depth_is_estimated_from_the_stages_of_a_slimmed_backbone() -> None:
+    backbone = transformers.Dinov2Config(
+        **{**SMALL_CONFIG, **DINO_CONFIG},
+        reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3"],
+    )
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=4,
+        reassemble_hidden_size=32,
+        reassemble_factors=[2, 1, 0.5],
+        neck_hidden_sizes=[8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+    )
+    model = prepared(transformers.DepthAnythingForDepthEstimation(config))
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model(x).predicted_depth
+        assert take_advice(model, "identity") == "backbone"
+        assert torch.allclose(model(x).predicted_depth, wanted, rtol=1e-3, atol=1e-4)
+        model.backbone = patchslim.slim(model.backbone.host, "tome", keep=0.5)
+        assert model(x).predicted_depth.shape == wanted.shape
 
 
 def test_yolos_detects_the_same_boxes_and_returns_rows_in_its_own_order() -> None:
@@ -205,6 +274,45 @@ def test_yolos_detects_the_same_boxes_and_returns_rows_in_its_own_order() -> Non
     for name in ("loss", "logits", "pred_boxes", "last_hidden_state"):
         assert torch.allclose(got[name], wanted[name], rtol=1e-4, atol=1e-5), name
         assert name == "loss" or less[name].shape == wanted[name].shape
+
+
+def test_dpt_estimates_depth_from_the_states_of_its_slimmed_encoder() -> None:
+    config = transformers.DPTConfig(
+        **VISION,
+        backbone_out_indices=[0, 1, 2],
+        neck_hidden_sizes=[8, 8, 8],
+        reassemble_factors=[2, 1, 0.5],
+        fusion_hidden_size=8,
+    )
+    model = prepared(transformers.DPTForDepthEstimation(config))
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model(x).predicted_depth
+        assert take_advice(model, "identity") == "dpt"
+        assert torch.allclose(model(x).predicted_depth, wanted, rtol=1e-3, atol=1e-4)
+        model.dpt = patchslim.slim(model.dpt.host, "tome", keep=0.5)
+        assert model(x).predicted_depth.shape == wanted.shape
+
+
+def test_dpt_with_a_convolutional_network_before_it_is_refused() -> None:
+    with torch.device("meta"):
+        host = transformers.DPTForDepthEstimation(transformers.DPTConfig(is_hybrid=True))
+    with pytest.raises(UnsupportedModel, match=r"is_hybrid=True.*dpt-large"):
+        patchslim.find_adapter(host)
+
+
+def test_radio_refuses_what_is_no_batch_of_images() -> None:
+    slimmed = patchslim.slim(tiny_tower("RadioModel"), "tome", keep=0.5)
+    x = torch.rand(2, 3, 16, 16)
+    with pytest.raises(WrongInput, match="image_grid_hw"):
+        slimmed(x, image_grid_hw=torch.tensor([[4, 4]]))
+    with pytest.raises(WrongInput, match="batch, 3, 16, 16"):
+        slimmed(torch.rand(2, 6, 16, 16))
+    with pytest.raises(WrongInput, match="multiples of the patch, 4x4"):
+        slimmed(torch.rand(2, 3, 16, 18))
+    host, wanted = slimmed.host, slimmed(x).features
+    images = host.make_preprocessor_external()(x)
+    assert torch.allclose(slimmed(images).features, wanted, atol=1e-5)
 
 
 def test_yolos_with_losses_of_all_layers_is_refused() -> None:
@@ -350,7 +458,16 @@ def test_a_part_in_a_list_is_named_by_its_number() -> None:
     assert take_advice(model, "identity") == "towers[1]"
 
 
-@pytest.mark.parametrize("label", ["DINOv3ViTModel", "BeitModel", "Aimv2VisionModel native, eager"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "DINOv3ViTModel",
+        "BeitModel",
+        "RadioModel",
+        "MLCDVisionModel",
+        "Aimv2VisionModel native, eager",
+    ],
+)
 def test_images_of_other_sizes(label: str) -> None:
     host = tiny_tower(label)
     x = torch.randn(2, 3, 24, 12, generator=torch.Generator().manual_seed(0))

@@ -29,7 +29,6 @@ from hf_hosts import (
     HF_HOSTS,
     OBLONG_CONFIG,
     SMALL_CONFIG,
-    VIT_CONFIG,
     HfHost,
     random_pixels,
     tiny_hf,
@@ -150,7 +149,7 @@ def test_exact_tail_gives_the_same_answer(kind: HfHost) -> None:
             alike(exact(x), full(x))
 
 
-STATELESS = ("Yolos", "VJEPA2Encoder")
+STATELESS = ("Yolos", "VJEPA2Encoder", "ViTMAE")
 STATED = [*HF_HOSTS, *(each for each in EVERY_TOWER if not each.label.startswith(STATELESS))]
 
 
@@ -171,7 +170,7 @@ def test_hidden_states_are_the_hosts_and_in_its_order(kind: HfHost | Tower) -> N
                 assert method == "random" or is_close(mine, own, 2)
 
 
-@pytest.mark.parametrize("label", ["YolosModel", "VJEPA2Encoder"])
+@pytest.mark.parametrize("label", ["YolosModel", "VJEPA2Encoder", "ViTMAEModel"])
 def test_hidden_states_that_the_host_lacks_or_adds_to_are_refused(label: str) -> None:
     host = tiny_tower(label)
     x = AdapterTrial(host, patchslim.find_adapter(host)).images()
@@ -266,15 +265,41 @@ def test_other_tasks_are_refused(name: str, settings: dict[str, Any]) -> None:
         patchslim.slim(host, "tome", r=2)
 
 
-@pytest.mark.parametrize("name", ["VitDetModel", "SwinModel"])
-def test_other_families_are_refused(name: str) -> None:
-    small = (
-        {**SMALL_CONFIG, **VIT_CONFIG} if name != "SwinModel" else {"embed_dim": 8, "depths": [1]}
-    )
-    more = {"num_heads": [1], "image_size": 16} if name == "SwinModel" else {}
-    cls = getattr(transformers, name)
+def test_other_families_are_refused() -> None:
+    cls = transformers.VitDetModel
     with pytest.raises(UnsupportedModel, match="No adapter knows"):
-        patchslim.slim(cls(cls.config_class(**small, **more)), "tome", r=2)
+        patchslim.slim(cls(cls.config_class(**SMALL_CONFIG)), "tome", r=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SwinModel", "windows.*Take"),
+        ("SamModel", "windows.*convolutions.*Take.*DINOv2"),
+        ("Sam2VisionModel", "windows.*convolutions"),
+        ("Qwen2VLModel", "several sizes in one row.*InternVL"),
+        ("Qwen2_5_VisionTransformerPretrainedModel", "several sizes in one row"),
+        ("SegformerForImageClassification", "pools keys"),
+        ("MobileViTModel", "convolutions read"),
+        ("DetrModel", "cells of a convolutional network.*YOLOS"),
+        ("ViltModel", "text beside patches"),
+        ("LevitForImageClassification", "model of timm is served"),
+        ("ResNetForImageClassification", "no attention over tokens"),
+    ],
+)
+def test_other_models_are_refused_with_the_reason_and_what_to_take(name: str, said: str) -> None:
+    cls = host_class(name)
+    with torch.device("meta"):
+        host = cls(cls.config_class())
+    with pytest.raises(UnsupportedModel, match=said) as refused:
+        patchslim.find_adapter(host)
+    assert str(refused.value).count("Take ") == 1
+
+
+def host_class(name: str) -> Any:
+    """Finds a class of transformers, which does not show all of them."""
+    places = (transformers, transformers.models.qwen2_5_vl.modeling_qwen2_5_vl)
+    return next(getattr(place, name) for place in places if hasattr(place, name))
 
 
 def test_changed_layer_is_refused(hf_vit: Any) -> None:

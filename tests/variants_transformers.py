@@ -8,7 +8,10 @@ from hf_towers import (
     BEIT_TOWERS,
     CLIP_TOWERS,
     DINOV3_TOWERS,
+    MAE_TOWERS,
+    MLCD_TOWERS,
     PIXTRAL_TOWERS,
+    RADIO_TOWERS,
     SMOLVLM_TOWERS,
     VIDEO_TOWERS,
     VIT_TOWERS,
@@ -26,6 +29,9 @@ VARIANTS: dict[str, tuple[HfHost | Tower, ...]] = {
     "transformers_pixtral": PIXTRAL_TOWERS,
     "transformers_smolvlm": SMOLVLM_TOWERS,
     "transformers_video": VIDEO_TOWERS,
+    "transformers_mae": MAE_TOWERS,
+    "transformers_mlcd": MLCD_TOWERS,
+    "transformers_radio": RADIO_TOWERS,
 }
 
 

@@ -39,7 +39,7 @@ class TimmHost(Adapter, ABC):
         """num_classes num_features head_hidden_size embed_dim in_chans global_pool feature_info
         pretrained_cfg default_cfg num_prefix_tokens patch_embed no_weight_decay group_matcher
         get_classifier reset_classifier set_grad_checkpointing grad_checkpointing
-        dynamic_img_size""".split()
+        dynamic_img_size set_distilled_training distilled_training""".split()
     )
 
     def describe(self, host: Any) -> HostFacts:

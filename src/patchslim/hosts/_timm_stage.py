@@ -32,7 +32,8 @@ class StageHost(TimmHost, ABC):
 
     host_attributes: ClassVar[frozenset[str]] = frozenset(
         """num_classes num_features head_hidden_size in_chans global_pool pretrained_cfg default_cfg
-        no_weight_decay group_matcher get_classifier reset_classifier""".split()
+        no_weight_decay group_matcher get_classifier reset_classifier set_distilled_training
+        distilled_training""".split()
     )
 
     @abstractmethod

@@ -10,11 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from patchslim.errors import WrongInput
 from patchslim.hosts._adapter import STATES, Adapter, HostFacts, Part
 from patchslim.hosts._macs import linear_macs
+from patchslim.hosts._transformers_backbone import (
+    is_backbone,
+    lay_out_map,
+    returned_stages,
+    returns_last_stage,
+)
 from patchslim.hosts._transformers_layout import (
     Layout,
     apply_parts,
@@ -36,7 +43,10 @@ HIDDEN = "output_hidden_states"
 UNSUPPORTED_OUTPUTS = ("output_attentions", HIDDEN)
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 # What is compared of an output, whichever of these it has first.
-COMPARED = ("logits", "image_embeds", "feature_maps", "last_hidden_state")
+MAPS = "feature_maps"
+COMPARED = ("logits", "image_embeds", MAPS, "last_hidden_state")
+# The option in which a backbone that returns earlier stages asks for the states between layers.
+STAGES = "stages"
 # What a call may say of the loss beside the labels: how many items share it, as Trainer says.
 LOSS_OPTIONS = ("num_items_in_batch",)
 
@@ -85,22 +95,28 @@ class TransformersHost(Adapter, ABC):
         """Computes what the classifier of an image classifier reads (B, C)."""
 
     def features(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a bare model or a backbone, its rows in the dense order."""
-        if is_backbone(host):
-            return self.feature_map(host, tokens)
+        """Makes the output of a bare model, its rows in the dense order."""
         rows = self.norm(host, tokens.dense_features())
         pooled = self.pool(host, tokens, rows)
         made = output_class(host, "BaseModelOutputWithPooling")
         return made(last_hidden_state=rows, pooler_output=pooled)
 
-    def feature_map(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a backbone that returns the last stage."""
-        x = tokens.dense_features()
+    def feature_maps(self, host: Any, tokens: Tokens, stages: Mapping[str, Tensor]) -> Any:
+        """Makes the output of a backbone.
+
+        Args:
+            host: the backbone.
+            tokens: the tokens after the last layer.
+            stages: the rows after each stage that it returns, in the dense order, by its name.
+        """
+        maps = tuple(self.feature_map(host, tokens, rows) for rows in stages.values())
+        return output_class(host, "BackboneOutput")(feature_maps=maps)
+
+    def feature_map(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor:
+        """Norms the rows of a stage and lays them out as the backbone is asked to."""
         if host.config.apply_layernorm:
-            x = self.norm(host, x)
-        if host.config.reshape_hidden_states:
-            x = x[:, tokens.prefix :].transpose(1, 2).unflatten(2, tokens.grid).contiguous()
-        return output_class(host, "BackboneOutput")(feature_maps=(x,))
+            rows = self.norm(host, rows)
+        return lay_out_map(tokens, rows) if host.config.reshape_hidden_states else rows
 
     def lay_out(self, rows: Tensor) -> Tensor:
         """Returns rows (B, N, C) in the shape in which the host returns them."""
@@ -111,8 +127,8 @@ class TransformersHost(Adapter, ABC):
         return True
 
     def asks_for_states(self, options: Mapping[str, Any]) -> bool:
-        """Tells whether a call asks for the sequence before and after every layer."""
-        return bool(options.get(HIDDEN))
+        """Tells whether a call needs the sequence before and after every layer."""
+        return bool(options.get(HIDDEN) or options.get(STAGES))
 
     def returns_rows(self, host: Any) -> bool:
         """Tells whether it returns its sequence, as a bare model or a backbone."""
@@ -152,13 +168,6 @@ class TransformersHost(Adapter, ABC):
         names, own = self.layout(host).classes, type(host).__name__
         if own not in names:
             return f"{own} is not among the supported tasks: {', '.join(names)}."
-        if is_backbone(host) and list(host.out_features) != host.stage_names[-1:]:
-            return (
-                f"it returns features of {', '.join(host.out_features)}, and only those of the "
-                "last stage are restored here. Build it with "
-                f"out_features={host.stage_names[-1:]}, or slim a "
-                f"{own.replace('Backbone', 'Model')} and call forward_intermediates."
-            )
         for name in UNSUPPORTED_OUTPUTS:
             if getattr(host.config, name, False) and not (
                 self.gives_states(host) and name == HIDDEN
@@ -227,7 +236,10 @@ class TransformersHost(Adapter, ABC):
                 f"A slimmed {type(host).__name__} cannot honour {sorted(unused)}; it takes "
                 f"pixel_values and {sorted(honoured)}."
             )
-        return {name: value for name, value in given.items() if name in honoured}
+        kept = {name: value for name, value in given.items() if name in honoured}
+        if is_backbone(host) and not returns_last_stage(host):
+            kept[STAGES] = True
+        return kept
 
     def base(self, host: Any) -> Any:
         """Finds the bare model inside a model with a head."""
@@ -245,7 +257,7 @@ class TransformersHost(Adapter, ABC):
         images = images.to(projection.weight.dtype)
         extra = {key: options[key] for key in ("interpolate_pos_encoding",) if options.get(key)}
         x = base.embeddings(images, **extra)
-        rows = x[0] if isinstance(x, tuple) else x
+        rows = x if isinstance(x, Tensor) else x[0]
         first = self.layout(host).first
         rows = find_part(base, first)(rows) if first else rows
         return Tokens(x=rows, prefix=self.prefix(host), grid=self._grid(host, images.shape[-2:]))
@@ -282,11 +294,13 @@ class TransformersHost(Adapter, ABC):
 
     def head(self, host: Any, tokens: Tokens, options: Mapping[str, Any]) -> Any:
         """Fills the host's own output class from the tokens that are left."""
-        if self.returns_rows(host):
+        if is_backbone(host):
+            output = self.feature_maps(host, tokens, returned_stages(host, tokens, options))
+        elif self.returns_rows(host):
             output = self.features(host, tokens)
         else:
             output = self.classify(host, tokens, options)
-        if STATES in options:
+        if options.get(HIDDEN):
             output = add_states(output, tuple(self.lay_out(each) for each in options[STATES]))
         wanted = options.get("return_dict")
         as_tuple = wanted is False or (wanted is None and not host.config.return_dict)
@@ -303,10 +317,11 @@ class TransformersHost(Adapter, ABC):
     def logits(self, output: Any) -> Tensor:
         """Returns the logits, the image's embedding, or the features."""
         if isinstance(output, tuple):
-            first: Tensor = output[0][0] if isinstance(output[0], tuple) else output[0]
+            maps = isinstance(output[0], tuple)
+            first: Tensor = torch.cat(output[0], dim=1) if maps else output[0]
             return first
         name = next(name for name in COMPARED if name in output)
-        tensor: Tensor = output[name][0] if name == "feature_maps" else output[name]
+        tensor: Tensor = torch.cat([*output[name]], dim=1) if name == MAPS else output[name]
         return tensor
 
     def recipe(self, host: Any) -> dict[str, Any] | None:
@@ -372,11 +387,6 @@ class TransformersHost(Adapter, ABC):
             feed=parts_macs(layer, layout.feed),
             **self.score_macs(host, inner),
         )
-
-
-def is_backbone(host: Any) -> bool:
-    """Tells whether it is a backbone, which returns maps of features."""
-    return type(host).__name__.endswith("Backbone")
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -23,7 +23,12 @@ from patchslim.tokens.attention import attention
 from patchslim.tokens.tokens import Tokens
 
 
-def _clip(*classes: str, inner: str = "vision_model", first: str = "pre_layrnorm") -> Layout:
+def _clip(
+    *classes: str,
+    inner: str = "vision_model",
+    first: str = "pre_layrnorm",
+    mix: tuple[str, ...] = ("self_attn.out_proj",),
+) -> Layout:
     """Says where CLIP and SigLIP keep their parts."""
     return Layout(
         classes=classes,
@@ -34,7 +39,7 @@ def _clip(*classes: str, inner: str = "vision_model", first: str = "pre_layrnorm
         final="post_layernorm",
         attention="self_attn",
         norm="layer_norm1",
-        mix=("self_attn.out_proj",),
+        mix=mix,
         feed=("layer_norm2", "mlp"),
         interpolates=True,
     )
@@ -95,6 +100,12 @@ class TransformersClip(TransformersHost):
         "instructblipvideo": _blip("InstructBlipVideoVisionModel"),
         "siglip": _clip("SiglipVisionModel", "SiglipForImageClassification", first=""),
         "siglip2": _clip(first=""),
+        "janus": _clip(
+            "JanusVisionModel",
+            inner="",
+            first="",
+            mix=("self_attn.projection_layer", "self_attn.projection_dropout"),
+        ),
         "aimv2": _aimv2(),
     }
 
@@ -106,6 +117,8 @@ class TransformersClip(TransformersHost):
                 "(NaFlex), not images. SigLIP 2 at a fixed resolution is a SiglipModel or "
                 "SiglipVisionModel, which is served."
             )
+        if getattr(getattr(host, "config", None), "use_qk_norm", False):  # which JANUS cannot run
+            return "with use_qk_norm=True it norms queries and keys in a way that is not served."
         return super().unsupported_reason(host)
 
     def prefix(self, host: Any) -> int:
@@ -148,8 +161,8 @@ class TransformersClip(TransformersHost):
         )
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
-        """Norms the class token of CLIP and its kin; pools by a query where there is one."""
-        if self._is_clip(host):
+        """Norms the first row of CLIP and its kin; pools by a query where there is one."""
+        if self._is_clip(host) or self._kind(host) == "janus":
             normed: Tensor = super().norm(host, rows[:, 0])
             return normed
         return None if self._pooling(host) is None else self._pool_by_query(host, tokens)
@@ -196,7 +209,7 @@ class TransformersClip(TransformersHost):
 
     def _is_clip(self, host: Any) -> bool:
         """Tells whether it has CLIP's class token."""
-        return self._kind(host) not in ("siglip", "aimv2")
+        return self._kind(host) not in ("siglip", "aimv2", "janus")
 
     def _pooling(self, host: Any) -> Any:
         """Finds the head that pools by a query; None where there is none."""

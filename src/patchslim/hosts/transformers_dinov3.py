@@ -15,6 +15,7 @@ from torch import Tensor
 from patchslim.hosts._adapter import Part
 from patchslim.hosts._rotary import rotate_halves
 from patchslim.hosts._transformers import TransformersHost
+from patchslim.hosts._transformers_backbone import lay_out_map
 from patchslim.hosts._transformers_layout import Layout
 from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
@@ -60,17 +61,24 @@ class TransformersDinov3(TransformersHost):
             for name, each in zip(part, projected, strict=True)
         )
 
-    def feature_map(self, host: Any, tokens: Tokens) -> Any:
+    def feature_maps(self, host: Any, tokens: Tokens, stages: Mapping[str, Tensor]) -> Any:
         """Makes the output of a backbone; the last stage is normed whatever is configured."""
-        rows = self.norm(host, tokens.dense_features())
-        features = rows[:, tokens.prefix :]
-        if host.config.reshape_hidden_states:
-            features = features.transpose(1, 2).unflatten(2, tokens.grid).contiguous()
-        with_class = getattr(host.config, "return_class_token", False)
+        last = self.norm(host, tokens.dense_features())
+        asked, end = host.config, host.stage_names[-1]
+        every = [
+            last if name == end else self.norm(host, rows) if asked.apply_layernorm else rows
+            for name, rows in stages.items()
+        ]
+        if asked.reshape_hidden_states:
+            maps = tuple(lay_out_map(tokens, rows) for rows in every)
+        else:
+            maps = tuple(rows[:, tokens.prefix :] for rows in every)
+        with_class = getattr(asked, "return_class_token", False)
         output = output_class(host, "DINOv3ViTBackboneOutput")(
-            feature_maps=(features,), cls_tokens=(rows[:, 0],) if with_class else None
+            feature_maps=maps,
+            cls_tokens=tuple(rows[:, 0] for rows in every) if with_class else None,
         )
-        output.last_hidden_state = rows  # as the host does: beside the fields of its class
+        output.last_hidden_state = last  # as the host does: beside the fields of its class
         return output
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:

@@ -1,9 +1,8 @@
 """Hugging Face's plain vision transformers: `ViT`, `DeiT`, `DINOv2` and their kin.
 
-ViTMSN, I-JEPA, DINOv2 with registers, TIPSv2, Pixio, and the encoders of InternVL and ViTPose. Bare
-models, image classifiers, DeiT's classifier with a teacher, and backbones that return the last
-stage. Outputs are the host's own output classes; attention maps of a reduced sequence are not
-offered.
+ViTMSN, I-JEPA, DINOv2 with registers, TIPSv2, Pixio, and the encoders of InternVL, ViTPose and DPT.
+Bare models, image classifiers, DeiT's classifier with a teacher, and backbones. Outputs are the
+host's own output classes; attention maps of a reduced sequence are not offered.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from patchslim.hosts._pooling import mean_of_patches
-from patchslim.hosts._transformers import TransformersHost, is_backbone
+from patchslim.hosts._transformers import TransformersHost
+from patchslim.hosts._transformers_backbone import is_backbone
 from patchslim.hosts._transformers_layout import Layout
 from patchslim.hosts._transformers_outputs import output_class
 from patchslim.tokens.tokens import Tokens
@@ -25,6 +25,7 @@ UNPOOLED = {
     "vit_msn": "BaseModelOutput",
     "internvl": "InternVLVisionModelOutputWithPooling",
 }
+POOLED = {"dpt": "BaseModelOutputWithPoolingAndIntermediateActivations"}
 
 
 def _vit(*classes: str, inner: str) -> Layout:
@@ -66,7 +67,6 @@ class TransformersVit(TransformersHost):
         ),
         "vit_msn": _vit("ViTMSNModel", "ViTMSNForImageClassification", inner="vit"),
         "ijepa": _vit("IJepaModel", "IJepaForImageClassification", inner="ijepa"),
-        "vit_mae": _vit(inner="vit"),
         "dinov2": _dinov2(
             "Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone", inner="dinov2"
         ),
@@ -94,6 +94,16 @@ class TransformersVit(TransformersHost):
             feed=("layernorm_after", "mlp", "dropout", "lambda_2"),
             any_size=True,
         ),
+        "dpt": Layout(
+            classes=("DPTModel",),
+            layers="encoder.layer",
+            attention="attention.attention",
+            projections=("query", "key", "value"),
+            norm="layernorm_before",
+            mix=("attention.output.dense", "attention.output.dropout"),
+            feed=("layernorm_after", "intermediate", "output.dense", "output.dropout"),
+            any_size=True,
+        ),
         "vitpose_backbone": Layout(
             classes=("VitPoseBackbone",),
             layers="encoder.layer",
@@ -106,12 +116,11 @@ class TransformersVit(TransformersHost):
     }
 
     def unsupported_reason(self, host: Any) -> str | None:
-        """Refuses what every tower refuses, and MAE's random masking."""
-        if self._kind(host) == "vit_mae":
+        """Refuses what every tower refuses, ViTPose's experts, and DPT with a network before it."""
+        if getattr(getattr(host, "config", None), "is_hybrid", False):
             return (
-                f"{type(host).__name__} drops patches at random in every call and returns those "
-                "that stay in a random order. Load its encoder as a ViT, which keeps all: "
-                "ViTModel.from_pretrained(...) reads the same weights."
+                "with is_hybrid=True a convolutional network makes its tokens, and its neck reads "
+                "maps of that, too. Take a DPT without, such as Intel/dpt-large."
             )
         reason = super().unsupported_reason(host)
         if reason is None and getattr(host.config, "num_experts", 1) > 1:
@@ -145,19 +154,20 @@ class TransformersVit(TransformersHost):
         return normed
 
     def features(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a bare model or a backbone; some have nothing pooled."""
-        name = UNPOOLED.get(self._kind(host) or "")
-        if name is None:
-            return super().features(host, tokens)
+        """Makes the output of a bare model; some have nothing pooled."""
+        kind = self._kind(host) or ""
         rows = self.norm(host, tokens.dense_features())
-        return output_class(host, name)(last_hidden_state=rows)
+        if kind in UNPOOLED:
+            return output_class(host, UNPOOLED[kind])(last_hidden_state=rows)
+        pooled = self.pool(host, tokens, rows)
+        name = POOLED.get(kind, "BaseModelOutputWithPooling")
+        return output_class(host, name)(last_hidden_state=rows, pooler_output=pooled)
 
-    def feature_map(self, host: Any, tokens: Tokens) -> Any:
-        """Makes the output of a backbone; ViTPose's is always normed, and rows."""
-        if self._kind(host) != "vitpose_backbone":
-            return super().feature_map(host, tokens)
-        rows = self.norm(host, tokens.dense_features())
-        return output_class(host, "BackboneOutput")(feature_maps=(rows,))
+    def feature_map(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor:
+        """Makes the map of a stage; ViTPose's is always normed, and rows."""
+        if self._kind(host) == "vitpose_backbone":
+            return self.norm(host, rows)
+        return super().feature_map(host, tokens, rows)
 
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
         """Takes the class token of DINOv2, averages Pixio's, and calls the pooler of the others."""

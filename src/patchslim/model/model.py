@@ -172,7 +172,8 @@ class SlimModel(nn.Module):
     def forward_with_costs(self, images: Tensor) -> tuple[Any, list[Cost]]:
         """Returns what a call returns, and the multiply-adds of each image."""
         counts: list[list[int]] = []
-        output = self.start_pass().run(images, {}, counts)
+        options = self.plan.adapter.options(self.host, {})
+        output = self.start_pass().run(images, options, counts)
         plan = self.plan.for_size(self.host, (images.shape[-2], images.shape[-1]))
         return output, [plan.cost_of(each) for each in zip(*counts, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,60 @@ SLACK = 1 << 24  # numbers that are not in a file: tables, and weights that are 
 # What the numbers of `resample` mean, which are Pillow's.
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
+# Why models of these modules are not slimmed, in the words that follow "SamModel is not slimmed:".
+WINDOWS = (
+    "its encoder attends in windows, each of which needs all of its cells. Take a model whose "
+    "tokens attend to all of the image: a ViT, DINOv2, DINOv3, CLIP or SigLIP."
+)
+WINDOWS_AND_NECK = (
+    "its encoder attends in windows, each of which needs all of its cells, and convolutions read "
+    "what comes out of it. Take an encoder whose tokens attend to all of the image, such as "
+    "DINOv2 or DINOv3; `slimmed.forward_intermediates` gives maps of its features."
+)
+POOLED_KEYS = (
+    "its attention pools keys and values over the grid, which needs every cell. Take a model whose "
+    "tokens attend to all others: a ViT or DINOv2."
+)
+NEIGHBOURS = (
+    "between its attentions, convolutions read each token's neighbours, so that every cell has to "
+    "be there. Take a model without them: a ViT or DINOv2."
+)
+DETECTORS = (
+    "its tokens are the cells of a convolutional network's maps, and its decoder reads them by "
+    "their places. Take YOLOS, which detects with a plain ViT."
+)
+WITH_TEXT = (
+    "its sequence holds text beside patches, and a slimmed model takes images alone. Take a model "
+    "with an image tower of its own, such as CLIP, BLIP or LLaVA."
+)
+IN_TIMM = (
+    "of this architecture the model of timm is served and this one is not. Take timm's: "
+    "`patchslim models` lists the names."
+)
+PACKED = (
+    "its encoder takes the patches of images of several sizes in one row (grid_thw), and a slimmed "
+    "model takes a batch of images of one size. Take a model whose encoder does: InternVL, LLaVA, "
+    "SmolVLM, Gemma 3, or timm's qwen3_vit_*_enc."
+)
+NO_TOKENS = (
+    "it has no attention over tokens, so there are none to remove. Take a vision transformer: a "
+    "ViT, DINOv2, CLIP or SigLIP."
+)
+REASONS = {
+    module: reason
+    for reason, modules in {
+        WINDOWS: "swin swinv2 donut swin2sr",
+        WINDOWS_AND_NECK: "sam sam_hq sam2 sam2_video sam3 sam3_video got_ocr2",
+        POOLED_KEYS: "pvt pvt_v2 segformer glpn",
+        NEIGHBOURS: "cvt mobilevit mobilevitv2 swiftformer",
+        DETECTORS: """conditional_detr d_fine dab_detr deformable_detr detr rt_detr rt_detr_v2
+            table_transformer""",
+        WITH_TEXT: "layoutlmv3 udop vilt",
+        IN_TIMM: "hiera levit",
+    }.items()
+    for module in modules.split()
+}
+
 
 class Transformers(Library):
     """Hugging Face's transformers. A folder is opened; nothing is fetched, and no code is run."""
@@ -40,6 +95,17 @@ class Transformers(Library):
     hint: ClassVar[str] = "the folder of a Hugging Face model"
     opens_folders: ClassVar[bool] = True
     folder_sign: ClassVar[str] = f"{CONFIG_FILE} (a Hugging Face model)"
+
+    def refusal_reason(self, host: nn.Module) -> str | None:
+        """Says what stands between the tokens of a host and a shorter sequence."""
+        package, _, place = type(host).__module__.partition(".models.")
+        if package != self.name:
+            return None
+        parts = {type(part) for part in host.modules()}
+        if any("grid_thw" in inspect.signature(part.forward).parameters for part in parts):
+            return PACKED
+        attends = any("attention" in part.__name__.lower() for part in parts)
+        return REASONS.get(place.partition(".")[0]) if attends else NO_TOKENS
 
     def is_folder(self, folder: Path) -> bool:
         """Tells whether the folder has a configuration."""
