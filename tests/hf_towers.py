@@ -248,6 +248,18 @@ SMOLVLM_TOWERS = (
     Tower("Idefics3VisionTransformer", {**WIDE, "attention_dropout": 0.1}, slow=False),
     Tower("Idefics2VisionTransformer eager", WIDE, attention="eager", slow=False),
 )
+MLCD_TOWERS = (
+    Tower("MLCDVisionModel", WIDE, slow=False),
+    Tower(
+        "MLCDVisionModel eager, quick GELU",
+        {**WIDE, "hidden_act": "quick_gelu"},
+        attention="eager",
+        slow=False,
+    ),
+    Tower("MLCDVisionModel dropout", {**WIDE, "attention_dropout": 0.1}),
+    Tower("MLCDVisionModel wide heads", {**WIDE, "num_attention_heads": 2}, slow=False),
+    Tower("MLCDVisionModel bfloat16", WIDE, dtype=torch.bfloat16),
+)
 PIXTRAL_TOWERS = (
     Tower("PixtralVisionModel", WIDE, slow=False),
     Tower("PixtralVisionModel eager", WIDE, attention="eager", slow=False),
@@ -262,6 +274,7 @@ EVERY_TOWER = (
     *AST_TOWERS,
     *VIDEO_TOWERS,
     *SMOLVLM_TOWERS,
+    *MLCD_TOWERS,
     *PIXTRAL_TOWERS,
 )
 
