@@ -307,8 +307,13 @@ def test_what_a_converter_says_becomes_one_error(pretence, tmp_path, monkeypatch
     monkeypatch.setattr(pretence, "convert", convert)
     with pytest.raises(
         WrongExport, match=r"pretence cannot hold .* with TopK: ValueError: aten.foo"
-    ):
+    ) as caught:
         patchslim.export(slim(), tmp_path / "m.pretence")
+    advice = str(caught.value).partition("Nothing was written. ")[2]
+    assert advice == (
+        "Try another target (aoti, executorch, onnx, openvino, pt2), or the method 'similarity', "
+        "or batch=1."
+    )
 
 
 @pytest.mark.slow

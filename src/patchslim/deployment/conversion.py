@@ -32,6 +32,7 @@ from patchslim.settings import check_type
 RANDOM_IMAGES = 4  # compared beside those that are given
 MOST_IMAGES = 64  # of those that are given
 MOST_CALIBRATION = 512  # of those, for int8
+SIMPLE_METHODS = ("similarity", "topk")  # with few kinds of operations
 GIVE_IMAGES = "Give a float tensor (B, C, H, W), or batches of such, with or without labels."
 
 
@@ -254,6 +255,14 @@ def _say_refused(target: Target, graph: Graph, error: Exception) -> str:
     method = type(graph.model.method).__name__
     return (
         f"{target.name} cannot hold this model of {type(graph.model.host).__name__} with {method}: "
-        f"{type(reason).__name__}: {said}. Nothing was written. Try another target "
-        f"({', '.join(target_names())}), the method 'similarity' or 'topk', or batch=1."
+        f"{type(reason).__name__}: {said}. Nothing was written. {_advise(target, graph)}"
     )
+
+
+def _advise(target: Target, graph: Graph) -> str:
+    """What to try where a target does not hold a model: what it is not already."""
+    others = ", ".join(name for name in target_names() if name != target.name)
+    own = type(graph.model.method).__name__.lower()
+    methods = " or ".join(repr(name) for name in SIMPLE_METHODS if name != own)
+    alone = "" if graph.batch == 1 else ", or batch=1"
+    return f"Try another target ({others}), or the method {methods}{alone}."
