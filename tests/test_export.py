@@ -352,6 +352,8 @@ WRONG_CALLS = [
     ({"path": "m.pt2", "batch": 0}, BadSetting, "batch=0"),
     ({"path": "m.pt2", "labels": ["a"]}, BadSetting, "labels= has 1 names"),
     ({"path": "m.pt2", "images": torch.zeros(1, 3, 8, 8)}, BadSetting, "images= has a batch"),
+    ({"path": "m.pt2", "images": "photos"}, BadSetting, r"one str. .*for_host\(model, 'photos'\)"),
+    ({"path": "m.pt2", "images": Path("photos")}, BadSetting, r"for_host\(model, 'photos'\)"),
     ({"path": "m.pt2", "model": nn.Linear(1, 1)}, UnsupportedModel, "not Linear: slim it first"),
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@ import csv
 import json
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +245,12 @@ def test_nan_answers_are_refused(host, data):
     torch.nn.init.constant_(sick.head.bias, float("nan"))
     with pytest.raises(WrongInput, match="dense answers image 0 of batch 0 with NaN"):
         measure(slim, data, repeats=0)
+
+
+@pytest.mark.parametrize("path", ["photos", Path("photos")], ids=["text", "path"])
+def test_a_path_in_place_of_images_is_told_how_to_open_it(tome, path):
+    with pytest.raises(WrongInput, match=r"Images\.for_host\(model, 'photos'\)"):
+        measure(tome, path)
 
 
 def test_models_that_cannot_be_compared_are_refused(host, tome):

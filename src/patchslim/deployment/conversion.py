@@ -25,7 +25,7 @@ from patchslim.deployment.int8 import check_images, in_batches, measure_drift, q
 from patchslim.deployment.registry import target_names
 from patchslim.deployment.target import FLOAT32, INT8, Target
 from patchslim.errors import BadFile, BadSetting, PatchslimError, UnsupportedModel, WrongExport
-from patchslim.model.images import check_readable, show_images
+from patchslim.model.images import check_no_path, check_readable, show_images
 from patchslim.model.model import SlimModel
 from patchslim.settings import check_type
 
@@ -186,6 +186,7 @@ def read_images(images: Any, shape: tuple[int, ...], precision: str) -> Tensor:
     most = MOST_CALIBRATION if precision == INT8 else MOST_IMAGES
     if isinstance(images, Tensor):
         images = [images]
+    check_no_path("images", images, BadSetting)
     check_type("images", images, Iterable, GIVE_IMAGES)
     some: list[Tensor] = []
     for each in islice(images, most):  # batches of no images may go on for ever
