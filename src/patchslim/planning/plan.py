@@ -95,7 +95,14 @@ def plan(  # noqa: PLR0913 (the target by its name, and the device)
         chosen, reported = read_halves(images, untouched)
         planner = Planner(untouched, goal, device, batch, chosen, show)
         with _silence_advice():
-            searches = (planner.search(each, seconds, fresh=fresh) for each in methods)
+            places = [
+                f"method {number} of {len(methods)}, " if len(methods) > 1 else ""
+                for number in range(1, len(methods) + 1)
+            ]
+            searches = (
+                planner.search(each, seconds, fresh=fresh, place=place)
+                for each, place in zip(methods, places, strict=True)
+            )
             result = planner.answer(searches, reported)
     check_identity(result.model)
     result.model.calibrated = {"planned": to_plain_data(result.to_json())}

@@ -66,13 +66,18 @@ class Planner:
         self.jury = Jury(untouched, chosen)
         self.dense_call = device.dense(untouched)
 
-    def search(self, method: Method, seconds: float, *, fresh: bool) -> MethodSearch:
-        """Learns what a method's blocks take, and what its cuts change."""
+    def search(
+        self, method: Method, seconds: float, *, fresh: bool, place: str = ""
+    ) -> MethodSearch:
+        """Learns what a method's blocks take, and what its cuts change.
+
+        `place` says which of several methods it is, where progress is shown.
+        """
         host, adapter = self.untouched.host, self.untouched.plan.adapter
         tail: Tail = "full" if self.untouched.plan.shape.read is None else "exact"
         plan = plan_schedule(host, adapter, method, Constant(0), tail)
         model = SlimModel(host, plan).eval()
-        show = self._show_for(method)
+        show = self._show_for(method, place)
         table = find_table(
             model, self.device, self.timed_images, show, seconds=seconds, fresh=fresh
         )
@@ -221,9 +226,9 @@ class Planner:
         dense = sorted(taken["dense"])[rounds // 2]
         return ratio, dense
 
-    def _show_for(self, method: Method) -> Progress:
-        """Shows progress with the name of a method before it."""
-        return lambda line: self.show(f"{method_label(method)}: {line}")
+    def _show_for(self, method: Method, place: str) -> Progress:
+        """Shows progress with the place and the name of a method before it."""
+        return lambda line: self.show(f"{place}{method_label(method)}: {line}")
 
     def _unreachable(
         self, searches: list[MethodSearch], dense: float, reached: float | None = None
