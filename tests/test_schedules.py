@@ -203,6 +203,10 @@ def test_a_rule_that_means_nothing_is_refused_where_it_is_made(make, message):
         (Counts((9, 12, 9), 17, 1), "only 9 enter it"),
         (Counts((18, 9, 9), 17, 1), "Counts only fall"),
         (Counts((9, 9, 9), 26, 1), "made for 26 tokens"),
+        (
+            Counts((9, 9, 9), 26, 1),
+            "images give 17 tokens (1 of them prefix). Resize them, or slim",
+        ),
         (Counts((9, 9, 9), 17, 2), "made for 17 tokens (2 of them prefix)"),
     ],
 )
