@@ -59,6 +59,16 @@ def test_every_model_gets_an_answer_with_its_reason(coverage: Any, tmp_path: Pat
     }
 
 
+def test_a_long_reason_is_whole_so_that_equal_ones_are_counted_together(coverage: Any) -> None:
+    _, said = coverage.ask("xcit", lambda: timm.create_model("xcit_nano_12_p8_224"))
+    _, other = coverage.ask("edgenext", lambda: timm.create_model("edgenext_xx_small"))
+    sentences = {
+        each.partition(" is not slimmed: ")[2].partition(". ")[0] for each in (said, other)
+    }
+    assert len(sentences) == 1
+    assert sentences.pop().endswith("convolutions need every cell")
+
+
 def test_an_error_that_is_none_of_ours_is_unclear(
     coverage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

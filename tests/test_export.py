@@ -76,12 +76,12 @@ METHODS = {
 }
 
 
-def host() -> nn.Module:
+def host(**settings: Any) -> nn.Module:
     """A ViT of 36 patches whose weights are large enough for decisions to be clear."""
     torch.default_generator.manual_seed(0)
     made = timm.create_model(
         "vit_tiny_patch16_224", img_size=SIDE, patch_size=4, embed_dim=16, depth=3, num_heads=2,
-        num_classes=5,
+        num_classes=5, **settings,
     ).eval()  # fmt: skip
     for parameter in made.parameters():
         if parameter.ndim > 1:
@@ -307,8 +307,22 @@ def test_what_a_converter_says_becomes_one_error(pretence, tmp_path, monkeypatch
     monkeypatch.setattr(pretence, "convert", convert)
     with pytest.raises(
         WrongExport, match=r"pretence cannot hold .* with TopK: ValueError: aten.foo"
-    ):
+    ) as caught:
         patchslim.export(slim(), tmp_path / "m.pretence")
+    advice = str(caught.value).partition("Nothing was written. ")[2]
+    assert advice == (
+        "Try another target (aoti, executorch, onnx, openvino, pt2), or the method 'similarity', "
+        "or batch=1."
+    )
+
+
+@pytest.mark.slow
+def test_positions_are_not_resampled_to_the_size_they_have():
+    slimmed = patchslim.slim(host(dynamic_img_size=True), "topk", keep_rate=0.7, at=(1, 2))
+    program = Graph(slimmed, Outputs("tensor", ("output",)), None).program()
+    assert not [node for node in program.graph.nodes if "upsample" in str(node.target)]
+    images = torch.randn(3, 3, SIDE, SIDE)
+    assert torch.allclose(program.module()(images)[0], slimmed(images), atol=1e-5)
 
 
 def test_a_full_disk_leaves_what_was_there(pretence, tmp_path, monkeypatch):
@@ -338,6 +352,8 @@ WRONG_CALLS = [
     ({"path": "m.pt2", "batch": 0}, BadSetting, "batch=0"),
     ({"path": "m.pt2", "labels": ["a"]}, BadSetting, "labels= has 1 names"),
     ({"path": "m.pt2", "images": torch.zeros(1, 3, 8, 8)}, BadSetting, "images= has a batch"),
+    ({"path": "m.pt2", "images": "photos"}, BadSetting, r"one str. .*for_host\(model, 'photos'\)"),
+    ({"path": "m.pt2", "images": Path("photos")}, BadSetting, r"for_host\(model, 'photos'\)"),
     ({"path": "m.pt2", "model": nn.Linear(1, 1)}, UnsupportedModel, "not Linear: slim it first"),
 ]  # fmt: skip
 

@@ -179,6 +179,11 @@ def test_what_a_library_does_not_do_is_refused_in_its_words(method):
         getattr(library, method)("anything")
 
 
+@pytest.mark.parametrize("library", find_libraries(), ids=lambda library: library.name)
+def test_a_hint_stands_after_a_model_is_and_after_give(library):
+    assert library.hint.split()[0] in ("a", "the")
+
+
 def test_an_old_version_of_a_new_library_is_refused_with_the_cure(zoo):
     metadata = "Metadata-Version: 2.1\nName: zoo-models\nVersion: 2.0.9\n"
     (zoo / "METADATA").write_text(metadata, encoding="utf-8")

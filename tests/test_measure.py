@@ -4,6 +4,7 @@ import csv
 import json
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -246,12 +247,22 @@ def test_nan_answers_are_refused(host, data):
         measure(slim, data, repeats=0)
 
 
+@pytest.mark.parametrize("path", ["photos", Path("photos")], ids=["text", "path"])
+def test_a_path_in_place_of_images_is_told_how_to_open_it(tome, path):
+    with pytest.raises(WrongInput, match=r"Images\.for_host\(model, 'photos'\)"):
+        measure(tome, path)
+
+
 def test_models_that_cannot_be_compared_are_refused(host, tome):
     other = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
     with pytest.raises(UnsupportedModel, match="another host"):
         measure({"a": tome, "b": patchslim.slim(other, "tome", r=1)})
-    with pytest.raises(UnsupportedModel, match="takes slimmed models"):
+    with pytest.raises(UnsupportedModel, match="not VisionTransformer: slim it first"):
         measure(host)
+    with pytest.raises(UnsupportedModel, match=r"not DataParallel: give model\.module"):
+        measure(torch.nn.DataParallel(tome))
+    with pytest.raises(UnsupportedModel, match="takes slimmed models; 'a' is a VisionTransformer"):
+        measure({"a": host})
     with pytest.raises(UnsupportedModel, match="at least one"):
         measure({})
     with pytest.raises(UnknownName, match="dense"):

@@ -314,6 +314,7 @@ def test_a_plan_for_a_runtime_times_blocks_and_models_there():
 
 
 @pytest.mark.slow
+@quick
 def test_a_second_plan_measures_no_blocks():
     host = tiny_host()
     patchslim.plan(host, batches(), "topk", macs=0.8, batch=2, seconds=0.01)
@@ -324,6 +325,16 @@ def test_a_second_plan_measures_no_blocks():
         host, batches(), "topk", macs=0.7, batch=2, seconds=0.01, fresh=True, progress=lines.append
     )
     assert [line for line in lines if "preparing block" in line]
+
+
+@pytest.mark.slow
+@quick
+def test_several_methods_are_counted_while_they_are_searched(monkeypatch):
+    monkeypatch.setattr("patchslim.planning.plan.plannable_methods", lambda _: [TopK(), ToMe()])
+    lines = []
+    patchslim.plan(tiny_host(), batches(), macs=0.7, batch=2, seconds=0.01, progress=lines.append)
+    told = {line.partition(": ")[0] for line in lines if "damage" in line}
+    assert told == {"method 1 of 2, topk", "method 2 of 2, tome"}
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,10 @@ def test_a_rule_that_means_nothing_is_refused_where_it_is_made(make, message):
         (Counts((9, 12, 9), 17, 1), "only 9 enter it"),
         (Counts((18, 9, 9), 17, 1), "Counts only fall"),
         (Counts((9, 9, 9), 26, 1), "made for 26 tokens"),
+        (
+            Counts((9, 9, 9), 26, 1),
+            "images give 17 tokens (1 of them prefix). Resize them, or slim",
+        ),
         (Counts((9, 9, 9), 17, 2), "made for 17 tokens (2 of them prefix)"),
     ],
 )
@@ -221,6 +225,8 @@ def test_a_rule_that_does_not_fit_the_host_is_refused(rule, message):
         ({"r": -1}, "r must be 0 or more"),
         ({"r": [1, 2]}, "has 2 numbers, and the host has 3 blocks"),
         ({"r": [1, -2, 0]}, "whole numbers from 0"),
+        ({"r": "3"}, "r='3': r takes a number"),
+        ({"keep": "0.5"}, "keep='0.5': keep takes a number"),
         ({"r": (3, 2)}, "between -1"),
         ({"keep_rate": 1.2}, "at most 1"),
         ({"keep_rate": 0.5, "at": (5,)}, "blocks 0 to 2"),

@@ -120,6 +120,16 @@ def test_what_is_there_is_not_measured_again(host, images, tmp_path):
         assert run(**asked).measured == 3, changed
 
 
+def test_the_report_names_each_command_that_measured_some_of_it(
+    host, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ["patchslim", "bench", "a"])
+    run(host, images, tmp_path, methods=["topk"], rounds=0)
+    monkeypatch.setattr("sys.argv", ["patchslim", "bench", "b"])
+    found = run(host, images, tmp_path, methods=["topk", "tome"], rounds=0)
+    assert found.report.provenance.command == "patchslim bench a; patchslim bench b"
+
+
 def test_a_stopped_sweep_goes_on_where_it_was(host, images, tmp_path):
     whole = run(host, images, tmp_path / "whole")
 
@@ -414,11 +424,11 @@ def test_methods_that_are_calibrated_ask_for_images(host, images, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
-        ({"budgets": 0.5}, BadSetting, "Give a list"),
+        ({"budgets": 0.5}, BadSetting, r"Give a list, such as \[0.5\]"),
         ({"budgets": []}, BadSetting, "at least one"),
         ({"budgets": [1.5]}, BadSetting, "budgets=1.5"),
         ({"runtimes": ["opnvino"]}, PatchslimError, "openvino"),
-        ({"precisions": "int8"}, BadSetting, "Give a list"),
+        ({"precisions": "int8"}, BadSetting, r"Give a list, such as \['int8'\]"),
         ({"batches": [0]}, BadSetting, "batches=0"),
         ({"methods": ["tom"]}, UnknownName, "tome"),
         ({"methods": {"dense": "tome"}}, BadSetting, "there anyway"),

@@ -25,13 +25,14 @@ from patchslim.deployment.int8 import check_images, in_batches, measure_drift, q
 from patchslim.deployment.registry import target_names
 from patchslim.deployment.target import FLOAT32, INT8, Target
 from patchslim.errors import BadFile, BadSetting, PatchslimError, UnsupportedModel, WrongExport
-from patchslim.model.images import check_readable, show_images
+from patchslim.model.images import check_no_path, check_readable, show_images
 from patchslim.model.model import SlimModel
 from patchslim.settings import check_type
 
 RANDOM_IMAGES = 4  # compared beside those that are given
 MOST_IMAGES = 64  # of those that are given
 MOST_CALIBRATION = 512  # of those, for int8
+SIMPLE_METHODS = ("similarity", "topk")  # with few kinds of operations
 GIVE_IMAGES = "Give a float tensor (B, C, H, W), or batches of such, with or without labels."
 
 
@@ -185,6 +186,7 @@ def read_images(images: Any, shape: tuple[int, ...], precision: str) -> Tensor:
     most = MOST_CALIBRATION if precision == INT8 else MOST_IMAGES
     if isinstance(images, Tensor):
         images = [images]
+    check_no_path("images", images, BadSetting)
     check_type("images", images, Iterable, GIVE_IMAGES)
     some: list[Tensor] = []
     for each in islice(images, most):  # batches of no images may go on for ever
@@ -254,6 +256,14 @@ def _say_refused(target: Target, graph: Graph, error: Exception) -> str:
     method = type(graph.model.method).__name__
     return (
         f"{target.name} cannot hold this model of {type(graph.model.host).__name__} with {method}: "
-        f"{type(reason).__name__}: {said}. Nothing was written. Try another target "
-        f"({', '.join(target_names())}), the method 'similarity' or 'topk', or batch=1."
+        f"{type(reason).__name__}: {said}. Nothing was written. {_advise(target, graph)}"
     )
+
+
+def _advise(target: Target, graph: Graph) -> str:
+    """What to try where a target does not hold a model: what it is not already."""
+    others = ", ".join(name for name in target_names() if name != target.name)
+    own = type(graph.model.method).__name__.lower()
+    methods = " or ".join(repr(name) for name in SIMPLE_METHODS if name != own)
+    alone = "" if graph.batch == 1 else ", or batch=1"
+    return f"Try another target ({others}), or the method {methods}{alone}."

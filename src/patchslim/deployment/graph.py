@@ -138,7 +138,24 @@ class Graph:
         # Ctrl-C while PyTorch traces may end the whole process, so it waits for some seconds.
         with warnings.catch_warnings(), torch.no_grad(), spelling, defer_interrupts():
             warnings.simplefilter("ignore")
-            return torch.export.export(witness, (example,), dynamic_shapes=dynamic, strict=False)
+            program = torch.export.export(witness, (example,), dynamic_shapes=dynamic, strict=False)
+        return _without_resampling(program)
+
+
+def _without_resampling(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The graph without resampling to the size that is there already, which changes nothing.
+
+    A host of timm that takes any size of images resamples its positions in every graph, lest it be
+    for one size alone; a graph of ours is. OpenVINO has no such operation.
+    """
+    for node in list(program.graph.nodes):
+        if node.op == "call_function" and "upsample" in str(node.target):
+            source = node.args[0]
+            if source.meta["val"].shape == node.meta["val"].shape:
+                node.replace_all_uses_with(source)
+                program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def kept_cells(cells: Tensor, graph: Graph) -> Tensor:

@@ -23,8 +23,14 @@ def check_models(
 
     They are slimmed from the same host, or, if `dense` is given, from hosts of its architecture.
     """
-    if isinstance(model, nn.Module):
-        model = {_model_label(model): model} if isinstance(model, SlimModel) else {"it": model}
+    if isinstance(model, SlimModel):
+        model = {_model_label(model): model}
+    elif isinstance(model, nn.Module):
+        inner = name_slimmed_part(model)
+        cure = f"give {inner}" if inner else "slim it first, patchslim.slim(model, macs=0.6)"
+        raise UnsupportedModel(
+            f"measure() takes a slimmed model, not {type(model).__name__}: {cure}."
+        )
     cure = "Give a slimmed model, or several by name: {'tome': ..., 'evit': ...}."
     check_type("model", model, Mapping, cure, UnsupportedModel)
     if dense is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchslim.errors import BadData, UnsupportedModel, WrongInput
-from patchslim.model.images import check_readable
+from patchslim.model.images import check_no_path, check_readable
 from patchslim.report.row import Estimate, WorstClass
 from patchslim.runs.progress import Progress
 from patchslim.settings import check_type
@@ -265,7 +265,8 @@ def as_labels(labels: object, number: int) -> Tensor:
 def check_batches(name: str, images: object) -> None:
     """Refuses what gives no batches, one after the other."""
     cure = "Give batches: [(images, labels)], or [(images, None)]; or Images, a Dataset or Shards."
-    if isinstance(images, Tensor | Mapping | str | bytes | set | nn.Module):
+    check_no_path(name, images)
+    if isinstance(images, Tensor | Mapping | bytes | set | nn.Module):
         raise WrongInput(f"{name} is one {type(images).__name__}. {cure}")
     check_type(name, images, Iterable, cure, WrongInput)
 

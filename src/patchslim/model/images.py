@@ -5,12 +5,13 @@ Only shapes, types and devices are compared, since every forward pass comes here
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import WrongInput
+from patchslim.errors import PatchslimError, WrongInput
 from patchslim.hosts._adapter import HostFacts
 from patchslim.settings import Range, check_value, show_value
 
@@ -40,6 +41,15 @@ def check_readable(images: Tensor, what: str) -> None:
         raise WrongInput(
             f"{what}: {show_images(images)}, on {images.device}. Give an ordinary tensor of real "
             "numbers (images.to_dense(), images.dequantize())."
+        )
+
+
+def check_no_path(name: str, images: Any, error: type[PatchslimError] = WrongInput) -> None:
+    """Refuses the path of images where images are wanted, and says how to open it."""
+    if isinstance(images, str | Path):
+        raise error(
+            f"{name} is one {type(images).__name__}. Open it first: "
+            f"patchslim.Images.for_host(model, {str(images)[:200]!r})."
         )
 
 

@@ -75,9 +75,12 @@ class Planner:
         self.jury = Jury(untouched, chosen)
         self.dense_call = device.dense(untouched)
 
-    def search(self, model: SlimModel) -> MethodSearch:
-        """Learns what the blocks of a method take, and what its cuts change."""
-        show = self._show_for(model.method)
+    def search(self, model: SlimModel, place: str = "") -> MethodSearch:
+        """Learns what the blocks of a method take, and what its cuts change.
+
+        `place` says which of several methods it is, where progress is shown.
+        """
+        show = self._show_for(model.method, place)
         table = self.tables(model, self.device, self.timed_images, show)
         probed = self.chosen[:PROBED].split(JUDGED)
         return MethodSearch(
@@ -171,7 +174,12 @@ class Planner:
             models = choose_finalists(
                 self.untouched, models, decisions, self.chosen, share, self.show
             )
-        return [self.search(model) for model in models]
+        if len(models) == 1:
+            return [self.search(models[0])]
+        return [
+            self.search(model, f"method {number} of {len(models)}, ")
+            for number, model in enumerate(models, 1)
+        ]
 
     def _without_time(self, methods: Sequence[Method]) -> list[Choice]:
         """Returns the plans for a goal in operations or in divergence, best first."""
@@ -241,9 +249,9 @@ class Planner:
         dense = sorted(taken["dense"])[rounds // 2]
         return ratio, dense
 
-    def _show_for(self, method: Method) -> Progress:
-        """Shows progress with the name of a method before it."""
-        return lambda line: self.show(f"{method_label(method)}: {line}")
+    def _show_for(self, method: Method, place: str) -> Progress:
+        """Shows progress with the place and the name of a method before it."""
+        return lambda line: self.show(f"{place}{method_label(method)}: {line}")
 
     def _unreachable(
         self, searches: list[MethodSearch], dense: float, reached: float | None = None

@@ -220,7 +220,7 @@ def _schedule_from_keep(
     shape: HostShape, method: Method, keep: float | Sequence[int], at: tuple[int, ...] | None
 ) -> Schedule:
     """Makes a schedule from explicit counts, or from the share of patches left at the end."""
-    if isinstance(keep, Sequence):
+    if isinstance(keep, Sequence) and not isinstance(keep, str | bytes):
         return Counts(keep, shape.entering, shape.prefix)  # type: ignore[arg-type]  # it checks it
     cure = "It is the share of patches left at the end, or a list of the tokens after each block."
     keep = float(check_value("keep", keep, float, Range(0, 1, above=True), BadSchedule, cure))
@@ -267,8 +267,8 @@ def _schedule_from_r(
         return Removed(tuple(removed.get(block, 0) for block in range(shape.depth)))
     if isinstance(r, tuple) and len(r) == 2:
         return Constant(r[0], inflect=r[1])
-    if not isinstance(r, Sequence):
-        return Constant(r)
+    if isinstance(r, str | bytes) or not isinstance(r, Sequence):
+        return Constant(r)  # type: ignore[arg-type]  # it checks it
     rule = Removed(r)  # type: ignore[arg-type]  # it checks and keeps a tuple
     rule.check(shape.entering, shape.prefix, shape.depth)
     return rule

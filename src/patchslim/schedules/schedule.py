@@ -351,7 +351,8 @@ class Counts(Schedule):
         if (entering, prefix) != (self.entering, self.prefix):
             raise BadSchedule(
                 f"This schedule is made for {self.entering} tokens ({self.prefix} of them prefix), "
-                f"and the images give {entering} ({prefix}). Slim the model again for them."
+                f"and the images give {entering} tokens ({prefix} of them prefix). Resize them, or "
+                "slim the model again for their size."
             )
         if len(self.kept) != depth:
             raise BadSchedule(

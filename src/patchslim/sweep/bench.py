@@ -182,7 +182,9 @@ def _make_contestant(given: Any) -> Contestant:
 
 def _list(name: str, values: Any) -> list[Any]:
     """Returns several values, each once; refuses a single one, and none."""
-    check_type(name, values, list | tuple | set | range, "Give a list, such as [1].")
+    alone = isinstance(values, str | int | float)
+    cure = f"Give a list, such as [{show_value(values)}]." if alone else "Give a list."
+    check_type(name, values, list | tuple | set | range, cure)
     try:
         found = list(dict.fromkeys(values))
     except TypeError as error:

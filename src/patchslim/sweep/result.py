@@ -84,7 +84,14 @@ class Sweep:
         others = [row for row in rows if row is not first]
         versions = {key: value for each in origins for key, value in each.versions.items()}
         types = ", ".join(dict.fromkeys(each.dtype for each in origins))
-        provenance = replace(origins[0], versions=versions, dtype=types)
+        runs = sorted(origins, key=lambda each: each.date)  # a folder that is filled by several
+        provenance = replace(
+            origins[0],
+            versions=versions,
+            dtype=types,
+            commit=", ".join(dict.fromkeys(each.commit for each in runs)),
+            command="; ".join(dict.fromkeys(each.command for each in runs)),
+        )
         return Report((first, *others), provenance, TITLE, self.prepared)
 
     def compare(self, name: str, other: str) -> Comparison:

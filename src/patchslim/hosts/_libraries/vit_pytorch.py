@@ -17,7 +17,7 @@ class VitPytorch(Library):
     distribution: ClassVar[str] = "vit-pytorch"
     oldest: ClassVar[tuple[int, ...]] = (1, 26)
     extra: ClassVar[str | None] = "vit_pytorch"
-    hint: ClassVar[str] = "built in Python (vit-pytorch has no names)"
+    hint: ClassVar[str] = "a folder that was saved in Python (vit-pytorch has no names)"
 
     def read_preprocessing(self, host: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:
         """Returns nothing: vit-pytorch does not say how images are prepared."""
