@@ -163,6 +163,7 @@ FIELD = {
     "dpcknn": ("dpcknn", {"keep_rate": 0.7, "at": (1, 2, 3)}),
     "ppt": ("ppt", {"r": 9, "at": (1, 2, 3), "threshold": 1.2e-4}),
     "tofu": ("tofu", {"r": 9}),
+    "cubistmerge": ("cubistmerge", {"keep": [65, 50, 50, 50]}),
     "dct": ("dct", {"r": 9, "at": (1, 2, 3)}),
     "idlevit": ("idlevit", {"keep_rate": 0.7, "at": (1, 2, 3)}),
 }
