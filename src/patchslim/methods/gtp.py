@@ -50,8 +50,8 @@ class GTP(Method):
     """Keeps patches that attend to themselves and are attended to; the others go to neighbours.
 
     Neighbours of a patch are the eight around it, and as many more as `neighbours` says, which were
-    most similar to it when they entered the first block. `alpha` is how much of a patch that goes is added to
-    those that stay.
+    most similar to it when they entered the first block. `alpha` is how much of a patch that goes
+    is added to those that stay.
     """
 
     placement: ClassVar[Placement] = Placement.EVERY_BLOCK
@@ -95,8 +95,8 @@ class GTP(Method):
         shown = None if tokens.content is None else tokens.content()
         if shown is None or shown.shape[1] != tokens.grid[0] * tokens.grid[1]:
             raise BadSetting(
-                "gtp compares patches as they enter the first block, and there are others here. Use "
-                "neighbours=0."
+                "gtp compares patches as they enter the first block, and these tokens lack that. "
+                "Use neighbours=0."
             )
         x = F.normalize(shown.to(tokens.sizes().dtype), dim=2)
         similarity = x @ x.transpose(1, 2)
