@@ -58,4 +58,6 @@ PEERS = (
     Peer("kmedoids 0.7", {"keep_rate": 0.7, "at": STAGES}, 0.775, 0.1795, 85.0, 74.1),
     Peer("kmedoids 0.9", {"keep_rate": 0.9, "at": STAGES}, 1.060, 0.0279, 95.0, 79.5),
     Peer("kmedoids 0.5", {"keep_rate": 0.5, "at": STAGES}, 0.581, 0.6885, 66.6, 60.4),
+    Peer("dct r=8", {"r": 8, "at": LATER}, 0.953, 0.2097, 82.4, 73.3),
+    Peer("dct r=12", {"r": 12, "at": LATER}, 0.811, 0.3054, 79.9, 71.9),
 )

@@ -50,6 +50,18 @@ def test_mctf_leaves_ten_tokens(deit):
     assert cost.rows == tuple(197 - 16 * block for block in range(12))
 
 
+def test_idlevit_picks_anew_in_each_block_among_all_patches(deit):
+    full = {"at": range(3, 12), "tail": "full"}
+    cost = patchslim.macs(deit, "idlevit", keep_rate=0.7, **full)
+    assert cost.rows == (197,) * 3 + (138,) * 3 + (97,) * 3 + (68,) * 3
+    # Queries and keys are of all rows, also where as many go on as before.
+    dense = patchslim.macs(deit, "idlevit", keep_rate=1.0, **full).total
+    saved = 3 * sum((197 - n) * (10 * 192**2 + (197 + n) * 192) for n in (138, 97, 68))
+    assert dense - cost.total == saved
+    for share in (0.8, 0.65):
+        assert patchslim.macs(deit, "idlevit", macs=share).total <= share * dense
+
+
 def test_r_removes_at_the_named_blocks():
     slimmed = patchslim.slim(tiny_host(), "tome", r=3, at=(1, 2))
     assert slimmed.schedule == Removed((0, 3, 3))

@@ -24,7 +24,12 @@ from patchslim.hosts._registry import find_adapter
 from patchslim.methods import Place, Placement
 from patchslim.methods._method import remembers
 from patchslim.schedules.blocks import later_blocks, stage_blocks, unit_blocks
-from patchslim.schedules.budget import MIN_BLOCK_RATE, make_schedule, schedule_for_macs
+from patchslim.schedules.budget import (
+    MIN_BLOCK_RATE,
+    blocks_always_decided,
+    make_schedule,
+    schedule_for_macs,
+)
 from patchslim.schedules.macs import slim_macs
 from patchslim.schedules.schedule import (
     Constant,
@@ -384,12 +389,18 @@ def family(host, method, at=None):
     return [Rate(rate, at) for rate in sorted(rates, reverse=True)]
 
 
+def spent(host, method, rule, *, tail):
+    """Counts what a schedule costs, with the blocks in which the method decides anyway."""
+    counts = rule.counts(host.entering, host.prefix, host.depth, method)
+    named = blocks_always_decided(method, rule, host.depth)
+    return slim_macs(host, method, counts, tail=tail, named=named).total
+
+
 def costs(host, method, at=None, *, tail):
     """Finds the different costs in a family, largest first, each with its mildest rule."""
     rules = {}
     for rule in family(host, method, at):
-        counts = rule.counts(host.entering, host.prefix, host.depth, method)
-        rules.setdefault(slim_macs(host, method, counts, tail=tail).total, rule)
+        rules.setdefault(spent(host, method, rule, tail=tail), rule)
     return dict(sorted(rules.items(), reverse=True))
 
 
@@ -447,8 +458,7 @@ def test_the_solved_schedule_is_the_largest_below_the_target(method, name, tail)
                 schedule_for_macs(host, method, target, tail=tail)
             continue
         rule = schedule_for_macs(host, method, target, tail=tail)
-        counts = rule.counts(host.entering, host.prefix, host.depth, method)
-        assert slim_macs(host, method, counts, tail=tail == "exact").total == wanted
+        assert spent(host, method, rule, tail=tail == "exact") == wanted
 
 
 @CASES
@@ -464,8 +474,7 @@ def test_a_solved_cost_never_exceeds_its_target(method, name, target, tail):
         rule = schedule_for_macs(host, method, target, tail=tail)
     except ImpossibleBudget:
         return
-    counts = rule.counts(host.entering, host.prefix, host.depth, method)
-    cost = slim_macs(host, method, counts, tail=tail == "exact").total
+    cost = spent(host, method, rule, tail=tail == "exact")
     assert cost <= target * dense_macs(host).total
     assert Schedule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
 

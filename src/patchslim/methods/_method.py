@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 Setting = bool | int | float | str
-Read = Literal["x", "q", "k", "v", "pixels", "embedding"]
+Read = Literal["x", "q", "k", "v", "pixels", "embedding", "entering"]
 BY_POSITION = {
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -139,8 +139,9 @@ class Method(_ChecksSettings, nn.Module, ABC):
             most that an image keeps.
         tuned_threshold: the setting that `patchslim calibrate` adjusts until images meet a budget
             on average; without one it adjusts the schedule.
-        reads: tensors that `choose` reads. In a packed batch only these are unpacked. "pixels" or
-            "embedding" (the patch embedding without its position) makes `tokens.content` available.
+        reads: tensors that `choose` reads. In a packed batch only these are unpacked. "pixels",
+            "embedding" (the patch embedding without its position) or "entering" (what enters the
+            first block) makes `tokens.content` available.
         defers: whether rows that are not kept wait and come back (`Defer`) instead of being
             removed. A keep rate is then a share of all patches.
         own_counts: tokens left after each block, a class token included, if the settings name a
@@ -240,4 +241,6 @@ def content_kind(method: Method) -> ContentKind | None:
     # Written out, since it is asked in every forward pass and torch 2.6 cannot trace `next`.
     if "pixels" in method.reads:
         return "pixels"
+    if "entering" in method.reads:
+        return "entering"
     return "embedding" if "embedding" in method.reads else None

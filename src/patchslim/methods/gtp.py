@@ -49,9 +49,9 @@ class Propagate(Keep):
 class GTP(Method):
     """Keeps patches that attend to themselves and are attended to; the others go to neighbours.
 
-    Neighbours of a patch are the eight around it, and as many more as `neighbours` says, whose
-    embeddings are most similar to its own. `alpha` is how much of a patch that goes is added to
-    those that stay.
+    Neighbours of a patch are the eight around it, and as many more as `neighbours` says, which were
+    most similar to it when they entered the first block. `alpha` is how much of a patch that goes
+    is added to those that stay.
     """
 
     placement: ClassVar[Placement] = Placement.EVERY_BLOCK
@@ -60,7 +60,7 @@ class GTP(Method):
         super().__init__()
         self.alpha: float = check_value("alpha", alpha, float, Range(0, 1))
         self.neighbours: int = check_value("neighbours", neighbours, int, Range(0, 2**16))
-        self.reads = ("q", "k", "embedding") if neighbours else ("q", "k")
+        self.reads = ("q", "k", "entering") if neighbours else ("q", "k")
 
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Propagate:
         """Keeps the `keep` best patches, and spreads the others along the edges of the graph."""
@@ -94,7 +94,10 @@ class GTP(Method):
         """Tells which cells are among the most similar ones to each, itself included."""
         shown = None if tokens.content is None else tokens.content()
         if shown is None or shown.shape[1] != tokens.grid[0] * tokens.grid[1]:
-            raise BadSetting("gtp compares embeddings, which these tokens lack. Use neighbours=0.")
+            raise BadSetting(
+                "gtp compares patches as they enter the first block, and these tokens lack that. "
+                "Use neighbours=0."
+            )
         x = F.normalize(shown.to(tokens.sizes().dtype), dim=2)
         similarity = x @ x.transpose(1, 2)
         most = min(self.neighbours + 1, shown.shape[1])

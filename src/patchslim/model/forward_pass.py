@@ -6,7 +6,7 @@ falls. All that a pass knows stands in values of its own, so that threads may sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from patchslim.tokens.attention import attention, attention_bias, attention_map
 from patchslim.tokens.packing import packed_attention, pad, pad_heads, reduce_packed
 from patchslim.tokens.reduction import Reduction
 from patchslim.tokens.rows import take, with_prefix
-from patchslim.tokens.tokens import Borders, Tokens
+from patchslim.tokens.tokens import Borders, ContentKind, Tokens
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,17 @@ class ForwardPass:
         tokens = self._embed(images, options)
         kind = content_kind(self.method)
         if kind is not None:
-            content = (
-                partial(self.adapter.embedding, self.host, images)
-                if kind == "embedding"
-                else partial(patch_pixels, images, tokens.grid)
-            )
-            tokens = tokens.with_content(content)
+            tokens = tokens.with_content(self._content(kind, images, tokens))
         return tokens.with_origin() if track or self.facts.strides else tokens
+
+    def _content(self, kind: ContentKind, images: Tensor, tokens: Tokens) -> Callable[[], Tensor]:
+        """Makes the function that gives what each grid cell shows."""
+        if kind == "embedding":
+            return partial(self.adapter.embedding, self.host, images)
+        if kind == "pixels":
+            return partial(patch_pixels, images, tokens.grid)
+        patches = tokens.x[:, tokens.prefix :]
+        return lambda: patches
 
     def _embed(self, images: Tensor, options: Mapping[str, Any]) -> Tokens:
         """The host's own tokens; a clear error where type or device of the images forbid it."""

@@ -18,11 +18,16 @@ from patchslim.errors import (
 )
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
-from patchslim.methods._method import Method, Place, Setting, always_decides, remembers
+from patchslim.methods._method import Method, Place, Setting, remembers
 from patchslim.methods._registry import find_method, make_method, method_names
 from patchslim.model.images import check_image_size
 from patchslim.model.step import BlockStep
-from patchslim.schedules.budget import Budget, make_schedule, scheduled_counts
+from patchslim.schedules.budget import (
+    Budget,
+    blocks_always_decided,
+    make_schedule,
+    scheduled_counts,
+)
 from patchslim.schedules.macs import skips_last_decision, slim_macs
 from patchslim.schedules.schedule import Schedule, Tail
 from patchslim.settings import check_choice, show_value
@@ -84,7 +89,7 @@ class Plan:
             self.method,
             counts,
             tail=self.tail == "exact",
-            named=_scheduled_blocks(self.method, self.schedule, self.shape.depth),
+            named=blocks_always_decided(self.method, self.schedule, self.shape.depth),
         )
 
 
@@ -189,7 +194,7 @@ def _lay_out(
     check_facts(adapter, facts, shape)
     counts = scheduled_counts(schedule, shape, method)
     steps = make_steps(shape.entering, counts, facts, method, schedule, tail)
-    named = _scheduled_blocks(method, schedule, shape.depth)
+    named = blocks_always_decided(method, schedule, shape.depth)
     cost = slim_macs(shape, method, counts, tail=tail == "exact", named=named)
     return Plan(adapter, method, schedule, tail, shape, steps, cost)
 
@@ -205,7 +210,7 @@ def make_steps(
     """Lists what happens in each block, if `rows` enter the first and `counts` are left."""
     depth = len(counts)
     entering = (rows, *counts[:-1])
-    scheduled = _scheduled_blocks(method, schedule, depth)
+    scheduled = blocks_always_decided(method, schedule, depth)
     reads = [None] * (depth - 1) + [facts.rows_read if tail == "exact" else None]
 
     def decides(index: int) -> bool:
@@ -230,11 +235,6 @@ def make_steps(
             for index in range(depth)
         ]
     )
-
-
-def _scheduled_blocks(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
-    """Finds the blocks in which the method decides even if the schedule leaves all rows."""
-    return schedule.decision_blocks(depth) if always_decides(method) else ()
 
 
 def check_facts(adapter: Adapter, facts: HostFacts, shape: HostShape) -> None:

@@ -167,8 +167,10 @@ def _largest_schedule(
         return Rate(max(1.0 - cut, 1e-9), places)
 
     def cost(cut: float) -> int:
-        counts = scheduled_counts(rule(cut), shape, method)
-        return slim_macs(shape, method, counts, tail=tail == "exact").total
+        made = rule(cut)
+        named = blocks_always_decided(method, made, shape.depth)
+        counts = scheduled_counts(made, shape, method)
+        return slim_macs(shape, method, counts, tail=tail == "exact", named=named).total
 
     if cost(0.0) <= target:
         return rule(0.0)
@@ -188,6 +190,11 @@ def _largest_schedule(
 def scheduled_counts(rule: Schedule, shape: HostShape, method: Method) -> tuple[int, ...]:
     """Counts the rows that a schedule leaves after each block of a host, prefix included."""
     return rule.counts(shape.entering, shape.prefix, shape.depth, method, shape.resets)
+
+
+def blocks_always_decided(method: Method, schedule: Schedule, depth: int) -> tuple[int, ...]:
+    """Finds the blocks in which the method decides even if the schedule leaves all rows."""
+    return schedule.decision_blocks(depth) if always_decides(method) else ()
 
 
 def macs_target(macs: float, dense: int) -> float:

@@ -55,7 +55,8 @@ def slim_macs(
             flow = Flow.for_queries(left, whole)
         else:
             read = host.read if tail and index == last else None
-            flow = block_flow(method, rows, left if index in deciding else rows, read)
+            entering = whole if method.defers and index in deciding else rows
+            flow = block_flow(method, entering, left if index in deciding else rows, read)
         if remembers(method) and index < max(deciding, default=0):
             choosing += shape.attention_row_macs(flow.k)
         flows.append(flow)

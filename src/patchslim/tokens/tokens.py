@@ -20,7 +20,8 @@ from torch import Tensor
 
 from patchslim.tokens.rows import put, strided_cells, take, with_prefix
 
-ContentKind = Literal["pixels", "embedding"]  # what `Tokens.content` gives for each grid cell
+# What `Tokens.content` gives for each grid cell.
+ContentKind = Literal["pixels", "embedding", "entering"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ class Tokens:
         origin: for every grid cell, the patch row that stands for it now (B, H*W), or -1 if it
             was dropped; None unless somebody asked for this map.
         rotary: the host's table of rotary positions, one entry for each grid cell.
-        content: computes the pixels or the embedding of each grid cell (B, H*W, D), for a method
-            that reads them. A function, since the result is as large as the images.
+        content: computes the pixels or the embedding of each grid cell (B, H*W, D), or returns
+            what entered the first block, for a method that reads it. A function, since the result
+            is as large as the images.
         borders: where images begin and end in a packed batch. B is 1 then, and `prefix` counts
             the prefix rows of all images.
         whole: all tokens of the block, if these are only its leading rows.
