@@ -1,0 +1,60 @@
+"""`Mix`: a reduction that makes every new row of all old ones, for methods that learn how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from patchslim.tokens.merging import Assign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix(Assign):
+    """Makes each new row a weighted mean of all old rows, as one matrix product.
+
+    `share` (B, m, n) is what each old row weighs in each new one. Sizes do not count. Whatever
+    cannot be mixed (sizes, positions, the map to the grid) follows the groups of an `Assign`.
+    """
+
+    kind: ClassVar[str] = "merging"
+    share: Tensor
+
+    @classmethod
+    def of_slots(cls, share: Tensor) -> Mix:
+        """Mixes by `share` (B, m, n), which adds up to 1 in each new row.
+
+        An old row belongs to the new one in which it weighs most, and the heaviest of a group
+        leads it. A new row that would have no old one gets one that leads no group.
+        """
+        count, rows = share.shape[1:]
+        best = share.argmax(dim=1)
+        members = best.unsqueeze(1) == torch.arange(count, device=share.device).unsqueeze(1)
+        empty = ~members.any(dim=2, keepdim=True)
+        heaviest = share.masked_fill(~members, -1).argmax(dim=2, keepdim=True)
+        every = torch.arange(rows, device=share.device)
+        leads = ((heaviest == every) & ~empty).any(dim=1)
+        # The first empty group gets the first row that leads no other, the second the second.
+        free = ~leads.unsqueeze(1)
+        given = free & empty & (free.cumsum(dim=2) == empty.cumsum(dim=1))
+        moves = given.any(dim=1)
+        to = torch.where(moves, given.long().argmax(dim=1), best)
+        return cls(to, leads | moves, count, share=share)
+
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
+        """Multiplies by the shares; without a weight, adds up the rows of each group."""
+        if weight is None:
+            return super().move(t, total=total, prefix=prefix)
+        share = self.share / self.share.sum(dim=2, keepdim=True)
+        moved = share.to(t.dtype) @ t[:, prefix:].flatten(2)
+        moved = moved.view(t.shape[0], self.count, *t.shape[2:])
+        return torch.cat([t[:, :prefix], moved], dim=1) if prefix else moved
