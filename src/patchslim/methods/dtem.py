@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patchslim.errors import BadSchedule
 from patchslim.methods import LearnedMethod, ModulePerBlock, Placement, Signals
 from patchslim.methods._matching import compare_sets, count_pairs, first_of_sets, match_sets
+from patchslim.methods._sorting import rank_rows
 from patchslim.tokens.merging import Merge
 from patchslim.tokens.mixing import Mix
 from patchslim.tokens.reduction import new_index
@@ -108,10 +109,10 @@ def _soften(merge: Merge, similarity: Tensor, tokens: Tokens) -> Mix:
 def _relaxed_top(scores: Tensor, count: int) -> Tensor:
     """How far each row is among the `count` highest (B, n), from 0 to 1, with gradients.
 
-    `count` draws without replacement, each a softmax among what the earlier ones have left.
+    It is a sum of `count` softmaxes, the first among all rows, each next one without the highest.
     """
-    left = torch.zeros_like(scores)  # the logarithm of the share that is left
-    for _ in range(count):
-        draw = (scores / TEMPERATURE + left).softmax(dim=1)
-        left = left + torch.log1p(-draw.clamp(max=1 - 1e-6))
-    return 1 - left.exp()
+    draw = torch.arange(count, device=scores.device).unsqueeze(1)
+    taken = rank_rows(scores).unsqueeze(1) < draw
+    draws = (scores / TEMPERATURE).unsqueeze(1).masked_fill(taken, -torch.inf).softmax(dim=2)
+    # Never all of a row, since what is left of one that stays is what it is made of.
+    return draws.sum(dim=1).clamp(max=1 - 1e-6)

@@ -331,7 +331,7 @@ def impossible_counts_are_refused(trial: Trial) -> None:
         warnings.simplefilter("always")
         first = trial.decision_blocks[0]
         asked = [PATCHES + 1] * first + [2] * (3 - first)
-        left = slim(host, _unprepared(trial.method), keep=asked).counts()
+        left = slim(host, trial.unprepared(), keep=asked).counts()
     short = any(issubclass(warning.category, ShortSchedule) for warning in caught)
     rows, wanted = PATCHES, [PATCHES + 1] * first
     for _ in range(first, 3):
@@ -384,13 +384,6 @@ METHOD_LAWS: tuple[Law[Trial], ...] = (
 def _describe(tokens: Tokens) -> str:
     """Describes tokens in a message."""
     return f"{tokens.patches} patches (prefix {tokens.prefix})"
-
-
-def _unprepared(method: Method) -> Method:
-    """Returns the method; one that learns without layers, which are for other blocks."""
-    if not isinstance(method, LearnedMethod):
-        return method
-    return type(method)(**method_settings(method)).eval()
 
 
 def _run(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""Learned methods by their papers: what their new rows are made of, in training and after it."""
+
+import pytest
+import torch
+
+import patchslim
+import patchslim.methods.dtem as dtem
+from patchslim.errors import BadSetting, Untrained
+from patchslim.testing.trial import Trial, noise_images, tiny_host
+from patchslim.training.config import TrainConfig
+from patchslim.training.train import train
+from tiny_training import make_batches, trainable_vit
+
+pytestmark = pytest.mark.filterwarnings("ignore::patchslim.errors.Untrained")
+
+
+def scene_of(name, **settings):
+    trial = Trial(patchslim.find_method(name)(**settings), 16)
+    scene = trial.scene()
+    return trial, scene, scene.tokens.x[:, 1:]
+
+
+@torch.no_grad()
+def test_patchmerger_asks_learned_queries_of_normalised_patches():
+    trial, scene, x = scene_of("patchmerger")
+    layers = trial.method.learned["0"]
+    normed = (x - x.mean(dim=2, keepdim=True)) / (
+        x.var(dim=2, keepdim=True, correction=0) + 1e-5
+    ).sqrt()
+    for keep in (5, 9):
+        share = (layers.queries[:keep] @ normed.transpose(1, 2)).softmax(dim=2)
+        torch.testing.assert_close(trial.decide(scene, keep).x[:, 1:], share @ x)
+
+
+@torch.no_grad()
+def test_tokenlearner_weighs_patches_by_maps_that_add_up_to_one():
+    trial, scene, x = scene_of("tokenlearner")
+    layers = trial.method.learned["0"]
+    maps = layers.slots(torch.nn.functional.gelu(layers.hidden(layers.norm(x)))).softmax(dim=1)
+    assert maps.shape == (3, 16, 196)
+    torch.testing.assert_close(trial.decide(scene, 6).x[:, 1:], maps[:, :, :6].transpose(1, 2) @ x)
+
+
+def test_a_schedule_that_leaves_more_than_there_are_slots_is_refused():
+    slimmed = patchslim.slim(tiny_host(), "patchmerger", keep=[12, 8, 8], slots=9)
+    with pytest.raises(
+        BadSetting, match=r"has 9 slots.* leaves 11 patches in block 0. Give slots=11"
+    ):
+        slimmed(noise_images())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["patchmerger", "tokenlearner", "dtem"])
+def test_a_saved_one_comes_back_with_its_layers_and_only_slim_warns(name, tmp_path, recwarn):
+    settings = {} if name == "dtem" else {"slots": 20}
+    slimmed = patchslim.slim(tiny_host(), name, keep=[13, 9, 9], **settings)
+    for parameter in slimmed.method.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    slimmed.save(tmp_path / "saved")
+    again = patchslim.load(tmp_path / "saved", model=tiny_host())
+    assert torch.equal(again(noise_images()), slimmed(noise_images()))
+    assert [each.category for each in recwarn] == [Untrained]
+
+
+@torch.no_grad()
+def test_dtem_in_training_is_dtem_if_it_hardly_spreads(monkeypatch):
+    monkeypatch.setattr(dtem, "TEMPERATURE", 1e-4)
+    trial, scene, _ = scene_of("dtem")
+    for keep in (15, 11, 8):
+        hard = trial.decide(scene, keep)
+        trial.method.train()
+        soft = trial.decide(scene, keep)
+        trial.method.eval()
+        assert torch.equal(soft.cells(), hard.cells())
+        assert torch.equal(soft.origin, hard.origin)
+        assert torch.equal(soft.sizes(), hard.sizes())
+        torch.testing.assert_close(soft.x, hard.x, rtol=1e-3, atol=1e-3)
+
+
+def test_a_relaxed_choice_of_the_best_adds_up_and_passes_gradients():
+    scores = torch.tensor([[0.9, 0.1, 0.5, 0.45]], requires_grad=True)
+    chosen = dtem._relaxed_top(scores, 2)
+    assert chosen.sum().item() == pytest.approx(2)
+    assert chosen.argsort(descending=True).tolist() == [[0, 2, 3, 1]]
+    assert ((chosen > 0) & (chosen < 1)).all()
+    chosen[0, 2].backward()
+    assert scores.grad[0, 2] > 0 > scores.grad[0, 3]
+
+
+def test_the_host_does_not_learn_by_what_dtem_compares():
+    trial, scene, _ = scene_of("dtem")
+    entered = scene.signals.entered.requires_grad_()
+    made = trial.method.train().choose(scene.tokens, scene.signals, 11)
+    made.apply(scene.tokens).x.square().sum().backward()
+    assert entered.grad is None
+    assert trial.method.embeddings["0"].weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["patchmerger", "tokenlearner", "dtem"])
+def test_training_is_the_engines_and_lowers_the_loss_of_a_batch(name, tmp_path):
+    slimmed = patchslim.slim(trainable_vit(), name, keep_rate=0.6, at=(1,))
+    shown = make_batches() * 2
+    config = TrainConfig(steps=12, batch=4, lr=3e-3, warmup=0.0)
+    before = torch.nn.functional.cross_entropy(slimmed(shown[0][0]), shown[0][1])
+    trained = train(slimmed, shown, config, out=tmp_path).model
+    after = torch.nn.functional.cross_entropy(trained(shown[0][0]), shown[0][1])
+    assert after < 0.9 * before
+    moved = zip(slimmed.method.parameters(), trained.method.parameters(), strict=True)
+    assert all(not torch.equal(one, other) for one, other in moved)
