@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchslim.errors import BadSetting
 from patchslim.methods._learned import LearnedMethod, ModulePerBlock
@@ -20,7 +20,7 @@ from patchslim.tokens.tokens import Tokens
 
 
 class SlotMethod(LearnedMethod):
-    """A method of slots: new rows, each a mean of all patches by a softmax of learned logits.
+    """A method of slots: new rows, each a mean of all patches in shares from learned logits.
 
     A subclass names in `layers` what makes a block's layers from a width and a number of `slots`;
     called with patches and a count, they return logits of the first slots (B, m, n).
@@ -59,8 +59,13 @@ class SlotMethod(LearnedMethod):
             )
         learned = self.learned.for_block(signals.block, tokens.x.shape[2])
         logits = learned(tokens.x[:, tokens.prefix :], keep)
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        return Mix.of_slots(logits.softmax(dim=2, dtype=exact))
+        return Mix.of_slots(
+            self.shares(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        )
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Turns logits (B, m, n) into what each patch weighs in each slot, 1 in all."""
+        return logits.softmax(dim=2)
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Counts a share of all patches, `rate` to the power of the stage, rounded down."""
