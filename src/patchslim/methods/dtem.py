@@ -1,7 +1,7 @@
 """`dtem`: merges tokens as ToMe does, but compares them by a small embedding that is trained.
 
 Lee and Hong, "Learning to Merge Tokens via Decoupled Embedding for Efficient Vision Transformers"
-(NeurIPS 2024), written from the paper.
+(NeurIPS 2024).
 """
 
 from __future__ import annotations

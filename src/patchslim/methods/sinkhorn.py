@@ -37,7 +37,7 @@ class Sinkhorn(SlotMethod):
 
     layers = Centres
 
-    def __init__(self, *, epsilon: float = 0.05, rounds: int = 3, slots: int = 196) -> None:
+    def __init__(self, *, epsilon: float = 0.01, rounds: int = 3, slots: int = 196) -> None:
         super().__init__(slots=slots)
         self.epsilon = check_value("epsilon", epsilon, float, Range(1e-4, 1e4))
         self.rounds = check_value("rounds", rounds, int, Range(1, 1000))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from patchslim.methods._slots import SlotMethod
 
 HIDDEN = 64  # channels of the hidden layer, as in the authors' code
+SPREAD = 4.0  # of the last weights at first, so that a map begins as a few patches, not as all
 
 
 class Perceptron(nn.Module):
@@ -22,6 +23,7 @@ class Perceptron(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, HIDDEN)
         self.slots = nn.Linear(HIDDEN, slots)
+        nn.init.normal_(self.slots.weight, std=SPREAD)
 
     def forward(self, patches: Tensor, count: int) -> Tensor:
         """Computes the logits (B, m, n) of the first `count` slots for patches (B, n, C)."""
