@@ -6,11 +6,26 @@ import torch
 import patchslim
 import patchslim.methods.dtem as dtem
 from patchslim.errors import BadSetting, Untrained
+from patchslim.methods import Decision
+from patchslim.methods.spvit import SPViT
+from patchslim.schedules.schedule import Counts
+from patchslim.testing.law import check_law
+from patchslim.testing.method_laws import (
+    every_parameter_learns,
+    leaves_exactly_the_scheduled_count,
+    macs_are_what_it_spends,
+)
 from patchslim.testing.trial import Trial, noise_images, tiny_host
+from patchslim.tokens.mixing import MaskAndFuse
+from patchslim.tokens.reduction import Fuse
+from patchslim.tokens.tokens import Tokens
 from patchslim.training.config import TrainConfig
 from patchslim.training.train import train
 from tiny_training import make_batches, trainable_vit
+from toy_methods import slim_unchecked
 
+SLOTS = ("patchmerger", "tokenlearner", "sinkhorn")
+LEARNED = (*SLOTS, "dtem", "spvit")
 pytestmark = pytest.mark.filterwarnings("ignore::patchslim.errors.Untrained")
 
 
@@ -41,6 +56,14 @@ def test_tokenlearner_weighs_patches_by_maps_that_add_up_to_one():
     torch.testing.assert_close(trial.decide(scene, 6).x[:, 1:], maps[:, :, :6].transpose(1, 2) @ x)
 
 
+@torch.no_grad()
+def test_sinkhorn_shares_all_patches_out_evenly():
+    trial, scene, _ = scene_of("sinkhorn", rounds=50, epsilon=0.1)
+    share = trial.method.choose(scene.tokens, scene.signals, 4).share
+    torch.testing.assert_close(share.sum(dim=2), torch.ones(3, 4))
+    torch.testing.assert_close(share.sum(dim=1), torch.full((3, 16), 4 / 16), rtol=1e-3, atol=1e-4)
+
+
 def test_a_schedule_that_leaves_more_than_there_are_slots_is_refused():
     slimmed = patchslim.slim(tiny_host(), "patchmerger", keep=[12, 8, 8], slots=9)
     with pytest.raises(
@@ -50,9 +73,9 @@ def test_a_schedule_that_leaves_more_than_there_are_slots_is_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["patchmerger", "tokenlearner", "dtem"])
+@pytest.mark.parametrize("name", LEARNED)
 def test_a_saved_one_comes_back_with_its_layers_and_only_slim_warns(name, tmp_path, recwarn):
-    settings = {} if name == "dtem" else {"slots": 20}
+    settings = {"slots": 20} if name in SLOTS else {}
     slimmed = patchslim.slim(tiny_host(), name, keep=[13, 9, 9], **settings)
     for parameter in slimmed.method.parameters():
         parameter.add_(torch.randn_like(parameter))
@@ -87,6 +110,59 @@ def test_a_relaxed_choice_of_the_best_adds_up_and_passes_gradients():
     assert scores.grad[0, 2] > 0 > scores.grad[0, 3]
 
 
+class PacksGiven(SPViT):
+    """Packs the given rows by the given shares, by a mask or by removal."""
+
+    def __init__(self, goes, share):
+        super().__init__()
+        self.goes, self.share = goes, share
+
+    def choose(self, tokens, signals, keep):
+        if self.training:
+            return MaskAndFuse((~self.goes).float(), self.share)
+        return Fuse((~self.goes).nonzero()[:, 1].view(len(self.goes), keep - 1), self.share)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("readout", ["class", "average"])
+def test_spvit_masks_in_training_what_it_packs_after_it(readout):
+    goes = torch.zeros(3, 16, dtype=torch.bool)
+    goes[0, :6] = goes[1, 5:11] = goes[2, ::3] = True
+    share = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) * goes
+    method = PacksGiven(goes, share / share.sum(dim=1, keepdim=True))
+    prefix = int(readout == "class")
+    left = Counts((16 + prefix, 11 + prefix, 11 + prefix), 16 + prefix, prefix)
+    model = slim_unchecked(tiny_host(readout=readout), method, left)
+    packed, masked = model.eval()(noise_images()), model.train()(noise_images())
+    torch.testing.assert_close(masked, packed, rtol=1e-4, atol=1e-4)
+
+
+def test_the_package_is_masked_while_nothing_is_packed():
+    x = torch.randn(2, 5, 4)
+    drawn = torch.tensor([[1.0, 1, 1, 1], [1, 0, 1, 1]])
+    share = torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0]])
+    after = MaskAndFuse(drawn, share).apply(Tokens(x=x, prefix=1, grid=(2, 2)).with_origin())
+    assert after.alive.tolist() == [[1, 1, 1, 1, 0], [1, 0, 1, 1, 1]]
+    assert torch.equal(after.x[1, 5], x[1, 2])
+    assert after.cells().tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 1]]
+    assert after.size.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "law", [macs_are_what_it_spends, every_parameter_learns, leaves_exactly_the_scheduled_count]
+)
+def test_spvit_keeps_the_laws_with_several_heads(law):
+    check_law(law, Trial(SPViT().eval(), 128), "SPViT")
+
+
+def test_the_loss_of_spvit_does_not_count_packages():
+    alive = torch.tensor([[1.0, 1, 0, 0, 1], [1, 0, 0, 0, 1]])
+    later = torch.tensor([[1.0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 0, 1]])
+    decisions = [Decision(1, 0.75, alive), Decision(2, 0.5, later)]
+    by_hand = ((0.75 - 3 / 4) ** 2 + (0.75 - 2 / 4) ** 2 + (0.5 - 3 / 4) ** 2) / 4
+    assert SPViT(ratio=3.0).loss(decisions).item() == pytest.approx(3 * by_hand)
+
+
 def test_the_host_does_not_learn_by_what_dtem_compares():
     trial, scene, _ = scene_of("dtem")
     entered = scene.signals.entered.requires_grad_()
@@ -96,7 +172,7 @@ def test_the_host_does_not_learn_by_what_dtem_compares():
     assert trial.method.embeddings["0"].weight.grad.any()
 
 
-@pytest.mark.parametrize("name", ["patchmerger", "tokenlearner", "dtem"])
+@pytest.mark.parametrize("name", LEARNED)
 def test_training_is_the_engines_and_lowers_the_loss_of_a_batch(name, tmp_path):
     slimmed = patchslim.slim(trainable_vit(), name, keep_rate=0.6, at=(1,))
     shown = make_batches() * 2

@@ -1,4 +1,4 @@
-"""`Mix`: a reduction that makes every new row of all old ones, for methods that learn how."""
+"""Reductions for methods that learn: `Mix` makes each new row of all old ones; `MaskAndFuse`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchslim.tokens.merging import Assign
+from patchslim.tokens.reduction import Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +59,44 @@ class Mix(Assign):
         moved = share.to(t.dtype) @ t[:, prefix:].flatten(2)
         moved = moved.view(t.shape[0], self.count, *t.shape[2:])
         return torch.cat([t[:, :prefix], moved], dim=1) if prefix else moved
+
+
+@dataclass(frozen=True)
+class MaskAndFuse(Mask):
+    """Masks rows as a `Mask` does, and adds one more: what a `Fuse` makes of those it masks.
+
+    `share` (B, n) is what each row gives to the last one. It adds up to 1, or is 0 throughout if
+    nothing is masked; then the last row is masked itself. For training.
+    """
+
+    kind: ClassVar[str] = "hybrid"
+    share: Tensor
+
+    @property
+    def merges(self) -> bool:
+        """Always true: the last row stands for all that are masked now."""
+        return True
+
+    def move(
+        self,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        total: Tensor | None = None,
+        prefix: int = 0,
+    ) -> Tensor:
+        """Adds the fused row: a sum by shares, or if there is no weight, of all that is masked."""
+        t = super().move(t, weight=weight, total=total, prefix=prefix)
+        given = 1 - self.alive.detach() if weight is None else self.share
+        given = given.to(t.dtype)[(...,) + (None,) * (t.ndim - 2)]
+        return torch.cat([t, (given * t[:, prefix:]).sum(dim=1, keepdim=True)], dim=1)
+
+    def represent(self, t: Tensor) -> Tensor:
+        """Adds the entry of the row that gives most."""
+        return torch.cat([t, t.gather(1, self.share.argmax(dim=1, keepdim=True))], dim=1)
+
+    def mask(self, alive: Tensor | None) -> Tensor | None:
+        """Multiplies the masks; the added row is there if anything was given to it."""
+        there = self.share.detach().sum(dim=1, keepdim=True).round()
+        before = self.alive if alive is None else alive[:, :-1] * self.alive
+        return torch.cat([before, there], dim=1)
