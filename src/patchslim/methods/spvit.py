@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
-from patchslim.methods.dynamicvit import KEEP_INDEX, Predictor
+from patchslim.methods._predictor import KEEP_INDEX, Predictor, predictor_macs
 from patchslim.settings import Range, check_value
 from patchslim.tokens.mixing import MaskAndFuse
 from patchslim.tokens.reduction import Fuse
@@ -84,15 +84,10 @@ class SPViT(LearnedMethod):
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts one pass of a selector over all patches, and the sum that makes the package."""
         heads = head_count(block.width)
-        width = block.width // heads
-        layers = (
-            width * width,
-            width * (width // 2),
-            (width // 2) * (width // 4),
-            (width // 4) * 2,
-        )
         count_heads = 2 * heads * heads if heads > 1 else 0
-        return (rows - prefix) * (heads * sum(layers) + count_heads + block.width)
+        return (rows - prefix) * (
+            heads * predictor_macs(block.width // heads) + count_heads + block.width
+        )
 
 
 class Selector(nn.Module):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchslim.tokens.merging import Assign
+from patchslim.tokens.merging import Assign, find_members
 from patchslim.tokens.reduction import Mask
 
 
@@ -32,7 +32,7 @@ class Mix(Assign):
         """
         count, rows = share.shape[1:]
         best = share.argmax(dim=1)
-        members = best.unsqueeze(1) == torch.arange(count, device=share.device).unsqueeze(1)
+        members = find_members(best, count)
         empty = ~members.any(dim=2, keepdim=True)
         heaviest = share.masked_fill(~members, -1).argmax(dim=2, keepdim=True)
         every = torch.arange(rows, device=share.device)
@@ -43,6 +43,11 @@ class Mix(Assign):
         moves = given.any(dim=1)
         to = torch.where(moves, given.long().argmax(dim=1), best)
         return cls(to, leads | moves, count, share=share)
+
+    @property
+    def _members(self) -> Tensor:
+        """Which old rows each new row stands for (B, m, n); the compiler cannot trace a cache."""
+        return find_members(self.to, self.count)
 
     def move(
         self,
