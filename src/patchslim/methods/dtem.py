@@ -18,7 +18,6 @@ from patchslim.methods._matching import compare_sets, count_pairs, first_of_sets
 from patchslim.methods._sorting import rank_rows
 from patchslim.tokens.merging import Merge
 from patchslim.tokens.mixing import Mix
-from patchslim.tokens.reduction import new_index
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -100,10 +99,8 @@ def _soften(merge: Merge, similarity: Tensor, tokens: Tokens) -> Mix:
     itself[:, a::2] = 1 - goes
     share = torch.diag_embed(itself)
     share[:, b::2, a::2] = into_b.transpose(1, 2)
-    to = new_index(merge.kept, tokens.patches, otherwise=-1)
-    leads, to = to >= 0, to.scatter(1, merge.gone, merge.into)
     share = take(share, merge.kept) * tokens.sizes().unsqueeze(1)
-    return Mix(to, leads, merge.kept.shape[1], share=share)
+    return Mix(share, merge.remap(tokens.patches), merge.kept)
 
 
 def _relaxed_top(scores: Tensor, count: int) -> Tensor:

@@ -120,7 +120,8 @@ class Assign(Reduction):
     @cached_property
     def _members(self) -> Tensor:
         """Which old rows each new row is made of (B, m, n)."""
-        return find_members(self.to, self.count)
+        new = torch.arange(self.count, device=self.to.device, dtype=self.to.dtype)
+        return self.to.unsqueeze(1) == new.unsqueeze(1)
 
     def move(
         self,
@@ -156,9 +157,3 @@ class Assign(Reduction):
     def remap(self, rows: int) -> Tensor:
         """Maps each row to its new one."""
         return self.to
-
-
-def find_members(to: Tensor, count: int) -> Tensor:
-    """Finds which old rows go to each of `count` new ones (B, m, n), by where they go (B, n)."""
-    new = torch.arange(count, device=to.device, dtype=to.dtype)
-    return to.unsqueeze(1) == new.unsqueeze(1)
