@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/learned"))
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--budget", type=float, default=0.4)
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--lr", type=float, default=1e-4, help="of the host")
     parser.add_argument("--scenes", type=int, default=300, help="to measure on")
     parser.add_argument("--seed", type=int, default=0)
