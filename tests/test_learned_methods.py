@@ -172,7 +172,14 @@ def test_the_host_does_not_learn_by_what_dtem_compares():
     assert trial.method.embeddings["0"].weight.grad.any()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+def all_learned():
+    """Lists the learned methods; of those that only score slots in another way, one is quick."""
+    for name in LEARNED:
+        slow = name in SLOTS and name != "tokenlearner"
+        yield pytest.param(name, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("name", list(all_learned()))
 def test_training_is_the_engines_and_lowers_the_loss_of_a_batch(name, tmp_path):
     slimmed = patchslim.slim(trainable_vit(), name, keep_rate=0.6, at=(1,))
     shown = make_batches() * 2
