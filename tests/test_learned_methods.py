@@ -137,6 +137,48 @@ def test_spvit_masks_in_training_what_it_packs_after_it(readout):
     torch.testing.assert_close(masked, packed, rtol=1e-4, atol=1e-4)
 
 
+class Repeats(SPViT):
+    """Draws in training, and notes what; removes the same rows after it."""
+
+    def __init__(self, drawing):
+        super().__init__()
+        self.selectors = drawing.selectors
+        self.drawn, self.rows = [], None
+
+    def choose(self, tokens, signals, keep):
+        if self.training:
+            self.drawn.append(super().choose(tokens, signals, keep))
+            return self.drawn[-1]
+        if self.rows is None:
+            self.rows, self.left = list(range(tokens.patches)), list(self.drawn)
+        mask = self.left.pop(0)
+        kept = [i for i, row in enumerate(self.rows) if mask.alive[0, row] == 1]
+        share = mask.share[:, self.rows]
+        self.rows = [*(self.rows[i] for i in kept), mask.alive.shape[1]]
+        return Fuse(torch.tensor([kept]), share)
+
+
+@torch.no_grad()
+def test_spvit_may_pack_a_package():
+    """What is drawn in two blocks is masked in training as it would be removed."""
+    host, packed = tiny_host(), set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        method = Repeats(slim_unchecked(host, SPViT(), Counts((14, 10, 10), 17, 1)).method)
+        for selector in method.selectors.values():
+            torch.nn.init.zeros_(selector.predictor.verdict[4].bias)  # half of all is dropped
+        x = noise_images(1)
+        model = slim_unchecked(host, method, Counts((14, 10, 10), 17, 1)).train()
+        masked = model(x)
+        first, second = method.drawn
+        packed.add(bool(second.share[0, -1] > 0))
+        left = first.alive.sum() + 2, (torch.cat([first.alive, torch.ones(1, 1)], 1) * second.alive)
+        counts = (int(left[0]), int(left[1].sum()) + 2, int(left[1].sum()) + 2)
+        removed = slim_unchecked(host, method, Counts(counts, 17, 1)).eval()
+        torch.testing.assert_close(masked, removed(x), rtol=1e-3, atol=1e-3)
+    assert packed == {True, False}
+
+
 def test_the_package_is_masked_while_nothing_is_packed():
     x = torch.randn(2, 5, 4)
     drawn = torch.tensor([[1.0, 1, 1, 1], [1, 0, 1, 1]])
