@@ -146,10 +146,12 @@ LONGER = (
 )
 
 
-def trained(*names: str) -> str:
+def trained(
+    *names: str, of: str = "DeiT-Ti, 0.65 MACs", keep: Callable[[Row], bool] = lambda _: True
+) -> str:
     """Writes each method untrained and trained, beside random at the same place and counts."""
     lines = [
-        "| DeiT-Ti, 0.65 MACs | images | KL (nats) | of untrained | agree % | top-1 % | Δ 95 % |",
+        f"| {of} | images | KL (nats) | of untrained | agree % | top-1 % | Δ 95 % |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     facts = []
@@ -157,11 +159,23 @@ def trained(*names: str) -> str:
         report = Report.from_json(data["report"])
         facts.append(f"<sub>{provenance_line(report)}</sub>")
         by_name = {row.name: row for row in report.rows}
-        for row in report.rows:
+        for row in filter(keep, report.rows):
             line = _trained_row(row, by_name, data["courses"])
             if line not in lines:  # untrained models are in every report
                 lines.append(line)
     return "\n".join([*lines, "", "<br>\n".join(facts)])
+
+
+LEARNED = ("spvit", "dtem", "patchmerger", "tokenlearner", "sinkhorn")
+
+
+def learned(*methods: str) -> str:
+    """Writes learned methods beside fine-tuned ones; all, or those that are named and random."""
+    return trained(
+        "learned",
+        of="the example, 0.4 MACs",
+        keep=lambda row: not methods or bool({"dense", *methods} & {*re.split(r"[ /]", row.name)}),
+    )
 
 
 def _trained_row(row: Row, by_name: dict[str, Row], runs: dict[str, Any]) -> str:
@@ -744,6 +758,7 @@ def tables() -> dict[str, Callable[[], str]]:
         f"peers-{name}": lambda name=name: peers(name)
         for name in dict.fromkeys(peer.name.split()[0] for peer in PEERS)
     }
+    alone = {f"learned-{name}": lambda name=name: learned(name, "tome") for name in LEARNED}
     main = {"dense", "tome r=8", "tome r=13", "tome r=16", "evit 0.9 fused", "evit 0.7 fused"}
     main |= {"evit 0.5 fused", "evit 0.7 not fused", "topk 0.7", "tome macs=0.65, exact tail"}
     return {
@@ -777,6 +792,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "precision": precision,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
+        "learned": learned,
+        **alone,
         "train-speed": train_speed,
         "slimming": slimming,
         "slimming-choices": choices,

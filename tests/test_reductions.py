@@ -16,6 +16,7 @@ from patchslim.tokens.attention import (
     attention_map,
 )
 from patchslim.tokens.merging import Merge
+from patchslim.tokens.mixing import Mix
 from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask
 from patchslim.tokens.rows import take, with_prefix
 from patchslim.tokens.tokens import Tokens
@@ -137,6 +138,38 @@ def test_a_folded_map_is_the_mean_of_rows_and_the_sum_of_columns(decision, prefi
         mean = torch.stack([weights[image][:, each].mean(dim=1) for each in joined], dim=1)
         wanted = torch.stack([mean[:, :, each].sum(dim=2) for each in joined], dim=2)
         torch.testing.assert_close(folded[image], wanted / wanted.sum(dim=2, keepdim=True))
+
+
+def group_by_hand(share):
+    """The group of each old row, and the row that leads each group, for one image (m, n)."""
+    best = [max(range(len(share)), key=lambda i: share[i][row]) for row in range(len(share[0]))]
+    members = [[row for row, i in enumerate(best) if i == each] for each in range(len(share))]
+    leads = [
+        max(rows, key=lambda row: share[i][row], default=None) for i, rows in enumerate(members)
+    ]
+    free = [row for row in range(len(share[0])) if row not in leads]
+    for i, row in enumerate(leads):
+        if row is None:
+            leads[i] = free.pop(0)
+            best[leads[i]] = i
+    return best, leads
+
+
+@CASES
+@given(st.integers(1, 12), st.data())
+def test_slots_mix_all_rows_and_each_leads_a_group_of_its_own(rows, data):
+    keep, few = data.draw(st.integers(1, rows)), data.draw(st.integers(1, 3))
+    # With few different values, slots are alike and many would have no row.
+    share = (draw(2, keep, rows, seed=rows) * few).round().softmax(dim=2)
+    mix, x = Mix.of_slots(share), draw(2, 1 + rows, 3, seed=1)
+    got = mix.move(x, weight=torch.ones(2, rows), prefix=1)
+    torch.testing.assert_close(got, torch.cat([x[:, :1], share @ x[:, 1:]], dim=1))
+    every = torch.arange(rows).expand(2, -1)
+    for image in range(2):
+        to, leads = group_by_hand(share[image].tolist())
+        assert mix.remap(rows)[image].tolist() == to
+        assert mix.represent(every)[image].tolist() == leads
+        assert mix.move(torch.ones(2, rows))[image].tolist() == [to.count(i) for i in range(keep)]
 
 
 def tokens(rows=16, prefix=1, grid=(4, 4), **parts):

@@ -12,6 +12,7 @@ from patchslim.methods._method import method_settings
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.tokens.merging import Merge
+from patchslim.tokens.mixing import Mix
 from patchslim.tokens.reduction import Keep, Mask
 
 
@@ -76,6 +77,21 @@ class MergeShortestOnMap(MergeShortest):
 
 
 class MergeShortestOnQueries(MergeShortest):
+    place: ClassVar[Place] = Place.ON_QUERIES
+
+
+class MixAll(Method):
+    """Makes each row that goes on a mean of all rows, by their distance from the first ones."""
+
+    def choose(self, tokens, signals, keep):
+        x = tokens.x[:, tokens.prefix :].float()
+        return Mix.of_slots((-torch.cdist(x[:, :keep], x)).softmax(dim=2))
+
+    def macs(self, rows, prefix, block):
+        return (block.left - prefix) * (rows - prefix) * block.width
+
+
+class MixAllOnQueries(MixAll):
     place: ClassVar[Place] = Place.ON_QUERIES
 
 
@@ -199,6 +215,8 @@ def all_toys():
         MergeShortest,
         MergeShortestOnQueries,
         MergeShortestOnMap,
+        MixAll,
+        MixAllOnQueries,
         Predictor,
         KeepAboveMean,
     ):

@@ -25,6 +25,7 @@ import inspect
 import warnings
 from collections.abc import Iterable
 
+MOST_LISTED = 60  # names that are known; of more, the number is told
 LONGEST_WORD = 300  # characters of a name that somebody gave
 LONGEST_MESSAGE = 2000
 
@@ -74,7 +75,7 @@ class UnknownName(PatchslimError):
         names, name = sorted(known), shorten(name, LONGEST_WORD)
         nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-        listed = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
+        listed = ", ".join(names) if len(names) <= MOST_LISTED else f"{len(names)} names"
         return cls(f"Unknown {kind} {name!r}.{hint} Known: {listed}.{' ' + cure if cure else ''}")
 
 

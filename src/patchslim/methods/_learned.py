@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,13 +69,14 @@ class LearnedMethod(Method):
 class ModulePerBlock(nn.ModuleDict):
     """One small module for each block in which a method chooses, made for one host.
 
-    `make(width)` builds one. A recipe saves the method's settings; these modules are saved with
-    the weights.
+    `make(width, **options)` builds one. A recipe saves the method's settings; these modules are
+    saved with the weights.
     """
 
-    def __init__(self, make: Callable[[int], nn.Module]) -> None:
+    def __init__(self, make: Callable[..., nn.Module], **options: Any) -> None:
         super().__init__()
         self.make = make
+        self.options = options
         self.width = 0
 
     def prepare(self, width: int, blocks: Sequence[int]) -> None:
@@ -89,7 +91,7 @@ class ModulePerBlock(nn.ModuleDict):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for block in blocks:
-                self[str(block)] = self.make(width)
+                self[str(block)] = self.make(width, **self.options)
 
     def for_block(self, block: int, width: int) -> nn.Module:
         """Returns the module of a block; refuses a block or a width that it was not made for."""

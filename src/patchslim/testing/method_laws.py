@@ -331,7 +331,7 @@ def impossible_counts_are_refused(trial: Trial) -> None:
         warnings.simplefilter("always")
         first = trial.decision_blocks[0]
         asked = [PATCHES + 1] * first + [2] * (3 - first)
-        left = slim(host, trial.method, keep=asked).counts()
+        left = slim(host, trial.unprepared(), keep=asked).counts()
     short = any(issubclass(warning.category, ShortSchedule) for warning in caught)
     rows, wanted = PATCHES, [PATCHES + 1] * first
     for _ in range(first, 3):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods import LearnedMethod, Method, Place, Signals
-from patchslim.methods._method import content_kind, remembers
+from patchslim.methods._method import content_kind, method_settings, remembers
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import plan_schedule
 from patchslim.schedules.schedule import Constant, Counts, Schedule, Tail
@@ -108,6 +108,12 @@ class Trial:
     def decision_blocks(self) -> tuple[int, int]:
         """Blocks of the tiny host in which the method chooses."""
         return (1, 2) if remembers(self.method) else (0, 2)
+
+    def unprepared(self) -> Method:
+        """Returns the method; if it learns, one without layers, that may choose in any block."""
+        if not isinstance(self.method, LearnedMethod):
+            return self.method
+        return type(self.method)(**method_settings(self.method)).eval()
 
     def scene(
         self,

@@ -1,6 +1,7 @@
 """The token sequence of a vision transformer, and what a method may decide about it."""
 
 from patchslim.tokens.merging import Merge
+from patchslim.tokens.mixing import Mix
 from patchslim.tokens.reduction import Defer, Fixed, Fuse, Keep, Mask, Reduction
 from patchslim.tokens.rows import take
 from patchslim.tokens.shapes import BlockShape
@@ -14,6 +15,7 @@ __all__ = [
     "Keep",
     "Mask",
     "Merge",
+    "Mix",
     "Reduction",
     "Tokens",
     "take",
