@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+needs_fork = pytest.mark.forks  # skipped where there is no fork, and run before other tests
 
 
 @dataclass(frozen=True)

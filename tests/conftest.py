@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import shutil
 import signal
@@ -34,17 +35,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Shuffles files and the tests within each; what a file sets up is still set up once.
 
-    Those that train in forked processes come first. PyTorch refuses that in a process that has used
-    its threads, as some libraries beneath do.
+    Those that work in forked processes come first. PyTorch refuses to train there if the process
+    has used its threads, as some libraries beneath do.
     """
     seed = config.getoption("--shuffle")
     if seed is not None:
         _shuffle(items, seed)
-    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+    _put_forks_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     left_out = [item for item in items if _moment(item) % config.getoption("--every")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _put_forks_first(items: list[pytest.Item], workers: int) -> None:
+    """Puts tests that fork before the others, in place; of several workers each has its part first.
+
+    Each worker begins with an equal part of all tests in their order.
+    """
+    forks = [item for item in items if item.get_closest_marker("forks")]
+    others = [item for item in items if not item.get_closest_marker("forks")]
+    if not hasattr(os, "fork"):
+        for item in forks:
+            item.add_marker(pytest.mark.skip(reason="needs fork"))
+    items.clear()
+    for worker in range(workers):
+        for part in forks, others:
+            items += part[len(part) * worker // workers : len(part) * (worker + 1) // workers]
 
 
 def _moment(item: pytest.Item) -> int:

@@ -125,7 +125,7 @@ def prepared(path, **more):
 PYTHON = {
     "unknown method": (
         lambda d: patchslim.slim(d.vit, "tone", r=2),
-        UnknownName, "'tone' | Did you mean 'tome' | Known: algm, atc, ats, | patchslim methods"),
+        UnknownName, "'tone' | Did you mean 'tome' | Known: adamerge, algm, | patchslim methods"),
     "unknown budget": (
         lambda d: patchslim.slim(d.vit, "tome", mac=0.6), UnknownName, "'mac' | 'macs'"),
     "no budget": (

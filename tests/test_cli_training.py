@@ -235,6 +235,7 @@ def test_a_run_that_is_stopped_says_how_to_resume(desk, tmp_path, sent, checkpoi
         while "step" not in seen:
             seen = stream.readline()
         while checkpoint == 1 and not (out / CHECKPOINT_FILE).exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), stream.read()
             time.sleep(0.001)
         os.kill(child, sent)
         seen = stream.read()
@@ -274,7 +275,6 @@ def together(tmp_path, *argv, second=()):
 
 
 @pytest.mark.slow
-@pytest.mark.forks
 def test_the_first_of_two_processes_prints_and_both_say_why_they_end(desk, tmp_path):
     data = desk / "photos"
     command = ["train", desk / "slim", "--data", data, "--validation", data, *QUICK]

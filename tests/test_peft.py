@@ -114,7 +114,7 @@ def test_a_slimmed_model_with_updates_is_measured_by_its_part(slimmed: Any):
     model = wrap(slimmed)
     with pytest.raises(patchslim.PatchslimError) as caught:
         patchslim.measure(model)
-    (part,) = re.findall(r"Give (model\.\S+)\.", str(caught.value))
+    (part,) = re.findall(r"give (model\.\S+)\.", str(caught.value))
     report = patchslim.measure(eval(part, {"model": model}), batch=1, repeats=1)
     macs = {row.method: row.macs for row in report.rows}
     assert macs["tome"] == slimmed.macs().total > patchslim.macs(tiny_hf(), "tome", r=2).total

@@ -216,7 +216,6 @@ LONG = TrainConfig(steps=20, batch=8, lr=1e-3, checkpoint=3, labels=0.0)
 
 
 @pytest.mark.slow
-@pytest.mark.forks
 @needs_fork
 def test_a_run_killed_with_sigkill_can_be_resumed(tmp_path: Path) -> None:
     """A real process, killed at any moment, ends with the weights of one that was not."""

@@ -22,7 +22,7 @@ from patchslim.files import check_writable, write_atomically
 from patchslim.measurement.latency import use_threads
 from patchslim.measurement.measure import measure
 from patchslim.measurement.score import Batch
-from patchslim.methods._method import Placement
+from patchslim.methods._method import needs_no_budget
 from patchslim.methods._registry import find_method, method_names
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import slim
@@ -112,8 +112,7 @@ def slim_all(
     for method in method_names():
         if method == "identity":
             continue
-        if find_method(method).placement is Placement.FIRST:
-            # It removes what it finds in the images, whatever the budget.
+        if needs_no_budget(find_method(method)):
             models[method] = slim(host, method)
             continue
         for budget in budgets:

@@ -231,6 +231,11 @@ def remembers(method: Method) -> bool:
     return type(method).remember is not Method.remember
 
 
+def needs_no_budget(method: Method | type[Method]) -> bool:
+    """Tells whether a method removes what it finds in an image, whatever the budget."""
+    return method.adaptive and method.placement is Placement.FIRST
+
+
 def always_decides(method: Method) -> bool:
     """Tells whether the method chooses in every block of the schedule, even if no row has to go."""
     return method.adaptive or method.defers

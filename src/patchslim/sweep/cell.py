@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from patchslim.methods._method import Method, Placement, method_settings
+from patchslim.methods._method import Method, method_settings, needs_no_budget
 from patchslim.model.model import SlimModel
 from patchslim.model.recipe import to_plain_data
 from patchslim.sweep.digests import digest_source, digest_weights
@@ -80,11 +80,7 @@ def make_cells(
     """
     asked: list[tuple[str, float | None]] = [(DENSE, None)]
     for label, method in methods.items():
-        # A slimmed model has its budget already; and such a method removes what it finds in the
-        # images, whatever the budget.
-        free = isinstance(method, SlimModel) or (
-            method is not None and method.placement is Placement.FIRST
-        )
+        free = isinstance(method, SlimModel) or (method is not None and needs_no_budget(method))
         asked += [(label, budget) for budget in ((None,) if free else budgets)]
     for runtime, precision in itertools.product(runtimes, precisions):
         for label, budget in asked:

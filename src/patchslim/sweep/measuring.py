@@ -25,7 +25,7 @@ from patchslim.measurement.sample import (
     read_first,
 )
 from patchslim.measurement.score import Tally, tally
-from patchslim.methods._method import Method, Placement
+from patchslim.methods._method import Method, needs_no_budget
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import slim
 from patchslim.report.provenance import Provenance
@@ -108,7 +108,7 @@ def build_model(subject: Subject, variant: Variant, method: Method | SlimModel) 
         warnings.simplefilter("ignore", DeepCut)  # the rows show what it costs
         warnings.simplefilter("error", Untrained)
         try:
-            if method.placement is Placement.FIRST:
+            if needs_no_budget(method):
                 return slim(subject.host, method, adapter=subject.adapter)
             return slim(subject.host, method, macs=variant.budget, adapter=subject.adapter)
         except Untrained:
