@@ -1,8 +1,8 @@
 """Chooses the few methods that are worth a search, by what they lose at a time that they reach.
 
-A search takes a minute for each method. Here, each method is judged once on few images, by its own
-rule, at as many operations as the target in time leaves beside its decisions. One decision is timed
-for that; a whole table is not.
+A search takes minutes for each method. So all are judged once on few images, by their own rule, at
+as many operations as the target is a share of the dense model. Of the best, one decision is timed,
+and they are judged again at as many operations as the target leaves beside their decisions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from patchslim.methods._method import Method
-from patchslim.methods._registry import method_label
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import Plan, plan_schedule
 from patchslim.planning.judging import Jury
@@ -25,10 +24,37 @@ from patchslim.runs.progress import Progress
 from patchslim.schedules.schedule import Constant, Tail
 from patchslim.tokens.shapes import dense_macs
 
-FINALISTS = 2  # methods that lose least; the one that decides fastest is always searched, too
+CONTENDERS = 5  # methods whose decisions are timed, besides the one that computes least for them
+FINALISTS = 2  # methods that are searched
 USUAL_SHARE = 0.65  # of the dense time, where the target is a divergence
 MOST_IMAGES, FEWEST_IMAGES = 48, 8
 SECONDS = 40.0  # for the answers of all methods
+
+
+def choose_contenders(
+    untouched: SlimModel,
+    models: Sequence[SlimModel],
+    images: Tensor,
+    share: float,
+    show: Progress,
+) -> list[SlimModel]:
+    """Returns the models that lose least at a share of the operations, best first.
+
+    The method whose decisions need fewest operations is the last: where time is short, it alone
+    may get there.
+
+    Args:
+        untouched: the host with nothing removed.
+        models: the same with each method that could be searched.
+        images: to judge answers on; the first few are taken.
+        share: the target.
+        show: is called with one line of text at a time.
+    """
+    plans = [find_largest_rule(model, functools.partial(_fits, share, 0.0)) for model in models]
+    losses = _judge_plans(untouched, plans, images, show)
+    ranked = sorted(range(len(models)), key=losses.__getitem__)
+    least = min(ranked, key=lambda each: _own_work(plans[each]))
+    return [models[each] for each in dict.fromkeys([*ranked[:CONTENDERS], least])]
 
 
 def choose_finalists(
@@ -41,28 +67,44 @@ def choose_finalists(
 ) -> list[SlimModel]:
     """Returns the models whose methods lose least at a share of the dense time, best first.
 
-    The method that decides fastest is among them: where time is short, it alone may get there.
+    If fewer than `FINALISTS` seem to get there, the one that decides fastest is tried as well.
 
     Args:
         untouched: the host with nothing removed.
         models: the same with each method that could be searched.
-        decisions: what one decision of each takes, as a share of the dense time; 0 for all if the
-            share is one of operations.
+        decisions: what one decision of each takes, as a share of the dense time.
         images: to judge answers on; the first few are taken.
         share: the target.
         show: is called with one line of text at a time.
     """
-    jury = Jury(untouched, images[: _count_images(untouched, images, len(models))])
+    plans = [
+        find_largest_rule(model, functools.partial(_fits, share, decision))
+        for model, decision in zip(models, decisions, strict=True)
+    ]
+    losses = _judge_plans(untouched, plans, images, show)
+    ranked = sorted(range(len(models)), key=losses.__getitem__)
+    chosen = [each for each in ranked[:FINALISTS] if losses[each] < math.inf]
+    if len(chosen) < FINALISTS:
+        chosen.append(min(ranked, key=decisions.__getitem__))
+    return [models[each] for each in dict.fromkeys(chosen)]
+
+
+def _judge_plans(
+    untouched: SlimModel, plans: Sequence[Plan | None], images: Tensor, show: Progress
+) -> list[float]:
+    """Returns the mean KL divergence of each plan on the first images; infinite for no plan."""
+    jury = Jury(untouched, images[: _count_images(untouched, images, len(plans))])
     losses = []
-    for model, decision in zip(models, decisions, strict=True):
-        show(f"{method_label(model.method)}: a first look")
-        plan = find_largest_rule(model, functools.partial(_fits, share, decision))
+    for number, plan in enumerate(plans, 1):
+        show(f"a first look at method {number} of {len(plans)}")
         slimmed = None if plan is None else SlimModel(untouched.host, plan).eval()
         losses.append(math.inf if slimmed is None else jury.judge(slimmed).kl.value)
-    ranked = sorted(range(len(models)), key=losses.__getitem__)
-    chosen = ranked[:FINALISTS]
-    fastest = min(ranked, key=decisions.__getitem__)
-    return [models[each] for each in dict.fromkeys([*chosen, fastest])]
+    return losses
+
+
+def _own_work(plan: Plan | None) -> float:
+    """Returns the operations that the decisions of a plan need."""
+    return math.inf if plan is None else float(plan.cost.choosing)
 
 
 def _fits(share: float, decision: float, plan: Plan) -> bool:

@@ -20,6 +20,7 @@ from patchslim.planning.damage import fit_damage, probe_damage
 from patchslim.planning.finalists import (
     FINALISTS,
     USUAL_SHARE,
+    choose_contenders,
     choose_finalists,
     slim_untouched,
 )
@@ -168,12 +169,13 @@ class Planner:
         """Searches the methods that promise most for a share of the dense time or operations."""
         models = [slim_untouched(self.untouched, method) for method in methods]
         if len(models) > FINALISTS:
-            decisions = [0.0] * len(models)
-            if of_time:
-                decisions = time_decisions(models, self.device, self.timed_images, self.show)
+            models = choose_contenders(self.untouched, models, self.chosen, share, self.show)
+        if len(models) > FINALISTS and of_time:
+            decisions = time_decisions(models, self.device, self.timed_images, self.show)
             models = choose_finalists(
                 self.untouched, models, decisions, self.chosen, share, self.show
             )
+        models = models[:FINALISTS]
         if len(models) == 1:
             return [self.search(models[0])]
         return [
