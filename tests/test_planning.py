@@ -43,7 +43,7 @@ from patchslim.planning.finalists import (
 )
 from patchslim.planning.latency_table import LatencyTable, Point, SelfCheck
 from patchslim.planning.measuring import Key, remove_drift, time_decisions
-from patchslim.planning.method_search import MethodSearch, plannable_methods
+from patchslim.planning.method_search import MethodSearch, fit_correction, plannable_methods
 from patchslim.planning.planner import is_faster
 from patchslim.planning.runtimes import open_runtime
 from patchslim.planning.search import find_levels, least_cost, path_sum
@@ -200,6 +200,19 @@ def test_a_search_meets_its_limits_in_time_and_in_operations():
     found = dict(search.plans_for_macs(target))
     assert {*found} == {"search", "rule"}
     assert all(0.6 * target < each.cost.total <= target for each in found.values())
+
+
+def test_whole_schedules_correct_sums_by_a_line():
+    def checks(*pairs):
+        return [SelfCheck((), total, share) for total, share in pairs]
+
+    line = fit_correction(checks((0.9, 0.9), (0.7, 0.74), (0.5, 0.58)))
+    assert line == pytest.approx((0.18, 0.8))
+    assert line.of_sum(0.6) == pytest.approx(0.66)
+    assert line.sum_for(0.66) == pytest.approx(0.6)
+    assert fit_correction(checks((0.5, 0.6))) == pytest.approx((0.0, 1.2))
+    assert fit_correction(checks((0.8, 0.7), (0.6, 0.75), (0.5, 0.7))).start == 0.0
+    assert fit_correction([]) == (0.0, 1.0)
 
 
 def test_a_table_is_kept_for_this_device_alone():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from patchslim.methods._registry import make_method, method_names
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import Plan, check_needs, plan_schedule
 from patchslim.planning.damage import Damage
-from patchslim.planning.latency_table import LatencyTable
+from patchslim.planning.latency_table import LatencyTable, SelfCheck
 from patchslim.planning.search import Table, find_levels, least_cost
 from patchslim.schedules.budget import schedule_for_macs
 from patchslim.schedules.macs import block_flow
@@ -26,7 +27,39 @@ from patchslim.tokens.shapes import HostShape, block_macs, dense_macs
 STEPS = 48  # levels that the patches of an image are divided into
 BISECTIONS = 10  # of the budget of a method's own rule
 MANY = 1000  # patches, of which a method that removes some can remove some at once
+LEAST_SPREAD = 0.1  # of the sums that a line is fitted to
+LEAST_SLOPE = 0.5  # below it, times are noise
 NOT_SEARCHED = ("identity", "random")  # remove nothing, or look at nothing
+
+
+class Correction(NamedTuple):
+    """A line from sums over blocks to times of whole schedules: `start` + `slope` times the sum.
+
+    On a runtime, a block that was exported by itself reads and writes what blocks of a whole graph
+    hand on in its own form, so that sums are off by about as much for all schedules.
+    """
+
+    start: float
+    slope: float
+
+    def of_sum(self, total: float) -> float:
+        """Returns the time of a schedule whose blocks take `total` by themselves."""
+        return self.start + self.slope * total
+
+    def sum_for(self, share: float) -> float:
+        """Returns what the blocks of a schedule may take by themselves."""
+        return (share - self.start) / self.slope
+
+
+def fit_correction(checks: Sequence[SelfCheck]) -> Correction:
+    """Fits the line to whole schedules that were timed; one of them gives a ratio alone."""
+    sums = np.array([each.predicted for each in checks])
+    times = np.array([each.measured for each in checks])
+    if len(checks) > 1 and np.ptp(sums) > LEAST_SPREAD:
+        slope, start = np.polyfit(sums, times, 1)
+        if slope > LEAST_SLOPE:
+            return Correction(float(start), float(slope))
+    return Correction(0.0, float(np.median(times / sums)) if len(checks) else 1.0)
 
 
 @dataclass(frozen=True)
@@ -43,13 +76,10 @@ class MethodSearch:
     table: LatencyTable
     damage: Damage
 
-    @property
-    def correction(self) -> float:
-        """How much longer whole schedules took than the sums over their blocks."""
-        checks = self.table.checks
-        if not checks:
-            return 1.0
-        return float(np.median([each.measured / each.predicted for each in checks]))
+    @cached_property
+    def correction(self) -> Correction:
+        """What whole schedules took, as a line over the sums of their blocks."""
+        return fit_correction(self.table.checks)
 
     @property
     def levels(self) -> list[int]:
@@ -65,15 +95,15 @@ class MethodSearch:
 
     def predict(self, plan: Plan) -> float:
         """Returns the time of a plan as a share of the dense model's."""
-        return self.correction * self.table.predict(plan.steps, plan.shape.prefix)
+        return self.correction.of_sum(self.table.predict(plan.steps, plan.shape.prefix))
 
     def shortest_time(self) -> float:
         """Returns the least time of any schedule, as a share of the dense model's."""
-        return self.correction * (self.table.rest + least_cost(self.times))
+        return self.correction.of_sum(self.table.rest + least_cost(self.times))
 
     def plans_for_time(self, share: float) -> Iterator[tuple[str, Plan]]:
         """Yields plans that take at most a share of the dense time, and how each was found."""
-        limit = share / self.correction - self.table.rest
+        limit = self.correction.sum_for(share) - self.table.rest
         yield from self._searched(self.times, limit)
 
         def fits(plan: Plan) -> bool:

@@ -156,6 +156,7 @@ class Planner:
             best = choices[0]
             model = SlimModel(self.untouched.host, best.plan).eval()
             measured, dense = self._time(model)
+            self.show(f"takes {measured.median:.3f}, {best.candidate.predicted:.3f} was predicted")
             if measured.median * dense <= limit * MARGIN:
                 return choices, model, measured, dense
             off[id(best.search)] *= measured.median / share
