@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from patchslim.methods import _clustering as clustering
 from patchslim.methods import _sorting as sorting
 from patchslim.methods import ats, duplicates, random
 from patchslim.methods._windows import best_in_squares
+from patchslim.tokens.rows import mark_diagonal
 from patchslim.tokens.spelling import spell_by_product
 from timm_variants import tiny_vit
 
@@ -53,6 +55,36 @@ def test_the_heaviest_of_a_label_is_the_same(in_graph: Any, seed: int) -> None:
     own = torch.zeros_like(label).scatter(1, label, label).gather(1, label)
     got = in_graph(clustering.elect_heaviest, own, worth)
     assert torch.equal(got, clustering.elect_heaviest(own, worth))
+
+
+def test_no_graph_counts_in_numbers_without_a_sign() -> None:
+    """OpenVINO has none of 16 bits, and PyTorch takes them for more than 255 rows."""
+
+    class Diagonal(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(mark_diagonal(x), 0)
+
+    exported = torch.export.export(Diagonal(), (torch.ones(1, 300, 300),)).run_decompositions()
+    values = [node.meta.get("val") for node in exported.graph.nodes]
+    assert {each.dtype for each in values if isinstance(each, Tensor)} <= {
+        torch.float32,
+        torch.int64,
+        torch.bool,
+    }
+    made = Path(patchslim.__file__).parent
+    for room in ("methods", "model", "tokens", "hosts"):  # what graphs are made of
+        for path in (made / room).glob("*.py"):
+            assert "torch.eye(" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["atc", "dpcknn", "gtp", "kmedoids"])
+def test_a_grid_of_more_than_255_patches_is_exported(method: str, tmp_path: Path) -> None:
+    host = tiny_vit(img_size=128, patch_size=8)
+    slimmed = patchslim.slim(host, method, macs=0.8)
+    written = patchslim.export(slimmed, tmp_path / "model", to="openvino")
+    assert written.check is not None
+    assert written.check.compared > 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)

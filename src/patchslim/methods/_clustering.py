@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchslim.methods._sorting import first_least, is_heavier
 from patchslim.tokens.reduction import new_index
-from patchslim.tokens.rows import take
+from patchslim.tokens.rows import mark_diagonal, take
 from patchslim.tokens.spelling import is_by_product
 
 DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
@@ -115,7 +115,7 @@ def agglomerative(cost: Tensor, worth: Tensor, linkage: str = "average") -> Grou
     """
     batch, count = worth.shape
     rows = torch.arange(count, device=cost.device)
-    itself = _diagonal(cost)
+    itself = mark_diagonal(cost)
     alive = cost.masked_fill(itself, math.inf).amin(dim=2).isfinite()
     combine = LINKAGES[linkage]
     between = cost.masked_fill(itself, 0)
@@ -157,7 +157,7 @@ def density(cost: Tensor, *, itself: bool = False) -> Groups:
     neighbours = min(DENSITY_NEIGHBOURS - itself, cost.shape[1] - 1)
     if not neighbours:
         return Groups(torch.zeros_like(cost[:, 0]))
-    cost = cost.masked_fill(_diagonal(cost), math.inf)
+    cost = cost.masked_fill(mark_diagonal(cost), math.inf)
     near = cost.topk(neighbours, dim=2, largest=False).values
     dense = (-near.clamp(max=1e4).sum(dim=2) / (neighbours + itself)).exp()
     far = cost.masked_fill(~is_heavier(dense), math.inf).amin(dim=2)  # from any denser row
@@ -171,7 +171,7 @@ def medoids(cost: Tensor, worth: Tensor, keep: int, *, weighted: bool = False) -
     With `weighted`, the distance of a row to the medoid counts by the row's worth.
     """
     rows = torch.arange(cost.shape[1], device=cost.device).expand_as(worth)
-    finite = cost.masked_fill(_diagonal(cost) | ~cost.isfinite(), 0)
+    finite = cost.masked_fill(mark_diagonal(cost) | ~cost.isfinite(), 0)
     finite = finite * worth.unsqueeze(1) if weighted else finite
     centres = worth.topk(keep, dim=1).indices
     for _ in range(MEDOID_ROUNDS):
@@ -282,11 +282,6 @@ def _least_of_labels(label: Tensor, values: Tensor) -> Tensor:
     labelled = label.unsqueeze(1) == rows.unsqueeze(1)
     theirs = torch.where(labelled, values.unsqueeze(1), label.shape[1]).amin(dim=2)
     return torch.minimum(values, theirs)
-
-
-def _diagonal(cost: Tensor) -> Tensor:
-    """Makes a mask of the diagonal (n, n)."""
-    return torch.eye(cost.shape[1], dtype=torch.bool, device=cost.device)
 
 
 def _above_limits(worth: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals
 from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Keep
-from patchslim.tokens.rows import take
+from patchslim.tokens.rows import mark_diagonal, take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
@@ -65,9 +65,8 @@ class GTP(Method):
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Propagate:
         """Keeps the `keep` best patches, and spreads the others along the edges of the graph."""
         attention = signals.attention()[:, :, :, signals.prefix :]
-        # Not `diagonal`, which OpenVINO does not have.
-        same = torch.eye(tokens.patches, dtype=attention.dtype, device=attention.device)
-        itself = (attention[:, :, signals.prefix :] * same).sum(dim=3).amax(dim=1)
+        own = attention[:, :, signals.prefix :]  # not `diagonal`, which OpenVINO does not have
+        itself = (own * mark_diagonal(own)).sum(dim=3).amax(dim=1)
         broadcast = attention.sum(dim=2).amax(dim=1)
         order = (itself * broadcast).topk(tokens.patches, dim=1).indices
         kept, gone = order[:, :keep], order[:, keep:]

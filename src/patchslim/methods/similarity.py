@@ -26,7 +26,7 @@ from patchslim.methods._windows import Windows, best_in_squares
 from patchslim.settings import Range, check_value
 from patchslim.tokens.merging import Assign, Merge
 from patchslim.tokens.reduction import Keep
-from patchslim.tokens.rows import take
+from patchslim.tokens.rows import mark_diagonal, take
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Tokens
@@ -374,10 +374,9 @@ class Similarity(Method):
             )
         of = windows.of(head)
         apart = (of.unsqueeze(2) != of.unsqueeze(1)) | cost.isinf()
-        itself = torch.eye(of.shape[1], dtype=torch.bool, device=of.device)
         # Symmetric, so that in a group of two the first wins, whatever the rounding.
         both_ways = cost + cost.transpose(1, 2)
-        within = both_ways.masked_fill(apart | itself, 0).sum(dim=2)
+        within = both_ways.masked_fill(apart | mark_diagonal(apart), 0).sum(dim=2)
         return -windows.to_rows(within)
 
 

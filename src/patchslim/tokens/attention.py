@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchslim.tokens.rows import mark_diagonal
 from patchslim.tokens.tokens import Tokens
 
 # With up to this many keys an explicit attention map is faster than the fused kernel, on devices
@@ -92,5 +93,5 @@ def _mask_bias(alive: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _unmask_self(bias: Tensor) -> Tensor:
     """Makes a matrix of the bias (B, 1, 1, N); every token still sees itself (DynamicViT)."""
-    itself = torch.eye(bias.shape[-1], dtype=torch.bool, device=bias.device)
-    return bias.expand(-1, -1, bias.shape[-1], -1).masked_fill(itself, 0.0)
+    square = bias.expand(-1, -1, bias.shape[-1], -1)
+    return square.masked_fill(mark_diagonal(square), 0.0)

@@ -20,6 +20,16 @@ def take(x: Tensor, rows: Tensor, prefix: int = 0) -> Tensor:
     return flat.view(batch, rows.shape[1], *x.shape[2:])
 
 
+def mark_diagonal(square: Tensor) -> Tensor:
+    """Marks the diagonal of square matrices (..., n, n), as a mask (n, n).
+
+    In a graph, `torch.eye` counts more than 255 rows in 16 bits without a sign, which OpenVINO does
+    not have.
+    """
+    rows = torch.arange(square.shape[-1], device=square.device)
+    return rows.unsqueeze(1) == rows
+
+
 def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """Returns x (B, N, C) with the rows `rows` (B, K) replaced by `values` (B, K, C)."""
     batch, count = x.shape[:2]
