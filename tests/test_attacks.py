@@ -19,7 +19,11 @@ from attacks.attack import (
     try_attack,
     try_attacks,
 )
+from child_process import needs_fork
 from patchslim.errors import WrongInput
+
+# Attacks train in forked processes. Marked, they come before others that use PyTorch's threads.
+pytestmark = needs_fork
 
 SHARE = 200  # by default every so-manieth attack runs
 LEAST = {
