@@ -143,7 +143,24 @@ class Planner:
         measured, dense = self._time(untouched)
         if dense <= limit:
             return [], untouched, measured, dense
-        searches = self._search_best(methods, limit / dense)
+        models = self._rank(methods, limit / dense)
+        searches = self._search_all(models[:FINALISTS])
+        try:
+            return self._try_to_meet(searches, limit, dense)
+        except ImpossibleBudget:
+            if len(models) <= FINALISTS:
+                raise
+        searches += self._search_all(models[FINALISTS:])
+        return self._try_to_meet(searches, limit, dense)
+
+    def _try_to_meet(
+        self, searches: list[MethodSearch], limit: float, dense: float
+    ) -> tuple[list[Choice], SlimModel, Ratio, float]:
+        """Returns what meets a limit of seconds with the methods that were searched.
+
+        Raises:
+            ImpossibleBudget: none of them does.
+        """
         off = {id(search): 1.0 for search in searches}
         for _ in range(ATTEMPTS):
             share = limit / dense
@@ -164,10 +181,10 @@ class Planner:
             return choices, model, measured, dense
         raise self._unreachable(searches, dense, measured.median * dense)
 
-    def _search_best(
+    def _rank(
         self, methods: Sequence[Method], share: float, *, of_time: bool = True
-    ) -> list[MethodSearch]:
-        """Searches the methods that promise most for a share of the dense time or operations."""
+    ) -> list[SlimModel]:
+        """Returns the methods that promise most for a share of the dense time, or operations."""
         models = [slim_untouched(self.untouched, method) for method in methods]
         if len(models) > FINALISTS:
             models = choose_contenders(self.untouched, models, self.chosen, share, self.show)
@@ -176,7 +193,10 @@ class Planner:
             models = choose_finalists(
                 self.untouched, models, decisions, self.chosen, share, self.show
             )
-        models = models[:FINALISTS]
+        return models
+
+    def _search_all(self, models: Sequence[SlimModel]) -> list[MethodSearch]:
+        """Searches several methods, one after the other."""
         if len(models) == 1:
             return [self.search(models[0])]
         return [
@@ -189,7 +209,8 @@ class Planner:
         if self.goal.macs is not None:
             dense = dense_macs(self.untouched.plan.shape).total
             target = macs_target(self.goal.macs, dense)
-            searches = self._search_best(methods, target / dense, of_time=False)
+            models = self._rank(methods, target / dense, of_time=False)
+            searches = self._search_all(models[:FINALISTS])
             choices = [
                 choice
                 for search in searches
@@ -201,7 +222,7 @@ class Planner:
                 )
             return sorted(choices, key=lambda choice: choice.candidate.kl)
         allowed = float(self.goal.max_kl or 0)
-        searches = self._search_best(methods, USUAL_SHARE)
+        searches = self._search_all(self._rank(methods, USUAL_SHARE)[:FINALISTS])
         choices = [each for search in searches for each in self._fastest(search, allowed)]
         return sorted(choices, key=lambda choice: choice.candidate.predicted)
 
