@@ -90,9 +90,9 @@ class TransformersHost(Adapter, ABC):
             rows: what it returns as `last_hidden_state`.
         """
 
-    @abstractmethod
     def read(self, host: Any, tokens: Tokens) -> Tensor:
-        """Computes what the classifier of an image classifier reads (B, C)."""
+        """Computes what the classifier of an image classifier reads (B, C), if there are any."""
+        raise NotImplementedError(f"{self.family} has no classifier.")
 
     def features(self, host: Any, tokens: Tokens) -> Any:
         """Makes the output of a bare model, its rows in the dense order."""

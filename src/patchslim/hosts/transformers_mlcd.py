@@ -70,10 +70,6 @@ class TransformersMlcd(TransformersHost):
         pooled: Tensor = host.post_layernorm(rows[:, 0])
         return pooled
 
-    def read(self, host: Any, tokens: Tokens) -> Tensor:
-        """Says that there is no classifier."""
-        raise NotImplementedError
-
 
 def _turn(host: Any, tokens: Tokens, t: Tensor) -> Tensor:
     """Turns queries or keys in float32, as the host does: first patches, then the class token."""

@@ -78,7 +78,3 @@ class TransformersSmolvlm(TransformersHost):
     def pool(self, host: Any, tokens: Tokens, rows: Tensor) -> Tensor | None:
         """Says that nothing is pooled."""
         return None
-
-    def read(self, host: Any, tokens: Tokens) -> Tensor:
-        """Says that there is no classifier."""
-        raise NotImplementedError

@@ -231,6 +231,14 @@ def remembers(method: Method) -> bool:
     return type(method).remember is not Method.remember
 
 
+def share_of_all(rate: float, stage: int, patches: int, rows: int) -> int:
+    """Counts a share of all patches, `rate` to the power of the stage, rounded down.
+
+    Many published methods count like this, where `Method.rows_left` takes a share of what is left.
+    """
+    return min(rows, max(1, int(patches * rate**stage + 1e-9)))
+
+
 def needs_no_budget(method: Method | type[Method]) -> bool:
     """Tells whether a method removes what it finds in an image, whatever the budget."""
     return method.adaptive and method.placement is Placement.FIRST

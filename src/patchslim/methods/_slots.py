@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchslim.errors import BadSetting
 from patchslim.methods._learned import LearnedMethod, ModulePerBlock
-from patchslim.methods._method import Place
+from patchslim.methods._method import Place, share_of_all
 from patchslim.methods._signals import Signals
 from patchslim.settings import Range, check_value
 from patchslim.tokens.mixing import Mix
@@ -69,7 +69,7 @@ class SlotMethod(LearnedMethod):
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Counts a share of all patches, `rate` to the power of the stage, rounded down."""
-        return min(rows, max(1, int(patches * rate**stage + 1e-9)))
+        return share_of_all(rate, stage, patches, rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts the logits, and the product that mixes the patches."""

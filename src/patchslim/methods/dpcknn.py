@@ -12,6 +12,7 @@ import torch
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Place, Signals
 from patchslim.methods import _clustering as clustering
+from patchslim.methods._method import share_of_all
 from patchslim.tokens.merging import Merge
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
@@ -44,7 +45,7 @@ class DPCKNN(Method):
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Counts a share of all patches, `rate` to the power of the stage, rounded down."""
-        return min(rows, max(1, int(patches * rate**stage + 1e-9)))
+        return share_of_all(rate, stage, patches, rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts the distances between all patches."""

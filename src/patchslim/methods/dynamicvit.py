@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
+from patchslim.methods._method import share_of_all
 from patchslim.methods._predictor import KEEP_INDEX, Predictor, predictor_macs
 from patchslim.settings import Range, check_value
 from patchslim.tokens.reduction import Keep, Mask
@@ -75,7 +76,7 @@ class DynamicViT(LearnedMethod):
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Takes the geometric share of all patches, rounded down, as published."""
-        return min(rows, max(1, int(patches * rate**stage + 1e-9)))
+        return share_of_all(rate, stage, patches, rows)
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts one pass of a predictor over all patches."""

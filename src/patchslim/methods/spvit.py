@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchslim.methods import Decision, LearnedMethod, ModulePerBlock, Place, Signals
+from patchslim.methods._method import share_of_all
 from patchslim.methods._predictor import KEEP_INDEX, Predictor, predictor_macs
 from patchslim.settings import Range, check_value
 from patchslim.tokens.mixing import MaskAndFuse
@@ -79,7 +80,7 @@ class SPViT(LearnedMethod):
 
     def rows_left(self, rate: float, stage: int, patches: int, rows: int) -> int:
         """Takes the geometric share of all patches, rounded down, and the package."""
-        return min(rows, max(1, int(patches * rate**stage + 1e-9)) + 1)
+        return share_of_all(rate, stage, patches, rows - 1) + 1
 
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts one pass of a selector over all patches, and the sum that makes the package."""
