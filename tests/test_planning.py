@@ -345,8 +345,10 @@ def test_contenders_are_those_that_lose_least_and_the_one_that_computes_least():
 class LongSleeper(TopK):
     """Takes longer to choose than a whole model takes to run."""
 
+    seconds = 0.0
+
     def choose(self, tokens, signals, keep):
-        time.sleep(0.05)
+        time.sleep(self.seconds)
         return super().choose(tokens, signals, keep)
 
 
@@ -361,6 +363,8 @@ def test_a_target_that_the_best_methods_miss_is_met_by_the_one_that_decides_fast
     monkeypatch.setattr("patchslim.planning.planner.time_decisions", lambda *_: [0.0, 0.0, 0.001])
     spare = {"latency_ms": 1e5, "batch": 8, "seconds": 0.01}
     dense = patchslim.plan(host, images, "topk", **spare).dense_ms
+    # Twice what the dense model took here: a fixed time is short where other work slows this one.
+    monkeypatch.setattr(LongSleeper, "seconds", 2 * dense / 1000)
     planned = patchslim.plan(host, images, latency_ms=0.8 * dense, batch=8, seconds=0.01)
     assert type(planned.model.method) is TopK
     assert planned.measured.high < 1
