@@ -36,7 +36,10 @@ from patchslim.errors import (
     WrongExport,
     WrongInput,
 )
+from patchslim.methods import Method
 from patchslim.model.model import SlimModel
+from patchslim.tokens.merging import Merge
+from patchslim.tokens.tokens import Tokens
 
 slow = pytest.mark.slow
 SIDE = 24
@@ -183,7 +186,12 @@ def test_an_export_answers_as_the_model_and_tells_what_it_is(pretence, tmp_path)
         "method": "evit", "target": "pretence", "batch": None, "input": [3, SIDE, SIDE],
         "tokens": [*model.plan.counts],
     }  # fmt: skip
-    assert again.card["checked"] == {"images": 7, "largest_difference": 0.0, "near_ties": {}}
+    assert again.card["checked"] == {
+        "images": 7,
+        "largest_difference": 0.0,
+        "near_ties": {},
+        "near_pairs": 0,
+    }
     assert repr(again).startswith("Artefact(pretence, ")
     assert [each.name for each in (tmp_path / "made").iterdir()] == ["m.pretence"]
 
@@ -298,6 +306,46 @@ def test_a_near_tie_is_told_from_a_wrong_graph():
     assert found.near_ties == {block: 1}
     assert (found.images, found.compared) == (4, 3)
     assert "near ties went the other way on 1 of them" in str(found)
+
+
+class JoinsByATie(Method):
+    """Merges the last patches with the first or the second: a near tie of two others decides."""
+
+    def choose(self, tokens: Tokens, signals: Any, keep: int) -> Merge:
+        rows = torch.arange(tokens.patches).expand(len(tokens.x), -1)
+        means = tokens.x[:, tokens.prefix :].mean(dim=2)
+        larger = (means[:, 2] > means[:, 3]).long()
+        return Merge(
+            rows[:, :keep], rows[:, keep:], larger[:, None].expand(-1, tokens.patches - keep)
+        )
+
+
+def test_a_near_tie_of_whom_to_merge_with_is_told_from_a_wrong_graph():
+    model = patchslim.slim(host(), JoinsByATie(), keep_rate=0.5, at=(1,))
+    model.host.get_parameter("pos_embed").data.zero_()
+    sure = pictures(4)
+    tie = sure[:1].clone()
+    tie[:, :, :4, 12:16] = tie[:, :, :4, 8:12]  # patches 2 and 3 show the same
+    graph = Graph(model, Outputs("tensor", ("output",)), None)
+    witness = Witness(model, graph.outputs)
+
+    def answer(images: Tensor) -> list[Any]:
+        with torch.no_grad():
+            return [each.numpy() for each in witness(images)]
+
+    def run(given: Any) -> list[Any]:
+        images = torch.from_numpy(given)
+        plain = answer(images)
+        if len(images) > 1:
+            return plain
+        near = (answer(images + 1e-5 * torch.randn(images.shape)) for _ in range(99))
+        return next(each for each in near if np.abs(each[0] - plain[0]).max() > 1e-2)
+
+    found = check_graph(run, graph, [tie, sure])
+    assert (found.near_pairs, found.images, found.compared) == (1, 5, 4)
+    assert "near ties went the other way on 1 of them" in str(found)
+    with pytest.raises(WrongExport, match="answers otherwise"):
+        check_graph(lambda given: [each + 0.01 for each in run(given)], graph, [tie, sure])
 
 
 def test_what_a_converter_says_becomes_one_error(pretence, tmp_path, monkeypatch):
