@@ -617,7 +617,7 @@ def _parity_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
         return "-"
     if "refused" in row:
         return f"refused {reasons.setdefault(row['refused'], len(reasons) + 1)}"
-    ties = sum(row["near_ties"].values()) + row["near_pairs"]
+    ties = sum(row["near_ties"].values()) + row["hidden_ties"]
     told = f"{row['largest_difference']:.0e}, {row['images']}"
     if row["same_answers"] < row["asked"]:
         told += f", {row['asked'] - row['same_answers']} other answers"

@@ -22,7 +22,7 @@ from patchslim.cli.main import main
 from patchslim.deployment import registry
 from patchslim.deployment.artefact import Named, open_artefact
 from patchslim.deployment.card import read_card
-from patchslim.deployment.checking import check_graph
+from patchslim.deployment.checking import Check, check_answers, check_graph
 from patchslim.deployment.graph import Graph, Outputs, Witness
 from patchslim.deployment.target import Runner, Target
 from patchslim.errors import (
@@ -190,7 +190,7 @@ def test_an_export_answers_as_the_model_and_tells_what_it_is(pretence, tmp_path)
         "images": 7,
         "largest_difference": 0.0,
         "near_ties": {},
-        "near_pairs": 0,
+        "hidden_ties": 0,
     }
     assert repr(again).startswith("Artefact(pretence, ")
     assert [each.name for each in (tmp_path / "made").iterdir()] == ["m.pretence"]
@@ -342,8 +342,12 @@ def test_a_near_tie_of_whom_to_merge_with_is_told_from_a_wrong_graph():
         return next(each for each in near if np.abs(each[0] - plain[0]).max() > 1e-2)
 
     found = check_graph(run, graph, [tie, sure])
-    assert (found.near_pairs, found.images, found.compared) == (1, 5, 4)
+    assert (found.hidden_ties, found.images, found.compared) == (1, 5, 4)
     assert "near ties went the other way on 1 of them" in str(found)
+    written = check_answers(
+        lambda given: run(given)[:1], graph, [tie, sure], graph.outputs, Check(5, 0.0)
+    )
+    assert (written.hidden_ties, written.compared) == (1, 4)
     with pytest.raises(WrongExport, match="answers otherwise"):
         check_graph(lambda given: [each + 0.01 for each in run(given)], graph, [tie, sure])
 

@@ -45,7 +45,7 @@ from patchslim.cli.text import (
 )
 from patchslim.errors import DeepCut, UnknownName, Untrained
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
-from patchslim.methods._registry import find_method, method_names
+from patchslim.methods._registry import DEFAULT_METHOD, find_method, method_names
 from patchslim.model.plan import make_plan
 from patchslim.schedules.schedule import Schedule
 
@@ -258,7 +258,7 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
 def macs(args: Namespace, _terminal: Terminal) -> CommandResult:
     """Counts operations exactly, from shapes alone."""
     host = build_without_weights(args.model, args.image_size)
-    method = method_from_args(args, "tome" if has_budget(args) else "identity")
+    method = method_from_args(args, DEFAULT_METHOD if has_budget(args) else "identity")
     plan = make_plan(host, method, args.schedule, tail=args.tail, **budget_from_args(args))
     shape = plan.shape
     plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, method, shape.resets)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from patchslim.calibration.patch_slimming.config import PatchSlimmingConfig
 from patchslim.cli.terminal import show_line, write_text
 from patchslim.errors import LONGEST_WORD, shorten
+from patchslim.methods._registry import DEFAULT_METHOD
 from patchslim.settings import Range, group_settings
 from patchslim.training.config import RECIPES, TrainConfig
 
@@ -149,7 +150,11 @@ def add_method(command: Parser) -> None:
     """Adds the method with its settings, and every kind of budget."""
     group = command.add_argument_group("method and budget (give one budget)")
     add = group.add_argument
-    add("--method", metavar="NAME", help="tome by default; `patchslim methods` lists them all")
+    add(
+        "--method",
+        metavar="NAME",
+        help=f"{DEFAULT_METHOD} by default; `patchslim methods` lists them all",
+    )
     add_method_settings(group)
     add(
         "--macs",

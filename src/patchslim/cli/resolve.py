@@ -27,7 +27,7 @@ from patchslim.hosts._catalog import (
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.hosts._weights import read_weights
 from patchslim.methods._method import Method
-from patchslim.methods._registry import find_method
+from patchslim.methods._registry import DEFAULT_METHOD, find_method
 from patchslim.model.load import load
 from patchslim.model.slim import slim
 from patchslim.saving.folder import is_saved, read_recipe
@@ -56,7 +56,7 @@ def slimmed_model(args: Namespace, terminal: Terminal) -> SlimModel:
             f"{args.model} is slimmed already: measure it, show it, or slim the model it was made "
             "of."
         )
-    method = method_from_args(args, "tome")
+    method = method_from_args(args, DEFAULT_METHOD)
     host = _build_host(args)
     if _is_random(args) and args.command != "train":
         terminal.note(

@@ -19,6 +19,8 @@ from patchslim.settings import show_value
 if TYPE_CHECKING:
     from patchslim.methods._method import Method, Setting
 
+DEFAULT_METHOD = "tome"  # of a budget without a method: it works on every model, untrained
+
 
 def method_names() -> list[str]:
     """Lists the methods that ship with the package: the files of `patchslim/methods`.

@@ -13,10 +13,12 @@ import torch
 from patchslim.methods import Method, Place, Placement, Signals
 from patchslim.methods._matching import ascending, match_best
 from patchslim.tokens.merging import Merge
+from patchslim.tokens.rows import mark_diagonal
 from patchslim.tokens.shapes import BlockShape
 from patchslim.tokens.tokens import Tokens
 
 LEAST = 1e-6  # of a salience, and of a length: no row may weigh nothing
+TINY = 1e-30  # of the stretch of an image's saliences
 
 
 class AdaMerge(Method):
@@ -34,9 +36,12 @@ class AdaMerge(Method):
         x = tokens.x[:, tokens.prefix :]
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         affinity = x @ x.transpose(1, 2)
-        salience = affinity.softmax(dim=2).sum(dim=1)
+        # A column's sum less 1, from what patches give to others: large features give nearly all
+        # to themselves, and sums of ones would differ by rounding alone.
+        given = affinity.softmax(dim=2).masked_fill(mark_diagonal(affinity), 0)
+        salience = given.sum(dim=1) - given.sum(dim=2)
         least, most = salience.amin(dim=1, keepdim=True), salience.amax(dim=1, keepdim=True)
-        salience = ((salience - least) / (most - least).clamp(min=LEAST)).clamp(min=LEAST)
+        salience = ((salience - least) / (most - least).clamp(min=TINY)).clamp(min=LEAST)
 
         half = tokens.patches // 2
         length = x.norm(dim=2).clamp(min=LEAST)

@@ -64,9 +64,11 @@ def _merge_squares(unit: Tensor, grid: tuple[int, int], count: int) -> Merge:
     members = unit.new_zeros(squares).scatter_add(0, square, unit.new_ones(patches))
     total = unit.new_zeros(batch, squares, unit.shape[2])
     total = total.scatter_add(1, square[None, :, None].expand_as(unit), unit)
-    # The square of a sum of unit vectors is their number, and twice the cosines of all pairs.
-    even = (total.square().sum(dim=2) - members) / (members * (members - 1)).clamp(min=1)
-    rank = rank_rows(even).gather(1, square.expand(batch, -1))
+    # The mean cosine of all pairs is 1 less this, which tells patches apart that are nearly alike.
+    away = (unit - (total / members[:, None]).index_select(1, square)).square().sum(dim=2)
+    spread = away.new_zeros(batch, squares).scatter_add(1, square.expand(batch, -1), away)
+    spread = spread / (members - 1).clamp(min=1)
+    rank = rank_rows(-spread).gather(1, square.expand(batch, -1))
 
     key = rank * SIDE**2 + place + torch.where(place == 0, SIDE**2 * squares, 0)
     order = key.topk(patches, dim=1, largest=False).indices

@@ -19,7 +19,7 @@ from patchslim.errors import (
 from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Place, Setting, remembers
-from patchslim.methods._registry import find_method, make_method, method_names
+from patchslim.methods._registry import DEFAULT_METHOD, find_method, make_method, method_names
 from patchslim.model.images import check_image_size
 from patchslim.model.step import BlockStep
 from patchslim.schedules.budget import (
@@ -144,7 +144,7 @@ def _check_adapter(adapter: Adapter, host: nn.Module) -> None:
 
 def macs(
     model: nn.Module,
-    method: str | Method = "identity",
+    method: str | Method | None = None,
     schedule: Schedule | str | Path | None = None,
     *,
     tail: Tail | None = None,
@@ -153,9 +153,11 @@ def macs(
 ) -> Cost:
     """Counts the multiply-adds of one image, from shapes alone: no forward pass, any device.
 
-    Takes what `slim` takes; without a method, those of the untouched model.
+    Takes what `slim` takes; without a method and a budget, those of the untouched model.
     """
     budget, settings = split_budget(asked)
+    if method is None:
+        method = DEFAULT_METHOD if budget or schedule is not None else "identity"
     return make_plan(
         model, method, schedule, tail=tail, adapter=adapter, settings=settings, **budget
     ).cost

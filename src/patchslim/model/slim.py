@@ -15,6 +15,7 @@ from patchslim.errors import DeepCut, UnsupportedModel, Untrained, warn_caller
 from patchslim.hosts._adapter import Adapter
 from patchslim.methods._learned import LearnedMethod, is_trainable
 from patchslim.methods._method import Method
+from patchslim.methods._registry import DEFAULT_METHOD
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.model.plan import make_plan, split_budget
@@ -25,7 +26,7 @@ from patchslim.versions import check_version
 
 def slim(
     model: nn.Module,
-    method: str | Method = "tome",
+    method: str | Method = DEFAULT_METHOD,
     schedule: Schedule | str | Path | None = None,
     *,
     tail: Tail | None = None,

@@ -13,6 +13,7 @@ from patchslim.errors import BadSetting
 from patchslim.hosts._adapter import Adapter
 from patchslim.measurement.score import Batch
 from patchslim.methods._method import Method, Setting
+from patchslim.methods._registry import DEFAULT_METHOD
 from patchslim.model.model import SlimModel
 from patchslim.model.slim import slim as slim_by_budget
 from patchslim.planning.plan import AUTO, plan
@@ -21,7 +22,7 @@ from patchslim.schedules.schedule import Schedule, Tail
 
 def slim(  # noqa: PLR0913 (the front door: every budget by its name)
     model: nn.Module,
-    method: str | Method = "tome",
+    method: str | Method = DEFAULT_METHOD,
     schedule: Schedule | str | Path | None = None,
     *,
     macs: float | None = None,
