@@ -335,10 +335,10 @@ def same_however_it_is_run(model, x):
     return [cost.rows for cost in costs]
 
 
-SUITED = [
-    (method, name)
-    for method in METHODS
-    for name in HOSTS
+SUITED = [  # by default each method on every third host, and each host with some
+    pytest.param(method, name, marks=[pytest.mark.slow] * ((row + column) % 3 > 0))
+    for row, method in enumerate(METHODS)
+    for column, name in enumerate(HOSTS)
     if method not in ("attended similarity", "ats")
     or name in ("class token", "distilled", "query", "query over the prefix", "rotary class token",
                 "rotary query")

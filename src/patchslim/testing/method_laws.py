@@ -166,7 +166,7 @@ def an_image_does_not_depend_on_its_batch(trial: Trial) -> None:
         scene = trial.scene(prefix=prefix)
         for keep in trial.keep_counts(PATCHES):
             together = trial.decide(scene, keep)
-            for images in ([0], [1], [2], [2, 0, 1], [1, 1]):
+            for images in ([1], [2, 0, 1], [0, 0]):
                 wanted = replace(
                     together,
                     x=together.x[images],
