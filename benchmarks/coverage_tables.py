@@ -1,4 +1,4 @@
-"""Tables of `coverage.json`: which models are served, by library and family, and why others not."""
+"""Tables of models: which are served, by library and family, why others not, and how exactly."""
 
 from __future__ import annotations
 
@@ -36,6 +36,26 @@ def families(told: dict[str, Any]) -> str:
     for found in told["libraries"].values():
         lines += [f"| {family} | {len(names)} |" for family, names in found["served"].items()]
     return "\n".join(lines)
+
+
+def laws(rows: dict[str, Any]) -> str:
+    """Writes how far each family is off, over all variants that its library builds."""
+    lines = [
+        "| family | variants | equal | off by | costs off by | ONNX | OpenVINO |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for family, row in rows.items():
+        exported = [_exported(row["exported"][target]) for target in ("onnx", "openvino")]
+        lines.append(
+            f"| [{family}](families/{family}.md) | {row['variants']} | {row['equal']} | "
+            f"{row['off']:.0e} | {row['costs_off']:.2%} | {' | '.join(exported)} |"
+        )
+    return "\n".join(lines)
+
+
+def _exported(checked: dict[str, Any]) -> str:
+    """Writes how far an exported model is off, or that it was refused."""
+    return "refused" if "refused" in checked else f"{checked['largest_difference']:.0e}"
 
 
 def reasons(told: dict[str, Any]) -> str:

@@ -343,6 +343,13 @@ def families() -> str:
     return "\n".join(lines)
 
 
+def family_laws() -> str:
+    """Writes how exact each family is, and where that comes from."""
+    rows = _read("families.json")
+    facts = dict.fromkeys(_origin_line(row["birth"]) for row in rows.values())
+    return f"{coverage_tables.laws(rows)}\n\n<sub>{'<br>'.join(facts)}</sub>"
+
+
 def front_speed() -> str:
     """Says in a sentence what a budget of 0.6 gained in time, for every method timed there."""
     parts = []
@@ -773,6 +780,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "coverage": lambda: coverage_tables.libraries(_read("coverage.json")),
         "coverage-families": lambda: coverage_tables.families(_read("coverage.json")),
         "coverage-reasons": lambda: coverage_tables.reasons(_read("coverage.json")),
+        "family-laws": family_laws,
         "documents": documents,
         "similarity": lambda: similarity(lambda name: name in SIDE_BY_SIDE or name == "random"),
         "similarity-deep": lambda: similarity(lambda name: name != "dense", "similarity_deep.json"),
