@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 import patchslim
 from comparison import is_close
 from hf_hosts import random_pixels
-from patchslim.errors import BypassedHook
+from patchslim.errors import BypassedHook, UnsupportedModel
 from small_hosts import slim_host
 from timm_variants import random_images
 
@@ -93,3 +95,35 @@ def test_a_class_map_from_the_trace_is_that_of_hooks_on_the_dense_blocks(vit: An
             assert is_close(slope, wanted)
         else:
             assert slope.shape[1] < wanted.shape[1]
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[Any]:
+    """A group of one process, and its mesh."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_model_is_sharded_as_a_whole_and_blocks_by_themselves_are_refused(
+    vit: Any, one_process: Any
+):
+    from torch.distributed.fsdp import fully_shard
+
+    slimmed, images = slim_host(vit), random_images(vit)
+    wanted = slimmed(images)
+    whole = fully_shard(copy.deepcopy(slimmed), mesh=one_process)
+    assert is_close(whole(images), wanted)
+    whole(images).square().mean().backward()
+    assert all(each.grad is not None for each in whole.host.blocks.parameters())
+    fully_shard(vit.blocks[1], mesh=one_process)
+    with pytest.raises(UnsupportedModel, match=r"blocks\.1 of the host is sharded .* as a whole"):
+        slimmed(images)
+    with pytest.raises(UnsupportedModel, match=r"blocks\.1 of the host is sharded"):
+        slim_host(vit)

@@ -7,7 +7,7 @@ around never fires, and nothing would say so.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from patchslim.errors import BypassedHook, warn_caller
+from patchslim.errors import BypassedHook, UnsupportedModel, warn_caller
 
 SHOWN = 5  # modules that the warning names
 # The hooks of a module, of each kind by their numbers.
@@ -42,9 +42,23 @@ class HookWatch:
             return
         found = [each for each in self.modules if _newest_hook(each) > self.newest]
         if found:
+            refuse_shards(host, found)
             self.newest = max(map(_newest_hook, found))
             library = _package(type(host))
             _warn(host, [each for each in found if _has_hooks(each, library)])
+
+
+def refuse_shards(host: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Refuses modules that are sharded by themselves, since hooks gather their weights (FSDP2)."""
+    places = {module: name for name, module in host.named_modules()}
+    sharded = [places[each] or type(each).__name__ for each in modules if hasattr(each, "unshard")]
+    if sharded:
+        raise UnsupportedModel(
+            f"{', '.join(sharded[:SHOWN])} of the host {'is' if len(sharded) == 1 else 'are'} "
+            "sharded by fully_shard, which gathers the weights of a module when that is called, "
+            "and a slimmed model calls the parts of a block. Slim the host first, and shard the "
+            "slimmed model as a whole: fully_shard(slimmed)."
+        )
 
 
 def warn_of_bypassed_hooks(
