@@ -539,6 +539,7 @@ def test_a_budget_is_a_share_or_a_number():
     assert share.macs().total <= 0.6 * dense
     assert patchslim.macs(host, "tome", macs=0.6) == share.macs()
     assert patchslim.macs(host, macs=0.6) == share.macs()  # the method that `slim` takes, too
+    assert patchslim.macs(host, macs=None).total == dense
     assert patchslim.slim(host, "tome", macs=0.6, tail="full").plan.tail == "full"
     assert patchslim.slim(host, "tome", macs=1.0).counts() == (17, 17, 17)
 

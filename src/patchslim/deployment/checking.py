@@ -186,19 +186,12 @@ def _name_blocks(found: Check) -> str:
 def _check_near_ties(
     graph: Graph, block: int, images: Tensor, theirs: Tensor, ours: Tensor
 ) -> None:
-    """Refuses other kept cells than the model's unless noise in float64 flips the same ones.
-
-    After a near tie that no block tells, noise finds other cells than a runtime does: as many will
-    do.
-    """
+    """Refuses other kept cells than the model's unless noise in float64 flips the same ones."""
     place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
     own = kept_cells(ours, graph)
-    flipped = kept_cells(theirs, graph) != own
-    by_noise, most = torch.zeros_like(flipped), torch.zeros(len(images), dtype=torch.int64)
+    sure = kept_cells(theirs, graph) != own
     for returned in _run_with_noise(graph, images, MOST_DRAWS):
-        moved = kept_cells(returned[place], graph) != own
-        by_noise, most = by_noise | moved, most.maximum(moved.sum(dim=1))
-        sure = flipped & ~by_noise & (flipped.sum(dim=1) > most)[:, None]
+        sure &= kept_cells(returned[place], graph) == own
         if not sure.any():
             return
     raise WrongExport(

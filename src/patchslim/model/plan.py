@@ -20,6 +20,7 @@ from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._registry import find_adapter
 from patchslim.methods._method import Method, Place, Setting, remembers
 from patchslim.methods._registry import DEFAULT_METHOD, find_method, make_method, method_names
+from patchslim.model.hooks import refuse_shards
 from patchslim.model.images import check_image_size
 from patchslim.model.step import BlockStep
 from patchslim.schedules.budget import (
@@ -107,6 +108,7 @@ def make_plan(
     if not isinstance(host, nn.Module):
         cure = f" Build it first: {_building_call(host)}." if isinstance(host, str) else ""
         raise UnsupportedModel(f"A host is a torch.nn.Module, not a {type(host).__name__}.{cure}")
+    refuse_shards(host, host.modules())
     if adapter is not None:
         _check_adapter(adapter, host)
     if tail is not None:
@@ -157,7 +159,8 @@ def macs(
     """
     budget, settings = split_budget(asked)
     if method is None:
-        method = DEFAULT_METHOD if budget or schedule is not None else "identity"
+        given = [schedule, *budget.values()]
+        method = "identity" if all(each is None for each in given) else DEFAULT_METHOD
     return make_plan(
         model, method, schedule, tail=tail, adapter=adapter, settings=settings, **budget
     ).cost

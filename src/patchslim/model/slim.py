@@ -17,7 +17,6 @@ from patchslim.methods._learned import LearnedMethod, is_trainable
 from patchslim.methods._method import Method
 from patchslim.methods._registry import DEFAULT_METHOD
 from patchslim.model.check import check_identity
-from patchslim.model.hooks import refuse_shards
 from patchslim.model.model import SlimModel, name_slimmed_part
 from patchslim.model.plan import make_plan, split_budget
 from patchslim.schedules.schedule import Schedule, Tail
@@ -47,8 +46,6 @@ def slim(
             f"This {type(model).__name__} holds a model that is slimmed already, {inner}. Slim its "
             ".host instead."
         )
-    if isinstance(model, nn.Module):
-        refuse_shards(model, model.modules())
     budget, settings = split_budget(asked)
     plan = make_plan(
         model, method, schedule, tail=tail, adapter=adapter, settings=settings, **budget
