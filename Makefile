@@ -19,7 +19,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 SEED ?= 1
 EVERY ?= 1
 
-.PHONY: demo test test-slow test-hostile test-oldest attack tables picture docs format constraints clean
+.PHONY: demo test test-slow test-hostile test-oldest test-gpu attack tables picture docs format constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/patchslim demo --out runs/demo
@@ -56,6 +56,10 @@ $(VENV)-oldest/.ready: pyproject.toml constraints-oldest.txt $(VENV)/.ready
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(BIN)/uv pip install --quiet --python $(VENV)-oldest/bin/python -c constraints-oldest.txt -e ".[dev]"
 	@touch $@
+
+# The laws on a GPU; skipped without one.
+test-gpu: $(VENV)/.compiled
+	$(BIN)/pytest -m gpu
 
 # The tables in README and docs, from the rows in benchmarks/results.
 tables: $(VENV)/.ready

@@ -23,6 +23,12 @@ class TimmCait(StageHost):
 
     family: ClassVar[str] = "timm Cait"
     host_classes: ClassVar[frozenset[str]] = frozenset({f"{MODULE}.Cait"})
+    # All its blocks are in the stage, so what timm tells of them holds here, too.
+    host_attributes: ClassVar[frozenset[str]] = StageHost.host_attributes | {
+        "feature_info",
+        "set_grad_checkpointing",
+        "grad_checkpointing",
+    }
 
     def unsupported_reason(self, host: Any) -> str | None:
         """Refuses overridden forward passes, foreign blocks and attentions."""
