@@ -104,10 +104,12 @@ def make_host(name: str, shared: Path) -> nn.Module:
     for parameter in host.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-    for module in host.modules():
+    for name, module in host.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            # LeViT begins with zeros here: its blocks would add nothing, and patches be alike.
-            nn.init.constant_(module.weight, 0.3)
+            # LeViT begins with zeros here, and its blocks would add nothing. Its queries and keys
+            # have to be large: where all patches attend evenly, they become alike.
+            heads = name.endswith((".qkv.bn", ".kv.bn", ".q.ln.bn"))
+            nn.init.constant_(module.weight, 3.0 if heads else 1.0 if "stem" in name else 0.5)
             module.momentum = None
     with torch.no_grad():
         host.train()(read_images(host, shared, 32))  # its statistics

@@ -188,6 +188,7 @@ def test_an_export_answers_as_the_model_and_tells_what_it_is(pretence, tmp_path)
     }  # fmt: skip
     assert again.card["checked"] == {
         "images": 7,
+        "compared": 7,
         "largest_difference": 0.0,
         "near_ties": {},
         "hidden_ties": 0,
@@ -220,11 +221,23 @@ def test_other_images_are_refused(pretence, tmp_path, images, wrong):
 
 
 def swap(values: Any, block: int) -> Any:
-    """Another cell in a deciding block: the least that is not kept, instead of the first."""
-    kept = values[1 + block].clone()
-    for row in kept:
-        row[0] = min(set(range(36)) - set(row.tolist()))
-    return [*values[: 1 + block], kept, *values[2 + block :]]
+    """Another cell in a deciding block: the first that is not kept for the first that is."""
+    standing = values[1 + block].clone()
+    for row in standing:
+        kept = row == torch.arange(len(row))
+        here, there = int(kept.int().argmax()), int(kept.int().argmin())
+        row[row == here] = there
+        row[there] = there
+    return [*values[: 1 + block], standing, *values[2 + block :]]
+
+
+def join(values: Any, block: int) -> Any:
+    """Another neighbour in a deciding block: what was merged joins the last that is kept."""
+    standing = values[1 + block].clone()
+    for row in standing:
+        kept = row == torch.arange(len(row))
+        row[~kept] = int(kept.nonzero().max())
+    return [*values[: 1 + block], standing, *values[2 + block :]]
 
 
 @pytest.mark.parametrize(("decision", "block"), [(0, 1), (1, 2)])
@@ -235,6 +248,13 @@ def test_a_graph_that_keeps_other_patches_is_not_written(pretence, tmp_path, dec
         patchslim.export(slim("similarity"), tmp_path / "m.pretence")
     assert (tmp_path / "m.pretence").read_text() == "before"
     assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_graph_that_merges_into_other_patches_is_not_written(pretence, tmp_path):
+    pretence.bend = lambda values: join(values, 0)
+    with pytest.raises(WrongExport, match=r"Block 1 .* first that merges other patches"):
+        patchslim.export(slim("tome"), tmp_path / "m.pretence")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_lower_precision_tells_what_it_changes(pretence, tmp_path):
@@ -290,7 +310,8 @@ def test_a_near_tie_is_told_from_a_wrong_graph():
 
     def run(given: Any) -> list[Any]:
         with torch.no_grad():
-            return [each.numpy() for each in swap(witness(torch.from_numpy(given)), 0)]
+            logits, *decisions = swap(witness(torch.from_numpy(given)), 0)
+            return [each.numpy() for each in (logits + 0.5, *decisions)]
 
     sure = pictures(3)
     with pytest.raises(WrongExport, match="no answer could be compared"):
@@ -305,7 +326,14 @@ def test_a_near_tie_is_told_from_a_wrong_graph():
     found = check_graph(run_both, graph, [images, sure])
     assert found.near_ties == {block: 1}
     assert (found.images, found.compared) == (4, 3)
-    assert "near ties went the other way on 1 of them" in str(found)
+    assert "near ties went the other way on 1 of 4" in str(found)
+
+    def run_alike(given: Any) -> list[Any]:
+        with torch.no_grad():
+            return [each.numpy() for each in swap(witness(torch.from_numpy(given)), 0)]
+
+    found = check_graph(run_alike, graph, [images])
+    assert (found.near_ties, found.compared) == ({block: 1}, 1)
 
 
 class JoinsByATie(Method):
@@ -342,14 +370,21 @@ def test_a_near_tie_of_whom_to_merge_with_is_told_from_a_wrong_graph():
         return next(each for each in near if np.abs(each[0] - plain[0]).max() > 1e-2)
 
     found = check_graph(run, graph, [tie, sure])
-    assert (found.hidden_ties, found.images, found.compared) == (1, 5, 4)
-    assert "near ties went the other way on 1 of them" in str(found)
+    assert (found.near_ties, found.hidden_ties) == ({1: 1}, 0)
+    assert (found.images, found.compared) == (5, 4)
+    assert "near ties went the other way on 1 of 5" in str(found)
+
+    def hide(given: Any) -> list[Any]:
+        return [*run(given)[:1], *answer(torch.from_numpy(given))[1:]]
+
+    hidden = check_graph(hide, graph, [tie, sure])
+    assert (hidden.near_ties, hidden.hidden_ties, hidden.compared) == ({}, 1, 4)
     written = check_answers(
-        lambda given: run(given)[:1], graph, [tie, sure], graph.outputs, Check(5, 0.0)
+        lambda given: run(given)[:1], graph, [tie, sure], graph.outputs, Check(5, 5, 0.0)
     )
     assert (written.hidden_ties, written.compared) == (1, 4)
     with pytest.raises(WrongExport, match="answers otherwise"):
-        check_graph(lambda given: [each + 0.01 for each in run(given)], graph, [tie, sure])
+        check_graph(lambda given: [run(given)[0] + 0.01, *run(given)[1:]], graph, [tie, sure])
 
 
 def test_what_a_converter_says_becomes_one_error(pretence, tmp_path, monkeypatch):

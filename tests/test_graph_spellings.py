@@ -184,3 +184,27 @@ def test_a_graph_by_products_looks_nothing_up(method: str) -> None:
 
     assert searched(by_product=False)
     assert not searched(by_product=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["reduce_min", "reduce_max", "reduce_sum"])
+@pytest.mark.parametrize("after", ["add", "subtract", "multiply"])
+def test_openvino_computes_right_from_what_whole_numbers_add_up_to(kind: str, after: str) -> None:
+    """It is wrong without the choice between both, on a processor with AVX-512."""
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    from patchslim.deployment.targets._openvino_sums import part_sums
+
+    given = ops.parameter([-1, 7, 6], np.int64)
+    reduced = getattr(ops, kind)(given, ops.constant(np.array([2])), False)
+    result = getattr(ops, after)(reduced, ops.constant(np.array(4, np.int64)))
+    model = openvino.Model([result], [given])
+    part_sums(model)
+    run = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    reduce = getattr(np, kind.removeprefix("reduce_"))
+    compute = getattr(np, after)
+    for batch in (1, 2, 8, 16):
+        whole = np.random.default_rng(batch).integers(0, 6, (batch, 7, 6))
+        assert np.array_equal(run(whole)[0], compute(reduce(whole, axis=2), 4))

@@ -107,7 +107,7 @@ class Reference:
         return made
 
     def measure(self, run: Runner, precision: str, recipe: str = "") -> Drift:
-        """Compares a graph that tells its kept cells with the model."""
+        """Compares a graph that tells its decisions with the model."""
         figures: list[Tensor] = []
         names = len(self.graph.outputs.names)
         for images, want in zip(self.batches, self.answers, strict=True):
@@ -126,14 +126,13 @@ class Reference:
         if not want:
             return torch.ones(images)
         theirs, ours = (
-            torch.cat([kept_cells(each, self.graph) for each in blocks], dim=1)
-            for blocks in (got, want)
+            torch.cat([kept_cells(each) for each in blocks], dim=1) for blocks in (got, want)
         )
         every = (theirs | ours).sum(dim=1).clamp(min=1)
         return (theirs & ours).sum(dim=1) / every
 
     def judge(self, run: Runner, drift: Drift) -> Drift:
-        """The same, with the answers of a graph that does not tell its kept cells.
+        """The same, with the answers of a graph that does not tell its decisions.
 
         That is the graph that is written. A runtime fuses other nodes in it, and rounds otherwise.
         """

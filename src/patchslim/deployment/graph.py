@@ -1,4 +1,4 @@
-"""`Graph`: a slimmed model as PyTorch's exported graph, plain or with the cells that it keeps."""
+"""`Graph`: a slimmed model as PyTorch's exported graph, plain or with what it does to patches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from patchslim.tokens.tokens import Tokens
 INPUT = "images"
 Kind = Literal["tensor", "sequence", "mapping"]
 T = TypeVar("T")
-NO_CELL = -1  # stands in the kept cells where a row is padding
+NO_CELL = -1  # stands for a cell that was dropped
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class Outputs:
 
 
 class Witness(nn.Module):
-    """Returns what a slimmed model does, and the cells that each deciding block keeps.
+    """Returns what a slimmed model does, and what each deciding block does to the grid's cells.
 
-    The cells are (B, rows) for each of `blocks`, in the order of the rows; `NO_CELL` is padding.
+    That is, for each of `blocks`, the cell that stands for every cell afterwards (B, cells): itself
+    if it is kept, the one that it was merged into, or `NO_CELL`. The order of rows does not matter.
     """
 
     def __init__(self, model: SlimModel, outputs: Outputs, *, tells: bool = True) -> None:
@@ -74,22 +75,24 @@ class Witness(nn.Module):
         self.blocks = model.plan.decision_blocks
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, and then the kept cells of each deciding block."""
+        """The outputs, and then what stands for each cell after each deciding block."""
         forward = replace(self.model.start_pass(), packs=False)
-        kept: list[Tensor] = []
-        tokens = forward.embed(images, {}, track=forward.facts.returns_rows)
+        standing: list[Tensor] = []
+        tokens = forward.embed(images, {}, track=self.tells or forward.facts.returns_rows)
         for step in forward.steps(tokens):
             tokens = forward.run_block(step, tokens)
-            if step.index in self.blocks:
-                kept.append(_cells(tokens))
+            if self.tells and step.index in self.blocks:
+                standing.append(_standing_cells(tokens))
         answer = forward.adapter.head(forward.host, pad(tokens.rejoin()), {})
-        return (*self.outputs.flatten(answer), *(kept if self.tells else ()))
+        return (*self.outputs.flatten(answer), *standing)
 
 
-def _cells(tokens: Tokens) -> Tensor:
-    """The grid cell of each patch row that is left (B, n); `NO_CELL` for padding."""
-    cells = tokens.cells()
-    return cells if tokens.alive is None else cells.masked_fill(~tokens.alive, NO_CELL)
+def _standing_cells(tokens: Tokens) -> Tensor:
+    """The grid cell that stands for each cell (B, cells); `NO_CELL` if it was dropped."""
+    row = tokens.origin
+    if row is None:
+        raise ValueError("these tokens were not tracked")
+    return torch.where(row >= 0, tokens.cells().gather(1, row.clamp(min=0)), NO_CELL)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Graph:
 
     @property
     def kept_names(self) -> tuple[str, ...]:
-        """Names of the outputs that hold the kept cells."""
+        """Names of the outputs that tell what stands for each cell."""
         return tuple(f"kept_{block}" for block in self.model.plan.decision_blocks)
 
     def program(
@@ -127,7 +130,7 @@ class Graph:
         """PyTorch's exported graph.
 
         Args:
-            tells: whether the kept cells are among its outputs.
+            tells: whether what stands for each cell is among its outputs.
             by_product: whether rows are moved by matrix products (see `tokens/spelling.py`).
         """
         # Not 1 image, which PyTorch would take for the only number.
@@ -158,13 +161,9 @@ def _without_resampling(program: torch.export.ExportedProgram) -> torch.export.E
     return program
 
 
-def kept_cells(cells: Tensor, graph: Graph) -> Tensor:
-    """Which grid cells are among those of the rows (B, rows), as (B, cells)."""
-    height, width = graph.model.plan.shape.grid
-    kept = torch.zeros(len(cells), height * width + 1, dtype=torch.bool)
-    # Padding is marked in a column of its own, which is left out.
-    index = torch.where(cells < 0, height * width, cells.to(torch.int64))
-    return kept.scatter(1, index, True)[:, :-1]
+def kept_cells(standing: Tensor) -> Tensor:
+    """Which grid cells stand for themselves (B, cells)."""
+    return standing == torch.arange(standing.shape[1])
 
 
 def quietly(convert: Callable[[], T]) -> T:

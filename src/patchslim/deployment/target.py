@@ -83,7 +83,7 @@ class Target(ABC):
 
     @abstractmethod
     def convert(self, graph: Graph) -> Any:
-        """The graph in the target's own form, with the kept cells among its outputs."""
+        """The graph in the target's own form, with its decisions among its outputs."""
 
     def describe(self, converted: Any) -> dict[str, Any]:
         """What the card says of the converted graph besides, as plain data."""
@@ -97,7 +97,7 @@ class Target(ABC):
         raise NotImplementedError
 
     def strip(self, converted: Any, graph: Graph) -> Any:
-        """The converted graph without the kept cells among its outputs, as it is written.
+        """The converted graph without its decisions among its outputs, as it is written.
 
         Only a target that has lower precisions needs it.
         """
@@ -105,7 +105,7 @@ class Target(ABC):
 
     @abstractmethod
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Writes the artefact, without the kept cells, with the card in it.
+        """Writes the artefact, without its decisions, with the card in it.
 
         `path` is a file to write, or an empty folder.
         """
@@ -119,7 +119,7 @@ class Target(ABC):
 
     @abstractmethod
     def witness(self, converted: Any) -> Runner:
-        """Runs a converted graph as it is, kept cells included."""
+        """Runs a converted graph as it is, decisions included."""
 
     @abstractmethod
     def open(self, path: Path, threads: int | None = None) -> tuple[str | None, Runner]:

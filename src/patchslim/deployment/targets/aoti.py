@@ -38,12 +38,12 @@ class Aoti(Target):
             ) from error
 
     def convert(self, graph: Graph) -> Any:
-        """The compiled graph with the kept cells among its outputs, loaded."""
+        """The compiled graph with its decisions among its outputs, loaded."""
         with tempfile.TemporaryDirectory() as folder:
             return _load(_compile(graph.program(), folder))
 
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Compiles the graph without the kept cells, with the card in its metadata."""
+        """Compiles the graph without its decisions, with the card in its metadata."""
         with tempfile.TemporaryDirectory() as folder:
             shutil.copyfile(_compile(graph.program(tells=False), folder, {CARD_KEY: card}), path)
 

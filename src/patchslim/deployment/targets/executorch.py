@@ -32,7 +32,7 @@ class Lowered:
 
     Attributes:
         plain: the program that is written.
-        witness: bytes of one that returns the kept cells, too.
+        witness: bytes of one that returns its decisions, too.
     """
 
     plain: Any
@@ -42,7 +42,7 @@ class Lowered:
 def lower_graph(
     graph: Graph, change: Callable[[ExportedProgram], ExportedProgram] = lambda program: program
 ) -> Lowered:
-    """Lowers a graph, once plain and once with the kept cells among its outputs.
+    """Lowers a graph, once plain and once with its decisions among its outputs.
 
     `change` is what is done to each program before.
     """
@@ -77,11 +77,11 @@ class ExecuTorch(Target):
     quantiser = XnnpackQuantiser(lower_graph)
 
     def convert(self, graph: Graph) -> Lowered:
-        """The lowered graph, once plain and once with the kept cells among its outputs."""
+        """The lowered graph, once plain and once with its decisions among its outputs."""
         return lower_graph(graph)
 
     def strip(self, converted: Lowered, graph: Graph) -> Lowered:
-        """The program that is written, in the place of the one that returns the kept cells."""
+        """The program that is written, in the place of the one that returns its decisions."""
         plain = converted.plain
         return Lowered(plain, quietly(lambda: _bytes({PLAIN: plain})))
 
@@ -95,7 +95,7 @@ class ExecuTorch(Target):
         path.write_bytes(seal(content))
 
     def witness(self, converted: Lowered) -> Runner:
-        """Runs the program that returns the kept cells."""
+        """Runs the program that returns its decisions."""
         return _runner(_load(converted.witness))
 
     def open(self, path: Path, threads: int | None = None) -> tuple[str | None, Runner]:

@@ -41,7 +41,7 @@ class Onnx(Target):
     }
 
     def convert(self, graph: Graph) -> Any:
-        """The model as a protocol buffer, with the kept cells among its outputs."""
+        """The model as a protocol buffer, with its decisions among its outputs."""
         program = graph.program()
         outputs = [*graph.outputs.names, *graph.kept_names]
         opset = choose_opset()
@@ -65,7 +65,7 @@ class Onnx(Target):
         return quietly(convert)
 
     def strip(self, converted: Any, graph: Graph) -> Any:
-        """The part of the model that the kept cells do not need."""
+        """The part of the model that telling decisions does not need."""
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ class Onnx(Target):
             return onnx.load(part)
 
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Writes the part of the model that the kept cells do not need, and the card in it."""
+        """Writes the part of the model that telling decisions does not need, and the card in it."""
         import onnx
 
         model = self.strip(converted, graph)

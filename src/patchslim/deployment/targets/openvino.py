@@ -21,6 +21,7 @@ from patchslim.deployment.targets._openvino_precision import (
     halve_weights,
     keep_decisions,
 )
+from patchslim.deployment.targets._openvino_sums import part_sums
 from patchslim.errors import BadFile
 from patchslim.files import read_json
 
@@ -57,10 +58,11 @@ class OpenVino(Target):
     quantiser = NncfQuantiser()
 
     def convert(self, graph: Graph) -> Any:
-        """The model in OpenVINO's memory, with the kept cells among its outputs."""
+        """The model in OpenVINO's memory, with its decisions among its outputs."""
         import openvino
 
         model = quietly(lambda: openvino.convert_model(graph.program(by_product=True)))
+        part_sums(model)
         # The converter leaves all sizes open, and a graph with an open size runs more slowly.
         model.reshape([graph.batch or -1, *graph.input_shape])
         names = [*graph.outputs.names, *graph.kept_names]
@@ -76,7 +78,7 @@ class OpenVino(Target):
         return made
 
     def strip(self, converted: Any, graph: Graph) -> Any:
-        """The part of the model that the kept cells do not need."""
+        """The part of the model that telling decisions does not need."""
         import openvino
 
         results = converted.get_results()[: len(graph.outputs.names)]
@@ -85,7 +87,7 @@ class OpenVino(Target):
         return model
 
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Writes the part of the model that the kept cells do not need, the card, and digests."""
+        """Writes the model without its decisions, the card, and digests."""
         import openvino
 
         model = self.strip(converted, graph)

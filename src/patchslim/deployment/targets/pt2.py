@@ -31,11 +31,11 @@ class Pt2(Target):
     reader = "torch.export.load"
 
     def convert(self, graph: Graph) -> Any:
-        """The program with the kept cells among its outputs."""
+        """The program with its decisions among its outputs."""
         return graph.program()
 
     def write(self, converted: Any, graph: Graph, card: str, path: Path) -> None:
-        """Writes the program without the kept cells, and the card beside it in the archive."""
+        """Writes the program without its decisions, and the card beside it in the archive."""
         # Through memory: PyTorch's writer ends the whole process where a disk is full.
         made = io.BytesIO()
         torch.export.save(graph.program(tells=False), made, extra_files={CARD_FILE: card})
