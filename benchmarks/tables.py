@@ -602,13 +602,13 @@ def parity() -> str:
     ]
     cells = {(row["host"], row["setting"], row["target"]): row for row in data["rows"]}
     reasons: dict[str, int] = {}
-    for host, setting in dict.fromkeys((row["host"], row["setting"]) for row in data["rows"]):
+    for host, setting in sorted({(row["host"], row["setting"]) for row in data["rows"]}):
         found = [cells.get((host, setting, target)) for target in targets]
         shown = [_parity_cell(each, reasons) for each in found]
         lines.append(f"| {host} | {setting} | {' | '.join(shown)} |")
     key = (
-        "The largest difference of an answer, as a share of the largest, with equal kept sets in "
-        "every block of each image that met no near tie, and on how many images; in brackets near "
+        "The largest difference of an answer, as a share of the largest, and on how many images, "
+        "in every block of which the same patches are kept; in brackets, how many of them met near "
         "ties that went the other way. -: not run."
     )
     notes = [f"refused {number}: {reason}" for reason, number in reasons.items()]
@@ -627,7 +627,8 @@ def _parity_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
     ties = sum(row["near_ties"].values()) + row["hidden_ties"]
     told = f"{row['largest_difference']:.0e}, {row['images']}"
     if row["same_answers"] < row["asked"]:
-        told += f", {row['asked'] - row['same_answers']} other answers"
+        other = row["asked"] - row["same_answers"]
+        told += f", {other} other answer{'s' if other > 1 else ''}"
     return f"{told} ({ties})" if ties else told
 
 
