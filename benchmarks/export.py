@@ -106,10 +106,10 @@ def make_host(name: str, shared: Path) -> nn.Module:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     for name, module in host.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            # LeViT begins with zeros here, and its blocks would add nothing. Its queries and keys
-            # have to be large: where all patches attend evenly, they become alike.
+            # LeViT begins with zeros here, and its blocks would add nothing. Where queries and keys
+            # are smaller, patches become alike; where they are larger, rounding is amplified.
             heads = name.endswith((".qkv.bn", ".kv.bn", ".q.ln.bn"))
-            nn.init.constant_(module.weight, 3.0 if heads else 1.0 if "stem" in name else 0.5)
+            nn.init.constant_(module.weight, 0.6 if heads else 1.0 if "stem" in name else 0.3)
             module.momentum = None
     with torch.no_grad():
         host.train()(read_images(host, shared, 32))  # its statistics
