@@ -736,20 +736,40 @@ def _interval(change: Estimate | None) -> str:
 
 
 def growth() -> str:
-    """Writes a method's own work as a share of the dense forward pass, by image size."""
+    """Writes each method's own work as a share of the dense forward pass, by number of tokens."""
     data = _read("growth.json")
+    sizes = sorted({row["tokens"] for row in data["rows"]})
+    names = sorted({row["method"] for row in data["rows"]})
+    cells = {(row["method"], row["tokens"]): row for row in data["rows"]}
     lines = [
-        "| image | tokens | method | own time | own memory | whole model's memory | speed-up |",
-        "|--:|--:|---|--:|--:|--:|--:|",
+        f"| method | {' | '.join(f'{size} tokens' for size in sizes)} |",
+        f"|---|{'--:|' * len(sizes)}",
     ]
-    lines += [
-        f"| {row['size']} | {row['tokens']} | {row['method']} | {row['own_time_share']:.1%} | "
-        f"{row['own_memory_share']:.1%} | {row['memory_share']:.1%} | {row['speedup']:.2f}x |"
-        for row in data["rows"]
-    ]
-    share = data["share"]
-    lines += ["", f"Shares of the dense host's time and peak memory, at {share:.0%} of its MACs."]
-    return "\n".join(lines)
+    reasons: dict[str, int] = {}
+    for name in names:
+        shown = [_growth_cell(cells.get((name, size)), reasons) for size in sizes]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    note = (
+        f"Own time, own peak memory and the whole model's peak memory as shares of the dense "
+        f"host's, and measured speed-up, at {data['share']:.0%} of its MACs. -: not run."
+    )
+    notes = [f"refused {number}: {reason}" for reason, number in reasons.items()]
+    facts = dict.fromkeys(_origin_line(row["birth"]) for row in data["rows"])
+    return "\n".join(
+        [*lines, "", "<br>".join([note, *notes]), "", f"<sub>{'<br>'.join(facts)}</sub>"]
+    )
+
+
+def _growth_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
+    """A cell of the table of growth; why a method is not for a size is numbered."""
+    if row is None:
+        return "-"
+    if "refused" in row:
+        return f"refused {reasons.setdefault(row['refused'], len(reasons) + 1)}"
+    return (
+        f"{row['own_time_share']:.1%}, {row['own_memory_share']:.0%}, {row['memory_share']:.0%}, "
+        f"{row['speedup']:.2f}x"
+    )
 
 
 def _read(name: str) -> Any:
@@ -823,9 +843,10 @@ def filled(text: str) -> str:
 
 def growth_figure(rows: list[dict[str, Any]]) -> str:
     """Draws a line a method: its own time as a share of the dense forward pass (SVG)."""
+    colours = {"tome": "#2563eb", "evit": "#d97706", "topk": "#059669", "random": "#6b7280"}
+    rows = [row for row in rows if row["method"] in colours and "refused" not in row]
     sizes = sorted({row["tokens"] for row in rows})
     top = max(row["own_time_share"] for row in rows) * 1.15
-    colours = {"tome": "#2563eb", "evit": "#d97706", "topk": "#059669", "random": "#6b7280"}
     left, width, height, bottom = 60, 430, 220, 260
 
     def x(tokens: int) -> float:
