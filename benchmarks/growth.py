@@ -29,6 +29,7 @@ from patchslim.errors import DeepCut, PatchslimError, ShortSchedule, Untrained
 from patchslim.measurement.latency import latency
 from patchslim.measurement.memory import peak_memory
 from patchslim.methods import Signals
+from patchslim.methods._method import method_settings
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.model import SlimModel
 from patchslim.model.step import BlockStep
@@ -106,8 +107,11 @@ def make_host(size: int) -> nn.Module:
 def grow(host: nn.Module, size: int, name: str) -> dict[str, Any]:
     """Measures one method at one size, beside the dense model; or says why it cannot be."""
     images = torch.randn(1, 3, size, size)
+    # A learned method has so many new tokens at most, by default enough for 224 pixels.
+    fits = "slots" in method_settings(patchslim.find_method(name)())
+    settings: dict[str, Any] = {"slots": (size // 16) ** 2} if fits else {}
     try:
-        model = patchslim.slim(host, name, macs=SHARE)
+        model = patchslim.slim(host, name, macs=SHARE, **settings)
     except PatchslimError as error:
         return {"refused": str(error)}
     # The first round warms up, and tells whether there is time for more.
