@@ -9,7 +9,7 @@ import timm
 import torch
 
 import patchslim
-from patchslim.errors import BadFile
+from patchslim.errors import BadFile, UnknownName
 
 
 @pytest.fixture
@@ -38,6 +38,16 @@ def test_a_repository_in_the_clients_cache_is_loaded_offline(slimmed, tmp_path, 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert patchslim.load("hf-hub:someone/slim").counts() == slimmed.counts()
+    with pytest.raises(BadFile, match="someone/slim@v1"):
+        patchslim.load("hf-hub:someone/slim@v1")
+    (repository / "refs" / "v1").write_text(commit)
+    assert patchslim.load("hf-hub:someone/slim@v1").counts() == slimmed.counts()
+    assert patchslim.load(f"hf-hub:someone/slim@{commit}").counts() == slimmed.counts()
+
+
+def test_a_setting_that_the_hub_does_not_have_is_named(slimmed):
+    with pytest.raises(UnknownName, match="Unknown setting of push_to_hub 'commit_mesage'"):
+        slimmed.push_to_hub("someone/slim", commit_mesage="smaller")
 
 
 @pytest.mark.slow
@@ -95,7 +105,9 @@ def test_uploading_where_nobody_answers_is_one_clear_error(slimmed, tmp_path):
         import patchslim
         for path in ({str(tmp_path / "a")!r}, {str(tmp_path / "m.onnx")!r}):
             try:
-                patchslim.load(path).push_to_hub("someone/slim")
+                patchslim.load(path).push_to_hub(
+                    "someone/slim", commit_message="smaller", revision="v1", token="hf_none"
+                )
             except patchslim.PatchslimError as error:
                 print(type(error).__name__, error)
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from patchslim.deployment.target import Runner
 from patchslim.errors import BadFile, PatchslimError, WrongInput
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.model.images import check_readable
-from patchslim.saving.hub import upload
+from patchslim.saving.hub import Upload, upload
 from patchslim.versions import installed_version
 
 
@@ -84,9 +84,9 @@ class Artefact:
         black = torch.zeros(self.card["batch"] or 1, *self.card["input"])
         return int(self.logits(black).shape[-1])
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+    def push_to_hub(self, repository: str, **how: Unpack[Upload]) -> str:
         """Uploads the file or folder, with the card in it, and returns the address."""
-        return upload(self.path, repository, private=private)
+        return upload(self.path, repository, **how)
 
     @property
     def size(self) -> int:

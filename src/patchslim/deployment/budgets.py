@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from patchslim.deployment.artefact import Artefact, open_artefact
 from patchslim.deployment.layout import LAYOUTS, NAME, Layout, find_layout
@@ -19,7 +19,7 @@ from patchslim.deployment.target import Target
 from patchslim.errors import BadFile, BadSetting, UnknownName
 from patchslim.files import read_json
 from patchslim.hosts._preprocessing import Preprocessing
-from patchslim.saving.hub import upload
+from patchslim.saving.hub import Upload, upload
 from patchslim.settings import Range, check_value
 from patchslim.versions import package_version, say_upgrade
 
@@ -72,9 +72,9 @@ class Budgets(dict[str, Artefact]):
         """How many bytes the folder takes."""
         return sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+    def push_to_hub(self, repository: str, **how: Unpack[Upload]) -> str:
         """Uploads the folder, and returns the address."""
-        return upload(self.path, repository, private=private)
+        return upload(self.path, repository, **how)
 
     def __repr__(self) -> str:
         """The path and the names."""

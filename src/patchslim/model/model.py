@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.fx
@@ -32,7 +32,7 @@ from patchslim.model.host_api import (
 from patchslim.model.plan import Plan
 from patchslim.model.recipe import make_recipe
 from patchslim.saving.folder import write_folder
-from patchslim.saving.hub import upload
+from patchslim.saving.hub import Upload, upload
 from patchslim.schedules.schedule import Schedule
 from patchslim.settings import Range, check_value
 from patchslim.tokens.shapes import Cost
@@ -199,11 +199,14 @@ class SlimModel(nn.Module):
         """Does the same as `save`, by Hugging Face's name."""
         self.save(path)
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Uploads weights and recipe to a Hub repository and returns its address."""
+    def push_to_hub(self, repository: str, **how: Unpack[Upload]) -> str:
+        """Uploads weights and recipe to a Hub repository, and returns its address.
+
+        `how` takes `private`, `commit_message`, `revision` (a branch) and `token`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / "model")
-            return upload(Path(folder) / "model", repository, private=private)
+            return upload(Path(folder) / "model", repository, **how)
 
     def extra_repr(self) -> str:
         """Writes schedule and costs, as print() shows them."""

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from patchslim.errors import BadFile
+from patchslim.errors import BadFile, UnknownName
 from patchslim.hosts._weights import WEIGHTS_FILE
 from patchslim.saving.folder import RECIPE_FILE
 
 PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 MESSAGE = "A model slimmed by patchslim"
+
+
+class Upload(TypedDict, total=False):
+    """How to upload, by the names of the Hub's own client.
+
+    Attributes:
+        private: whether a repository that is made is private.
+        commit_message: what the commit says.
+        revision: the branch, made if need be; by default the main one.
+        token: who uploads; by default who is logged in.
+    """
+
+    private: bool
+    commit_message: str
+    revision: str
+    token: str
 
 
 def download(
@@ -22,7 +39,7 @@ def download(
     """Downloads files of a Hub repository into the Hub client's cache; returns the folder there.
 
     Args:
-        repository: its owner and name.
+        repository: its owner and name, and perhaps `@` and a branch, tag or commit, as in timm.
         names: names or patterns of files at the top of the repository, by default those of a saved
             model. Nothing else is fetched.
         nested: whether names may also be of files in folders.
@@ -31,7 +48,15 @@ def download(
 
     try:
         ignored = None if nested else ["*/*"]
-        return Path(snapshot_download(repository, allow_patterns=[*names], ignore_patterns=ignored))
+        name, _, revision = repository.partition("@")
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=[*names],
+                ignore_patterns=ignored,
+            )
+        )
     except _hub_errors() as error:
         raise BadFile(
             f"{repository!r} cannot be fetched from the Hub: {error} Without a network, give the "
@@ -39,21 +64,30 @@ def download(
         ) from error
 
 
-def upload(path: Path, repository: str, *, private: bool = False) -> str:
+def upload(path: Path, repository: str, **how: Unpack[Upload]) -> str:
     """Uploads a folder or a file to a Hub repository, made if need be, and returns its address."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
+    unknown = sorted(how.keys() - Upload.__annotations__.keys())
+    if unknown:
+        raise UnknownName.of("setting of push_to_hub", unknown[0], [*Upload.__annotations__])
+    api = HfApi(token=how.get("token"))
+    message, revision = how.get("commit_message", MESSAGE), how.get("revision")
     try:
-        address = api.create_repo(repository, private=private, exist_ok=True)
+        address = api.create_repo(repository, private=how.get("private", False), exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
         if path.is_dir():
-            api.upload_folder(repo_id=repository, folder_path=path, commit_message=MESSAGE)
+            api.upload_folder(
+                repo_id=repository, folder_path=path, commit_message=message, revision=revision
+            )
         else:
             api.upload_file(
                 repo_id=repository,
                 path_or_fileobj=path,
                 path_in_repo=path.name,
-                commit_message=MESSAGE,
+                commit_message=message,
+                revision=revision,
             )
     except _hub_errors() as error:
         raise BadFile(
