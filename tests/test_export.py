@@ -257,6 +257,13 @@ def test_a_graph_that_merges_into_other_patches_is_not_written(pretence, tmp_pat
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_method_that_decides_where_only_the_class_token_is_read_is_written(pretence, tmp_path):
+    model = patchslim.slim(host(), "dct", r=2, tail="exact")
+    assert len(model.plan.steps) - 1 in model.plan.decision_blocks
+    written = patchslim.export(model, tmp_path / "m.pretence")
+    assert written.check.compared == written.check.images
+
+
 def test_a_lower_precision_tells_what_it_changes(pretence, tmp_path):
     x, path = pictures(5), tmp_path / "m.pretence"
     model = slim()

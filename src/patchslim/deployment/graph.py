@@ -90,8 +90,8 @@ class Witness(nn.Module):
 def _standing_cells(tokens: Tokens) -> Tensor:
     """The grid cell that stands for each cell (B, cells); `NO_CELL` if it was dropped."""
     row = tokens.origin
-    if row is None:
-        raise ValueError("these tokens were not tracked")
+    if row is None:  # only the prefix came out of the last block, so that it decided nothing
+        return tokens.cells()
     return torch.where(row >= 0, tokens.cells().gather(1, row.clamp(min=0)), NO_CELL)
 
 
