@@ -607,29 +607,46 @@ def parity() -> str:
         shown = [_parity_cell(each, reasons) for each in found]
         lines.append(f"| {host} | {setting} | {' | '.join(shown)} |")
     key = (
-        "The largest difference of an answer, as a share of the largest, and on how many images, "
-        "in every block of which the same patches are kept; in brackets, how many of them met near "
-        "ties that went the other way. -: not run."
+        "The largest difference of an answer, as a share of the largest, and how many images were "
+        "run; in brackets, how many of them met near ties that went the other way. On all others "
+        "every block keeps the same patches, and merges the others into the same. *: by an earlier "
+        "check, which did not compare merges. -: not run."
     )
+    return _close_table(lines, key, reasons, data["rows"])
+
+
+def _close_table(
+    lines: list[str], key: str, reasons: dict[str, int], rows: list[dict[str, Any]]
+) -> str:
+    """Adds the key, the numbered reasons of refusals, and where the rows come from."""
     notes = [f"refused {number}: {reason}" for reason, number in reasons.items()]
-    facts = dict.fromkeys(_origin_line(row["birth"]) for row in data["rows"])
+    facts = dict.fromkeys(_origin_line(row["birth"]) for row in rows)
     return "\n".join(
         [*lines, "", "<br>".join([key, *notes]), "", f"<sub>{'<br>'.join(facts)}</sub>"]
     )
 
 
-def _parity_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
-    """A cell of the table of parity; why a target refused is numbered."""
+def _say_missing(row: dict[str, Any] | None, reasons: dict[str, int]) -> str | None:
+    """A cell that was not run, or is refused for a numbered reason; None if it has figures."""
     if row is None:
         return "-"
     if "refused" in row:
         return f"refused {reasons.setdefault(row['refused'], len(reasons) + 1)}"
+    return None
+
+
+def _parity_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
+    """A cell of the table of parity."""
+    missing = _say_missing(row, reasons)
+    if row is None or missing is not None:
+        return missing or "-"
     ties = sum(row["near_ties"].values()) + row["hidden_ties"]
     told = f"{row['largest_difference']:.0e}, {row['images']}"
     if row["same_answers"] < row["asked"]:
         other = row["asked"] - row["same_answers"]
         told += f", {other} other answer{'s' if other > 1 else ''}"
-    return f"{told} ({ties})" if ties else told
+    told += f" ({ties})" if ties else ""
+    return told if "compared" in row else f"{told} *"
 
 
 def evo_scratch() -> str:
@@ -751,21 +768,17 @@ def growth() -> str:
         lines.append(f"| {name} | {' | '.join(shown)} |")
     note = (
         f"Own time, own peak memory and the whole model's peak memory as shares of the dense "
-        f"host's, and measured speed-up, at {data['share']:.0%} of its MACs. -: not run."
+        f"host's, and measured speed-up, at {data['share']:.0%} of its MACs. Of `mctf` and "
+        "`idlevit`, which decide on the attention map, own time is deciding alone. -: not run."
     )
-    notes = [f"refused {number}: {reason}" for reason, number in reasons.items()]
-    facts = dict.fromkeys(_origin_line(row["birth"]) for row in data["rows"])
-    return "\n".join(
-        [*lines, "", "<br>".join([note, *notes]), "", f"<sub>{'<br>'.join(facts)}</sub>"]
-    )
+    return _close_table(lines, note, reasons, data["rows"])
 
 
 def _growth_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
-    """A cell of the table of growth; why a method is not for a size is numbered."""
-    if row is None:
-        return "-"
-    if "refused" in row:
-        return f"refused {reasons.setdefault(row['refused'], len(reasons) + 1)}"
+    """A cell of the table of growth."""
+    missing = _say_missing(row, reasons)
+    if row is None or missing is not None:
+        return missing or "-"
     return (
         f"{row['own_time_share']:.1%}, {row['own_memory_share']:.0%}, {row['memory_share']:.0%}, "
         f"{row['speedup']:.2f}x"

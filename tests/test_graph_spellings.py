@@ -208,3 +208,26 @@ def test_openvino_computes_right_from_what_whole_numbers_add_up_to(kind: str, af
     for batch in (1, 2, 8, 16):
         whole = np.random.default_rng(batch).integers(0, 6, (batch, 7, 6))
         assert np.array_equal(run(whole)[0], compute(reduce(whole, axis=2), 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tome", "ats", "saint", "similarity"])
+def test_no_graph_for_openvino_computes_at_once_from_a_sum_of_whole_numbers(method: str) -> None:
+    """What holds on every processor, whether OpenVINO is wrong there or not."""
+    from patchslim.deployment.registry import find_target
+    from patchslim.deployment.targets._openvino_sums import SAFE
+
+    graph = Graph(slim_tiny(method), Outputs("tensor", ("output",)), 2)
+    sums = [
+        node
+        for node in find_target("openvino").convert(graph).get_ordered_ops()
+        if node.get_type_name().startswith("Reduce")
+        and node.get_output_element_type(0).is_integral_number()
+    ]
+    uses = [
+        each.get_node().get_type_name()
+        for node in sums
+        for each in node.output(0).get_target_inputs()
+    ]
+    assert uses
+    assert set(uses) <= SAFE

@@ -120,9 +120,9 @@ class Graph:
         return self.image_shape
 
     @property
-    def kept_names(self) -> tuple[str, ...]:
+    def decision_names(self) -> tuple[str, ...]:
         """Names of the outputs that tell what stands for each cell."""
-        return tuple(f"kept_{block}" for block in self.model.plan.decision_blocks)
+        return tuple(f"decision_{block}" for block in self.model.plan.decision_blocks)
 
     def program(
         self, *, tells: bool = True, by_product: bool = False

@@ -217,8 +217,8 @@ class _BlockGraph(Graph):
         return tuple(self.tokens.x.shape[1:])
 
     @property
-    def kept_names(self) -> tuple[str, ...]:
-        """No output tells what was kept."""
+    def decision_names(self) -> tuple[str, ...]:
+        """No output tells a decision."""
         return ()
 
     def program(

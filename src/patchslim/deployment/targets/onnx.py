@@ -43,7 +43,7 @@ class Onnx(Target):
     def convert(self, graph: Graph) -> Any:
         """The model as a protocol buffer, with its decisions among its outputs."""
         program = graph.program()
-        outputs = [*graph.outputs.names, *graph.kept_names]
+        outputs = [*graph.outputs.names, *graph.decision_names]
         opset = choose_opset()
 
         def convert() -> Any:

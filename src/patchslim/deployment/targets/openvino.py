@@ -65,7 +65,7 @@ class OpenVino(Target):
         part_sums(model)
         # The converter leaves all sizes open, and a graph with an open size runs more slowly.
         model.reshape([graph.batch or -1, *graph.input_shape])
-        names = [*graph.outputs.names, *graph.kept_names]
+        names = [*graph.outputs.names, *graph.decision_names]
         for port, name in zip([*model.inputs, *model.outputs], [INPUT, *names], strict=True):
             port.get_tensor().set_names({name})
         return model
