@@ -23,7 +23,7 @@ from patchslim.errors import (
 from patchslim.files import replace_folder
 from patchslim.methods._method import method_settings
 from patchslim.model.load import load
-from patchslim.saving.folder import RECIPE_FILE, WEIGHTS_FILE
+from patchslim.saving.folder import CARD_FILE, RECIPE_FILE, WEIGHTS_FILE
 from patchslim.saving.seal import seal_recipe
 from patchslim.tokens.reduction import Keep
 
@@ -134,10 +134,10 @@ def test_a_loaded_model_gives_the_same_answers_bit_for_bit(name, tmp_path):
     assert loaded.counts() == slimmed.counts()
     assert method_settings(loaded.method) == method_settings(slimmed.method)
     assert not loaded.training
-    assert sorted(entry.name for entry in (tmp_path / "saved").iterdir()) == [
-        WEIGHTS_FILE,
-        RECIPE_FILE,
-    ]
+    beside = {CARD_FILE, "config.json"}
+    assert {entry.name for entry in (tmp_path / "saved").iterdir()} - {
+        "preprocessor_config.json"  # where the host says how images are prepared
+    } == {WEIGHTS_FILE, RECIPE_FILE, *beside}
 
 
 @pytest.mark.parametrize("build", [timm_vit, timm_eva, timm_dinov3, HOSTS["hf-dinov2"]])
@@ -343,7 +343,7 @@ def test_a_process_that_died_between_the_two_renames_loses_nothing(tmp_path):
     assert_same(slimmed, load(tmp_path / "saved"))
     with (
         pytest.raises(RuntimeError, match="cut"),
-        replace_folder(tmp_path / "saved", {WEIGHTS_FILE, RECIPE_FILE}),
+        replace_folder(tmp_path / "saved", lambda path: [each.name for each in path.iterdir()]),
     ):
         raise RuntimeError("cut")
     assert_same(slimmed, load(tmp_path / "saved"))
@@ -441,7 +441,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
         ({"library": None, "dtype": "float64"}, "dtype, library"),
         ({"images": {}}, "images"),
         ({"note": "mine"}, "note"),
-        ({"checksums": {}}, "answers, buffers"),
+        ({"checksums": {}}, "answers, beside, buffers"),
         ({"checksums": 1}, "checksums"),
     ],
 )

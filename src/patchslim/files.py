@@ -16,7 +16,7 @@ import os
 import pkgutil
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,21 @@ def _list_modules(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def replace_folder(path: Path, holds: Collection[str]) -> Iterator[Path]:
-    """Gives an empty folder for the files `holds`; it becomes `path` if nothing fails."""
+def replace_folder(path: Path, holds: Callable[[Path], Collection[str]]) -> Iterator[Path]:
+    """Gives an empty folder, which becomes `path` if nothing fails.
+
+    Args:
+        path: the folder to replace, or to make.
+        holds: names the files in it that may be replaced. It is asked while no other process
+            writes there.
+    """
     if not path.name:
         raise BadFile(f"{path} is the root of a disk. Give the path of a new folder.")
     fresh, old = _hidden_sibling(path, "new"), _hidden_sibling(path, "old")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock_folder(path.parent):
         _finish_interrupted(path)
-        check_replaceable(path, holds)
+        check_replaceable(path, holds(path))
         fresh.mkdir()
         try:
             yield fresh

@@ -43,10 +43,11 @@ from patchslim.cli.text import (
     model_facts,
     training_text,
 )
-from patchslim.errors import DeepCut, UnknownName, Untrained
+from patchslim.errors import DeepCut, PatchslimError, UnknownName, Untrained
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
 from patchslim.methods._registry import DEFAULT_METHOD, find_method, method_names
 from patchslim.model.plan import make_plan
+from patchslim.saving.folder import is_saved
 from patchslim.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -224,6 +225,11 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.deployment.measure import measure as run
     from patchslim.report.html import save_page
 
+    if args.card and not is_saved(args.model):
+        raise PatchslimError(
+            f"--card: {show_name(args.model)} was not saved by patchslim, so it has no model card. "
+            "Save the slimmed model first (`patchslim slim ... --out FOLDER`), and measure FOLDER."
+        )
     model: Any = find_artefact(args)
     dense: Any
     if model is None:
@@ -252,6 +258,9 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
     if args.html is not None:
         save_page(report, args.html)
         text += f"\n\nSaved as a page to {show_name(args.html)}"
+    if args.card:
+        model.save(args.model, results=report)
+        text += f"\n\nPut into the card of {show_name(args.model)}"
     return CommandResult(text, {**report.to_json(), "unreadable": unreadable})
 
 

@@ -322,6 +322,7 @@ def _add_measure(commands: Any) -> None:
     add("--out", type=path, metavar="FILE", help="where to save the report as JSON")
     add("--csv", type=path, metavar="FILE", help="where to save it as CSV, with timm's columns")
     add("--html", type=path, metavar="FILE", help="where to save it as a page with charts")
+    add("--card", action="store_true", help="put it into the model card of MODEL, a saved folder")
     add_weights(command)
     add_method(command)
 

@@ -234,5 +234,5 @@ def _replace(target: Target, path: Path) -> Iterator[Path]:
             with replace_file(path) as fresh:
                 yield fresh
         else:
-            with replace_folder(path, target.files) as fresh:
+            with replace_folder(path, lambda _: target.files) as fresh:
                 yield fresh

@@ -83,7 +83,7 @@ def export_budgets(
             "name has letters, digits, '.', '_' and '-' only."
         )
     places = layout.places(order.target, [*models])
-    with tell_unwritable(path), replace_folder(path, _replaceable(path)) as fresh:
+    with tell_unwritable(path), replace_folder(path, _replaceable) as fresh:
         written = {name: fresh / place for name, place in places.items()}
         made = {name: _write(models[name], order, place) for name, place in written.items()}
         bytes_apart = sum(each.stat().st_size for each in fresh.rglob("*") if each.is_file())

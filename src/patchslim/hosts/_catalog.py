@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchslim.errors import BadFile, MissingExtra, OldVersion, PatchslimError, UnknownName
+from patchslim.errors import (
+    BadFile,
+    MissingExtra,
+    OldVersion,
+    PatchslimError,
+    UnknownName,
+    UnsupportedModel,
+)
 from patchslim.files import resolve_path
 from patchslim.hosts._building import check_arguments
 from patchslim.hosts._library import Library
@@ -30,6 +37,7 @@ from patchslim.hosts._registry import (
 from patchslim.hosts._weights import advise_on_bare_weights, check_finite, check_fit, read_weights
 
 EXAMPLE = "digits"
+SAVED = "recipe.json"  # the sign of a folder that `SlimModel.save` wrote
 # A repository of the Hub as people write it; without a prefix it may be a folder, too.
 REPOSITORY = re.compile(
     r"(?P<prefix>hf[-_]hub:|https?://huggingface\.co/)?(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*)/?"
@@ -213,13 +221,18 @@ def _open_local(name: str, *, weights: bool = True) -> nn.Module:
         trained: nn.Module = example()
         return trained
     folder = resolve_path(name)
+    if (folder / SAVED).is_file():
+        raise UnsupportedModel(
+            f"{folder} is slimmed already, and a dense model is needed here. Give the model that "
+            "it was made of."
+        )
     opening = [library for library in find_libraries() if library.opens_folders]
     for library in opening:
         if library.is_folder(folder):
             return library.open_folder(folder, weights=weights)
     signs = " nor ".join(library.folder_sign for library in opening)
     raise BadFile(
-        f"{folder} holds no model: neither recipe.json (saved by patchslim) nor {signs}."
+        f"{folder} holds no model: neither {SAVED} (saved by patchslim) nor {signs}."
         f"{advise_on_bare_weights(folder) or ' ' + model_hint()}"
     )
 

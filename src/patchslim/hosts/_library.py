@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 # What a library has to define, by the attribute that says that it does.
 PROMISES = {"builds_by_name": ("build", "names"), "opens_folders": ("is_folder", "open_folder")}
 
+# What stands in a saved folder where another library looks for the kind of a model.
+WHOM_TO_ASK = "slimmed by patchslim: open it with patchslim.load(path)"
+
 
 class Library(ABC):
     """One library of models.
@@ -203,6 +206,19 @@ class Library(ABC):
             Any of `mean`, `std`, `crop_pct`, `interpolation` and `crop_mode`, in the words of
             `Preprocessing`; nothing where the library does not know.
         """
+
+    # --------------------------------------------------------------------------- saved folders
+
+    def describe_saved(self, images: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+        """Describes a folder that `SlimModel.save` wrote to this library: JSON by file name.
+
+        A library cannot open such a folder by itself. Where it reads the kind of a model from a
+        file, that file says `WHOM_TO_ASK`, which then stands in the library's own error.
+
+        Args:
+            images: how images are prepared (`Preprocessing.to_json`); None where nobody said.
+        """
+        return {}
 
     def _undefined(self, method: str) -> PatchslimError:
         """Makes the error for a method that only libraries with the promise define."""

@@ -23,6 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border")
 MOST_SIDE = 8192  # pixels of a side, also before the crop
+KEPT = "saved_preprocessing"  # the attribute of a host that was loaded
 SMALLEST_STD, LARGEST_VALUE = 1e-6, 1e6  # of mean and std
 
 
@@ -122,15 +123,27 @@ class Preprocessing:
             raise BadFile(f"This is not how images are prepared: {dict(data)!r:.300}.") from error
 
 
+def keep_preprocessing(host: nn.Module, prepared: Preprocessing) -> None:
+    """Keeps with a host that was loaded what its recipe says, for a library that cannot know it.
+
+    transformers reads it from a file beside the weights, where this host does not come from.
+    """
+    setattr(host, KEPT, prepared)
+
+
 def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
     """Finds how images of `host` are prepared, if its library keeps that with the weights."""
     facts = adapter.describe(host)
     height, width = facts.image_size
     channels = facts.image_shape[-3] if len(facts.image_shape) > 2 else 1
     library = find_host_library(host)
+    kept: Preprocessing | None = getattr(host, KEPT, None)
     try:
         said = {} if library is None else library.read_preprocessing(host, (height, width))
         stated = bool(said)
+        if not said and kept is not None:
+            said, stated = kept.to_json(), kept.stated
+            del said["image_size"], said["stated"]
         said |= {name: tuple(said[name]) for name in ("mean", "std") if name in said}
         if channels == 1:
             for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):

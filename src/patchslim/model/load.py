@@ -19,7 +19,7 @@ from patchslim.hosts._adapter import Adapter, HostFacts
 from patchslim.hosts._answers import noise_logits, relative_difference
 from patchslim.hosts._building import MOST_PIXELS, limit_building
 from patchslim.hosts._library import first_line
-from patchslim.hosts._preprocessing import Preprocessing
+from patchslim.hosts._preprocessing import Preprocessing, keep_preprocessing
 from patchslim.hosts._registry import adapter_names, find_adapter, load_adapter
 from patchslim.hosts._weights import FLOATS, WEIGHTS_FILE, check_finite, check_fit
 from patchslim.methods._method import Method, method_settings
@@ -72,7 +72,7 @@ def load(
         state = read_saved_weights(path, recipe)
         method = _saved_method(recipe, method)
         adapter, host = _build_host(recipe, state, model, adapter)
-        check_images(recipe, adapter.describe(host))
+        keep_preprocessing(host, check_images(recipe, adapter.describe(host)))
         schedule = Schedule.from_json(recipe["schedule"])
         slimmed = SlimModel(host, plan_schedule(host, adapter, method, schedule, recipe["tail"]))
         slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]
@@ -98,8 +98,8 @@ def wrap_recipe_errors(path: Path, recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def check_images(recipe: Recipe, facts: HostFacts) -> None:
-    """Refuses image settings that make no sense, or are for another image size than the host's."""
+def check_images(recipe: Recipe, facts: HostFacts) -> Preprocessing:
+    """Reads how images are prepared; refuses what makes no sense or is for another image size."""
     height, width = facts.image_size
     if not 0 < height * width <= MOST_PIXELS:
         raise BadFile(
@@ -112,6 +112,7 @@ def check_images(recipe: Recipe, facts: HostFacts) -> None:
             f"The recipe prepares images of {prepared.image_size}, and its host sees "
             f"{(height, width)}. It was edited: copy it again, or save the model again."
         )
+    return prepared
 
 
 def check_runs(slimmed: SlimModel) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.hosts._weights import check_plain
 from patchslim.methods import LearnedMethod, Method
+from patchslim.model.card import Results, describe_saved
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.hooks import HookWatch
 from patchslim.model.host_api import (
@@ -189,23 +190,32 @@ class SlimModel(nn.Module):
 
     forward_intermediates = forward_intermediates
 
-    def save(self, path: str | Path) -> None:
-        """Writes weights and recipe to the folder `path`: all of it, or nothing."""
+    def save(self, path: str | Path, *, results: Results | None = None) -> None:
+        """Writes weights, recipe and a model card to the folder `path`: all of it, or nothing.
+
+        Args:
+            path: the folder.
+            results: the Report of `measure`, which then stands in the card.
+        """
         check_plain(self, "saved")
         recipe = make_recipe(self.host, self.plan, self.trained, self.calibrated)
-        write_folder(path, self.state_dict(keep_vars=True), recipe)
+        beside = describe_saved(type(self.host).__name__, self.plan, recipe, results)
+        write_folder(path, self.state_dict(keep_vars=True), recipe, beside)
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, *, results: Results | None = None) -> None:
         """Does the same as `save`, by Hugging Face's name."""
-        self.save(path)
+        self.save(path, results=results)
 
-    def push_to_hub(self, repository: str, **how: Unpack[Upload]) -> str:
-        """Uploads weights and recipe to a Hub repository, and returns its address.
+    def push_to_hub(
+        self, repository: str, *, results: Results | None = None, **how: Unpack[Upload]
+    ) -> str:
+        """Uploads what `save` writes to a Hub repository, and returns its address.
 
-        `how` takes `private`, `commit_message`, `revision` (a branch) and `token`.
+        A card that is there already stays. `how` takes `private`, `commit_message`, `revision`
+        (a branch) and `token`.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder) / "model")
+            self.save(Path(folder) / "model", results=results)
             return upload(Path(folder) / "model", repository, **how)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,8 @@
 """A saved model on disk: a folder with `model.safetensors` and `recipe.json`.
 
 Nothing in the folder is code, and nothing in it is unpickled. This file knows tensors, JSON and
-checksums. `model/recipe.py` and `model/load.py` know what a recipe means.
+checksums. `model/recipe.py` and `model/load.py` know what a recipe means. Beside the two stand
+texts for people and for other libraries (`model/card.py`), which are never read here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from patchslim.versions import installed_version, say_upgrade
 
 FORMAT_VERSION = 1
 RECIPE_FILE = "recipe.json"
+CARD_FILE = "README.md"  # which the Hub shows
 
 Recipe: TypeAlias = dict[str, Any]
 
@@ -45,13 +47,16 @@ ENTRY_TYPES: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
     "bytes": (int,),
     "sha256": (str,),
+    "beside": (dict,),
     "dtype": (str,),
 }
 TAILS = ("exact", "full")
 
 
-def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> None:
-    """Writes weights and recipe to the folder `path`: both, or nothing.
+def write_folder(
+    path: str | Path, state: Mapping[str, Any], recipe: Recipe, beside: Mapping[str, str]
+) -> None:
+    """Writes weights, recipe and the texts beside them to the folder `path`: all, or nothing.
 
     If an older model is saved there, it stays readable until the new one is complete.
 
@@ -59,6 +64,7 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
         path: the folder.
         state: tensors by name. Those that are the same object are tied, and are so when loaded.
         recipe: all other entries of the recipe.
+        beside: texts by file name.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -67,16 +73,18 @@ def write_folder(path: str | Path, state: Mapping[str, Any], recipe: Recipe) -> 
     check_writable(path.parent, folder=True)
     tensors, shared = _drop_shared_tensors(state)
     tied = [name for name, first in shared.items() if state[name] is state[first]]
-    recipe = {**recipe, "shared": shared, "tied": tied}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in beside.items()}
+    recipe = {**recipe, "shared": shared, "tied": tied, "beside": digests}
     try:
-        with replace_folder(path, {WEIGHTS_FILE, RECIPE_FILE}) as fresh:
+        with replace_folder(path, _written_files) as fresh:
             save_file(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
             recipe |= {
                 "bytes": (fresh / WEIGHTS_FILE).stat().st_size,
                 "sha256": file_sha256(fresh / WEIGHTS_FILE),
             }
             text = json.dumps(seal_recipe(recipe), indent=2, allow_nan=False) + "\n"
-            (fresh / RECIPE_FILE).write_text(text, encoding="utf-8")
+            for name, content in {**beside, RECIPE_FILE: text}.items():
+                (fresh / name).write_text(content, encoding="utf-8", newline="")
             # safetensors makes files that only their owner can read.
             (fresh / WEIGHTS_FILE).chmod((fresh / RECIPE_FILE).stat().st_mode)
     except (OSError, SafetensorError) as error:
@@ -112,7 +120,7 @@ def read_recipe(path: str | Path) -> Recipe:
     # Older files lack these. In them, whatever is shared is taken to be tied.
     shared = recipe.get("shared")
     tied = [*shared] if isinstance(shared, dict) else []
-    recipe = {"trained": None, "calibrated": None, "tied": tied, **recipe}
+    recipe = {"trained": None, "calibrated": None, "tied": tied, "beside": {}, **recipe}
     wrong = [
         name for name, kinds in ENTRY_TYPES.items() if not isinstance(recipe.get(name, ...), kinds)
     ]
@@ -180,6 +188,24 @@ def file_sha256(path: Path) -> str:
     """Computes the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _written_files(path: Path) -> set[str]:
+    """Names the files in the folder that `write_folder` wrote, but for texts changed since then.
+
+    Those, and anything else, are somebody's work, and saving there again would delete it.
+    """
+    try:
+        recipe = read_json(path / RECIPE_FILE)
+        beside = dict(recipe["beside"])
+    except (BadFile, TypeError, ValueError, KeyError):  # an older version wrote it, or nobody did
+        beside = {}
+    same = {
+        name
+        for name, digest in beside.items()
+        if (path / name).is_file() and file_sha256(path / name) == digest
+    }
+    return {WEIGHTS_FILE, RECIPE_FILE} | same
 
 
 def _drop_shared_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

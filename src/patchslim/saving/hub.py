@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack
 
 from patchslim.errors import BadFile, UnknownName
 from patchslim.hosts._weights import WEIGHTS_FILE
-from patchslim.saving.folder import RECIPE_FILE
+from patchslim.saving.folder import CARD_FILE, RECIPE_FILE
 
 PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 MESSAGE = "A model slimmed by patchslim"
@@ -78,8 +78,13 @@ def upload(path: Path, repository: str, **how: Unpack[Upload]) -> str:
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         if path.is_dir():
+            has_card = api.file_exists(repository, CARD_FILE, revision=revision)
             api.upload_folder(
-                repo_id=repository, folder_path=path, commit_message=message, revision=revision
+                repo_id=repository,
+                folder_path=path,
+                ignore_patterns=[CARD_FILE] if has_card else None,  # somebody may have edited it
+                commit_message=message,
+                revision=revision,
             )
         else:
             api.upload_file(

@@ -127,6 +127,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
         if processes.is_first:
             model.save(folder / MODEL_FOLDER)
             report = _write_report(slimmed, model, validation, folder, progress)
+            model.save(folder / MODEL_FOLDER, results=report)
         processes.barrier()
     return TrainingResult(model, best.step, report, tuple(loader.unreadable))
 

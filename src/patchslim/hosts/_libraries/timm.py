@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchslim.errors import PatchslimError, UnknownName
 from patchslim.hosts._building import NEVER, class_arguments
-from patchslim.hosts._library import Library, build_error, has_served_class
+from patchslim.hosts._library import WHOM_TO_ASK, Library, build_error, has_served_class
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -178,6 +178,10 @@ class Timm(Library):
         config = resolve_model_data_config(host)
         names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
         return {name: config[name] for name in names}
+
+    def describe_saved(self, images: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+        """Says whom to ask in place of an architecture."""
+        return {"config.json": {"architecture": WHOM_TO_ASK}}
 
 
 def _build_error(timm: Any, name: str, error: Exception, *, pretrained: bool) -> PatchslimError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from patchslim.errors import BadFile
 from patchslim.files import read_json
 from patchslim.hosts._building import LARGEST, limit_building
-from patchslim.hosts._library import Library, crop_share, first_line
+from patchslim.hosts._library import WHOM_TO_ASK, Library, crop_share, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,17 +149,15 @@ class Transformers(Library):
         return loaded
 
     def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-        """Reads what the host's processor has in the folder that the host came from."""
-        folder = Path(host.config.name_or_path or "")
-        file = folder / PREPROCESSING_FILE
-        if file.is_file():
-            config = read_json(file)
-        elif (folder / PROCESSOR_FILE).is_file():
-            file = folder / PROCESSOR_FILE
-            config = read_json(file)
-            config = config.get(IMAGES_KEY, {}) if isinstance(config, dict) else config
-        else:
+        """Reads what the host's processor has where the host came from: a folder, or the cache."""
+        origin = host.config.name_or_path
+        files = (_find_beside(host, origin, name) for name in (PREPROCESSING_FILE, PROCESSOR_FILE))
+        file = next((each for each in files if origin and each is not None), None)
+        if file is None:
             return {}
+        config = read_json(file)
+        if file.name == PROCESSOR_FILE and isinstance(config, dict):
+            config = config.get(IMAGES_KEY, {})
         if not isinstance(config, dict):
             raise BadFile(f"{file} holds a {type(config).__name__}, not settings of images.")
         if not config:
@@ -176,6 +175,27 @@ class Transformers(Library):
             if config.get(theirs):
                 settings[ours] = config[theirs]
         return settings
+
+    def describe_saved(self, images: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+        """Says whom to ask in place of a model type; and a processor, where one does the same."""
+        files: dict[str, dict[str, Any]] = {CONFIG_FILE: {"model_type": WHOM_TO_ASK}}
+        if images is not None and len(images["mean"]) == 3:  # its processor makes pictures RGB
+            (height, width), mode = images["image_size"], images["crop_mode"]
+            high, wide = (math.floor(side / images["crop_pct"]) for side in (height, width))
+            size = {"height": high, "width": wide}
+            if mode == "center" and height == width:
+                size = {"shortest_edge": high}
+            if mode == "squash" or "shortest_edge" in size:
+                names = {name: number for number, name in RESAMPLING.items()}
+                files[PREPROCESSING_FILE] = {
+                    "image_processor_type": "CLIPImageProcessor",
+                    "size": size,
+                    "crop_size": {"height": height, "width": width},
+                    "resample": names[images["interpolation"]],
+                    "image_mean": list(images["mean"]),
+                    "image_std": list(images["std"]),
+                }
+        return files
 
 
 def check_config(config: Any, source: str) -> None:
@@ -206,6 +226,24 @@ def check_config(config: Any, source: str) -> None:
     for name, value in config.items():
         if isinstance(value, int) and abs(value) > LARGEST:
             raise BadFile(f"{source}: {str(name)[:100]}={value:.3g} is out of all proportion.")
+
+
+def _find_beside(host: Any, origin: str, name: str) -> Path | None:
+    """Finds a file beside a host's weights: in its folder, or in the cache of the Hub's client.
+
+    Nothing is fetched.
+    """
+    if (Path(origin) / name).is_file():
+        return Path(origin) / name
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        commit = getattr(host.config, "_commit_hash", None)
+        found = try_to_load_from_cache(origin, name, revision=commit)
+    except HFValidationError:  # the path of a folder
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _weight_bytes(folder: Path) -> int:
