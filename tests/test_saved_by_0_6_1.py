@@ -60,7 +60,7 @@ def test_a_saved_model_is_saved_again_with_the_same_recipe(tmp_path):
     old, new = (
         read_recipe(folder) for folder in (SAVED / "models" / "dynamicvit", tmp_path / "again")
     )
-    # The weights of a method have a new name since then, so the file is another; and there was no card.
+    # The weights of a method have a new name since then, so the file is another. There was no card.
     changed = {"package", "method_class", "versions", "answers", "bytes", "sha256", "beside"}
     for name in old.keys() - changed:
         assert new[name] == old[name], name
