@@ -774,6 +774,43 @@ def growth() -> str:
     return _close_table(lines, note, reasons, data["rows"])
 
 
+def every_method(cell: Callable[[Row, Row], str]) -> str:
+    """Writes a row for each method of `bench`, the best first, and a column for each budget."""
+    report = Report.load(RESULTS / "bench" / "report.json")
+    budgets = sorted({row.name.split()[-1] for row in report.rows[1:]}, reverse=True)
+    rows = {row.name: row for row in report.rows}
+    methods = {row.method for row in report.rows} - {"dense", "random"}
+
+    def worst(method: str) -> tuple[int, float]:
+        kls = [rows[name].kl for name in (f"{method} {each}" for each in budgets) if name in rows]
+        return -len(kls), kls[-1].value if kls and kls[-1] else 0.0
+
+    lines = [f"| method | {' | '.join(budgets)} |", f"|---|{'---|' * len(budgets)}"]
+    for method in sorted(methods, key=worst):
+        cells = []
+        for budget in budgets:
+            row, twin = (rows.get(f"{each}{method} {budget}") for each in ("", "random/"))
+            cells.append("-" if row is None else cell(row, twin or row))
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"<sub>{provenance_line(report)}</sub>"])
+
+
+def _answers_cell(row: Row, twin: Row) -> str:
+    """Writes KL, that of random patches at the same counts, agreement, and top-1."""
+    if row.kl is None or twin.kl is None:
+        return "-"
+    beside = "" if twin is row else f" ({twin.kl.value:.2g})"
+    return f"{row.kl.value:.2g}{beside}, {_percent(row.agreement)}, {_percent(row.accuracy)}"
+
+
+def _speed_cell(row: Row, twin: Row) -> str:
+    """Writes the speed-up, and that of random patches at the same counts."""
+    if row.speedup is None or twin.speedup is None:
+        return "-"
+    beside = "" if twin is row else f" ({twin.speedup.median:.2f}x)"
+    return f"{row.speedup.median:.2f}x{beside}"
+
+
 def _growth_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
     """A cell of the table of growth."""
     missing = _say_missing(row, reasons)
@@ -811,6 +848,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
         "growth": growth,
+        "every-method": lambda: every_method(_answers_cell),
+        "every-method-speed": lambda: every_method(_speed_cell),
         "coverage": lambda: coverage_tables.libraries(_read("coverage.json")),
         "coverage-families": lambda: coverage_tables.families(_read("coverage.json")),
         "coverage-reasons": lambda: coverage_tables.reasons(_read("coverage.json")),

@@ -16,13 +16,16 @@ import statistics
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
+import torch
 from PIL import Image
 from torch import nn
 
 import patchslim
 from patchslim.data.images import Images
+from patchslim.data.source import Batch
 from patchslim.errors import DeepCut, Untrained
 from patchslim.measurement.measure import measure
 from patchslim.methods._learned import is_trainable
@@ -33,6 +36,7 @@ from patchslim.training.train import train
 
 RESULT = Path(__file__).parent / "results" / "trained.json"
 OWN_LR = 1e-3  # of layers that a method adds, as its authors set it
+HALF_CROP = 0.35  # the smallest share of a picture that is trained on with --half
 METHODS = "evit,tome,topk,dynamicvit"
 
 
@@ -55,6 +59,19 @@ class Mosaics(Images):
         return whole
 
 
+class HalfReal(Mosaics):
+    """Pictures as in `Mosaics`, and between them every second one of the 500 real images."""
+
+    real: Images
+
+    def load_image(self, place: int) -> Image.Image:
+        """Loads a real image at an odd index, and a small one or a mosaic at an even one."""
+        if place % 2 == 0:
+            return super().load_image(place)
+        picture: Image.Image = self.real.load_image(place // 2 * 2 % self.real.count)
+        return picture
+
+
 def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
     """Slims the host to the budget, which includes the cost of a method's own layers."""
     model = patchslim.slim(host, method, macs=budget)
@@ -65,7 +82,14 @@ def slimmed(host: nn.Module, method: str, budget: float) -> SlimModel:
 
 
 def make_config(
-    plain: SlimModel, *, epochs: float, batch: int, lr: float, tokens: float, wise: float = 1.0
+    plain: SlimModel,
+    *,
+    epochs: float,
+    batch: int,
+    lr: float,
+    tokens: float,
+    wise: float = 1.0,
+    crop: float = 1.0,
 ) -> TrainConfig:
     """Makes a config: the dense model as teacher, no labels, one rate for every method's host."""
     own = plain.method.training_defaults
@@ -74,7 +98,7 @@ def make_config(
         "batch": batch,
         "lr": lr,
         "labels": 0.0,
-        "crop": 1.0,
+        "crop": crop,
         "distil_weight": 1.0,
         "tokens": max(tokens, own.get("tokens", 0.0)),
         "wise": wise,
@@ -94,11 +118,29 @@ def load_training_images(host: nn.Module, data: Path) -> Images:
     return mosaics
 
 
+def load_half_real_images(host: nn.Module, data: Path) -> Images:
+    """Opens Tiny-ImageNet's pictures, and between them every second one of the 500 images."""
+    real = load_test_images(host, data)
+    small = data / "tiny-imagenet-train-20k.zip"
+    both: Any = HalfReal.for_host(host, small, prepared=real.prepared)
+    both.real = real
+    mixed: Images = both
+    return mixed
+
+
 def load_test_images(host: nn.Module, data: Path) -> Images:
-    """Opens the 500 images that nothing is trained on."""
+    """Opens the 500 images, on which nothing is trained but with --half."""
     return Images.for_host(
         host, data / "imagenet-sample-500.zip", classes=data / "imagenet-classes.txt", batch=50
     )
+
+
+def other_half(images: Images) -> list[Batch]:
+    """Reads those of the 500 images that `HalfReal` does not train on."""
+    batches = list(images)
+    pixels = torch.cat([each for each, _ in batches])[1::2]
+    labels = torch.cat([each for _, each in batches if each is not None])[1::2]
+    return list(zip(pixels.split(50), labels.split(50), strict=True))
 
 
 def dense(data: Path) -> nn.Module:
@@ -121,6 +163,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=0.0, help="weight of the final tokens")
     parser.add_argument("--wise", type=float, default=1.0, help="how far the host goes")
     parser.add_argument("--whole", action="store_true", help="whole pictures, and mosaics of them")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="also train on random crops of 250 of the 500 images, and measure on the others",
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     for remark in (DeepCut, Untrained, UserWarning):
@@ -130,7 +177,10 @@ def main() -> None:
     images = Images.for_host(host, data / "tiny-imagenet-train-20k.zip")
     if options.whole:
         images = load_training_images(host, data)
-    test_images = load_test_images(host, data)
+    whole = load_test_images(host, data)
+    test_images: Images | list[Batch] = whole
+    if options.half:
+        images, test_images = load_half_real_images(host, data), other_half(whole)
     models: dict[str, SlimModel] = {}
     courses = {}
     for method in options.methods.split(","):
@@ -142,6 +192,7 @@ def main() -> None:
             lr=options.lr,
             tokens=options.tokens,
             wise=options.wise,
+            crop=HALF_CROP if options.half else 1.0,
         )
         out = options.runs / method
         print(method, flush=True)

@@ -29,6 +29,7 @@ from patchslim.errors import (
     BadFile,
     BadSetting,
     MissingExtra,
+    OldArtefact,
     PatchslimError,
     UnknownName,
     UnsupportedModel,
@@ -501,6 +502,38 @@ def test_a_missing_runtime_names_its_extra(tmp_path, monkeypatch, name):
     file.write_text("x")
     with pytest.raises(MissingExtra, match="is not installed"):
         patchslim.load(path)
+
+
+@pytest.mark.parametrize(
+    ("package", "warns"),
+    [
+        ("0.13.0", True),
+        ("0.9", True),
+        ("0.14.0", False),
+        ("1.2.0", False),
+        (None, False),
+        (7, False),
+    ],
+)
+def test_a_file_of_a_version_whose_files_have_a_fault_says_so(pretence, tmp_path, package, warns):
+    path = tmp_path / "m.pretence"
+    patchslim.export(slim(), path)
+    text, module = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps((json.dumps({**json.loads(text), "package": package}), module)))
+    pretence.mended, pretence.fault = (0, 14), "it is wrong"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patchslim.load(path)
+    said = [str(each.message) for each in caught if each.category is OldArtefact]
+    wanted = f"written by patchslim {package}, whose files have a fault: it is wrong. Export it"
+    assert len(said) == warns
+    assert all(wanted in each for each in said)
+
+
+def test_openvino_tells_of_its_files_from_before_sums_were_parted():
+    target = registry.find_target("openvino")
+    assert target.mended == (0, 14)
+    assert "AVX-512" in target.fault
 
 
 def test_cards_are_read_with_care(tmp_path):

@@ -155,6 +155,10 @@ class UnsteadyTimes(UserWarning):
     """Times differed so much from round to round that a plan made of them may be wrong."""
 
 
+class OldArtefact(UserWarning):
+    """An exported model has a fault that later versions do not write any more."""
+
+
 def warn_caller(message: str, category: type[Warning]) -> None:
     """Warns at the line that called this package, however many of our functions lie between.
 

@@ -76,6 +76,17 @@ def say_upgrade(version: object) -> str:
     return f"pip install -U 'patchslim>={version}'" if known else "pip install -U patchslim"
 
 
+def is_older(version: object, than: tuple[int, ...]) -> bool:
+    """Tells whether a version of patchslim, as a file says it, is older than another.
+
+    Source that is not installed has no version, and is not older.
+    """
+    if not isinstance(version, str) or version == package_version():
+        return False
+    numbers = _version_numbers(version)
+    return bool(numbers) and numbers < than
+
+
 def _version_numbers(version: str) -> tuple[int, ...]:
     """Reads the leading numbers of a version: '2.15.0+cpu' gives (2, 15, 0)."""
     parts: list[int] = []

@@ -15,11 +15,11 @@ from patchslim.deployment.checking import Check
 from patchslim.deployment.registry import target_of_artefact
 from patchslim.deployment.running import check_regular, run_images
 from patchslim.deployment.target import Runner
-from patchslim.errors import BadFile, PatchslimError, WrongInput
+from patchslim.errors import BadFile, OldArtefact, PatchslimError, WrongInput, warn_caller
 from patchslim.hosts._preprocessing import Preprocessing
 from patchslim.model.images import check_readable
 from patchslim.saving.hub import Upload, upload
-from patchslim.versions import installed_version
+from patchslim.versions import installed_version, is_older
 
 
 class Named(dict[str, Tensor]):
@@ -156,4 +156,11 @@ def open_artefact(
     if card["target"] != target.name:
         raise BadFile(f"{path} says that it is for {card['target']}, and it looks like "
                       f"{target.name}. Give it the name that it was exported with.")  # fmt: skip
+    written_by = card.get("package")
+    if is_older(written_by, target.mended):
+        warn_caller(
+            f"{path} was written by patchslim {written_by:.20}, whose files have a fault: "
+            f"{target.fault}. Export it again.",
+            OldArtefact,
+        )
     return Artefact(path, card, run, target.needs)

@@ -49,6 +49,9 @@ class Target(ABC):
         shows_nodes: whether it can list the nodes of the graph that its runtime runs.
         has_streams: whether it can run several calls at a time, each on a part of the threads.
         reader: the function that opens an artefact whose reader runs code.
+        fault: what is wrong with artefacts of older versions, which then say so when they are
+            opened; empty if nothing is known.
+        mended: the first version of patchslim without this fault.
         alone: why several models cannot be one artefact with their weights in common; empty if
             they can.
     """
@@ -66,6 +69,8 @@ class Target(ABC):
     shows_nodes: ClassVar[bool] = False
     has_streams: ClassVar[bool] = False
     reader: ClassVar[str] = ""
+    fault: ClassVar[str] = ""
+    mended: ClassVar[tuple[int, ...]] = ()
     alone: ClassVar[str] = "each holds its own weights"
 
     def distributions(self, precision: str) -> list[str]:

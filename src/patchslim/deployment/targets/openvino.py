@@ -51,6 +51,11 @@ class OpenVino(Target):
     files = (MODEL_FILE, WEIGHTS_FILE, DIGESTS_FILE)
     needs = {"openvino": (2025, 4)}  # noqa: RUF012
     extra = "openvino"
+    fault = (
+        "on processors with AVX-512, OpenVINO computes wrongly from the sums of whole numbers in "
+        "it, and a method that merges or ranks patches may lose some"
+    )
+    mended = (0, 14)
     alone = ""
     shows_nodes = True
     has_streams = True
