@@ -80,6 +80,26 @@ def test_how_images_are_prepared_survives_loading_and_saving_again(hf_slimmed, t
     assert find_preprocessing(again.host, again.plan.adapter).mean == MEAN
 
 
+def test_the_recipe_counts_and_not_a_processor_that_was_edited(hf_slimmed, tmp_path):
+    hf_slimmed.save(tmp_path / "a")
+    processor = tmp_path / "a" / "preprocessor_config.json"
+    entries = json.loads(processor.read_text())
+    processor.write_text(json.dumps({**entries, "image_mean": [0.9, 0.9, 0.9]}))
+    loaded = patchslim.load(tmp_path / "a")
+    assert find_preprocessing(loaded.host, loaded.plan.adapter).mean == MEAN
+
+
+def test_the_hosts_own_processor_stays_beside_it_and_names_no_code(hf_folder, tmp_path):
+    file = hf_folder / "preprocessor_config.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps({**entries, "auto_map": {"AutoImageProcessor": "a--b.C"}}))
+    host = transformers.AutoModelForImageClassification.from_pretrained(hf_folder).eval()
+    patchslim.slim(host, "topk", keep=0.5).save(tmp_path / "a")
+    patchslim.load(tmp_path / "a").save(tmp_path / "b")
+    for name in "ab":
+        assert json.loads((tmp_path / name / file.name).read_text()) == entries
+
+
 def test_a_host_that_is_handed_over_is_prepared_as_was_saved(hf_slimmed, tmp_path):
     hf_slimmed.save(tmp_path / "a")
     loaded = patchslim.load(tmp_path / "a", model=make_hf_host())

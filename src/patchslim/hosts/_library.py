@@ -209,14 +209,22 @@ class Library(ABC):
 
     # --------------------------------------------------------------------------- saved folders
 
-    def describe_saved(self, images: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    def tell_origin(self, host: nn.Module, folder: Path) -> None:
+        """Tells a host, rebuilt without weights, the saved folder in which its weights are."""
+        return
+
+    def describe_saved(
+        self, host: nn.Module, images: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
         """Describes a folder that `SlimModel.save` wrote to this library: JSON by file name.
 
         A library cannot open such a folder by itself. Where it reads the kind of a model from a
         file, that file says `WHOM_TO_ASK`, which then stands in the library's own error.
 
         Args:
-            images: how images are prepared (`Preprocessing.to_json`); None where nobody said.
+            host: the dense model, of this library or another.
+            images: how images are prepared (`Preprocessing.to_json`); None where nobody said, and
+                for what are no pictures.
         """
         return {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -123,12 +124,15 @@ class Preprocessing:
             raise BadFile(f"This is not how images are prepared: {dict(data)!r:.300}.") from error
 
 
-def keep_preprocessing(host: nn.Module, prepared: Preprocessing) -> None:
-    """Keeps with a host that was loaded what its recipe says, for a library that cannot know it.
+def keep_preprocessing(host: nn.Module, prepared: Preprocessing, folder: Path) -> None:
+    """Keeps with a host, loaded from a saved folder, how the recipe says to prepare its images.
 
-    transformers reads it from a file beside the weights, where this host does not come from.
+    Its library may read that from a file beside the weights, which no checksum guards here.
     """
     setattr(host, KEPT, prepared)
+    library = find_host_library(host)
+    if library is not None:
+        library.tell_origin(host, folder)
 
 
 def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
@@ -139,11 +143,12 @@ def find_preprocessing(host: nn.Module, adapter: Adapter) -> Preprocessing:
     library = find_host_library(host)
     kept: Preprocessing | None = getattr(host, KEPT, None)
     try:
-        said = {} if library is None else library.read_preprocessing(host, (height, width))
-        stated = bool(said)
-        if not said and kept is not None:
-            said, stated = kept.to_json(), kept.stated
+        if kept is not None and kept.stated:
+            said = kept.to_json()
             del said["image_size"], said["stated"]
+        else:
+            said = {} if library is None else library.read_preprocessing(host, (height, width))
+        stated = bool(said)
         said |= {name: tuple(said[name]) for name in ("mean", "std") if name in said}
         if channels == 1:
             for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):

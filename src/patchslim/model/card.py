@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Protocol
 
+from torch import nn
+
 from patchslim.errors import WrongInput
 from patchslim.hosts._registry import find_libraries
 from patchslim.model.plan import Plan
@@ -33,12 +35,12 @@ class Results(Protocol):
 
 
 def describe_saved(
-    host: str, plan: Plan, recipe: Recipe, results: Results | None
+    host: nn.Module, plan: Plan, recipe: Recipe, results: Results | None
 ) -> dict[str, str]:
     """Writes the files beside a saved model, by name: its card, and what each library looks for.
 
     Args:
-        host: the name of the host's class.
+        host: the dense model.
         plan: what is done to the host.
         recipe: the recipe of the model.
         results: what stands in the card; None says how to measure.
@@ -48,13 +50,14 @@ def describe_saved(
             f"results={show_value(results)}: give the Report that `measure` returns, or leave it "
             "out."
         )
-    images = recipe["images"] if recipe["images"]["stated"] else None
+    pictures = len(plan.adapter.describe(host).image_shape) == 3  # no videos, no sound
+    images = recipe["images"] if pictures and recipe["images"]["stated"] else None
     entries: dict[str, dict[str, object]] = {}
     for library in find_libraries():
-        for name, entry in library.describe_saved(images).items():
+        for name, entry in library.describe_saved(host, images).items():
             entries[name] = entries.get(name, {}) | entry
     files = {name: json.dumps(entry, indent=2) + "\n" for name, entry in entries.items()}
-    return {CARD_FILE: _write_card(host, plan, recipe, results), **files}
+    return {CARD_FILE: _write_card(type(host).__name__, plan, recipe, results), **files}
 
 
 def _write_card(host: str, plan: Plan, recipe: Recipe, results: Results | None) -> str:

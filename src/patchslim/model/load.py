@@ -72,7 +72,7 @@ def load(
         state = read_saved_weights(path, recipe)
         method = _saved_method(recipe, method)
         adapter, host = _build_host(recipe, state, model, adapter)
-        keep_preprocessing(host, check_images(recipe, adapter.describe(host)))
+        keep_preprocessing(host, check_images(recipe, adapter.describe(host)), path)
         schedule = Schedule.from_json(recipe["schedule"])
         slimmed = SlimModel(host, plan_schedule(host, adapter, method, schedule, recipe["tail"]))
         slimmed.trained, slimmed.calibrated = recipe["trained"], recipe["calibrated"]

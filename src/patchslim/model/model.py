@@ -199,7 +199,7 @@ class SlimModel(nn.Module):
         """
         check_plain(self, "saved")
         recipe = make_recipe(self.host, self.plan, self.trained, self.calibrated)
-        beside = describe_saved(type(self.host).__name__, self.plan, recipe, results)
+        beside = describe_saved(self.host, self.plan, recipe, results)
         write_folder(path, self.state_dict(keep_vars=True), recipe, beside)
 
     def save_pretrained(self, path: str | Path, *, results: Results | None = None) -> None:

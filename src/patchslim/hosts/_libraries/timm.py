@@ -179,7 +179,9 @@ class Timm(Library):
         names = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
         return {name: config[name] for name in names}
 
-    def describe_saved(self, images: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    def describe_saved(
+        self, host: nn.Module, images: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
         """Says whom to ask in place of an architecture."""
         return {"config.json": {"architecture": WHOM_TO_ASK}}
 

@@ -27,6 +27,7 @@ PROCESSOR_FILE, IMAGES_KEY = "processor_config.json", "image_processor"
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 PLAIN_KERNELS = (None, "eager", "sdpa")
 NOT_SERVED = ("quantization_config", "use_kernels", "kernel_config", "device_map")
+NOT_KEPT = ("auto_map", "_name_or_path", "name_or_path")  # of a processor, in a saved folder
 SLACK = 1 << 24  # numbers that are not in a file: tables, and weights that are missing
 # What the numbers of `resample` mean, which are Pillow's.
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -150,16 +151,7 @@ class Transformers(Library):
 
     def read_preprocessing(self, host: Any, image_size: tuple[int, int]) -> dict[str, Any]:
         """Reads what the host's processor has where the host came from: a folder, or the cache."""
-        origin = host.config.name_or_path
-        files = (_find_beside(host, origin, name) for name in (PREPROCESSING_FILE, PROCESSOR_FILE))
-        file = next((each for each in files if origin and each is not None), None)
-        if file is None:
-            return {}
-        config = read_json(file)
-        if file.name == PROCESSOR_FILE and isinstance(config, dict):
-            config = config.get(IMAGES_KEY, {})
-        if not isinstance(config, dict):
-            raise BadFile(f"{file} holds a {type(config).__name__}, not settings of images.")
+        config = _read_processor(host)
         if not config:
             return {}
         size = config.get("size") or {}
@@ -176,26 +168,18 @@ class Transformers(Library):
                 settings[ours] = config[theirs]
         return settings
 
-    def describe_saved(self, images: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-        """Says whom to ask in place of a model type; and a processor, where one does the same."""
+    def tell_origin(self, host: Any, folder: Path) -> None:
+        """Says to the host's configuration where its processor is, as `from_pretrained` does."""
+        host.config.name_or_path = str(folder)
+
+    def describe_saved(
+        self, host: nn.Module, images: Mapping[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
+        """Says whom to ask in place of a model type; gives a processor, the host's or CLIP's."""
         files: dict[str, dict[str, Any]] = {CONFIG_FILE: {"model_type": WHOM_TO_ASK}}
-        if images is not None and len(images["mean"]) == 3:  # its processor makes pictures RGB
-            (height, width), mode = images["image_size"], images["crop_mode"]
-            high, wide = (math.floor(side / images["crop_pct"]) for side in (height, width))
-            size = {"height": high, "width": wide}
-            if mode == "center" and height == width:
-                size = {"shortest_edge": high}
-            if mode == "squash" or "shortest_edge" in size:
-                names = {name: number for number, name in RESAMPLING.items()}
-                files[PREPROCESSING_FILE] = {
-                    "image_processor_type": "CLIPImageProcessor",
-                    "size": size,
-                    "crop_size": {"height": height, "width": width},
-                    "resample": names[images["interpolation"]],
-                    "image_mean": list(images["mean"]),
-                    "image_std": list(images["std"]),
-                }
-        return files
+        own = _read_processor(host)
+        processor = _without_code(own) if own else _make_processor(images)
+        return {**files, PREPROCESSING_FILE: processor} if processor else files
 
 
 def check_config(config: Any, source: str) -> None:
@@ -226,6 +210,54 @@ def check_config(config: Any, source: str) -> None:
     for name, value in config.items():
         if isinstance(value, int) and abs(value) > LARGEST:
             raise BadFile(f"{source}: {str(name)[:100]}={value:.3g} is out of all proportion.")
+
+
+def _read_processor(host: Any) -> dict[str, Any]:
+    """Reads the settings of the processor beside a host's weights; nothing if none is there."""
+    origin = getattr(getattr(host, "config", None), "name_or_path", None)
+    if not isinstance(origin, str) or not origin:
+        return {}
+    files = (_find_beside(host, origin, name) for name in (PREPROCESSING_FILE, PROCESSOR_FILE))
+    file = next((each for each in files if each is not None), None)
+    if file is None:
+        return {}
+    config = read_json(file)
+    if file.name == PROCESSOR_FILE and isinstance(config, dict):
+        config = config.get(IMAGES_KEY, {})
+    if not isinstance(config, dict):
+        raise BadFile(f"{file} holds a {type(config).__name__}, not settings of images.")
+    return config
+
+
+def _without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out what names code to fetch, and where the processor once came from."""
+    return {name: value for name, value in config.items() if name not in NOT_KEPT}
+
+
+def _make_processor(images: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Makes the settings of a processor that prepares images so; nothing where none of them does.
+
+    It is that of CLIP, which resizes, crops and normalises by any numbers, and makes pictures RGB.
+    """
+    if images is None or len(images["mean"]) != 3:
+        return {}
+    height, width = images["image_size"]
+    high, wide = (math.floor(side / images["crop_pct"]) for side in (height, width))
+    if images["crop_mode"] == "squash":
+        size = {"height": high, "width": wide}
+    elif images["crop_mode"] == "center" and height == width:
+        size = {"shortest_edge": high}
+    else:
+        return {}
+    numbers = {name: number for number, name in RESAMPLING.items()}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": size,
+        "crop_size": {"height": height, "width": width},
+        "resample": numbers[images["interpolation"]],
+        "image_mean": list(images["mean"]),
+        "image_std": list(images["std"]),
+    }
 
 
 def _find_beside(host: Any, origin: str, name: str) -> Path | None:
