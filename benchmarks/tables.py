@@ -811,6 +811,18 @@ def _speed_cell(row: Row, twin: Row) -> str:
     return f"{row.speedup.median:.2f}x{beside}"
 
 
+def bench_twice() -> str:
+    """Says in two sentences how far two runs of `bench` differ."""
+    data = _read("bench_twice.json")
+    dates = " and ".join(each["date"][:16].replace("T", " ") for each in data["runs"])
+    return (
+        f"Run twice, at {dates} UTC: {data['same_answers']} of {data['rows']} rows have the same "
+        f"answers to the last digit. Of {data['timed']} measured speed-ups, {data['inside']} lie "
+        f"between the quartiles of the first run and {data['within_5_percent']} within 5 % of its "
+        f"median; the median difference is {data['median_apart']:.1%}."
+    )
+
+
 def _growth_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
     """A cell of the table of growth."""
     missing = _say_missing(row, reasons)
@@ -848,6 +860,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "accuracy-all": lambda: deit_tiny(lambda _: True),
         "speed": speed,
         "growth": growth,
+        "bench-twice": bench_twice,
         "every-method": lambda: every_method(_answers_cell),
         "every-method-speed": lambda: every_method(_speed_cell),
         "coverage": lambda: coverage_tables.libraries(_read("coverage.json")),

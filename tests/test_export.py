@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 import patchslim
 from patchslim.cli.main import main
-from patchslim.deployment import registry
+from patchslim.deployment import checking, registry
 from patchslim.deployment.artefact import Named, open_artefact
 from patchslim.deployment.card import read_card
 from patchslim.deployment.checking import Check, check_answers, check_graph
 from patchslim.deployment.graph import Graph, Outputs, Witness
+from patchslim.deployment.rounding import RandomRounding
 from patchslim.deployment.target import Runner, Target
 from patchslim.errors import (
     BadFile,
@@ -354,6 +356,37 @@ class JoinsByATie(Method):
         return Merge(
             rows[:, :keep], rows[:, keep:], larger[:, None].expand(-1, tokens.patches - keep)
         )
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["dpcknn", *(pytest.param(each, marks=slow) for each in ("adamerge", "atc", "tome"))],
+)
+def test_what_rounding_decides_among_patches_that_are_alike_is_no_wrong_graph(monkeypatch, method):
+    """Noise on pixels moves such patches together, and a runtime rounds each by itself."""
+    model = patchslim.slim(host(), method, keep_rate=0.7, at=(1, 2))
+    model.host.get_parameter("pos_embed").data.zero_()
+    graph = Graph(model, Outputs("tensor", ("output",)), None)
+    witness = Witness(model, graph.outputs).eval()
+    images = 1 + 0.01 * pictures(5)
+
+    def run(given: Any) -> list[Any]:
+        with torch.no_grad(), RandomRounding(torch.Generator().manual_seed(5)):
+            return [each.numpy() for each in witness(torch.from_numpy(given))]
+
+    found = check_graph(run, graph, [images, pictures(2)])
+    assert sum(found.near_ties.values()) >= 3
+
+    def run_wrongly(given: Any) -> list[Any]:
+        answer, first, second = run(given)
+        return [answer, first[:, ::-1].copy(), second]
+
+    with pytest.raises(WrongExport, match="is the first that"):
+        check_graph(run_wrongly, graph, [pictures(2)])
+    if method == "dpcknn":  # what the check said before it rounded at random
+        monkeypatch.setattr(checking, "RandomRounding", lambda _: contextlib.nullcontext())
+        with pytest.raises(WrongExport, match="is the first that"):
+            check_graph(run, graph, [images])
 
 
 def test_a_near_tie_of_whom_to_merge_with_is_told_from_a_wrong_graph():

@@ -1,11 +1,11 @@
 """Checks an artefact against the model that it was made of: answers, and what becomes of patches.
 
 Which patches each deciding block keeps, and which it merges into which, is compared block by block.
-Where it differs, the model is run again in float64 on images with a little noise. If that noise
-moves the same patches, the decision was a near tie, which the rounding of another runtime may
-decide otherwise, too. If not, the graph is wrong. Other near ties no block tells: in a written
-file, which rounds otherwise than the graph that tells them, or within a method. There, noise has to
-move the model's own answer as far.
+Where it differs, the model is run again, in float64 too, on images with a little noise and with
+random rounding. If that moves the same patches, the decision was a near tie, which the rounding of
+another runtime may decide otherwise, too. If not, the graph is wrong. Other near ties no block
+tells: in a written file, which rounds otherwise than the graph that tells them, or within a method.
+There, noise and rounding have to move the model's own answer as far.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from torch import Tensor
 
 from patchslim.deployment.drift import Drift
 from patchslim.deployment.graph import Graph, Outputs, Witness, kept_cells
+from patchslim.deployment.rounding import RandomRounding
 from patchslim.deployment.target import Runner
 from patchslim.errors import UnsupportedModel, WrongExport
 
 TOLERANCE = 1e-4  # how far an answer may be off, as a share of the largest (at least of 1)
 NOISE = 1e-5  # of the noise that finds near ties, as a share of the largest pixel
-MOST_DRAWS = 64  # of that noise: of a dozen patches that show the same, each has to come up
+MOST_DRAWS = 256  # of that noise: of a dozen patches that show the same, each has to come up
+ENOUGH_DRAWS = 64  # after which noise that has moved nothing will not
 FEW_DRAWS = 16  # of that noise, for answers: a wrong graph is to be told in seconds
 AS_FAR = 2.0  # times what noise moves an answer at most, one that is off is near a tie
 
@@ -190,16 +192,19 @@ def _check_near_ties(
 ) -> None:
     """Refuses what stands for other cells than in the model, unless noise moves the same ones."""
     place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
-    sure = theirs != ours
-    for returned in _run_with_noise(graph, images, MOST_DRAWS):
+    differs = theirs != ours
+    sure = differs.clone()
+    for draw, returned in enumerate(_run_with_noise(graph, images, MOST_DRAWS)):
         sure &= returned[place] == ours
         if not sure.any():
             return
+        if draw > ENOUGH_DRAWS and torch.equal(sure, differs):
+            break  # no noise moves any of them
     does = "keeps" if (sure & (kept_cells(theirs) != kept_cells(ours))).any() else "merges"
     raise WrongExport(
         f"Block {block} of the converted model is the first that {does} other patches than yours: "
-        f"{int(sure.sum(dim=1).max())} of them on {int(sure.any(dim=1).sum())} images, and in "
-        "float64 they are no near ties. Nothing was written. Another version of the runtime may "
+        f"{int(sure.sum(dim=1).max())} of them on {int(sure.any(dim=1).sum())} images, and neither "
+        "noise nor rounding moves them. Nothing was written. Another version of the runtime may "
         "convert it right; please report this one."
     )
 
@@ -220,7 +225,7 @@ def _near_hidden_ties(
 
 
 def _run_with_noise(graph: Graph, images: Tensor, draws: int) -> Iterator[Sequence[Tensor]]:
-    """Yields what the model returns and keeps for images with noise, in float64 and float32."""
+    """Yields what the model does to images with noise, rounding at random in both precisions."""
     # In float32, too: there, differences below its resolution are ties that float64 does not have.
     models = (copy.deepcopy(graph.model).double(), graph.model)
     witnesses = [Witness(each, graph.outputs).eval() for each in models]
@@ -230,5 +235,6 @@ def _run_with_noise(graph: Graph, images: Tensor, draws: int) -> Iterator[Sequen
     for _ in range(draws):
         drawn = images + size * torch.randn(images.shape, generator=noise, dtype=torch.float64)
         for witness, dtype in zip(witnesses, (torch.float64, torch.float32), strict=True):
-            with torch.no_grad():
-                yield witness(drawn.to(dtype))
+            with torch.no_grad(), RandomRounding(noise):
+                returned = witness(drawn.to(dtype))
+            yield returned
