@@ -886,6 +886,10 @@ def tables() -> dict[str, Callable[[], str]]:
         "precision": precision,
         "trained": lambda: trained("trained"),
         "trained-longer": lambda: trained(*LONGER),
+        "trained-half": lambda: "\n\n".join(
+            trained(f"trained_half_{budget}", of=f"DeiT-Ti, 0.{budget} MACs")
+            for budget in ("55", "45")
+        ),
         "learned": learned,
         **alone,
         "train-speed": train_speed,
