@@ -1,10 +1,11 @@
-"""What `similarity` loses by deciding in fewer blocks, and what time it gains: DeiT-Ti, no training.
+"""What `similarity` loses by deciding in fewer blocks, and the time that it gains, on DeiT-Ti.
 
     python benchmarks/fewer_decisions.py --shared ../shared
 
 The default decides in every block from a quarter of the depth. Beside it stand every second of
-these blocks, three of them, and other methods. All are scored on 500 images and timed in turns. Writes benchmarks/results/fewer_decisions.json. The images are probably training images of
-the model: read differences from dense, not accuracy.
+these blocks, three of them, and other methods, none of them trained. All are scored on 500 images
+and timed in turns. Writes benchmarks/results/fewer_decisions.json. The images are probably training
+images of the model: read differences from dense, not accuracy.
 """
 
 from __future__ import annotations
