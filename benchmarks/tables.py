@@ -823,6 +823,25 @@ def bench_twice() -> str:
     )
 
 
+def fewer_decisions() -> str:
+    """Writes what `similarity` loses by deciding in fewer blocks, and what time it gains."""
+    data = {
+        budget: Report.from_json(each) for budget, each in _read("fewer_decisions.json").items()
+    }
+    names = [row.name for row in next(iter(data.values())).rows[1:] if row.method != "random"]
+    lines = [f"| KL, same answers %, speed-up | {' | '.join(f'{each} MACs' for each in data)} |"]
+    lines.append(f"|---|{'---|' * len(data)}")
+    for name in names:
+        rows = [next(row for row in report.rows if row.name == name) for report in data.values()]
+        cells = [
+            f"{row.kl.value:.2g}, {_percent(row.agreement)}, {row.speedup.median:.2f}x"
+            for row in rows
+            if row.kl is not None and row.speedup is not None
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"<sub>{provenance_line(next(iter(data.values())))}</sub>"])
+
+
 def _growth_cell(row: dict[str, Any] | None, reasons: dict[str, int]) -> str:
     """A cell of the table of growth."""
     missing = _say_missing(row, reasons)
@@ -861,6 +880,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "speed": speed,
         "growth": growth,
         "bench-twice": bench_twice,
+        "fewer-decisions": fewer_decisions,
         "every-method": lambda: every_method(_answers_cell),
         "every-method-speed": lambda: every_method(_speed_cell),
         "coverage": lambda: coverage_tables.libraries(_read("coverage.json")),

@@ -18,6 +18,24 @@ pytest.register_assert_rewrite("bad_input")  # a failed row says what was compar
 # A shell lets what it starts in the background ignore interrupts. Children would, too, and a test
 # that interrupts one would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _share_processors() -> None:
+    """Gives each of several processes that run tests its share of the processors.
+
+    Runtimes and compilers take a thread for every processor that they see, and wait for each other
+    where several of them do.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if not worker or not hasattr(os, "sched_setaffinity"):
+        return
+    own = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: count]
+    if own:
+        os.sched_setaffinity(0, own)
+
+
+_share_processors()
 gc.disable()  # imports make millions of objects, and none of them is garbage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

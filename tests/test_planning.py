@@ -372,7 +372,9 @@ def test_a_target_that_the_best_methods_miss_is_met_by_the_one_that_decides_fast
 
 @quick
 @pytest.mark.slow
-def test_a_plan_for_a_runtime_times_blocks_and_models_there():
+def test_a_plan_for_a_runtime_times_blocks_and_models_there(monkeypatch):
+    monkeypatch.setattr("patchslim.planning.measuring.ROWS", (0.7, 0.4))
+    monkeypatch.setattr("patchslim.planning.measuring.TAIL_ROWS", (1.0, 0.3))
     on = {"runtime": "openvino", "precision": "bfloat16", "batch": 2, "seconds": 0.01}
     planned = patchslim.plan(tiny_host(), batches(), "topk", macs=0.6, **on)
     assert planned.latency_ms > 0
