@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_map_only
 ROUNDING = 2.0**-21  # of the errors, as a share of the number: some last digits of float32
 # PyTorch's operations that compute numbers. All others move them, compare them or make them anew.
 COMPUTING = frozenset(
-    """convolution mm bmm addmm baddbmm dot mv _softmax _log_softmax native_layer_norm
-    native_group_norm native_batch_norm _native_batch_norm_legit_no_training mean sum var std
-    linalg_vector_norm cumsum logsumexp exp expm1 log log1p div mul add sub pow sqrt rsqrt
-    reciprocal sigmoid tanh erf gelu silu hardswish hardsigmoid softplus _fused_rms_norm
+    """convolution mm bmm addmm baddbmm dot mv _softmax _safe_softmax _log_softmax
+    native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit_no_training
+    mean sum var std linalg_vector_norm cumsum logsumexp exp expm1 log log1p div mul add sub rsub
+    pow sqrt rsqrt reciprocal sigmoid tanh erf gelu elu silu hardswish hardsigmoid softplus sin cos
+    scatter_add scatter_reduce index_add _euclidean_dist _cdist_forward _fused_rms_norm
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math
     _scaled_dot_product_efficient_attention scaled_dot_product_attention""".split()
 )
@@ -39,10 +40,12 @@ class RandomRounding(TorchDispatchMode):
     ) -> Any:
         """Carries out an operation, and rounds what it computes."""
         result = operation(*args, **(kwargs or {}))
-        # An operation in place has another name: `add_`.
-        if operation.overloadpacket.__name__ not in COMPUTING:
-            return result
-        return tree_map_only(Tensor, self._round, result)
+        name = operation.overloadpacket.__name__
+        if name in COMPUTING:
+            return tree_map_only(Tensor, self._round, result)
+        if name.endswith("_") and name[:-1] in COMPUTING:  # in place
+            result.copy_(self._round(result))
+        return result
 
     def _round(self, x: Tensor) -> Tensor:
         """Moves each number by about a last digit."""
