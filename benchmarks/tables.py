@@ -777,9 +777,9 @@ def growth() -> str:
 def every_method(cell: Callable[[Row, Row], str]) -> str:
     """Writes a row for each method of `bench`, the best first, and a column for each budget."""
     report = Report.load(RESULTS / "bench" / "report.json")
-    budgets = sorted({row.name.split()[-1] for row in report.rows[1:]}, reverse=True)
-    rows = {row.name: row for row in report.rows}
-    methods = {row.method for row in report.rows} - {"dense", "random"}
+    rows = {row.name: row for row in report.rows if " " in row.name}  # those with a budget
+    budgets = sorted({name.split()[-1] for name in rows}, reverse=True)
+    methods = {row.method for row in rows.values()} - {"random"}
 
     def worst(method: str) -> tuple[int, float]:
         kls = [rows[name].kl for name in (f"{method} {each}" for each in budgets) if name in rows]
