@@ -26,9 +26,10 @@ from patchslim.errors import UnsupportedModel, WrongExport
 
 TOLERANCE = 1e-4  # how far an answer may be off, as a share of the largest (at least of 1)
 NOISE = 1e-5  # of the noise that finds near ties, as a share of the largest pixel
-MOST_DRAWS = 256  # of that noise: of a dozen patches that show the same, each has to come up
-ENOUGH_DRAWS = 64  # after which noise that has moved nothing will not
-FEW_DRAWS = 16  # of that noise, for answers: a wrong graph is to be told in seconds
+# Of a dozen patches that show the same, each has to come up in a draw of that noise. Images for
+# which all have are left out of the next turn. Few may go on after enough draws, lest a wrong
+# graph take minutes.
+TURNS, DRAWS, ENOUGH_DRAWS, FEW_IMAGES = 8, 16, 64, 4
 AS_FAR = 2.0  # times what noise moves an answer at most, one that is off is near a tie
 
 
@@ -192,14 +193,15 @@ def _check_near_ties(
 ) -> None:
     """Refuses what stands for other cells than in the model, unless noise moves the same ones."""
     place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
-    differs = theirs != ours
-    sure = differs.clone()
-    for draw, returned in enumerate(_run_with_noise(graph, images, MOST_DRAWS)):
-        sure &= returned[place] == ours
+    sure = theirs != ours
+    for turn in range(TURNS):
+        unexplained = sure.any(dim=1)
+        if turn * DRAWS >= ENOUGH_DRAWS and unexplained.sum() > FEW_IMAGES:
+            break  # a wrong graph
+        for returned in _run_with_noise(graph, images[unexplained], DRAWS, seed=turn):
+            sure[unexplained] &= returned[place] == ours[unexplained]
         if not sure.any():
             return
-        if draw > ENOUGH_DRAWS and torch.equal(sure, differs):
-            break  # no noise moves any of them
     does = "keeps" if (sure & (kept_cells(theirs) != kept_cells(ours))).any() else "merges"
     raise WrongExport(
         f"Block {block} of the converted model is the first that {does} other patches than yours: "
@@ -217,19 +219,21 @@ def _near_hidden_ties(
     if not wrong.any():
         return wrong
     own, moved = [each[wrong] for each in answers], torch.zeros_like(off[wrong])
-    for returned in _run_with_noise(graph, images[wrong], FEW_DRAWS):
+    for returned in _run_with_noise(graph, images[wrong], DRAWS):
         moved = moved.maximum(measure_differences(returned[: len(own)], own))
         if (off[wrong] <= AS_FAR * moved).all():
             break
     return wrong.masked_scatter(wrong, off[wrong] <= AS_FAR * moved)
 
 
-def _run_with_noise(graph: Graph, images: Tensor, draws: int) -> Iterator[Sequence[Tensor]]:
+def _run_with_noise(
+    graph: Graph, images: Tensor, draws: int, seed: int = 0
+) -> Iterator[Sequence[Tensor]]:
     """Yields what the model does to images with noise, rounding at random in both precisions."""
     # In float32, too: there, differences below its resolution are ties that float64 does not have.
     models = (copy.deepcopy(graph.model).double(), graph.model)
     witnesses = [Witness(each, graph.outputs).eval() for each in models]
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator().manual_seed(seed)
     images = images.double()
     size = NOISE * float(images.abs().max())
     for _ in range(draws):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-ROUNDING = 2.0**-21  # of the errors, as a share of the number: some last digits of float32
+ROUNDING = 2.0**-20  # of the errors, as a share of the number: some last digits of float32
 # PyTorch's operations that compute numbers. All others move them, compare them or make them anew.
 COMPUTING = frozenset(
     """convolution mm bmm addmm baddbmm dot mv _softmax _safe_softmax _log_softmax
