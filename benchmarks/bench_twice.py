@@ -2,9 +2,10 @@
 
     python benchmarks/bench_twice.py runs/bench-first runs/bench
 
-Both folders are from the same command. Answers must be the same to the last digit. Times may
-differ: for each row it is told whether the second median lies between the quartiles of the first
-run, and how far the medians are apart. Writes benchmarks/results/bench_twice.json.
+Both folders are from the same command; the second may have begun with the answers of the first, so
+that times alone are measured again. For each row it is told whether the second median lies between
+the quartiles of the first run, and how far the medians are apart. Writes
+benchmarks/results/bench_twice.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from patchslim.report.report import Report
 from patchslim.report.row import Row
 
 RESULT = Path(__file__).parent / "results" / "bench_twice.json"
-ANSWERS = ("kl", "agreement", "accuracy", "change", "macs", "tokens")
 
 
 def compare(first: Row, second: Row) -> dict[str, Any]:
@@ -29,7 +29,6 @@ def compare(first: Row, second: Row) -> dict[str, Any]:
     return {
         "name": first.name,
         "method": first.method,
-        "same_answers": all(getattr(first, each) == getattr(second, each) for each in ANSWERS),
         "first": None if one is None else asdict(one),
         "second": None if two is None else asdict(two),
         "inside": one is not None and two is not None and one.low <= two.median <= one.high,
@@ -46,12 +45,13 @@ def main() -> None:
     options = parser.parse_args()
     one, two = (Report.load(each / "report.json") for each in (options.first, options.second))
     others = {row.name: row for row in two.rows}
-    pairs = [(row, others[row.name]) for row in one.rows[1:] if row.name in others]
+    if {row.name for row in one.rows} != others.keys():
+        parser.error("the folders have other rows: they are not of one command")
+    pairs = [(row, others[row.name]) for row in one.rows[1:]]
     rows = [compare(*pair) for pair in pairs]
     timed = [row for row in rows if row["apart"] is not None]
     facts = {
         "rows": len(rows),
-        "same_answers": sum(row["same_answers"] for row in rows),
         "timed": len(timed),
         "inside": sum(row["inside"] for row in timed),
         "within_5_percent": sum(abs(row["apart"]) <= 0.05 for row in timed),

@@ -816,8 +816,8 @@ def bench_twice() -> str:
     data = _read("bench_twice.json")
     dates = " and ".join(each["date"][:16].replace("T", " ") for each in data["runs"])
     return (
-        f"Run twice, at {dates} UTC: {data['same_answers']} of {data['rows']} rows have the same "
-        f"answers to the last digit. Of {data['timed']} measured speed-ups, {data['inside']} lie "
+        f"Timed twice, at {dates} UTC, with the same answers: of {data['timed']} measured "
+        f"speed-ups, {data['inside']} lie "
         f"between the quartiles of the first run and {data['within_5_percent']} within 5 % of its "
         f"median; the median difference is {data['median_apart']:.1%}. Load averages were "
         f"{data['runs'][0]['load'][0]} and {data['runs'][1]['load'][0]} on two processors."

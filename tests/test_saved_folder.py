@@ -100,6 +100,16 @@ def test_the_hosts_own_processor_stays_beside_it_and_names_no_code(hf_folder, tm
         assert json.loads((tmp_path / name / file.name).read_text()) == entries
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+def test_a_broken_processor_beside_a_loaded_model_stops_no_save(text, hf_slimmed, tmp_path):
+    """Else a training of it would end without a model."""
+    hf_slimmed.save(tmp_path / "a")
+    (tmp_path / "a" / "preprocessor_config.json").write_text(text)
+    patchslim.load(tmp_path / "a").save(tmp_path / "b")
+    made = transformers.AutoImageProcessor.from_pretrained(tmp_path / "b")
+    assert tuple(made.image_mean) == MEAN
+
+
 def test_a_host_that_is_handed_over_is_prepared_as_was_saved(hf_slimmed, tmp_path):
     hf_slimmed.save(tmp_path / "a")
     loaded = patchslim.load(tmp_path / "a", model=make_hf_host())
@@ -249,6 +259,31 @@ def test_measure_puts_its_results_into_the_card(tmp_path, capsys):
     assert "has no model card" in " ".join(capsys.readouterr().err.split())
 
 
+def test_an_edited_card_is_refused_before_anything_is_measured_or_trained(tmp_path, capsys):
+    slimmed = patchslim.slim(digits.host(), "topk", macs=0.6)
+    slimmed.save(tmp_path / "run" / "model")
+    card = tmp_path / "run" / "model" / CARD_FILE
+    card.write_text("mine")
+    folder = str(card.parent)
+    assert main(["measure", folder, "--data", "digits", "--card"]) == 2
+    said = capsys.readouterr()
+    assert "holds other things (README.md)" in " ".join(said.err.split())
+    assert "images" not in said.err  # nothing was scored
+    plan = ["plan", "digits", "--data", "digits", "--macs", "0.5", "--out", folder]
+    assert main(plan) == 2
+    assert "holds other things (README.md)" in " ".join(capsys.readouterr().err.split())
+    scenes = digits.scenes("train", 4)
+    images = [(digits.normalise(scenes.images), torch.from_numpy(scenes.labels))]
+    lines = []
+    with pytest.raises(BadFile, match=r"holds other things \(README.md\)"):
+        patchslim.train(
+            slimmed, images, patchslim.TrainConfig(steps=1), out=tmp_path / "run",
+            resume=True, progress=lines.append,
+        )  # fmt: skip
+    assert not lines
+    assert card.read_text() == "mine"
+
+
 def test_a_training_run_puts_its_results_into_the_card(tmp_path):
     scenes = digits.scenes("train", 32)
     images = [(digits.normalise(scenes.images), torch.from_numpy(scenes.labels))]
@@ -291,10 +326,12 @@ def test_a_recipe_that_tells_nothing_of_other_files_lets_none_be_deleted(beside,
     recipe = {name: value for name, value in recipe.items() if name != "beside"}
     recipe |= {} if beside is None else {"beside": beside}
     (folder / RECIPE_FILE).write_text(json.dumps(seal_recipe(recipe)))
+    for name in (CARD_FILE, "config.json", "preprocessor_config.json"):
+        (folder / name).unlink(missing_ok=True)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(BadFile, match="holds other things"):
         slimmed.save(folder)
-    for name in ("notes.txt", CARD_FILE, "config.json", "preprocessor_config.json"):
-        (folder / name).unlink(missing_ok=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "notes.txt").unlink()
     slimmed.save(folder)  # as an older version left it
     assert (folder / CARD_FILE).is_file()

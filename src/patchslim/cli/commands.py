@@ -47,7 +47,7 @@ from patchslim.errors import DeepCut, PatchslimError, UnknownName, Untrained
 from patchslim.hosts._catalog import EXAMPLE, build_without_weights, family_facts
 from patchslim.methods._registry import DEFAULT_METHOD, find_method, method_names
 from patchslim.model.plan import make_plan
-from patchslim.saving.folder import is_saved
+from patchslim.saving.folder import check_saveable, is_saved
 from patchslim.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -230,6 +230,8 @@ def measure(args: Namespace, terminal: Terminal) -> CommandResult:
             f"--card: {show_name(args.model)} was not saved by patchslim, so it has no model card. "
             "Save the slimmed model first (`patchslim slim ... --out FOLDER`), and measure FOLDER."
         )
+    if args.card:
+        check_saveable(args.model)
     model: Any = find_artefact(args)
     dense: Any
     if model is None:

@@ -26,12 +26,15 @@ def plan(args: Namespace, terminal: Terminal) -> CommandResult:
     from patchslim.planning.goal import PlanGoal
     from patchslim.planning.plan import AUTO
     from patchslim.planning.plan import plan as run
+    from patchslim.saving.folder import check_saveable
 
     # A wrong target is refused before a model is built.
     PlanGoal(args.latency_ms, args.images_per_second, args.macs, args.max_kl)
     if args.method == AUTO and args.set:
         raise PatchslimError("--set is for one method: name it with --method, or leave it out.")
     method = AUTO if args.method == AUTO else method_from_args(args, args.method)
+    if args.out is not None:
+        check_saveable(args.out)
     host = dense_model(args)
     planned = run(
         host,

@@ -32,7 +32,7 @@ class RandomRounding(TorchDispatchMode):
     """Within it, what PyTorch computes is off at random. Whole numbers are exact, and stay."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's mode has no types
         self.generator = generator
 
     def __torch_dispatch__(

@@ -34,7 +34,7 @@ class Results(Protocol):
         """Returns a table, and how it was measured."""
 
 
-def describe_saved(
+def write_texts(
     host: nn.Module, plan: Plan, recipe: Recipe, results: Results | None
 ) -> dict[str, str]:
     """Writes the files beside a saved model, by name: its card, and what each library looks for.

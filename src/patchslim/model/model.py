@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from patchslim.errors import UnsupportedModel, WrongInput
 from patchslim.hosts._weights import check_plain
 from patchslim.methods import LearnedMethod, Method
-from patchslim.model.card import Results, describe_saved
+from patchslim.model.card import Results, write_texts
 from patchslim.model.forward_pass import ForwardPass
 from patchslim.model.hooks import HookWatch
 from patchslim.model.host_api import (
@@ -199,7 +199,7 @@ class SlimModel(nn.Module):
         """
         check_plain(self, "saved")
         recipe = make_recipe(self.host, self.plan, self.trained, self.calibrated)
-        beside = describe_saved(self.host, self.plan, recipe, results)
+        beside = write_texts(self.host, self.plan, recipe, results)
         write_folder(path, self.state_dict(keep_vars=True), recipe, beside)
 
     def save_pretrained(self, path: str | Path, *, results: Results | None = None) -> None:
@@ -211,8 +211,8 @@ class SlimModel(nn.Module):
     ) -> str:
         """Uploads what `save` writes to a Hub repository, and returns its address.
 
-        A card that is there already stays. `how` takes `private`, `commit_message`, `revision`
-        (a branch) and `token`.
+        A card that somebody wrote or edited there stays. `how` takes `private`, `commit_message`,
+        `revision` (a branch) and `token`.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / "model", results=results)

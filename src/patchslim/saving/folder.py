@@ -16,7 +16,14 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from patchslim.errors import BadFile, UnsupportedModel
-from patchslim.files import check_writable, find_complete, read_json, replace_folder, resolve_path
+from patchslim.files import (
+    check_replaceable,
+    check_writable,
+    find_complete,
+    read_json,
+    replace_folder,
+    resolve_path,
+)
 from patchslim.hosts._weights import WEIGHTS_FILE, advise_on_bare_weights, read_safetensors
 from patchslim.saving.old_names import rename_old_weights
 from patchslim.saving.seal import check_seal, seal_recipe
@@ -76,7 +83,7 @@ def write_folder(
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in beside.items()}
     recipe = {**recipe, "shared": shared, "tied": tied, "beside": digests}
     try:
-        with replace_folder(path, _written_files) as fresh:
+        with replace_folder(path, written_files) as fresh:
             save_file(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
             recipe |= {
                 "bytes": (fresh / WEIGHTS_FILE).stat().st_size,
@@ -190,21 +197,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _written_files(path: Path) -> set[str]:
+def check_saveable(path: str | Path) -> None:
+    """Refuses a folder that `write_folder` would refuse. Called before anything takes long."""
+    path = check_writable(path, folder=True).resolve()
+    check_replaceable(path, written_files(path))
+
+
+def written_files(path: Path) -> set[str]:
     """Names the files in the folder that `write_folder` wrote, but for texts changed since then.
 
     Those, and anything else, are somebody's work, and saving there again would delete it.
     """
     try:
-        recipe = read_json(path / RECIPE_FILE)
-        beside = dict(recipe["beside"])
+        beside = dict(read_json(path / RECIPE_FILE)["beside"])
     except (BadFile, TypeError, ValueError, KeyError):  # an older version wrote it, or nobody did
         beside = {}
-    same = {
-        name
-        for name, digest in beside.items()
-        if (path / name).is_file() and file_sha256(path / name) == digest
-    }
+    texts = (
+        [each for each in path.iterdir() if each.name in beside and each.is_file()]
+        if beside
+        else []
+    )
+    same = {each.name for each in texts if file_sha256(each) == beside[each.name]}
     return {WEIGHTS_FILE, RECIPE_FILE} | same
 
 

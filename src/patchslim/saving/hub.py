@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from patchslim.errors import BadFile, UnknownName
+from patchslim.errors import BadFile, UnknownName, warn_caller
 from patchslim.hosts._weights import WEIGHTS_FILE
-from patchslim.saving.folder import CARD_FILE, RECIPE_FILE
+from patchslim.saving.folder import CARD_FILE, RECIPE_FILE, written_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PREFIX = "hf-hub:"  # stands before the name of a repository, as in timm
 MESSAGE = "A model slimmed by patchslim"
@@ -78,11 +81,11 @@ def upload(path: Path, repository: str, **how: Unpack[Upload]) -> str:
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         if path.is_dir():
-            has_card = api.file_exists(repository, CARD_FILE, revision=revision)
+            keeps_card = _has_own_card(api, repository, revision)
             api.upload_folder(
                 repo_id=repository,
                 folder_path=path,
-                ignore_patterns=[CARD_FILE] if has_card else None,  # somebody may have edited it
+                ignore_patterns=[CARD_FILE] if keeps_card else None,
                 commit_message=message,
                 revision=revision,
             )
@@ -100,6 +103,26 @@ def upload(path: Path, repository: str, **how: Unpack[Upload]) -> str:
             "save to a folder with .save(path)."
         ) from error
     return str(address)
+
+
+def _has_own_card(api: HfApi, repository: str, revision: str | None) -> bool:
+    """Tells whether a repository has a card that somebody wrote or edited, which then stays."""
+    if not api.file_exists(repository, CARD_FILE, revision=revision):
+        return False
+    files = [CARD_FILE]
+    if api.file_exists(repository, RECIPE_FILE, revision=revision):
+        files.append(RECIPE_FILE)
+    folders = {
+        Path(api.hf_hub_download(repository, each, revision=revision)).parent for each in files
+    }
+    if CARD_FILE in written_files(folders.pop()):
+        return False
+    warn_caller(
+        f"{repository} has a card that was written or edited by hand, so {CARD_FILE} was not "
+        "uploaded, with the results in it. Put into that card what it should say.",
+        UserWarning,
+    )
+    return True
 
 
 def _hub_errors() -> tuple[type[BaseException], ...]:

@@ -28,6 +28,7 @@ from patchslim.report.report import Report
 from patchslim.runs.layout import MODEL_FOLDER, REPORT_FILE, resolve_run_folder
 from patchslim.runs.ownership import own_folder
 from patchslim.runs.progress import Progress, check_progress
+from patchslim.saving.folder import check_saveable
 from patchslim.settings import check_type
 from patchslim.training.augment import temporary_seed
 from patchslim.training.config import TrainConfig
@@ -101,6 +102,7 @@ def train(  # noqa: PLR0913 (one word for each thing that a training run is made
     progress = check_progress(progress)
     validation = None if validation is None else _check_reusable(validation)
     folder = resolve_run_folder(out, kind="run", resume=resume)
+    check_saveable(folder / MODEL_FOLDER)
     check_layers(slimmed, config)
     with Processes.connect() as processes, own_for_all(processes, folder):
         resolve_run_folder(out, kind="run", resume=resume)  # nobody can begin one there any more

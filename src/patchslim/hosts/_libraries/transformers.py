@@ -177,7 +177,9 @@ class Transformers(Library):
     ) -> dict[str, dict[str, Any]]:
         """Says whom to ask in place of a model type; gives a processor, the host's or CLIP's."""
         files: dict[str, dict[str, Any]] = {CONFIG_FILE: {"model_type": WHOM_TO_ASK}}
-        own = _read_processor(host)
+        own: dict[str, Any] = {}
+        with contextlib.suppress(BadFile):  # a loaded host's recipe says the same
+            own = _read_processor(host)
         processor = _without_code(own) if own else _make_processor(images)
         return {**files, PREPROCESSING_FILE: processor} if processor else files
 
