@@ -289,8 +289,8 @@ class Similarity(Method):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.measure == "cosine":
             return F.normalize(x, dim=2)
-        if self.on == "features":  # as the next layer sees them, without its learned scale
-            x = F.layer_norm(x, x.shape[2:])
+        if self.on == "features":
+            return _normalise_features(x)
         scaled: Tensor = x * x.shape[2] ** -0.5
         return scaled
 
@@ -378,6 +378,16 @@ class Similarity(Method):
         both_ways = cost + cost.transpose(1, 2)
         within = both_ways.masked_fill(apart | mark_diagonal(apart), 0).sum(dim=2)
         return -windows.to_rows(within)
+
+
+def _normalise_features(x: Tensor) -> Tensor:
+    """Normalises features (B, n, d) as a layer norm does, without learned scale, to length 1."""
+    width = x.shape[2]
+    if torch.compiler.is_compiling():  # one operation, which runtimes fuse
+        return torch.mul(F.layer_norm(x, (width,)), width**-0.5)
+    centred = x - x.mean(dim=2, keepdim=True)
+    square: Tensor = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square_()
+    return centred.mul_(square.add_(1e-5 * width).rsqrt_())  # the constant of layer norms
 
 
 def _index_in_kept(kept: Tensor, rows: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Merge(Reduction):
         if self.joins is not None:
             joining = joining.masked_fill(~self.joins[dims], 0)
         index = self.into + prefix if prefix else self.into
-        return out.scatter_add(1, index[dims].expand_as(joining), joining)
+        return out.scatter_add_(1, index[dims].expand_as(joining), joining)
 
     def represent(self, t: Tensor) -> Tensor:
         """Takes the entries of the kept rows."""
