@@ -530,3 +530,21 @@ def test_rows_of_padding_change_nothing(way):
     torch.testing.assert_close(got.apart[:, :count], wanted.apart)
     if wanted.parent is not None:
         assert torch.equal(got.parent[:, :count], wanted.parent)
+
+
+def test_a_graph_has_enough_rounds_for_a_long_chain(monkeypatch):
+    cost = costs(1.5 ** torch.arange(196, dtype=torch.float64).unsqueeze(1)).unsqueeze(0)
+    worth = torch.ones(1, 196, dtype=torch.float64)
+    wanted = grouping.agglomerative(cost, worth).apart.sort().values[:, :40]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    got = grouping.agglomerative(cost, worth).apart.sort().values[:, :40]
+    assert torch.equal(got, wanted)
+
+
+def test_distances_of_features_that_are_alike_keep_their_digits():
+    apart = torch.from_numpy(points(3, "spread", 20).numpy())
+    x = (100 + 1e-2 * apart).unsqueeze(0)
+    wanted = costs(x).masked_fill(torch.eye(20, dtype=torch.bool), 0) / 2
+    torch.testing.assert_close(
+        grouping.feature_distances(x.float()).double(), wanted, rtol=1e-2, atol=1e-8
+    )

@@ -360,7 +360,7 @@ class JoinsByATie(Method):
 
 @pytest.mark.parametrize(
     "method",
-    ["dpcknn", *(pytest.param(each, marks=slow) for each in ("adamerge", "atc", "tome"))],
+    ["tome", *(pytest.param(each, marks=slow) for each in ("adamerge", "atc"))],
 )
 def test_what_rounding_decides_among_patches_that_are_alike_is_no_wrong_graph(monkeypatch, method):
     """Noise on pixels moves such patches together, and a runtime rounds each by itself."""
@@ -383,7 +383,7 @@ def test_what_rounding_decides_among_patches_that_are_alike_is_no_wrong_graph(mo
 
     with pytest.raises(WrongExport, match="is the first that"):
         check_graph(run_wrongly, graph, [pictures(2)])
-    if method == "dpcknn":  # what the check said before it rounded at random
+    if method == "tome":  # what the check said before it rounded at random
         monkeypatch.setattr(checking, "RandomRounding", lambda _: contextlib.nullcontext())
         with pytest.raises(WrongExport, match="is the first that"):
             check_graph(run, graph, [images])

@@ -192,14 +192,13 @@ def _check_near_ties(
     graph: Graph, block: int, images: Tensor, theirs: Tensor, ours: Tensor
 ) -> None:
     """Refuses what stands for other cells than in the model, unless noise moves the same ones."""
-    place = len(graph.outputs.names) + graph.model.plan.decision_blocks.index(block)
     sure = theirs != ours
     for turn in range(TURNS):
         unexplained = sure.any(dim=1)
         if turn * DRAWS >= ENOUGH_DRAWS and unexplained.sum() > FEW_IMAGES:
             break  # a wrong graph
-        for returned in _run_with_noise(graph, images[unexplained], DRAWS, seed=turn):
-            sure[unexplained] &= returned[place] == ours[unexplained]
+        for (stands,) in _run_with_noise(graph, images[unexplained], seed=turn, last=block):
+            sure[unexplained] &= stands == ours[unexplained]
         if not sure.any():
             return
     does = "keeps" if (sure & (kept_cells(theirs) != kept_cells(ours))).any() else "merges"
@@ -219,7 +218,7 @@ def _near_hidden_ties(
     if not wrong.any():
         return wrong
     own, moved = [each[wrong] for each in answers], torch.zeros_like(off[wrong])
-    for returned in _run_with_noise(graph, images[wrong], DRAWS):
+    for returned in _run_with_noise(graph, images[wrong]):
         moved = moved.maximum(measure_differences(returned[: len(own)], own))
         if (off[wrong] <= AS_FAR * moved).all():
             break
@@ -227,16 +226,19 @@ def _near_hidden_ties(
 
 
 def _run_with_noise(
-    graph: Graph, images: Tensor, draws: int, seed: int = 0
+    graph: Graph, images: Tensor, seed: int = 0, last: int | None = None
 ) -> Iterator[Sequence[Tensor]]:
-    """Yields what the model does to images with noise, rounding at random in both precisions."""
+    """Yields what the model does to images with noise, rounding at random in both precisions.
+
+    Up to the `last` block only, if one is given.
+    """
     # In float32, too: there, differences below its resolution are ties that float64 does not have.
     models = (copy.deepcopy(graph.model).double(), graph.model)
-    witnesses = [Witness(each, graph.outputs).eval() for each in models]
+    witnesses = [Witness(each, graph.outputs, last=last).eval() for each in models]
     noise = torch.Generator().manual_seed(seed)
     images = images.double()
     size = NOISE * float(images.abs().max())
-    for _ in range(draws):
+    for _ in range(DRAWS):
         drawn = images + size * torch.randn(images.shape, generator=noise, dtype=torch.float64)
         for witness, dtype in zip(witnesses, (torch.float64, torch.float32), strict=True):
             with torch.no_grad(), RandomRounding(noise):

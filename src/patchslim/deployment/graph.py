@@ -67,11 +67,14 @@ class Witness(nn.Module):
 
     That is, for each of `blocks`, the cell that stands for every cell afterwards (B, cells): itself
     if it is kept, the one that it was merged into, or `NO_CELL`. The order of rows does not matter.
+    With a `last` block, nothing is run after it, and only what it does is returned.
     """
 
-    def __init__(self, model: SlimModel, outputs: Outputs, *, tells: bool = True) -> None:
+    def __init__(
+        self, model: SlimModel, outputs: Outputs, *, tells: bool = True, last: int | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.outputs, self.tells = model, outputs, tells
+        self.model, self.outputs, self.tells, self.last = model, outputs, tells, last
         self.blocks = model.plan.decision_blocks
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -83,6 +86,8 @@ class Witness(nn.Module):
             tokens = forward.run_block(step, tokens)
             if self.tells and step.index in self.blocks:
                 standing.append(_standing_cells(tokens))
+            if step.index == self.last:
+                return (standing[-1],)
         answer = forward.adapter.head(forward.host, pad(tokens.rejoin()), {})
         return (*self.outputs.flatten(answer), *standing)
 

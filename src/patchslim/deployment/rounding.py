@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 ROUNDING = 2.0**-20  # of the errors, as a share of the number: some last digits of float32
+POOL = 2**16 + 1  # numbers that are drawn at once
 # PyTorch's operations that compute numbers. All others move them, compare them or make them anew.
 COMPUTING = frozenset(
     """convolution mm bmm addmm baddbmm dot mv _softmax _safe_softmax _log_softmax
@@ -34,6 +35,9 @@ class RandomRounding(TorchDispatchMode):
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's mode has no types
         self.generator = generator
+        drawn = torch.randn(POOL, generator=generator, dtype=torch.float64)
+        factors = 1 + ROUNDING * drawn
+        self.factors = {dtype: factors.to(dtype) for dtype in (torch.float64, torch.float32)}
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -51,5 +55,11 @@ class RandomRounding(TorchDispatchMode):
         """Moves each number by about a last digit."""
         if not x.is_floating_point():
             return x
-        noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
-        return torch.where(x == x.round(), x, x * (1 + ROUNDING * noise))
+        # Numbers are drawn once, and every operation begins at another of them: a number for each
+        # result would take several times as long as the model itself.
+        pool = self.factors.get(x.dtype, self.factors[torch.float32])
+        if x.numel() >= POOL:
+            pool = pool.repeat(2 + x.numel() // POOL)
+        first = int(torch.randint(len(pool) - x.numel(), (), generator=self.generator))
+        factors = pool[first : first + x.numel()].view(x.shape)
+        return torch.where(x == x.round(), x, x * factors)

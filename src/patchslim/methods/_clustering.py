@@ -138,7 +138,7 @@ def agglomerative(cost: Tensor, worth: Tensor, linkage: str = "average") -> Grou
     height = cost.new_full((batch, count), math.inf)
     parent = rows.expand(batch, -1)
     graph = torch.compiler.is_compiling()
-    for _ in range(2 * _round_count(count) if graph else count):
+    for _ in range(3 * _round_count(count) if graph else count):
         apart = between
         if linkage == "average":
             apart = between / (size.unsqueeze(1) * size.unsqueeze(2))
@@ -275,6 +275,16 @@ def join_nearest(groups: Groups, cost: Tensor, keep: int) -> tuple[Tensor, Tenso
     stays = new_index(kept, count, otherwise=-1)
     head = assign_rows(groups, cost, stays >= 0, gone)
     return kept, gone, stays.gather(1, head)
+
+
+def feature_distances(x: Tensor) -> Tensor:
+    """Computes the mean squared differences of features (B, n, d), in float32 or better (B, n, n).
+
+    They are taken from their mean first: of what all rows have in common, rounding would else
+    leave more than of the differences between rows that are alike.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return squared_distances((x - x.mean(dim=1, keepdim=True)) * x.shape[2] ** -0.5)
 
 
 def squared_distances(x: Tensor) -> Tensor:

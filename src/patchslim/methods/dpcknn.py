@@ -36,9 +36,7 @@ class DPCKNN(Method):
                 f"dpcknn compares all patches with all, and is not meant for more than "
                 f"{MOST_PATCHES}; there are {tokens.patches}. Use similarity or tome."
             )
-        x = tokens.x[:, tokens.prefix :]
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[2] ** -0.5
-        distance = clustering.squared_distances(x)
+        distance = clustering.feature_distances(tokens.x[:, tokens.prefix :])
         peaks = clustering.density(distance, itself=True)
         kept, gone, into = clustering.join_nearest(peaks, distance, keep)
         return Merge(kept, gone, into, weight=torch.ones_like(tokens.sizes()))

@@ -6,7 +6,6 @@ Haurum et al., "Which Tokens to Use?" (ICCV Workshops 2023) apply it.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from patchslim.errors import BadSchedule, BadSetting
@@ -40,10 +39,8 @@ class KMedoids(Method):
                 f"kmedoids compares clusters round after round, and is not meant for more than "
                 f"{MOST_PATCHES} patches; there are {tokens.patches}. Use similarity or tome."
             )
-        x = tokens.x[:, tokens.prefix :]
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[2] ** -0.5
-        worth = tokens.memory.to(x.dtype).clamp(min=LEAST)
-        distance = clustering.squared_distances(x)
+        distance = clustering.feature_distances(tokens.x[:, tokens.prefix :])
+        worth = tokens.memory.to(distance.dtype).clamp(min=LEAST)
         medoids = clustering.medoids(distance, worth, keep, weighted=True)
         return Keep(medoids.apart.topk(keep, dim=1).indices)
 
