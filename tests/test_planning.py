@@ -44,7 +44,7 @@ from patchslim.planning.finalists import (
 from patchslim.planning.latency_table import LatencyTable, Point, SelfCheck
 from patchslim.planning.measuring import Key, remove_drift, time_decisions
 from patchslim.planning.method_search import MethodSearch, fit_correction, plannable_methods
-from patchslim.planning.planner import is_faster
+from patchslim.planning.planner import Planner, is_faster
 from patchslim.planning.runtimes import open_runtime
 from patchslim.planning.search import find_levels, least_cost, path_sum
 from patchslim.planning.tables import warn_if_unsteady
@@ -149,14 +149,14 @@ def test_probes_cut_after_every_block_but_the_last_and_damage_grows():
         assert 0 <= small < large
 
 
-def table_of(patches=64, depth=4, *, tail=True):
+def table_of(patches=64, depth=4, *, tail=True, block=0.2):
     """A table in which a block takes as long as the patches in it are many, and deciding 1 %."""
     whole, reduced, tails = [], [], []
     for entering in (patches, *(patches * part // 16 for part in (15, 12, 8, 4, 2))):
-        share = 0.2 * entering / patches
+        share = block * entering / patches
         points = [Point(entering, entering, share, share * 0.99, share * 1.01)]
         for left in {entering - 1, entering // 2}:
-            share = 0.1 * (entering + left) / patches + 0.01
+            share = block / 2 * (entering + left) / patches + 0.01
             points.append(Point(entering, left, share, share * 0.99, share * 1.01))
         (whole if entering == patches else reduced).extend(points)
         tails.append(Point(entering, entering, 0.05, 0.05, 0.05))
@@ -342,32 +342,54 @@ def test_contenders_are_those_that_lose_least_and_the_one_that_computes_least():
     assert min(work[name] for name in names) == min(work.values())
 
 
-class LongSleeper(TopK):
-    """Takes longer to choose than a whole model takes to run."""
-
-    seconds = 0.0
-
-    def choose(self, tokens, signals, keep):
-        time.sleep(self.seconds)
-        return super().choose(tokens, signals, keep)
+class Misjudged(TopK):
+    """Takes three times as long as the table of its blocks says."""
 
 
-@quick
-@pytest.mark.slow
+def script_times(monkeypatch, times):
+    """Lets blocks take what `table_of` says, and whole models what `times` returns for each."""
+
+    def find_table(model, *_, **__):
+        shape = model.plan.shape
+        block = 0.85 / (shape.depth - 1)
+        return table_of(shape.entering - shape.prefix, shape.depth, block=block)
+
+    def time_it(planner, model):
+        return Ratio.of([times(model)] * 9, 0), 1.0
+
+    monkeypatch.setattr("patchslim.planning.plan.find_table", find_table)
+    monkeypatch.setattr(Planner, "_time", time_it)
+
+
 def test_a_target_that_the_best_methods_miss_is_met_by_the_one_that_decides_fastest(monkeypatch):
-    """Their decisions look quick when one is timed, and are not."""
-    host = tiny_host(width=64, img_size=64, depth=4)
-    images = [(torch.randn(8, 3, 64, 64), None)]
-    methods = [LongSleeper(), LongSleeper(), TopK()]
+    methods = [Misjudged(), Misjudged(), TopK()]
     monkeypatch.setattr("patchslim.planning.plan.plannable_methods", lambda _: methods)
     monkeypatch.setattr("patchslim.planning.planner.time_decisions", lambda *_: [0.0, 0.0, 0.001])
-    spare = {"latency_ms": 1e5, "batch": 8, "seconds": 0.01}
-    dense = patchslim.plan(host, images, "topk", **spare).dense_ms
-    # Twice what the dense model took here: a fixed time is short where other work slows this one.
-    monkeypatch.setattr(LongSleeper, "seconds", 2 * dense / 1000)
-    planned = patchslim.plan(host, images, latency_ms=0.8 * dense, batch=8, seconds=0.01)
+
+    def times(model):
+        if not model.plan.decision_blocks:
+            return 1.0
+        return 2.4 if type(model.method) is Misjudged else 0.8
+
+    script_times(monkeypatch, times)
+    planned = patchslim.plan(tiny_host(), batches(), latency_ms=800, batch=8)
     assert type(planned.model.method) is TopK
-    assert planned.measured.high < 1
+
+
+@pytest.mark.parametrize(("first", "more"), [(0.5, True), (0.9, False)])
+def test_a_plan_that_takes_another_time_than_predicted_is_planned_again(monkeypatch, first, more):
+    """One that is faster than it need be, too: it would lose answers for nothing."""
+    shares, planned = iter([1.0, first, 0.79]), []
+
+    def times(model):
+        planned.append(model.macs().total)
+        return next(shares)
+
+    script_times(monkeypatch, times)
+    found = patchslim.plan(tiny_host(), batches(), "topk", latency_ms=800, batch=2)
+    assert found.measured.median == 0.79
+    assert len(planned) == 3
+    assert (planned[2] > planned[1]) == more
 
 
 @quick

@@ -106,7 +106,7 @@ def convert(model: SlimModel, order: Order) -> Converted:
             changes more than is allowed.
     """
     target, precision = order.target, order.precision
-    graph = _make_graph(model, order.batch)
+    graph = make_graph(model, order.batch)
     given = order.images
     if precision == INT8:
         check_images(given)  # before the minutes that a conversion takes
@@ -148,7 +148,7 @@ def _lower(
     return converted, reference, drift
 
 
-def _make_graph(model: SlimModel, batch: int | None) -> Graph:
+def make_graph(model: SlimModel, batch: int | None) -> Graph:
     """A copy of the model to be converted; refuses weights of other types than float32."""
     other = {str(each.dtype) for each in model.parameters() if each.dtype != torch.float32}
     if other:

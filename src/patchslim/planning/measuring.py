@@ -140,7 +140,8 @@ class _Blocks:
 
     def keys(self) -> list[Key]:
         """Lists the kinds of blocks."""
-        fewer = {max(self.fewest, round(share * self.patches)) for share in ROWS} - {self.patches}
+        shares = (*ROWS[: -1 : self.runtime.stride], ROWS[-1])
+        fewer = {max(self.fewest, round(share * self.patches)) for share in shares} - {self.patches}
         rows = [self.patches, *sorted(fewer, reverse=True)]
         made = []
         for number, entering in enumerate(rows):

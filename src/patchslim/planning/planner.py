@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ JUDGED = 16  # of those, at a time
 ATTEMPTS = 3  # to meet a target in time: each learns from what the one before measured
 MARGIN = 1.03  # by how much a measured time may miss its target, before another attempt
 MISSED = 1.05  # by how much at the end, before the target is refused
+SPARE = 1.06  # by how much it may be reached, before another attempt
 BISECTIONS = 6  # of the time, for a tolerated divergence
 TIMED_SECONDS = 6.0  # for the answer and the dense model, in turns
 FEWEST_ROUNDS, MOST_ROUNDS = 9, 40
@@ -54,6 +56,27 @@ class Choice:
     search: MethodSearch
     plan: Plan
     candidate: Candidate
+
+
+class Attempt(NamedTuple):
+    """A plan that was timed, best of the choices that there were.
+
+    Attributes:
+        choices: what was considered, best first; none for the dense model.
+        model: the first of them.
+        measured: its time, as a share of the dense model's.
+        dense: seconds of the dense model.
+    """
+
+    choices: list[Choice]
+    model: SlimModel
+    measured: Ratio
+    dense: float
+
+    @property
+    def seconds(self) -> float:
+        """What it took."""
+        return self.measured.median * self.dense
 
 
 class Planner:
@@ -132,9 +155,7 @@ class Planner:
             check_error=max(errors, default=None),
         )
 
-    def _meet_time(
-        self, methods: Sequence[Method], limit: float
-    ) -> tuple[list[Choice], SlimModel, Ratio, float]:
+    def _meet_time(self, methods: Sequence[Method], limit: float) -> Attempt:
         """Returns what meets a limit of seconds: planned again with what was learned.
 
         The dense model is timed first; a limit that it meets already needs no plan.
@@ -142,7 +163,7 @@ class Planner:
         untouched = self._untouched("exact")
         measured, dense = self._time(untouched)
         if dense <= limit:
-            return [], untouched, measured, dense
+            return Attempt([], untouched, measured, dense)
         models = self._rank(methods, limit / dense)
         searches = self._search_all(models[:FINALISTS])
         try:
@@ -153,33 +174,38 @@ class Planner:
         searches += self._search_all(models[FINALISTS:])
         return self._try_to_meet(searches, limit, dense)
 
-    def _try_to_meet(
-        self, searches: list[MethodSearch], limit: float, dense: float
-    ) -> tuple[list[Choice], SlimModel, Ratio, float]:
+    def _try_to_meet(self, searches: list[MethodSearch], limit: float, dense: float) -> Attempt:
         """Returns what meets a limit of seconds with the methods that were searched.
 
         Raises:
             ImpossibleBudget: none of them does.
         """
         off = {id(search): 1.0 for search in searches}
+        attempts: list[Attempt] = []
         for _ in range(ATTEMPTS):
-            share = limit / dense
             choices = []
             for search in searches:
-                choices += self._judge(search, search.plans_for_time(share / off[id(search)]))
+                choices += self._judge(
+                    search, search.plans_for_time(limit / dense / off[id(search)])
+                )
             if not choices:
-                raise self._unreachable(searches, dense)
+                break
             choices.sort(key=lambda choice: choice.candidate.kl)
             best = choices[0]
             model = SlimModel(self.untouched.host, best.plan).eval()
             measured, dense = self._time(model)
-            self.show(f"takes {measured.median:.3f}, {best.candidate.predicted:.3f} was predicted")
-            if measured.median * dense <= limit * MARGIN:
-                return choices, model, measured, dense
-            off[id(best.search)] *= measured.median / share
-        if measured.median * dense <= limit * MISSED:
-            return choices, model, measured, dense
-        raise self._unreachable(searches, dense, measured.median * dense)
+            predicted = best.candidate.predicted
+            self.show(f"takes {measured.median:.3f}, {predicted:.3f} was predicted")
+            attempts.append(Attempt(choices, model, measured, dense))
+            if limit / SPARE <= attempts[-1].seconds <= limit * MARGIN:
+                break
+            off[id(best.search)] = measured.median / predicted
+        for allowed in MARGIN, MISSED:
+            met = [each for each in attempts if each.seconds <= limit * allowed]
+            if met:
+                return min(met, key=lambda each: each.choices[0].candidate.kl)
+        reached = attempts[-1].seconds if attempts else None
+        raise self._unreachable(searches, dense, reached)
 
     def _rank(
         self, methods: Sequence[Method], share: float, *, of_time: bool = True

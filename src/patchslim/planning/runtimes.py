@@ -12,15 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from patchslim.deployment.artefact import open_artefact
-from patchslim.deployment.export import export
+from patchslim.deployment.conversion import make_graph
 from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names
-from patchslim.deployment.target import FLOAT32, INT8, Target
+from patchslim.deployment.target import FLOAT32, INT8, Runner, Target
 from patchslim.errors import BadSetting, UnknownName
 from patchslim.measurement.latency import use_threads
 from patchslim.model.forward_pass import ForwardPass
@@ -44,11 +44,16 @@ class Blocks:
 
 
 class Runtime(ABC):
-    """What runs models: its name, the precision, and how many threads it has."""
+    """What runs models: its name, the precision, and how many threads it has.
+
+    Attributes:
+        stride: of the numbers of tokens that blocks may be timed with, every how many-th is.
+    """
 
     name: str
     precision: str
     threads: int
+    stride: ClassVar[int] = 1
 
     @abstractmethod
     def dense(self, untouched: SlimModel) -> Call:
@@ -97,10 +102,13 @@ class Eager(Runtime):
 
 
 class Exported(Runtime):
-    """A runtime that models are exported for, with the number of images fixed in each graph.
+    """A runtime that models are converted for, with the number of images fixed in each graph.
 
-    Files are written to a folder of their own.
+    Files are written to a folder of their own. Whether they keep the same tokens is not checked
+    here, since that takes longer than to time them; `export` does, for the one that is used.
     """
+
+    stride = 2  # each kind of block is converted by itself, in some seconds
 
     def __init__(
         self, target: Target, precision: str, threads: int, batch: int, folder: Path
@@ -108,6 +116,7 @@ class Exported(Runtime):
         self.target, self.name, self.batch = target, target.name, batch
         self.precision, self.threads, self.folder = precision, threads, folder
         self._written = 0
+        self._untouched: dict[tuple[BlockStep, ...], Runner] = {}
 
     def target_needs(self) -> list[str]:
         """Lists the distributions of the target."""
@@ -118,41 +127,36 @@ class Exported(Runtime):
         return self.whole(untouched)
 
     def whole(self, model: SlimModel) -> Call:
-        """Exports the model, checked as always, and runs it."""
-        path = self._new_path()
-        export(
-            model,
-            path,
-            self.name,
-            precision=self.precision,
-            batch=self.batch,
-            max_kl=1e6,
-            max_drop=1,
-        )
-        artefact = open_artefact(path, threads=self.threads)
-        if artefact is None:
-            raise BadSetting(f"What was exported for {self.name} cannot be opened again.")
-        return artefact
+        """Converts and runs the model; the untouched one is converted once."""
+        run = self._untouched.get(model.plan.steps)
+        if run is None:
+            run = self._open(make_graph(model, self.batch))
+            if not model.plan.decision_blocks:
+                self._untouched[model.plan.steps] = run
+        opened = run
+        return lambda images: opened(images.numpy())
 
     def blocks(self, forward: ForwardPass, step: BlockStep, tokens: Tokens, count: int) -> Blocks:
-        """Exports and runs one block, from the middle of the model."""
+        """Converts and runs one block, from the middle of the model."""
         middle = replace(step, index=forward.plan.shape.depth // 2)
         model = SlimModel(forward.host, forward.plan).eval()
-        graph = _BlockGraph(model, Outputs("tensor", ("output",)), self.batch, middle, tokens)
-        converted = self.target.convert(graph)
-        if self.precision != FLOAT32:
-            converted = self.target.lower(converted, graph, self.precision)
-        path = self._new_path()
-        if self.target.files:
-            path.mkdir()
-        self.target.write(converted, graph, json.dumps({"precision": self.precision}), path)
-        run = self.target.open(path, self.threads)[1]
+        run = self._open(
+            _BlockGraph(model, Outputs("tensor", ("output",)), self.batch, middle, tokens)
+        )
         features = tokens.x.numpy()
         return Blocks(lambda: run(features), 1)
 
-    def _new_path(self) -> Path:
+    def _open(self, graph: Graph) -> Runner:
+        """Converts a graph, and returns what runs it."""
+        converted = self.target.convert(graph)
+        if self.precision != FLOAT32:
+            converted = self.target.lower(converted, graph, self.precision)
         self._written += 1
-        return self.folder / f"{self._written}{self.target.suffix}"
+        path = self.folder / f"{self._written}{self.target.suffix}"
+        if self.target.files:
+            path.mkdir()
+        self.target.write(converted, graph, json.dumps({"precision": self.precision}), path)
+        return self.target.open(path, self.threads)[1]
 
 
 @contextlib.contextmanager
