@@ -9,8 +9,9 @@ from patchslim.report.provenance import Provenance
 from patchslim.report.report import Report
 from patchslim.report.row import CostDistribution, Estimate, Quartiles, Row
 
-METHODS = """atc ats diffrate dpcknn duplicates dynamicvit evit evo mctf patch_slimming
-patch_slimming_dynamic pitome similarity tofu tome tome_threshold topk""".split()
+METHODS = """adamerge algm atc ats cubistmerge dct diffrate dpcknn duplicates dynamicvit evit evo
+gtp kmedoids mctf patch_slimming patch_slimming_dynamic pitome ppt similarity tofu tome
+tome_threshold topk zerotprune""".split()
 BUDGETS = (0.9, 0.75, 0.65, 0.5, 0.4)
 BLOCKS, IMAGES, DENSE_MS = 12, 500, 7.7
 GMACS = 243_526_848

@@ -102,7 +102,7 @@ def _draw_kl(report: Report, cost: Cost) -> tuple[str, str] | None:
         if across is None or row.kl is None or row is report.dense:
             return None
         height = max(row.kl.value, LEAST_KL)
-        return Point(across, height, label=f"{row.name}: KL {row.kl.value:.2g}")
+        return Point(across, height)
 
     lines = _make_lines(report, to_point)
     values = [point.y for line in lines for point in line.points]
@@ -128,7 +128,7 @@ def _draw_share(report: Report, cost: Cost) -> tuple[str, str] | None:
             return None
         error = share.error or 0.0
         low, high = share.value - error, share.value + error
-        return Point(across, share.value, low, high, f"{row.name}: {share.value:.1%}")
+        return Point(across, share.value, low, high)
 
     lines = _make_lines(report, to_point, start=report.dense)
     own = [point for line in lines if "twin" not in line.style for point in line.points]
@@ -177,9 +177,7 @@ def _make_lines(
         begin = [start] if start and style != RANDOM_STYLE and _same_place(start, rows) else []
         beside = [report.baseline(row) for row in rows] if twins else []
         dots = [row for row in beside if row and row not in alone]
-        # They have no label, which would cost much room and show no more than the table.
-        points = tuple(replace(point, label="") for point in points_of(dots))
-        loose.append(Line(f"twin {style.key}", points, joined=False, shape="dot"))
+        loose.append(Line(f"twin {style.key}", points_of(dots), joined=False, shape="ring"))
         if rows:
             points = (*(replace(p, marked=False) for p in points_of(begin)), *points_of(rows))
             joined.append(Line(_classes(style), points, shape=style.shape))

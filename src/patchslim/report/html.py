@@ -265,7 +265,7 @@ PAGE_TEMPLATE = """<!DOCTYPE html>
 </main>
 <div id="card" hidden></div>
 <aside id="pins" aria-label="Pinned rows" hidden></aside>
-<script type="application/json" id="data">{data}</script>
+<script type="text/plain" id="data">{data}</script>
 <script>{script}</script>
 </body>
 </html>

@@ -31,7 +31,7 @@ from patchslim.report.row import Row
 from patchslim.report.styles import Style, style_series
 from patchslim.report.svg import marker
 
-BAR_HEIGHT, BAR_SPACING = 24, 4
+STEP_HEIGHT, STEP_WIDTH = 24, 4  # of a block in the picture of the tokens
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,24 @@ def write_rows_table(report: Report, chosen: TableColumns) -> str:
 
 def draw_key(style: Style) -> str:
     """Draws the marker of a method for a legend or a table."""
-    mark = marker(style.shape, 8, 8)
-    return f'<svg class="key {style.hue}" viewBox="0 0 16 16" aria-hidden="true">{mark}</svg>'
+    return f'<svg class="key {style.hue}" aria-hidden="true">{marker(style.shape)}</svg>'
 
 
 def draw_pyramid(row: Row, dense: Row) -> str:
-    """Draws the tokens after each block as bars, as high as their share of the dense model's."""
+    """Draws the tokens after each block as steps, as high as their share of the dense model's."""
     most = max(1, *dense.tokens, *row.tokens)
-    bars = "".join(
-        f"M{BAR_SPACING * block + 2} {BAR_HEIGHT}v-{max(1, round(BAR_HEIGHT * count / most))}"
-        for block, count in enumerate(row.tokens)
-    )
+    steps, before = f"M0 {STEP_HEIGHT}", -1
+    for block, count in enumerate(row.tokens):
+        down = STEP_HEIGHT - max(1, round(STEP_HEIGHT * count / most))
+        if down != before:
+            steps += f"H{STEP_WIDTH * block}V{down}"
+        before = down
+    width = STEP_WIDTH * len(row.tokens)
     counts = " ".join(map(str, row.tokens))
-    box = f"0 0 {BAR_SPACING * len(row.tokens)} {BAR_HEIGHT}"
-    return f'<svg class="pyramid" viewBox="{box}"><title>{counts}</title><path d="{bars}"/></svg>'
+    return (
+        f'<svg class="pyramid" viewBox="0 0 {width} {STEP_HEIGHT}"><title>{counts}</title>'
+        f'<path d="{steps}H{width}V{STEP_HEIGHT}"/></svg>'
+    )
 
 
 def break_name(name: str) -> str:
@@ -109,7 +113,7 @@ def _bodies(report: Report, columns: tuple[Column, ...]) -> Iterator[str]:
         for number, row in enumerate(group):
             style, baseline = styles[report.series(row)], report.baseline(row)
             folded = baseline if baseline and baseline not in alone else None
-            fold = '<label class="fold"><input type="checkbox">random</label>' if folded else ""
+            fold = '<label><input type="checkbox">random</label>' if folded else ""
             name = f"{draw_key(style)}<b>{break_name(row.name)}</b>{fold}"
             lines = [f'<tr data-r="{place[id(row)]}">{_cells(report, row, columns, name)}</tr>']
             if folded:

@@ -13,8 +13,9 @@ from html import escape
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 46
 # Radii of markers that are circles, and paths around (0, 0) of the others, of about the same area.
-# They differ enough to be told apart without colour.
-CIRCLES = {"circle": 4.4, "dot": 2.6}
+# They differ enough to be told apart without colour. There are so many rings in a page that their
+# radius stands in its style sheet.
+CIRCLES = {"circle": ' r="4.4"', "dot": ' r="2.6"', "ring": ""}
 PATHS = {
     "square": "M-4-4h8v8h-8z",
     "up": "M0-5.5l5.2 9.5h-10.4z",
@@ -35,7 +36,7 @@ class Point:
     Attributes:
         x, y: where it lies.
         low, high: the ends of its error bar, if it has one.
-        label: what hovering shows.
+        label: what hovering shows where no script shows more.
         key: what scripts know it by, in the attribute `data-r`.
         marked: whether it has a marker; without one, a line only runs through it.
     """
@@ -130,7 +131,7 @@ def draw_chart(
         *(part for line in lines for part in _draw_line(line, x, y)),
         "</svg>",
     ]
-    return "\n".join(parts)
+    return "".join(parts)
 
 
 def define_shapes() -> str:
@@ -139,13 +140,14 @@ def define_shapes() -> str:
     return f"<defs>{paths}</defs>"
 
 
-def marker(shape: str, across: float, down: float, label: str = "", key: str = "") -> str:
+def marker(shape: str, across: float = 0, down: float = 0, label: str = "", key: str = "") -> str:
     """Draws a marker, centred at a point; hovering over it shows `label`."""
-    start = f'use href="#{shape}" x="{across:g}" y="{down:g}"'
-    if shape in CIRCLES:
-        start = f'circle cx="{across:g}" cy="{down:g}" r="{CIRCLES[shape]:g}"'
-    if key:
-        start += f' data-r="{escape(key)}"'
+    x, y = ("cx", "cy") if shape in CIRCLES else ("x", "y")
+    start = "circle" if shape in CIRCLES else f'use href="#{shape}"'
+    start += f' {x}="{across:g}"' if across else ""
+    start += f' {y}="{down:g}"' if down else ""
+    start += CIRCLES.get(shape, "")
+    start += f' data-r="{escape(key)}"' if key else ""
     if not label:
         return f"<{start}/>"
     return f"<{start}><title>{escape(label)}</title></{start.split()[0]}>"
