@@ -43,7 +43,12 @@ from patchslim.planning.finalists import (
 )
 from patchslim.planning.latency_table import LatencyTable, Point, SelfCheck
 from patchslim.planning.measuring import Key, remove_drift, time_decisions
-from patchslim.planning.method_search import MethodSearch, fit_correction, plannable_methods
+from patchslim.planning.method_search import (
+    MethodSearch,
+    find_rules,
+    fit_correction,
+    plannable_methods,
+)
 from patchslim.planning.planner import Planner, is_faster
 from patchslim.planning.runtimes import open_runtime
 from patchslim.planning.search import find_levels, least_cost, path_sum
@@ -194,7 +199,7 @@ def test_a_search_meets_its_limits_in_time_and_in_operations():
     table = table_of(patches=16, depth=plan.shape.depth)
     search = MethodSearch(model, table, Damage(-3.0, -2.0, 0.0, 2.0, 0.0))
     for by, planned in search.plans_for_time(0.9 * search.predict(plan)):
-        assert by in ("search", "rule")
+        assert by == "search" or by.startswith("rule")
         assert search.predict(planned) <= 0.9 * search.predict(plan) * (1 + 1e-9)
     target = 0.8 * plan.dense_cost.total
     found = dict(search.plans_for_macs(target))
@@ -340,6 +345,21 @@ def test_contenders_are_those_that_lose_least_and_the_one_that_computes_least():
     names = [method_label(model.method) for model in chosen]
     assert names[:CONTENDERS] == sorted(losses, key=losses.__getitem__)[:CONTENDERS]
     assert min(work[name] for name in names) == min(work.values())
+
+
+def test_where_decisions_take_long_a_rule_decides_in_fewer_blocks():
+    model = slim_untouched(untouched_model(tiny_host(depth=12), None), ToMe())
+    whole = model.plan.dense_cost.total
+
+    def share_of(plan):
+        return plan.cost.total / whole + 0.03 * len(plan.decision_blocks)
+
+    found = dict(find_rules(model, lambda plan: share_of(plan) <= 0.9))
+    assert [*found] == ["rule", "rule at 3, 5, 7, 9", "rule at 3, 6, 9"]
+    assert all(share_of(plan) <= 0.9 for plan in found.values())
+    assert found["rule at 3, 6, 9"].cost.total > found["rule"].cost.total
+    stages = slim_untouched(untouched_model(tiny_host(depth=12), None), TopK())
+    assert [by for by, _ in find_rules(stages, lambda plan: share_of(plan) <= 0.9)] == ["rule"]
 
 
 class Misjudged(TopK):

@@ -19,7 +19,7 @@ from patchslim.methods._method import Method
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import Plan, plan_schedule
 from patchslim.planning.judging import Jury
-from patchslim.planning.method_search import find_largest_rule
+from patchslim.planning.method_search import find_largest_rule, find_rules
 from patchslim.runs.progress import Progress
 from patchslim.schedules.schedule import Constant, Tail
 from patchslim.tokens.shapes import dense_macs
@@ -78,11 +78,15 @@ def choose_finalists(
         share: the target.
         show: is called with one line of text at a time.
     """
-    plans = [
-        find_largest_rule(model, functools.partial(_fits, share, decision))
-        for model, decision in zip(models, decisions, strict=True)
-    ]
-    losses = _judge_plans(untouched, plans, images, show)
+    plans: list[Plan | None] = []
+    of_model: list[int] = []
+    for number, (model, decision) in enumerate(zip(models, decisions, strict=True)):
+        found = [plan for _, plan in find_rules(model, functools.partial(_fits, share, decision))]
+        plans += found or [None]
+        of_model += [number] * max(1, len(found))
+    losses = [math.inf] * len(models)
+    for number, loss in zip(of_model, _judge_plans(untouched, plans, images, show), strict=True):
+        losses[number] = min(losses[number], loss)
     ranked = sorted(range(len(models)), key=losses.__getitem__)
     chosen = [each for each in ranked[:FINALISTS] if losses[each] < math.inf]
     others = [each for each in ranked if each not in chosen]
@@ -97,7 +101,7 @@ def _judge_plans(
     jury = Jury(untouched, images[: _count_images(untouched, images, len(plans))])
     losses = []
     for number, plan in enumerate(plans, 1):
-        show(f"a first look at method {number} of {len(plans)}")
+        show(f"a first look at schedule {number} of {len(plans)}")
         slimmed = None if plan is None else SlimModel(untouched.host, plan).eval()
         losses.append(math.inf if slimmed is None else jury.judge(slimmed).kl.value)
     return losses

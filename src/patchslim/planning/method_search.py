@@ -12,13 +12,14 @@ import numpy as np
 
 from patchslim.errors import BadSchedule, UnsupportedModel
 from patchslim.methods import LearnedMethod
-from patchslim.methods._method import Method, remembers
+from patchslim.methods._method import Method, Placement, remembers
 from patchslim.methods._registry import make_method, method_names
 from patchslim.model.model import SlimModel
 from patchslim.model.plan import Plan, check_needs, plan_schedule
 from patchslim.planning.damage import Damage
 from patchslim.planning.latency_table import LatencyTable, SelfCheck
 from patchslim.planning.search import Table, find_levels, least_cost
+from patchslim.schedules.blocks import later_blocks, stage_blocks
 from patchslim.schedules.budget import schedule_for_macs
 from patchslim.schedules.macs import block_flow
 from patchslim.schedules.schedule import Counts, Schedule
@@ -106,10 +107,7 @@ class MethodSearch:
         limit = self.correction.sum_for(share) - self.table.rest
         yield from self._searched(self.times, limit)
 
-        def fits(plan: Plan) -> bool:
-            return self.predict(plan) <= share
-
-        yield from self._by_rule(fits)
+        yield from find_rules(self.model, lambda plan: self.predict(plan) <= share)
 
     def plans_for_macs(self, target: float) -> Iterator[tuple[str, Plan]]:
         """Yields plans of at most as many multiply-adds an image, and how each was found."""
@@ -118,10 +116,9 @@ class MethodSearch:
         dense = dense_macs(shape)
         yield from self._searched(costs, target - dense.embed - dense.head)
 
-        def fits(plan: Plan) -> bool:
-            return plan.cost.total <= target
-
-        yield from self._by_rule(fits)
+        best = find_largest_rule(self.model, lambda plan: plan.cost.total <= target)
+        if best is not None:
+            yield "rule", best
 
     def _searched(self, costs: Table, limit: float) -> Iterator[tuple[str, Plan]]:
         """Yields the plan that the damage curve likes best."""
@@ -132,22 +129,36 @@ class MethodSearch:
             kept = tuple(levels[each] + shape.prefix for each in path)
             yield "search", _replan(self.model, Counts(kept, shape.entering, shape.prefix))
 
-    def _by_rule(self, fits: Callable[[Plan], bool]) -> Iterator[tuple[str, Plan]]:
-        """Yields the plan of the method's own rule that removes the least and fits."""
-        best = find_largest_rule(self.model, fits)
+
+def find_rules(model: SlimModel, fits: Callable[[Plan], bool]) -> Iterator[tuple[str, Plan]]:
+    """Yields the plans of a method's own rule, there and in fewer blocks, that just fit.
+
+    Deciding takes time, so that fewer decisions may leave more patches in the same time.
+    """
+    depth, usual = model.plan.shape.depth, model.method.placement
+    places: list[tuple[int, ...] | None] = [None]
+    if usual in (Placement.EVERY_BLOCK, Placement.LATER):
+        places += [later_blocks(depth)[::2], stage_blocks(depth)]
+    for at in dict.fromkeys(places):
+        best = find_largest_rule(model, fits, at)
         if best is not None:
-            yield "rule", best
+            yield "rule" if at is None else f"rule at {', '.join(map(str, at))}", best
 
 
-def find_largest_rule(model: SlimModel, fits: Callable[[Plan], bool]) -> Plan | None:
-    """Returns the plan of a method's own rule that removes the least and fits, if any does."""
+def find_largest_rule(
+    model: SlimModel, fits: Callable[[Plan], bool], at: tuple[int, ...] | None = None
+) -> Plan | None:
+    """Returns the plan of a method's own rule that removes the least and fits, if any does.
+
+    With `at`, the method decides in these blocks.
+    """
     plan = model.plan
     best = None
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         with contextlib.suppress(BadSchedule):
-            rule = schedule_for_macs(plan.shape, model.method, middle, tail=plan.tail)
+            rule = schedule_for_macs(plan.shape, model.method, middle, tail=plan.tail, at=at)
             made = _replan(model, rule)
             if fits(made):
                 best, low = made, middle

@@ -20,7 +20,7 @@ class Candidate:
 
     Attributes:
         method: the name of its method.
-        by: how it was found: "search", or "rule" for the method's own.
+        by: how it was found: "search", or "rule" for the method's own, there or in fewer blocks.
         predicted: its time as a share of the dense model's, as the table says.
         kl: its mean KL divergence on the images that are searched.
         counts: tokens after each block.
