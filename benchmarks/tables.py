@@ -166,7 +166,7 @@ def trained(
     return "\n".join([*lines, "", "<br>\n".join(facts)])
 
 
-LEARNED = ("spvit", "dtem", "patchmerger", "tokenlearner", "sinkhorn")
+LEARNED = ("spvit", "dtem", "patchmerger", "tokenlearner", "sinkhorn", "sit")
 
 
 def learned(*methods: str) -> str:

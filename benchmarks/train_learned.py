@@ -28,7 +28,7 @@ from patchslim.training.config import TrainConfig
 from patchslim.training.train import train
 
 RESULT = Path(__file__).parent / "results" / "learned.json"
-METHODS = "tome,topk,similarity,dynamicvit,spvit,dtem,patchmerger,tokenlearner,sinkhorn"
+METHODS = "tome,topk,similarity,dynamicvit,spvit,dtem,patchmerger,tokenlearner,sinkhorn,sit"
 
 
 def batches(split: digits.Split, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -24,7 +24,7 @@ from patchslim.training.train import train
 from tiny_training import make_batches, trainable_vit
 from toy_methods import slim_unchecked
 
-SLOTS = ("patchmerger", "tokenlearner", "sinkhorn")
+SLOTS = ("patchmerger", "tokenlearner", "sinkhorn", "sit")
 LEARNED = (*SLOTS, "dtem", "spvit")
 pytestmark = pytest.mark.filterwarnings("ignore::patchslim.errors.Untrained")
 
@@ -54,6 +54,17 @@ def test_tokenlearner_weighs_patches_by_maps_that_add_up_to_one():
     maps = layers.slots(torch.nn.functional.gelu(layers.hidden(layers.norm(x)))).softmax(dim=1)
     assert maps.shape == (3, 16, 196)
     torch.testing.assert_close(trial.decide(scene, 6).x[:, 1:], maps[:, :, :6].transpose(1, 2) @ x)
+
+
+@torch.no_grad()
+def test_sit_weighs_patches_by_a_module_of_half_the_channels_and_a_temperature():
+    trial, scene, x = scene_of("sit")
+    layers = trial.method.learned["0"]
+    assert layers.hidden.out_features == x.shape[2] // 2
+    layers.scale.fill_(3.0)
+    logits = layers.slots(torch.nn.functional.gelu(layers.hidden(layers.norm(x))))
+    share = (3 * logits[:, :, :6]).softmax(dim=1).transpose(1, 2)
+    torch.testing.assert_close(trial.decide(scene, 6).x[:, 1:], share @ x)
 
 
 @torch.no_grad()
