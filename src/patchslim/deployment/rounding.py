@@ -57,9 +57,9 @@ class RandomRounding(TorchDispatchMode):
             return x
         # Numbers are drawn once, and every operation begins at another of them: a number for each
         # result would take several times as long as the model itself.
-        pool = self.factors.get(x.dtype, self.factors[torch.float32])
+        pool = self.factors[torch.float64 if x.dtype == torch.float64 else torch.float32]
         if x.numel() >= POOL:
             pool = pool.repeat(2 + x.numel() // POOL)
         first = int(torch.randint(len(pool) - x.numel(), (), generator=self.generator))
         factors = pool[first : first + x.numel()].view(x.shape)
-        return torch.where(x == x.round(), x, x * factors)
+        return torch.where(x == x.round(), x, (x * factors).to(x.dtype))
