@@ -112,13 +112,13 @@ def convert(model: SlimModel, order: Order) -> Converted:
         check_images(given)  # before the minutes that a conversion takes
     batches = _batches(graph, given)
     card = make_card(graph, target.name, precision, target.distributions(precision), order.labels)
-    with _tell_refused(target, graph):
+    with tell_refused(target, graph):
         form = target.convert(graph)
         run = target.witness(form)
         found = check_graph(run, graph, batches)
     if precision == FLOAT32:
         return Converted(order, graph, form, card, found, batches)
-    with _tell_refused(target, graph):
+    with tell_refused(target, graph):
         form, reference, drift = _lower(target, form, graph, precision, given, order.limits)
     found = replace(found, drift=drift)
     return Converted(order, graph, form, card, found, batches, reference)
@@ -237,7 +237,7 @@ def _write(target: Target, converted: Any, graph: Graph, card: str, path: Path) 
 
 
 @contextlib.contextmanager
-def _tell_refused(target: Target, graph: Graph) -> Iterator[None]:
+def tell_refused(target: Target, graph: Graph) -> Iterator[None]:
     """Says why a target does not hold a model, and what to do: a converter raises anything."""
     try:
         yield

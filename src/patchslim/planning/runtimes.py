@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchslim.deployment.conversion import make_graph
+from patchslim.deployment.conversion import make_graph, tell_refused
 from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.target import FLOAT32, INT8, Runner, Target
@@ -148,9 +148,10 @@ class Exported(Runtime):
 
     def _open(self, graph: Graph) -> Runner:
         """Converts a graph, and returns what runs it."""
-        converted = self.target.convert(graph)
-        if self.precision != FLOAT32:
-            converted = self.target.lower(converted, graph, self.precision)
+        with tell_refused(self.target, graph):
+            converted = self.target.convert(graph)
+            if self.precision != FLOAT32:
+                converted = self.target.lower(converted, graph, self.precision)
         self._written += 1
         path = self.folder / f"{self._written}{self.target.suffix}"
         if self.target.files:
