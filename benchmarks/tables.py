@@ -591,7 +591,8 @@ def auto_against() -> str:
         single = [(each, name) for name, each in found.items() if each and name != "random"]
         single.sort(key=lambda pair: pair[0].value)
         cells = [f"`{row['method']}`, {kl.show()}"]
-        cells += [f"`{name}`, {each.show()}" for each, name in single[:2]]
+        beside = [f"`{name}`, {each.show()}" for each, name in single[:2]]
+        cells += [*beside, *["-"] * (2 - len(beside))]
         lot = found["random"]
         cells.append(lot.show() if lot else "-")
         lines.append(f"| {row['share']:g} | {taken:.2f} | {' | '.join(cells)} |")
