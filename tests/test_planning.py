@@ -399,17 +399,35 @@ def test_a_target_that_the_best_methods_miss_is_met_by_the_one_that_decides_fast
 @pytest.mark.parametrize(("first", "more"), [(0.5, True), (0.9, False)])
 def test_a_plan_that_takes_another_time_than_predicted_is_planned_again(monkeypatch, first, more):
     """One that is faster than it need be, too: it would lose answers for nothing."""
-    shares, planned = iter([1.0, first, 0.79]), []
+    shares, planned = iter([1.0, first, 0.79]), {}
 
     def times(model):
-        planned.append(model.macs().total)
-        return next(shares)
+        if model.plan.steps not in planned:
+            planned[model.plan.steps] = model.macs().total, next(shares)
+        return planned[model.plan.steps][1]
 
     script_times(monkeypatch, times)
     found = patchslim.plan(tiny_host(), batches(), "topk", latency_ms=800, batch=2)
     assert found.measured.median == 0.79
-    assert len(planned) == 3
-    assert (planned[2] > planned[1]) == more
+    _, one, other = [total for total, _ in planned.values()]
+    assert (other > one) == more
+
+
+def test_a_time_that_other_work_has_spread_out_is_measured_again(monkeypatch):
+    timed = []
+
+    def time_it(planner, model):
+        if not model.plan.decision_blocks:
+            return Ratio.of([1.0] * 9, 0), 1.0
+        timed.append(model)
+        return Ratio.of([0.7, 1.4, 2.1] if len(timed) == 1 else [0.79] * 9, 0), 1.0
+
+    script_times(monkeypatch, None)
+    monkeypatch.setattr(Planner, "_time", time_it)
+    found = patchslim.plan(tiny_host(), batches(), "topk", latency_ms=800, batch=2)
+    assert found.measured.median == 0.79
+    assert len(timed) == 2
+    assert timed[0] is timed[1]
 
 
 @quick

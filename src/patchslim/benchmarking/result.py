@@ -56,6 +56,11 @@ class Ratio:
         medians = sorted(median(draw.choices(values, k=len(values))) for _ in range(DRAWS))
         return cls(median(values), medians[DRAWS // 40], medians[-1 - DRAWS // 40])
 
+    @property
+    def spread(self) -> float:
+        """How wide the interval is, as a share of the median."""
+        return (self.high - self.low) / self.median
+
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f} {self.high:.2f}]"
 
