@@ -15,6 +15,7 @@ import patchslim
 from patchslim.errors import (
     BadFile,
     BadSchedule,
+    BadSetting,
     DeepCut,
     ImpossibleBudget,
     ShortSchedule,
@@ -632,3 +633,15 @@ def test_a_rate_counts_all_patches_if_they_come_back():
     assert rate.counts(197, 1, 12, plain) == (*[197] * 4, *[99] * 8)
     assert Rate(1.0, (4, 8)).counts(197, 1, 12, evo) == (197,) * 12
     assert make_schedule(HOSTS["deit"], evo, keep=0.5) == rate
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "most"),
+    [("atc", 132, 1024), ("kmedoids", 132, 1024), ("topk+atc", 132, 1024), ("dpcknn", 260, 4096)],
+)
+def test_more_patches_than_a_method_is_meant_for_are_refused_before_images_come(method, size, most):
+    with pytest.raises(BadSetting, match=f"not meant for more than {most}.* Use similarity"):
+        patchslim.slim(tiny_host(img_size=size), method, keep_rate=0.99, at=(1,))
+    slimmed = patchslim.slim(tiny_host(dynamic_img_size=True), method, keep_rate=0.9, at=(1,))
+    with pytest.raises(BadSetting, match=f"not meant for more than {most}"):
+        slimmed(torch.zeros(1, 3, size, size))

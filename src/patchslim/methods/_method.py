@@ -184,6 +184,17 @@ class Method(_ChecksSettings, nn.Module, ABC):
         tokens may be padded on entry too (`tokens.alive`), and have fewer rows than `keep`.
         """
 
+    def check_step(self, block: int, patches: int, keep: int) -> None:
+        """Refuses a choice that it cannot make, by its numbers alone.
+
+        `slim` asks for each choice of a schedule; a call asks again, since images may be larger.
+
+        Args:
+            block: the number of the block.
+            patches: patch rows that enter it.
+            keep: how many are to be left.
+        """
+
     def remember(self, tokens: Tokens, signals: Signals) -> Tensor:
         """Returns a number for each patch row (B, n), to be read as `tokens.memory` later.
 

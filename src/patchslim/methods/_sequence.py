@@ -37,6 +37,14 @@ class Sequence(Method):
         self.extra_rows = self.first.extra_rows + self.second.extra_rows
         self.reads = tuple({*self.first.reads, *self.second.reads})
 
+    def check_step(self, block: int, patches: int, keep: int) -> None:
+        """Asks both methods."""
+        between = self._between(patches, keep)
+        if between < patches:
+            self.first.check_step(block, patches, between)
+        if keep < between:
+            self.second.check_step(block, between, keep)
+
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Reduction:
         """Asks the first method, and then the second about what the first leaves."""
         between = self._between(tokens.patches, keep)

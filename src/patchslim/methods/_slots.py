@@ -50,13 +50,16 @@ class SlotMethod(LearnedMethod):
             "`patchslim train`."
         )
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Mix:
-        """Fills the first `keep` slots, each with a mean of all patches."""
+    def check_step(self, block: int, patches: int, keep: int) -> None:
+        """Refuses to leave more patches than there are slots."""
         if keep > self.slots:
             raise BadSetting(
                 f"{type(self).__name__} has {self.slots} slots, and the schedule leaves {keep} "
-                f"patches in block {signals.block}. Give slots={keep}, or leave fewer patches."
+                f"patches in block {block}. Give slots={keep}, or leave fewer patches."
             )
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Mix:
+        """Fills the first `keep` slots, each with a mean of all patches."""
         learned = self.learned.for_block(signals.block, tokens.x.shape[2])
         logits = learned(tokens.x[:, tokens.prefix :], keep)
         return Mix.of_slots(

@@ -34,13 +34,16 @@ class ATC(Method):
         check_choice("linkage", linkage, tuple(clustering.LINKAGES))
         self.linkage = linkage
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
-        """Builds the tree of clusters, and cuts it where `keep` of them are left."""
-        if tokens.patches > MOST_PATCHES:
+    def check_step(self, block: int, patches: int, keep: int) -> None:
+        """Refuses too many patches."""
+        if patches > MOST_PATCHES:
             raise BadSetting(
                 f"atc compares clusters round after round, and is not meant for more than "
-                f"{MOST_PATCHES} patches; there are {tokens.patches}. Use similarity or tome."
+                f"{MOST_PATCHES} patches; there are {patches}. Use similarity or tome."
             )
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
+        """Builds the tree of clusters, and cuts it where `keep` of them are left."""
         keys = F.normalize(signals.keys(), dim=2).to(tokens.sizes().dtype)
         distance = 1 - keys @ keys.transpose(1, 2)
         tree = clustering.agglomerative(distance, tokens.sizes(), self.linkage)

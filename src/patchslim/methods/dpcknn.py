@@ -29,13 +29,16 @@ class DPCKNN(Method):
     place = Place.BEFORE_BLOCK
     reads = ("x",)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
-        """Keeps the `keep` highest peaks; each other patch joins the nearest of them."""
-        if tokens.patches > MOST_PATCHES:
+    def check_step(self, block: int, patches: int, keep: int) -> None:
+        """Refuses too many patches."""
+        if patches > MOST_PATCHES:
             raise BadSetting(
                 f"dpcknn compares all patches with all, and is not meant for more than "
-                f"{MOST_PATCHES}; there are {tokens.patches}. Use similarity or tome."
+                f"{MOST_PATCHES}; there are {patches}. Use similarity or tome."
             )
+
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
+        """Keeps the `keep` highest peaks; each other patch joins the nearest of them."""
         distance = clustering.feature_distances(tokens.x[:, tokens.prefix :])
         peaks = clustering.density(distance, itself=True)
         kept, gone, into = clustering.join_nearest(peaks, distance, keep)

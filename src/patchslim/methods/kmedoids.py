@@ -30,15 +30,18 @@ class KMedoids(Method):
     needs_class_token: bool = True
     reads = ("x", "k")
 
+    def check_step(self, block: int, patches: int, keep: int) -> None:
+        """Refuses too many patches."""
+        if patches > MOST_PATCHES:
+            raise BadSetting(
+                f"kmedoids compares clusters round after round, and is not meant for more than "
+                f"{MOST_PATCHES} patches; there are {patches}. Use similarity or tome."
+            )
+
     def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep:
         """Lets patches and medoids choose each other for a few rounds."""
         if tokens.memory is None:
-            raise BadSchedule("kmedoids cannot choose in block 0: nothing was attended to yet.")
-        if tokens.patches > MOST_PATCHES:
-            raise BadSetting(
-                f"kmedoids compares clusters round after round, and is not meant for more than "
-                f"{MOST_PATCHES} patches; there are {tokens.patches}. Use similarity or tome."
-            )
+            raise BadSchedule("kmedoids chooses by class attention, and these tokens lack that.")
         distance = clustering.feature_distances(tokens.x[:, tokens.prefix :])
         worth = tokens.memory.to(distance.dtype).clamp(min=LEAST)
         medoids = clustering.medoids(distance, worth, keep, weighted=True)

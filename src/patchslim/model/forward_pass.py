@@ -211,7 +211,9 @@ class ForwardPass:
 
     def _choose(self, step: BlockStep, tokens: Tokens, signals: Signals) -> Reduction:
         """Calls the method on `tokens`."""
-        return self.method.choose(tokens, signals, step.left - tokens.prefix)
+        keep = step.left - tokens.prefix
+        self.method.check_step(step.index, tokens.patches, keep)
+        return self.method.choose(tokens, signals, keep)
 
     def _attend(self, step: BlockStep, place: Place | None, tokens: Tokens) -> AttentionOutput:
         """Computes attention in one block, for the rows that come out of it."""

@@ -199,6 +199,9 @@ def _lay_out(
     check_facts(adapter, facts, shape)
     counts = scheduled_counts(schedule, shape, method)
     steps = make_steps(shape.entering, counts, facts, method, schedule, tail)
+    for step in steps:
+        if step.place is not None:
+            method.check_step(step.index, step.entering - shape.prefix, step.left - shape.prefix)
     named = blocks_always_decided(method, schedule, shape.depth)
     cost = slim_macs(shape, method, counts, tail=tail == "exact", named=named)
     return Plan(adapter, method, schedule, tail, shape, steps, cost)
