@@ -16,7 +16,7 @@ from patchslim.testing.method_laws import (
     macs_are_what_it_spends,
 )
 from patchslim.testing.trial import Trial, noise_images, tiny_host
-from patchslim.tokens.mixing import MaskAndFuse
+from patchslim.tokens.mixing import MaskAndFuse, Mix
 from patchslim.tokens.reduction import Fuse
 from patchslim.tokens.tokens import Tokens
 from patchslim.training.config import TrainConfig
@@ -242,3 +242,13 @@ def test_training_is_the_engines_and_lowers_the_loss_of_a_batch(name, tmp_path):
     assert after < 0.9 * before
     moved = zip(slimmed.method.parameters(), trained.method.parameters(), strict=True)
     assert all(not torch.equal(one, other) for one, other in moved)
+
+
+@torch.no_grad()
+def test_rounding_does_not_say_with_which_new_row_an_old_one_stands():
+    share = torch.tensor([[[1.0, 1e-42, 0.3, 0.0], [1.0, 1e-9, 0.4, 0.0], [0.9, 0.5, 0.3, 1e-8]]])
+    off = share * (1 - 1e-6 * torch.rand(share.shape, generator=torch.Generator().manual_seed(0)))
+    for each in (share, off, torch.where(share < 1e-38, 0.0, share)):
+        mixed = Mix.of_slots(each)
+        assert mixed.to.tolist() == [[0, 2, 1, 0]]
+        assert mixed.lead.tolist() == [[0, 2, 1]]

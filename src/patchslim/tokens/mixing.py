@@ -11,6 +11,8 @@ from torch import Tensor
 
 from patchslim.tokens.reduction import Mask, Reduction
 
+STEP = 2.0**-12  # shares that differ by less are equal, or rounding would say which is larger
+
 
 @dataclass(frozen=True)
 class Mix(Reduction):
@@ -31,11 +33,15 @@ class Mix(Reduction):
         """Mixes by `share` (B, m, n), which adds up to 1 in each new row.
 
         An old row stands with the new one in which it weighs most, and the heaviest of a group
-        leads it. A new row that would have no old one gets one that leads no group.
+        leads it; of equal ones, the first. A new row that would have no old one gets one that leads
+        no group.
         """
         batch, count, patches = share.shape
-        worth, best = share.max(dim=1)
-        lead = _heaviest(share, worth, best)
+        weight = (share / STEP).round()
+        best = _first_largest(weight, dim=1)
+        members = best.unsqueeze(1) == torch.arange(count, device=share.device).unsqueeze(1)
+        lead = _first_largest(weight.masked_fill(~members, -1), dim=2)
+        lead = torch.where(members.any(dim=2), lead, patches)
         rows = torch.arange(patches, device=share.device).expand(batch, -1)
         slots = rows[:, :count]
         # The first empty group gets the first row that leads no other, the second the second.
@@ -80,21 +86,15 @@ class Mix(Reduction):
         return self.to
 
 
-def _heaviest(share: Tensor, worth: Tensor, best: Tensor) -> Tensor:
-    """Finds the heaviest row of each group (B, m); n if there is none.
+def _first_largest(t: Tensor, dim: int) -> Tensor:
+    """Finds the index of the largest entry along a dimension: the first of equals, in any runtime.
 
-    `best` (B, n) is the group of each row, and `worth` (B, n) what it weighs there.
+    Where nothing is a number, it is the last.
     """
-    batch, count, patches = share.shape
-    if torch.compiler.is_compiling():  # runtimes have no scatter that takes the greatest
-        slots = torch.arange(count, device=share.device).unsqueeze(1)
-        members = best.unsqueeze(1) == slots
-        rows = share.masked_fill(~members, -1).argmax(dim=2)
-        return torch.where(members.any(dim=2), rows, patches)
-    rows = torch.arange(patches, device=share.device).expand(batch, -1)
-    most = share.new_full((batch, count), -1).scatter_reduce(1, best, worth, "amax")
-    leads = torch.where(worth == most.gather(1, best), rows, patches)
-    return best.new_full((batch, count), patches).scatter_reduce(1, best, leads, "amin")
+    count = t.shape[dim]
+    index = torch.arange(count, device=t.device)
+    index = index.unsqueeze(1) if dim == 1 else index
+    return torch.where(t == t.amax(dim=dim, keepdim=True), index, count - 1).amin(dim=dim)
 
 
 @dataclass(frozen=True)
