@@ -244,6 +244,21 @@ def test_the_report_is_saved_as_json_and_csv(browser, page, large):
 
 
 @pytest.mark.slow
+def test_a_browser_that_cannot_unpack_the_data_is_told_so(browser, page, large):
+    old = browser.send(
+        "Page.addScriptToEvaluateOnNewDocument", source="delete window.DecompressionStream"
+    )
+    try:
+        browser.open(page)
+        told = "[...document.querySelectorAll('#json, #csv')].map(e => [e.disabled, e.title])"
+        assert all(off and "too old" in title for off, title in browser.run(told))
+        assert browser.run(NAMES)
+        check_quiet(browser, page)
+    finally:
+        browser.send("Page.removeScriptToEvaluateOnNewDocument", identifier=old["identifier"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_without_a_script_the_table_and_the_charts_are_there(browser, page, size):
     width, height = size

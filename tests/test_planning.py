@@ -14,11 +14,13 @@ import torch
 import patchslim
 from patchslim.benchmarking.result import Ratio
 from patchslim.cli.main import main
+from patchslim.deployment.registry import find_target
 from patchslim.errors import (
     BadData,
     BadFile,
     BadSchedule,
     BadSetting,
+    DeepCut,
     ImpossibleBudget,
     UnknownName,
     UnsteadyTimes,
@@ -362,6 +364,32 @@ def test_where_decisions_take_long_a_rule_decides_in_fewer_blocks():
     assert [by for by, _ in find_rules(stages, lambda plan: share_of(plan) <= 0.9)] == ["rule"]
 
 
+def test_a_method_that_is_not_meant_for_so_many_patches_is_not_planned_for():
+    host = tiny_host(img_size=132)
+    methods = plannable_methods(untouched_model(host, None))
+    assert "atc" not in {method_label(each) for each in methods}
+    with pytest.raises(BadSetting, match=r"planned for: atc .* not meant for more than 1024"):
+        patchslim.plan(host, [(torch.zeros(8, 3, 132, 132), None)], "atc", macs=0.7, batch=1)
+
+
+def test_a_full_disk_in_a_plan_for_a_runtime_is_told(monkeypatch):
+    """OpenVINO raises whatever it likes where a file cannot be written."""
+
+    def write(*_):
+        raise RuntimeError("cannot write: no space left")
+
+    monkeypatch.setattr(find_target("openvino"), "write", write, raising=False)
+    on = {"runtime": "openvino", "batch": 2, "seconds": 0.01}
+    with pytest.raises(BadFile, match=r"Could not write .*no space left"):
+        patchslim.plan(tiny_host(), batches(), "topk", macs=0.6, **on)
+
+
+def test_an_answer_without_half_of_the_operations_brings_a_warning(monkeypatch):
+    script_times(monkeypatch, lambda model: 0.5 if model.plan.decision_blocks else 1.0)
+    with pytest.warns(DeepCut, match="without any training"):
+        patchslim.plan(tiny_host(depth=6), batches(), "topk", macs=0.4, batch=2)
+
+
 class Misjudged(TopK):
     """Takes three times as long as the table of its blocks says."""
 
@@ -396,6 +424,7 @@ def test_a_target_that_the_best_methods_miss_is_met_by_the_one_that_decides_fast
     assert type(planned.model.method) is TopK
 
 
+@pytest.mark.filterwarnings("ignore::patchslim.errors.DeepCut")
 @pytest.mark.parametrize(("first", "more"), [(0.5, True), (0.9, False)])
 def test_a_plan_that_takes_another_time_than_predicted_is_planned_again(monkeypatch, first, more):
     """One that is faster than it need be, too: it would lose answers for nothing."""

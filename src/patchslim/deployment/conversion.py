@@ -83,7 +83,7 @@ class Converted:
         """Writes the artefact at `path`, a file or an empty folder, without looking at it."""
         target = self.order.target
         card = {**self.card, **target.describe(self.form), "checked": self.found.to_json()}
-        _write(target, self.form, self.graph, json.dumps(card), path)
+        write_form(target, self.form, self.graph, json.dumps(card), path)
 
     def check_written(self, path: Path) -> Check:
         """Opens what was written at `path`, runs it beside the model, and returns what was found.
@@ -226,7 +226,7 @@ def tell_unwritable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(target: Target, converted: Any, graph: Graph, card: str, path: Path) -> None:
+def write_form(target: Target, converted: Any, graph: Graph, card: str, path: Path) -> None:
     """Writes the artefact; whatever a runtime raises on a full disk is an error of the disk."""
     try:
         target.write(converted, graph, card, path)

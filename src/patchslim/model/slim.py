@@ -56,7 +56,7 @@ def slim(
     plan.schedule.warn_if_short(shape.entering, shape.prefix, shape.depth, chosen, shape.resets)
     slimmed = SlimModel(model, plan)
     check_identity(slimmed)
-    _warn_if_deep(plan.cost, plan.dense_cost)
+    warn_if_deep(plan.cost, plan.dense_cost)
     if is_trainable(chosen) and not was_trained:
         chosen.to(next(model.parameters()))  # only just made: moved to the host's device and type
         missing = missing or (
@@ -74,7 +74,7 @@ def untouched_model(host: nn.Module, adapter: Adapter | None = None) -> SlimMode
     return SlimModel(host, plan).eval()
 
 
-def _warn_if_deep(cost: Cost, dense: Cost) -> None:
+def warn_if_deep(cost: Cost, dense: Cost) -> None:
     """Warns above half of the work removed: accuracy without training will be poor."""
     if cost.total < dense.total / 2:
         warn_caller(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchslim.errors import BadSchedule, UnsupportedModel
+from patchslim.errors import BadSchedule, PatchslimError
 from patchslim.methods import LearnedMethod
 from patchslim.methods._method import Method, Placement, remembers
 from patchslim.methods._registry import make_method, method_names
@@ -191,10 +191,11 @@ def find_obstacle(model: SlimModel, method: Method) -> str | None:
         return "it has to be trained or calibrated first"
     if method.fewest(MANY) == MANY:
         return "it removes nothing"
+    patches = model.plan.shape.entering - model.plan.shape.prefix
     try:
-        facts = model.plan.adapter.describe(model.host)
-        check_needs(facts, method)
-    except UnsupportedModel as error:
+        check_needs(model.plan.adapter.describe(model.host), method)
+        method.check_step(1, patches, patches - 1)
+    except PatchslimError as error:
         return str(error)
     return None
 

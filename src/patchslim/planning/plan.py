@@ -19,7 +19,7 @@ from patchslim.methods._registry import make_method, method_label
 from patchslim.model.check import check_identity
 from patchslim.model.model import SlimModel
 from patchslim.model.recipe import to_plain_data
-from patchslim.model.slim import untouched_model
+from patchslim.model.slim import untouched_model, warn_if_deep
 from patchslim.planning.goal import PlanGoal
 from patchslim.planning.judging import read_halves
 from patchslim.planning.method_search import find_obstacle, plannable_methods
@@ -100,6 +100,7 @@ def plan(  # noqa: PLR0913 (the target by its name, and the device)
         with _silence_advice():
             result = planner.answer(methods, reported)
     check_identity(result.model)
+    warn_if_deep(result.model.plan.cost, result.model.plan.dense_cost)
     result.model.calibrated = {"planned": to_plain_data(result.to_json())}
     return result
 
@@ -130,8 +131,8 @@ def _find_methods(untouched: SlimModel, method: str | Method) -> list[Method]:
     if obstacle is not None:
         names = ", ".join(method_label(each) for each in plannable_methods(untouched))
         raise BadSetting(
-            f"{show_value(made)} cannot be planned for: {obstacle}. Methods that can: {names}; or "
-            "'auto' for the best of them."
+            f"{show_value(made)} cannot be planned for: {obstacle.removesuffix('.')}. Methods that "
+            f"can: {names}; or 'auto' for the best of them."
         )
     return [made]
 

@@ -17,7 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchslim.deployment.conversion import make_graph, tell_refused
+from patchslim.deployment.conversion import (
+    make_graph,
+    tell_refused,
+    tell_unwritable,
+    write_form,
+)
 from patchslim.deployment.graph import Graph, Outputs
 from patchslim.deployment.registry import find_target, target_names
 from patchslim.deployment.target import FLOAT32, INT8, Runner, Target
@@ -134,7 +139,7 @@ class Exported(Runtime):
             if not model.plan.decision_blocks:
                 self._untouched[model.plan.steps] = run
         opened = run
-        return lambda images: opened(images.numpy())
+        return lambda images: opened(images.cpu().numpy())
 
     def blocks(self, forward: ForwardPass, step: BlockStep, tokens: Tokens, count: int) -> Blocks:
         """Converts and runs one block, from the middle of the model."""
@@ -156,7 +161,9 @@ class Exported(Runtime):
         path = self.folder / f"{self._written}{self.target.suffix}"
         if self.target.files:
             path.mkdir()
-        self.target.write(converted, graph, json.dumps({"precision": self.precision}), path)
+        card = json.dumps({"precision": self.precision})
+        with tell_unwritable(path):
+            write_form(self.target, converted, graph, card, path)
         return self.target.open(path, self.threads)[1]
 
 

@@ -313,11 +313,19 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  // The data is compressed, which makes a page of many rows a third smaller.
+  // The data is compressed, so that a page of many rows stays small. A browser from before 2023
+  // cannot unpack it, and is told so.
   function readData() {
     const bytes = Uint8Array.from(atob(find("#data").textContent), (each) => each.charCodeAt(0));
     const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(unzipped).json();
+  }
+
+  if (!("DecompressionStream" in window)) {
+    for (const button of findAll("#json, #csv")) {
+      button.disabled = true;
+      button.title = "This browser is too old to save the numbers: use one from 2023 or later.";
+    }
   }
 
   find("#json").addEventListener("click", async () => {
