@@ -57,11 +57,11 @@ def nodes_of(method: str, target: str, folder: Path) -> NodeCounts:
 
 
 @slow
-@pytest.mark.parametrize(("method", "sorts"), [("evit", True), ("similarity", False)])
-def test_openvino_fuses_attention_in_every_block(method, sorts, tmp_path):
+@pytest.mark.parametrize("method", ["evit", "similarity"])
+def test_openvino_fuses_attention_in_every_block(method, tmp_path):
     counts = nodes_of(method, "openvino", tmp_path)
     assert (counts.attention, counts.fused) == (3, 3)
-    assert (counts.decisions > 0) == sorts  # a merge is one matrix product there
+    assert counts.decisions
 
 
 @slow

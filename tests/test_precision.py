@@ -212,7 +212,7 @@ def test_real_runtimes_run_what_the_card_says(tmp_path, target, precision):
 def test_decisions_are_computed_in_float32(method, kinds, precision, tmp_path):
     import openvino
 
-    from patchslim.deployment.targets._openvino_precision import DECIDES
+    from patchslim.deployment.targets._openvino_precision import ADDS, DECIDES
 
     written = patchslim.export(
         slim(method),
@@ -227,13 +227,18 @@ def test_decisions_are_computed_in_float32(method, kinds, precision, tmp_path):
     ran: dict[str, set[str]] = {}
     for node in compiled.get_runtime_model().get_ops():
         facts = node.get_rt_info()
-        kind, ran_in = facts["layerType"].value, facts["runtimePrecision"].value
-        decides = facts["originalLayersNames"].value.startswith(DECIDES)
-        ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).add(ran_in)
+        kind, gives = facts["layerType"].value, facts["outputPrecisions"].value.split(",")
+        decides = facts["originalLayersNames"].value.startswith((DECIDES, ADDS))
+        ran.setdefault(f"{'decides ' if decides else ''}{kind}", set()).update(gives)
     # Scores and what they are from; whole numbers and truth values are neither rounded nor "f32".
     assert all("f32" in ran[f"decides {kind}"] for kind in kinds)
     assert not [kind for kind, each in ran.items() if "decides" in kind and "bf16" in each]
-    assert ran["FullyConnected"] & ({"bf16"} if precision == "bfloat16" else {"i8", "u8"})
+    layers = [
+        node.get_rt_info()["runtimePrecision"].value
+        for node in compiled.get_runtime_model().get_ops()
+        if node.get_rt_info()["layerType"].value == "FullyConnected"
+    ]
+    assert {*layers} & ({"bf16"} if precision == "bfloat16" else {"i8", "u8"})
 
 
 @slow

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.methods._sorting import first_least, is_heavier, rank_rows
@@ -22,6 +23,7 @@ from patchslim.tokens.spelling import is_by_product
 DENSITY_NEIGHBOURS = 5  # neighbours that make up the density of a row, as in TCFormer
 ABOVE_LIMITS = 1e20  # a distance larger than any threshold
 UNJOINABLE = 1e30  # a distance larger still, for rows that must stay
+EPSILON = 1e-5  # what layer norms add to the variance
 MEDOID_ROUNDS = 5  # rounds of k-medoids, as in Haurum et al.
 # How the distances of two clusters to a third become the distance of both together.
 LINKAGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -248,7 +250,7 @@ def assign_rows(groups: Groups, cost: Tensor, stays: Tensor, rows: Tensor | None
     if groups.parent is None:
         of_each = cost
         if rows is not None:
-            of_each = cost.gather(1, rows.unsqueeze(2).expand(-1, -1, cost.shape[2]))
+            of_each = take(cost, rows)
         return first_least(of_each.masked_fill(~stays.unsqueeze(1), math.inf))
     every = torch.arange(cost.shape[1], device=cost.device)
     head = torch.where(stays, every, groups.parent)
@@ -296,6 +298,35 @@ def squared_distances(x: Tensor) -> Tensor:
         product = x @ x.transpose(1, 2)
         return sums - (product + product)
     return torch.baddbmm(sums, x, x.transpose(1, 2), alpha=-2)
+
+
+def normalised_distances(x: Tensor) -> Tensor:
+    """Computes the squared distances of features (B, n, d) after `normalise_features` (B, n, n).
+
+    In graphs for runtimes it is from the products of the features as they are. These are exact
+    where features are in bfloat16, and those of normalised features would not be.
+    """
+    if not is_by_product():
+        return squared_distances(normalise_features(x))
+    # No number is multiplied with a constant and spread over a matrix then: in a model in int8,
+    # OpenVINO takes that for a scale, moves it, and rounds.
+    total, mean, product = x.sum(dim=2), x.mean(dim=2), x @ x.transpose(1, 2)
+    square = product.flatten(1)[:, :: x.shape[1] + 1] - total * mean
+    room = square + EPSILON * x.shape[2]
+    own, scale = square / room, (room * 0.5).rsqrt()
+    shared = product - total.unsqueeze(2) * mean.unsqueeze(1)
+    between = shared * scale.unsqueeze(2) * scale.unsqueeze(1)  # twice what they have in common
+    return own.unsqueeze(2) + own.unsqueeze(1) - between
+
+
+def normalise_features(x: Tensor) -> Tensor:
+    """Normalises features (B, n, d) as a layer norm does, without learned scale, to length 1."""
+    width = x.shape[2]
+    if torch.compiler.is_compiling():  # one operation, which runtimes fuse
+        return torch.mul(F.layer_norm(x, (width,)), width**-0.5)
+    centred = x - x.mean(dim=2, keepdim=True)
+    square: Tensor = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square_()
+    return centred.mul_(square.add_(EPSILON * width).rsqrt_())
 
 
 def _least_of_labels(label: Tensor, values: Tensor) -> Tensor:

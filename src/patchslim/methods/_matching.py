@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchslim.methods._sorting import first_greatest
 from patchslim.tokens.rows import take
 
 
@@ -30,10 +31,10 @@ def match_best(scores: Tensor, count: int) -> Matching:
 
     `scores` (B, |A|, |B|): the greatest is the best. Several rows may have the same partner.
     """
-    best = scores.max(dim=2)
-    order = best.values.topk(best.values.shape[1], dim=1).indices
+    best = scores.amax(dim=2)
+    order = best.topk(best.shape[1], dim=1).indices
     gone, stay = order[:, :count], order[:, count:]
-    return Matching(gone, best.indices.gather(1, gone), stay)
+    return Matching(gone, first_greatest(take(scores, gone)), stay)
 
 
 def ascending(rows: Tensor) -> Tensor:

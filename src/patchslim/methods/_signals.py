@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -66,11 +67,10 @@ class Signals:
             return self.readout()
         if not self.prefix or self.q is None or self.k is None:
             raise NeedsClassToken("There is no class token in this sequence to score patches by.")
-        query = self.q[:, :, :1] * self.scale
         if is_by_product():
-            logits = (query @ self.k.transpose(-2, -1)).squeeze(2)
+            logits = _product_by_head(self.q, self.k) * self.scale
         else:  # a matrix product would first copy the keys
-            logits = (query * self.k).sum(dim=-1)
+            logits = (self.q[:, :, :1] * self.scale * self.k).sum(dim=-1)
         if self.bias is not None:
             logits = logits + self.bias[:, :, 0]
         return logits.softmax(dim=-1)[:, :, self.prefix :].mean(dim=1)
@@ -96,3 +96,15 @@ class Signals:
             return weights.mean(dim=1)
         counts = F.pad(alive.to(weights.dtype), (self.prefix, 0), value=1.0)
         return (weights * counts.unsqueeze(2)).sum(dim=1) / counts.sum(dim=1, keepdim=True)
+
+
+def _product_by_head(q: Tensor, k: Tensor) -> Tensor:
+    """Multiplies the first query with all keys: q and k (B, H, N, d) give (B, H, N).
+
+    One product for all heads, of rows as the layer before has written them: each query meets the
+    keys of the other heads with zeros. One product for each head would be too small to be fast.
+    """
+    heads = torch.arange(q.shape[1], device=q.device)
+    own = heads[:, None, None] == heads
+    apart = torch.where(own, q.transpose(1, 2)[:, 0].unsqueeze(3), 0)
+    return (k.transpose(1, 2).flatten(2) @ apart.flatten(1, 2)).transpose(1, 2)

@@ -23,7 +23,8 @@ def is_heavier(worth: Tensor) -> Tensor:
 def rank_rows(worth: Tensor) -> Tensor:
     """The rank of each row (B, n): 0 for the greatest worth; of equal rows, the first leads."""
     if torch.compiler.is_compiling():
-        return _comes_first(worth).sum(dim=2)
+        # Floats are exact up to 2**24, and runtimes add them up faster than whole numbers.
+        return _comes_first(worth).to(torch.float32).sum(dim=2).long()
     return _inverse(worth.argsort(dim=1, descending=True, stable=True))
 
 
@@ -38,13 +39,20 @@ def first_least(cost: Tensor) -> Tensor:
     """The column of the least entry of each row, the first of equals: (B, n, m) gives (B, n)."""
     if not is_by_product():
         return cost.argmin(dim=2)
-    return first_equal(cost, cost.amin(dim=2))
+    return _first_equal(cost, cost.amin(dim=2, keepdim=True))
 
 
-def first_equal(table: Tensor, value: Tensor) -> Tensor:
-    """The first column of each row of a table (B, n, m) that holds the row's value (B, n)."""
-    columns = torch.arange(table.shape[2], device=table.device)
-    return torch.where(table == value.unsqueeze(2), columns, table.shape[2]).amin(dim=2)
+def first_greatest(scores: Tensor) -> Tensor:
+    """The column of the greatest entry of each row, the first of equals: (B, n, m) gives (B, n)."""
+    if not is_by_product():
+        return scores.argmax(dim=2)
+    return _first_equal(scores, scores.amax(dim=2, keepdim=True))
+
+
+def _first_equal(table: Tensor, value: Tensor) -> Tensor:
+    """The first column of each row of a table (B, n, m) that holds the row's value (B, n, 1)."""
+    columns = torch.arange(table.shape[2], device=table.device, dtype=torch.float32)
+    return torch.where(table == value, columns, float(table.shape[2])).amin(dim=2).long()
 
 
 def _comes_first(worth: Tensor) -> Tensor:

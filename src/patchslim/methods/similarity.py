@@ -21,14 +21,12 @@ from patchslim.methods import Method, Place, Placement, Signals, Threshold
 from patchslim.methods import _clustering as clustering
 from patchslim.methods._clustering import Groups
 from patchslim.methods._method import Read
-from patchslim.methods._sorting import rank_rows
 from patchslim.methods._windows import Windows, best_in_squares
 from patchslim.settings import Range, check_value
-from patchslim.tokens.merging import Assign, Merge
+from patchslim.tokens.merging import Merge
 from patchslim.tokens.reduction import Keep
 from patchslim.tokens.rows import mark_diagonal, take
 from patchslim.tokens.shapes import BlockShape
-from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Tokens
 
 MAX_PAIRWISE = 1024  # with more patches than this, only those of one window are compared
@@ -158,7 +156,7 @@ class Similarity(Method):
             return Threshold("threshold", first=0.1, cosine=True, top=1.99)
         return Threshold("threshold", first=5e-4 if self.group == "ward" else 0.1)
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep | Merge | Assign:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Keep | Merge:
         """Chooses the patches that stay, and for each of the others the one that it joins."""
         keep = min(keep, tokens.patches)
         windows = self._windows(tokens, keep)
@@ -173,11 +171,6 @@ class Similarity(Method):
         whole = tokens.alive is None and windows.order is None
         cost = self._cost(compared, worth, None if whole else windows.alive)
         groups = self._groups(cost, worth, keep, signals.prefix)
-        if is_by_product() and self.survivor in AVERAGING and not self.adaptive:
-            rank = rank_rows(self._apart(tokens, windows, groups, weight))
-            head = windows.assign_rows(groups, cost, rank < keep, None)
-            to = torch.where(rank < keep, rank, rank.gather(1, head))
-            return Assign(to, rank < keep, keep, weight if self.survivor == "weighted" else None)
         order, padding = self._sort_patches(tokens, windows, groups, weight, keep)
         kept, gone = order[:, :keep], order[:, keep:]
         if self.survivor == "alone":
@@ -290,7 +283,7 @@ class Similarity(Method):
         if self.measure == "cosine":
             return F.normalize(x, dim=2)
         if self.on == "features":
-            return _normalise_features(x)
+            return x  # `_cost` normalises them
         scaled: Tensor = x * x.shape[2] ** -0.5
         return scaled
 
@@ -299,6 +292,8 @@ class Similarity(Method):
         # In place, since the matrix is large.
         if self.measure == "cosine":
             cost = (compared @ compared.transpose(1, 2)).neg_().add_(1)
+        elif self.on == "features":
+            cost = clustering.normalised_distances(compared)
         else:
             cost = clustering.squared_distances(compared)
         if self.group == "ward":
@@ -378,16 +373,6 @@ class Similarity(Method):
         both_ways = cost + cost.transpose(1, 2)
         within = both_ways.masked_fill(apart | mark_diagonal(apart), 0).sum(dim=2)
         return -windows.to_rows(within)
-
-
-def _normalise_features(x: Tensor) -> Tensor:
-    """Normalises features (B, n, d) as a layer norm does, without learned scale, to length 1."""
-    width = x.shape[2]
-    if torch.compiler.is_compiling():  # one operation, which runtimes fuse
-        return torch.mul(F.layer_norm(x, (width,)), width**-0.5)
-    centred = x - x.mean(dim=2, keepdim=True)
-    square: Tensor = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square_()
-    return centred.mul_(square.add_(1e-5 * width).rsqrt_())  # the constant of layer norms
 
 
 def _index_in_kept(kept: Tensor, rows: Tensor) -> Tensor:

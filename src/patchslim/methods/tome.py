@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import ClassVar, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from patchslim.errors import BadSetting
 from patchslim.methods import Method, Placement, Signals, Threshold
 from patchslim.methods._matching import compare_sets, count_pairs, first_of_sets, match_sets
-from patchslim.methods._sorting import first_equal, rank_rows
-from patchslim.tokens.merging import Assign, Merge
+from patchslim.methods._sorting import rank_rows
+from patchslim.tokens.merging import Merge
 from patchslim.tokens.shapes import BlockShape
-from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Tokens
 
 Matches: TypeAlias = torch.return_types.max
@@ -44,7 +42,7 @@ class ToMe(Method):
         self.threshold = threshold
         self.adaptive = threshold > 0
 
-    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge | Assign:
+    def choose(self, tokens: Tokens, signals: Signals, keep: int) -> Merge:
         """Splits tokens alternately into sets A and B, and merges the most similar pairs into B.
 
         The rows that stay are those of A and then those of B: the next split depends on the order.
@@ -56,30 +54,10 @@ class ToMe(Method):
             similarity = similarity.masked_fill(
                 ~(real[:, a::2, None] & real[:, None, b::2]), -torch.inf
             )
-        if is_by_product() and not self.adaptive:
-            return self._assign(tokens, similarity, keep)
         if self.adaptive:
             best = similarity.max(dim=-1)
             return self._merge_above_threshold(tokens, best, tokens.rows()[:, b::2], keep)
         return Merge(*match_sets(similarity, tokens.prefix, tokens.patches - keep))
-
-    def _assign(self, tokens: Tokens, similarity: Tensor, keep: int) -> Assign:
-        """The same pairs and the same order of rows, without sorting."""
-        count = similarity.shape[1]
-        left = count - tokens.patches + keep
-        best = similarity.amax(dim=2)
-        goes = rank_rows(best) < count - left
-        partner = first_equal(similarity, best)
-        # Its place is how many rows of A before it stay, counted in whole numbers: as a product it
-        # would be rounded above 256 where a runtime computes in bfloat16.
-        rows = torch.arange(count, device=similarity.device)
-        place = ((~goes).unsqueeze(1) & (rows < rows.unsqueeze(1))).sum(dim=2)
-        to_a = torch.where(goes, partner + left, place)
-        to_b = torch.arange(left, left + tokens.patches - count).expand(to_a.shape[0], -1)
-        a, _ = first_of_sets(tokens.prefix)
-        to = _interleave(to_a, to_b, a)
-        leads = _interleave(~goes, torch.ones_like(to_b, dtype=torch.bool), a)
-        return Assign(to, leads, keep)
 
     def _merge_above_threshold(
         self, tokens: Tokens, best: Matches, every_b: Tensor, keep: int
@@ -115,12 +93,3 @@ class ToMe(Method):
     def macs(self, rows: int, prefix: int, block: BlockShape) -> int:
         """Counts the similarities between A and B."""
         return count_pairs(rows - prefix, prefix) * block.key_width
-
-
-def _interleave(of_a: Tensor, of_b: Tensor, a: int) -> Tensor:
-    """Puts values of A and of B (B, n) in the order of the rows."""
-    first, second = (of_b, of_a) if a else (of_a, of_b)
-    missing = first.shape[1] - second.shape[1]
-    second = F.pad(second, (0, missing)) if missing else second
-    both = torch.stack([first, second], dim=2).flatten(1)
-    return both[:, :-1] if missing else both

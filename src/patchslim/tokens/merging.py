@@ -1,9 +1,8 @@
-"""Reductions that average rows: `Merge` with lookups, `Assign` as one matrix product."""
+"""`Merge`: a reduction that averages rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from patchslim.tokens.reduction import Reduction, combine_masks, new_index, real_mask
 from patchslim.tokens.rows import pack_rows, take, with_prefix
+from patchslim.tokens.spelling import is_by_product
 from patchslim.tokens.tokens import Borders
 
 
@@ -63,6 +63,8 @@ class Merge(Reduction):
         if self.joins is not None:
             joining = joining.masked_fill(~self.joins[dims], 0)
         index = self.into + prefix if prefix else self.into
+        if is_by_product():
+            return out + _add_up(joining, index, out.shape[1])
         return out.scatter_add_(1, index[dims].expand_as(joining), joining)
 
     def represent(self, t: Tensor) -> Tensor:
@@ -98,62 +100,10 @@ class Merge(Reduction):
         )
 
 
-@dataclass(frozen=True)
-class Assign(Reduction):
-    """Averages rows into `count` new ones: row i goes to the new row `to[b, i]`.
-
-    The same as a `Merge`, as one matrix product: what graphs for other runtimes are made of. Of
-    each group one row `leads` (B, n, bool); it stands for the group. `weight` as in `Merge`.
-    """
-
-    kind: ClassVar[str] = "merging"
-    to: Tensor
-    leads: Tensor
-    count: int
-    weight: Tensor | None = None
-
-    @property
-    def merges(self) -> bool:
-        """Always true: rows join."""
-        return True
-
-    @cached_property
-    def _members(self) -> Tensor:
-        """Which old rows each new row is made of (B, m, n)."""
-        new = torch.arange(self.count, device=self.to.device, dtype=self.to.dtype)
-        return self.to.unsqueeze(1) == new.unsqueeze(1)
-
-    def move(
-        self,
-        t: Tensor,
-        *,
-        weight: Tensor | None = None,
-        total: Tensor | None = None,
-        prefix: int = 0,
-    ) -> Tensor:
-        """Multiplies by the matrix that averages (or adds up) the rows of each group."""
-        if weight is None and t.ndim == 2:
-            # The same numbers are the weights of the mean if sizes are, and their sum its divisor.
-            return (self._members * t.unsqueeze(1)).sum(dim=2)
-        if weight is None:
-            share = self._members.to(t.dtype)
-        else:
-            if self.weight is not None:
-                weight, total = self.weight, None
-            share = self._members * weight.unsqueeze(1)
-            total = share.sum(dim=2) if total is None else total
-            share = (share / total.unsqueeze(2)).to(t.dtype)
-        if t.ndim == 2:
-            return (share @ t.unsqueeze(2)).squeeze(2)
-        moved = share @ t[:, prefix:].flatten(2)
-        moved = moved.view(t.shape[0], self.count, *t.shape[2:])
-        return torch.cat([t[:, :prefix], moved], dim=1) if prefix else moved
-
-    def represent(self, t: Tensor) -> Tensor:
-        """Takes the entries of the rows that lead."""
-        led = self._members & self.leads.unsqueeze(1)
-        return torch.where(led, t.unsqueeze(1), 0).sum(dim=2).to(t.dtype)
-
-    def remap(self, rows: int) -> Tensor:
-        """Maps each row to its new one."""
-        return self.to
+def _add_up(t: Tensor, index: Tensor, count: int) -> Tensor:
+    """Adds each row of t (B, r, ...) to the new row that `index` (B, r) names: (B, count, ...)."""
+    rows = torch.arange(count, device=index.device, dtype=index.dtype)
+    members = index.unsqueeze(1) == rows.unsqueeze(1)
+    if t.ndim == 2:
+        return torch.where(members, t.unsqueeze(1), 0).sum(dim=2)
+    return (members.to(t.dtype) @ t.flatten(2)).view(t.shape[0], count, *t.shape[2:])

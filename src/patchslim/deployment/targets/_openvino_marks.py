@@ -2,11 +2,19 @@
 
 The plugin rewrites some nodes into others, which do not inherit the mark of the precision that they
 are to be computed in. A node that has the final form already is left alone.
+
+A product or a sum of numbers that are in bfloat16 anyway is exact in float32, and quick, if only
+its result is kept in float32. So the mark is on a node after it, which the plugin fuses with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+SUMS = ("ReduceMean", "ReduceSum")
+ADDING = ("MatMul", *SUMS)
+LARGEST = 3e38
 
 
 def settle_nodes(model: Any, prefix: str) -> None:
@@ -16,12 +24,60 @@ def settle_nodes(model: Any, prefix: str) -> None:
             continue
         if node.get_type_name() == "MatMul":
             _take_in_transpose(node)
+        elif node.get_type_name() == "Multiply":
+            _spread_factor(node)
         elif node.get_type_name() == "Softmax":
             _use_oldest_softmax(node)
         elif node.get_type_name() == "Pad":
             _use_oldest_pad(node)
         elif node.get_type_name() in ("Squeeze", "Unsqueeze"):
             _use_reshape(node)
+
+
+def keep_results(model: Any, prefix: str, unmarked: str) -> None:
+    """Moves marks from nodes that add up what no marked node has computed to nodes after them.
+
+    The names of such nodes then begin with `unmarked`.
+    """
+    from openvino import opset13 as op
+
+    for node in _list_entries(model, prefix, ADDING):
+        readers, name = node.output(0).get_target_inputs(), node.get_friendly_name()
+        kept = op.clamp(node, -LARGEST, LARGEST)  # changes nothing, and is what the plugin fuses
+        for reader in readers:
+            reader.replace_source_output(kept.output(0))
+        kept.set_friendly_name(name)
+        node.set_friendly_name(unmarked + name.removeprefix(prefix))
+
+
+def stop_scales(model: Any, prefix: str) -> None:
+    """Puts a marked node before sums of what no marked node has computed.
+
+    In a model in int8 the plugin would move scales past the sum, into nodes without a mark.
+    """
+    import numpy as np
+    from openvino import opset13 as op
+
+    lowest = op.constant(np.float32(-LARGEST))
+    for node in _list_entries(model, prefix, SUMS):
+        same = op.maximum(node.input_value(0), lowest)
+        same.set_friendly_name(f"{node.get_friendly_name()}/same")
+        node.input(0).replace_source_output(same.output(0))
+
+
+def _list_entries(model: Any, prefix: str, kinds: Sequence[str]) -> list[Any]:
+    """The marked nodes of some kinds that read no marked node."""
+
+    def is_marked(node: Any) -> bool:
+        return bool(node.get_friendly_name().startswith(prefix))
+
+    return [
+        node
+        for node in model.get_ordered_ops()
+        if node.get_type_name() in kinds
+        and is_marked(node)
+        and not any(is_marked(each.get_node()) for each in node.input_values())
+    ]
 
 
 def _take_in_transpose(product: Any) -> None:
@@ -40,6 +96,21 @@ def _take_in_transpose(product: Any) -> None:
     transposed = product.get_attributes()["transpose_a"]
     left, right = product.input_value(0), factor.input_value(0)
     _replace(product, op.matmul(left, right, transposed, True))
+
+
+def _spread_factor(product: Any) -> None:
+    """Repeats a factor that is one number along the last axis."""
+    import numpy as np
+    from openvino import opset13 as op
+
+    last = [*product.get_output_partial_shape(0)][-1:]
+    if not last or last[0].is_dynamic or last[0].get_length() < 2:
+        return
+    for port in product.inputs():
+        factor = port.get_source_output().get_node()
+        if factor.get_type_name() == "Constant" and factor.data.size == 1:
+            value = np.full(last[0].get_length(), factor.data.item(), factor.data.dtype)
+            port.replace_source_output(op.constant(value).output(0))
 
 
 def _use_oldest_softmax(softmax: Any) -> None:

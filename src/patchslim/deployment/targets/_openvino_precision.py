@@ -17,15 +17,16 @@ from torch import Tensor
 
 from patchslim.deployment.graph import Graph, quietly
 from patchslim.deployment.quantiser import Quantiser
-from patchslim.deployment.targets._openvino_marks import settle_nodes
+from patchslim.deployment.targets._openvino_marks import keep_results, settle_nodes, stop_scales
 
 DECIDES = "decides/"  # the names of such nodes begin with this
+ADDS = "adds/"  # and of those that add up rounded numbers, with a result in float32, with this
 # OpenVINO's own attribute of a node that is to be computed in the precision that it was written in.
 PRECISE = {"name": "precise", "version": "0"}
 # They move numbers and round none. They are kept in float32 if what they move is: what comes from a
 # layer is moved first, and converted where it is smallest.
 MOVING = (
-    *"Broadcast Concat Gather Reshape Slice Split Squeeze StridedSlice".split(),
+    *"Broadcast Concat Gather Reshape Select Slice Split Squeeze StridedSlice".split(),
     *"Transpose Unsqueeze VariadicSplit".split(),
 )
 # Where a model says what it is run in, and what one in int8 says: its rest is in bfloat16.
@@ -36,8 +37,7 @@ WEIGHTED = ("Convolution", "ScaledDotProductAttention")  # and products with a c
 
 def keep_decisions(model: Any, graph: Graph) -> Any:
     """A copy of the model whose decisions are computed in float32, whatever the rest is."""
-    name_decisions(model, graph)
-    settle_nodes(model, DECIDES)
+    _mark_decisions(model, graph)
     return _copy(model, compress=False)
 
 
@@ -63,6 +63,18 @@ def _copy(model: Any, *, compress: bool) -> Any:
                 ElementTree.SubElement(info, "attribute", PRECISE)
         weights = path.with_suffix(".bin").read_bytes()
         return openvino.Core().read_model(ElementTree.tostring(tree.getroot()), weights)
+
+
+def _mark_decisions(model: Any, graph: Graph, *, scales: bool = False) -> None:
+    """Names the nodes of decisions, in a form that keeps the mark that their names stand for.
+
+    With `scales`, the model is going to be in int8.
+    """
+    name_decisions(model, graph)
+    settle_nodes(model, DECIDES)
+    if scales:
+        stop_scales(model, DECIDES)
+    keep_results(model, DECIDES, ADDS)
 
 
 def name_decisions(model: Any, graph: Graph) -> None:
@@ -142,8 +154,7 @@ class NncfQuantiser(Quantiser):
             AdvancedSmoothQuantParameters,
         )
 
-        name_decisions(converted, graph)
-        settle_nodes(converted, DECIDES)
+        _mark_decisions(converted, graph, scales=True)
         smoothing = AdvancedSmoothQuantParameters(matmul=float(recipe.split()[1]))
         made = quietly(
             lambda: nncf.quantize(
@@ -151,7 +162,7 @@ class NncfQuantiser(Quantiser):
                 nncf.Dataset([batch.numpy() for batch in images]),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(images),
-                ignored_scope=nncf.IgnoredScope(patterns=[f"^{DECIDES}.*"], validate=False),
+                ignored_scope=nncf.IgnoredScope(patterns=[f"^({DECIDES}|{ADDS})"], validate=False),
                 advanced_parameters=AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
             )
         )

@@ -22,6 +22,7 @@ from patchslim.deployment.targets._openvino_precision import (
     keep_decisions,
 )
 from patchslim.deployment.targets._openvino_sums import part_sums
+from patchslim.deployment.targets._openvino_swaps import undo_swaps
 from patchslim.errors import BadFile
 from patchslim.files import read_json
 
@@ -68,6 +69,7 @@ class OpenVino(Target):
 
         model = quietly(lambda: openvino.convert_model(graph.program(by_product=True)))
         part_sums(model)
+        undo_swaps(model)
         # The converter leaves all sizes open, and a graph with an open size runs more slowly.
         model.reshape([graph.batch or -1, *graph.input_shape])
         names = [*graph.outputs.names, *graph.decision_names]
