@@ -1,6 +1,8 @@
 """`auto` beside every single method at its defaults, at shares of the dense model's measured time.
 
     python benchmarks/auto_against.py --shared ../shared --threads 1
+    python benchmarks/auto_against.py --shared ../shared --threads 1 --runtime openvino \
+        --precision bfloat16 --shares 0.8,0.65,0.5
 
 Each method that needs no training follows its own rule, at as many operations as take the share of
 the dense time here: all are timed at six budgets, and what lies between is taken to go straight.
@@ -38,13 +40,13 @@ from patchslim.model.model import SlimModel
 from patchslim.model.slim import untouched_model
 from patchslim.planning.judging import Jury, read_halves
 from patchslim.planning.method_search import plannable_methods
+from patchslim.planning.runtimes import Call, Runtime, open_runtime
 from patchslim.report.provenance import Provenance
 from patchslim.report.row import Quartiles
 
 RESULT = Path(__file__).parent / "results" / "auto.json"
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the dense time
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the operations, at which methods are timed first
-BATCH = 8
+CELL = ("runtime", "precision", "batch")
 
 
 def main() -> None:
@@ -52,6 +54,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runtime", default="eager")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--shares", default="0.9,0.8,0.7,0.6,0.5", help="of the dense time")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--limit", type=int, default=500, help="images")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -62,45 +68,57 @@ def main() -> None:
     sample = options.shared / "data" / "imagenet-sample-500.zip"
     images = list(Images.for_host(host, sample, limit=options.limit, batch=16))
     rows = json.loads(options.out.read_text()) if options.out.exists() else []
+    cell = {name: getattr(options, name) for name in CELL}
+    known = [row for row in rows if {name: row[name] for name in CELL} == cell]
     born = Provenance.now(
-        host, batch=BATCH, image_size=(224, 224), images=options.limit // 2, seed=0
+        host, batch=options.batch, image_size=(224, 224), images=options.limit // 2, seed=0
     )
+    shares = [*map(float, options.shares.split(","))]
 
     def write(more: list[dict[str, Any]]) -> None:
-        rows.extend({**row, "birth": asdict(born)} for row in more)
+        rows.extend({**cell, **row, "birth": asdict(born)} for row in more)
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
-    if not any(row["name"] != "auto" for row in rows):
-        write(measure_singles(host, images, options.rounds))
-    for share in SHARES:
-        if not any(row["name"] == "auto" and row["share"] == share for row in rows):
-            write([plan_auto(host, images, share)])
+    if not any(row["name"] != "auto" for row in known):
+        with open_runtime(
+            options.runtime, options.precision, options.threads, options.batch, host
+        ) as device:
+            write(measure_singles(host, images, shares, device, options))
+    for share in shares:
+        if not any(row["name"] == "auto" and row["share"] == share for row in known):
+            write([plan_auto(host, images, share, cell, options)])
             print_now(f"auto at {share}: {rows[-1]['method']}, KL {rows[-1]['kl']['value']:.4f}")
 
 
-def measure_singles(host: nn.Module, images: Any, rounds: int) -> list[dict[str, Any]]:
+def measure_singles(
+    host: nn.Module,
+    images: Any,
+    shares: list[float],
+    device: Runtime,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
     """Returns a row for each method at each share that it reaches."""
     untouched = untouched_model(host, None)
     chosen, reported = read_halves(images, untouched)
-    batch = fill_batch(chosen, BATCH)
+    batch = fill_batch(chosen, options.batch)
     methods = {method_label(each): each for each in plannable_methods(untouched)}
     methods["random"] = make_method("random", {})
     tried: dict[tuple[str, float], SlimModel] = {}
     for name, method in methods.items():
-        for budget in BUDGETS:
+        for budget in BUDGETS[:: device.stride]:
             with contextlib.suppress(PatchslimError):
                 tried[name, budget] = patchslim.slim(host, method, macs=budget)
-    first = time_all(host, tried, batch, rounds)
+    first = time_all(untouched, tried, batch, device, options.rounds)
     wanted: dict[tuple[str, float], SlimModel] = {}
     for name, method in methods.items():
-        budgets = sorted(budget for of, budget in tried if of == name)
+        budgets = sorted(budget for of, budget in first if of == name)
         taken = [first[name, budget].median for budget in budgets]
-        for share in SHARES:
-            if taken[0] > share:
+        for share in shares:
+            if not taken or taken[0] > share:
                 continue  # not with the least operations that were tried
             budget = float(np.interp(share, [*taken, 1.0], [*budgets, 1.0]))
             wanted[name, share] = patchslim.slim(host, method, macs=budget)
-    again = time_all(host, wanted, batch, rounds)
+    again = time_all(untouched, wanted, batch, device, options.rounds)
     jury, rows = Jury(untouched, reported), []
     for (name, share), model in wanted.items():
         print_now(f"judging {name} at {share}")
@@ -119,23 +137,43 @@ def measure_singles(host: nn.Module, images: Any, rounds: int) -> list[dict[str,
 
 
 def time_all(
-    host: nn.Module, models: Mapping[Any, nn.Module], batch: Tensor, rounds: int
+    untouched: SlimModel,
+    models: Mapping[Any, SlimModel],
+    batch: Tensor,
+    device: Runtime,
+    rounds: int,
 ) -> dict[Any, Quartiles]:
-    """Times models in turns with the dense one: shares of its time."""
-    taken = latency({"dense": host, **models}, batch, rounds, 1, progress=print_now)
-    dense = taken["dense"]
+    """Times models in turns with the dense one: shares of its time.
+
+    A model that the runtime cannot hold is left out.
+    """
+    calls: dict[Any, Call] = {"dense": device.dense(untouched)}
+    for key, model in models.items():
+        print_now(f"making {key}")
+        with contextlib.suppress(PatchslimError):
+            calls[key] = device.whole(model)
+    taken = latency(calls, batch, rounds, 1, progress=print_now)
+    dense = taken.pop("dense")
     return {
-        key: Quartiles.of([each / by for each, by in zip(taken[key], dense, strict=True)])
-        for key in models
+        key: Quartiles.of([each / by for each, by in zip(seconds, dense, strict=True)])
+        for key, seconds in taken.items()
     }
 
 
-def plan_auto(host: nn.Module, images: Any, share: float) -> dict[str, Any]:
+def plan_auto(
+    host: nn.Module, images: Any, share: float, cell: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
     """Plans for a share of the dense time, and returns the row."""
-    batch = fill_batch(torch.cat([each[0] for each in images[:2]]), BATCH)
-    seconds = sorted(latency({"dense": host}, batch, 9, 2)["dense"])[4]
+    batch = fill_batch(torch.cat([each[0] for each in images[:2]]), options.batch)
+    with open_runtime(
+        options.runtime, options.precision, options.threads, options.batch, host
+    ) as device:
+        dense = device.dense(untouched_model(host, None))
+        seconds = sorted(latency({"dense": dense}, batch, 9, 2)["dense"])[4]
     began = time.perf_counter()
-    planned = patchslim.plan(host, images, latency_ms=1000 * share * seconds, batch=BATCH)
+    target = 1000 * share * seconds
+    settings = {**cell, "threads": options.threads}
+    planned = patchslim.plan(host, images, latency_ms=target, **settings)
     return {
         "name": "auto",
         "share": share,

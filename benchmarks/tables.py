@@ -562,18 +562,58 @@ def auto_against() -> str:
     """Writes what `auto` loses in the time that it took, beside what single methods lose in it."""
     rows = _read("auto.json")
     lines = [
-        "| share of the dense time | taken | `auto` | best single method | second | random |",
-        "|--:|--:|---|---|---|---|",
+        (
+            "| runtime, precision, batch | asked | taken | `auto` | best single method | second "
+            "| random |"
+        ),
+        "|---|--:|--:|---|---|---|---|",
     ]
-    curves: dict[str, list[tuple[float, dict[str, float]]]] = {}
+    won: list[bool] = []
+    cells = dict.fromkeys((row["runtime"], row["precision"], row["batch"]) for row in rows)
+    for cell in cells:
+        of_cell = [row for row in rows if (row["runtime"], row["precision"], row["batch"]) == cell]
+        curves = _loss_curves(of_cell)
+        first = ", ".join(map(str, cell))
+        for row in of_cell:
+            if row["name"] == "auto":
+                line, best = _auto_line(row, curves)
+                lines.append(f"| {first} | {line} |")
+                won.append(best)
+                first = ""
+    seconds = [row["search_seconds"] for row in rows if row["name"] == "auto"]
+    singles = {row["name"] for row in rows} - {"auto", "random"}
+    note = (
+        "asked and taken: shares of the dense time. KL with its standard error, on images that did "
+        "not choose. Single methods stand at the time that `auto` took: between two of their "
+        "measured points, and up to 6 % below the least, the logarithm of KL goes straight. "
+        f"`auto` has the lowest KL, or is within one standard error of it, in {sum(won)} of "
+        f"{len(won)} rows, beside {len(singles)} methods. A plan took {min(seconds):.0f} to "
+        f"{max(seconds):.0f} s."
+    )
+    facts = dict.fromkeys(_origin_line(row["birth"]) for row in rows)
+    return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
+
+
+Curves = dict[str, list[tuple[float, dict[str, float]]]]
+
+
+def _loss_curves(rows: list[dict[str, Any]]) -> Curves:
+    """Collects for each single method the times that it took, and what it lost in each."""
+    curves: Curves = {}
     for row in rows:
         if row["name"] != "auto":
             point = (row["measured"]["median"], row["kl"])
             curves[row["name"]] = sorted([*curves.get(row["name"], []), point], key=lambda p: p[0])
+    return curves
 
-    def loss(name: str, taken: float) -> Estimate | None:
-        points = curves[name]
-        if taken < 0.94 * points[0][0] or len(points) < 2:
+
+def _auto_line(row: dict[str, Any], curves: Curves) -> tuple[str, bool]:
+    """Writes a plan beside the single methods at its time; tells whether none loses less."""
+    taken, kl = row["measured"]["median"], Estimate(**row["kl"])
+
+    def loss(name: str) -> Estimate | None:
+        points = curves.get(name, [])
+        if len(points) < 2 or taken < 0.94 * points[0][0]:
             return None
         for (low, deep), (high, mild) in itertools.pairwise(points):
             if taken <= high:
@@ -583,32 +623,20 @@ def auto_against() -> str:
                 )
         return Estimate(**points[-1][1])
 
-    won = 0
-    every = [row for row in rows if row["name"] == "auto"]
-    for row in every:
-        taken, kl = row["measured"]["median"], Estimate(**row["kl"])
-        found = {name: loss(name, taken) for name in curves}
-        single = [(each, name) for name, each in found.items() if each and name != "random"]
-        single.sort(key=lambda pair: pair[0].value)
-        cells = [f"`{row['method']}`, {kl.show()}"]
-        beside = [f"`{name}`, {each.show()}" for each, name in single[:2]]
-        cells += [*beside, *["-"] * (2 - len(beside))]
-        lot = found["random"]
-        cells.append(lot.show() if lot else "-")
-        lines.append(f"| {row['share']:g} | {taken:.2f} | {' | '.join(cells)} |")
-        best = single[0][0]
-        won += kl.value <= best.value + (best.error or 0)
-    seconds = [row["search_seconds"] for row in every]
-    note = (
-        "KL with its standard error, on images that did not choose. Single methods stand at the "
-        "time that `auto` took: between two of their measured points, and up to 6 % below the "
-        "least, the logarithm of KL goes straight. "
-        f"`auto` has the lowest KL, or is within one standard error of it, in {won} of "
-        f"{len(every)} rows, beside {len(curves) - 1} methods. A plan took {min(seconds):.0f} to "
-        f"{max(seconds):.0f} s."
+    found = {name: loss(name) for name in curves if name != "random"}
+    single = sorted(
+        ((each, name) for name, each in found.items() if each), key=lambda pair: pair[0].value
     )
-    facts = dict.fromkeys(_origin_line(row["birth"]) for row in rows)
-    return "\n".join([*lines, "", note, "", f"<sub>{'<br>'.join(facts)}</sub>"])
+    beside = [f"`{name}`, {each.show()}" for each, name in single[:2]]
+    lot = loss("random")
+    cells = [
+        f"{row['share']:g} | {taken:.2f} | `{row['method']}`, {kl.show()}",
+        *beside,
+        *["-"] * (2 - len(beside)),
+        lot.show() if lot else "-",
+    ]
+    best = not single or kl.value <= single[0][0].value + (single[0][0].error or 0)
+    return " | ".join(cells), best
 
 
 def precision() -> str:

@@ -136,7 +136,7 @@ class Graph:
 
         Args:
             tells: whether what stands for each cell is among its outputs.
-            by_product: whether rows are moved by matrix products (see `tokens/spelling.py`).
+            by_product: whether matrix products add rows up (see `tokens/spelling.py`).
         """
         # Not 1 image, which PyTorch would take for the only number.
         example = torch.zeros(self.batch or 2, *self.input_shape)

@@ -55,7 +55,8 @@ class Signals:
         """Averages the keys of the patches over the heads (B, n, d)."""
         if self.k is None:
             raise BadSchedule("Keys exist only inside a block; this method decides before it (P0).")
-        return self.k[:, :, self.prefix :].mean(dim=1)
+        # In the order in which most hosts compute them, so that no graph swaps axes for it.
+        return self.k.transpose(1, 2).mean(dim=2)[:, self.prefix :]
 
     def class_attention(self) -> Tensor:
         """Computes how much the class token attends to each patch, averaged over heads (B, n).

@@ -5,7 +5,7 @@
 * `Fuse` adds all other rows up in one extra row.
 * `Defer` lets some rows go on while the others wait.
 * `Mask` removes nothing: it only lowers the weight of rows in attention, for training.
-* `Merge` and `Assign`, in `merging.py`, average rows.
+* `Merge`, in `merging.py`, averages rows.
 * `Mix`, in `mixing.py`, makes each new row of all old ones; `MaskAndFuse` is for training.
 
 It does not know why it was chosen. Prefix rows pass untouched; row numbers count patch rows.
