@@ -153,6 +153,20 @@ def slim_tiny(method: str, **settings: Any) -> Any:
     return patchslim.slim(tiny_vit().eval(), method, keep=0.6, **settings)
 
 
+def test_no_graph_has_an_output_without_numbers() -> None:
+    """OpenVINO's converter ends the process where it computes one of a fixed size in advance."""
+    host = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5
+    )
+    slimmed = patchslim.slim(host.eval(), "adamerge", r=2, tail="exact")
+    assert slimmed.plan.steps[-1].read == 1  # the class token
+    assert slimmed.plan.decision_blocks[-1] == 2
+    program = Graph(slimmed, Outputs("tensor", ("output",)), 2).program(by_product=True)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if "val" in node.meta
+              and isinstance(node.meta["val"], Tensor)]  # fmt: skip
+    assert all(0 not in shape for shape in shapes)
+
+
 @pytest.mark.parametrize("name", SPELT)
 def test_products_move_the_same_rows_as_lookups(name: str) -> None:
     method, settings = SPELT[name]

@@ -95,8 +95,12 @@ class Witness(nn.Module):
 def _standing_cells(tokens: Tokens) -> Tensor:
     """The grid cell that stands for each cell (B, cells); `NO_CELL` if it was dropped."""
     row = tokens.origin
-    if row is None:  # only the prefix came out of the last block, so that it decided nothing
-        return tokens.cells()
+    if row is None:
+        # Only the prefix came out of the last block. An output without numbers would end the
+        # process in OpenVINO's converter.
+        height, width = tokens.grid
+        shape = (tokens.x.shape[0], height * width)
+        return torch.full(shape, NO_CELL, device=tokens.x.device)
     return torch.where(row >= 0, tokens.cells().gather(1, row.clamp(min=0)), NO_CELL)
 
 
