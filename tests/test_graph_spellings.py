@@ -89,6 +89,18 @@ def test_a_grid_of_more_than_255_patches_is_exported(method: str, tmp_path: Path
     assert written.check.compared > 0
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_normalised_features_are_as_far_apart_in_graphs(mean: float) -> None:
+    x = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(0)) * 5 + mean
+    x[:, 3] = x[:, 7] + 1e-3
+    want = clustering.normalised_distances(x.double())
+    assert want[:, 3, 7].max() < 1e-6
+    with spell_by_product():
+        torch.testing.assert_close(
+            clustering.normalised_distances(x), want.float(), rtol=0, atol=2e-6
+        )
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_components_are_the_same(in_graph: Any, seed: int) -> None:
     x = torch.randn(2, 12, 2, generator=torch.Generator().manual_seed(seed))

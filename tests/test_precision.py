@@ -279,6 +279,23 @@ def test_sensitive_activations_stay_in_float(tmp_path, target):
 
 
 @slow
+def test_weights_are_looked_for_among_constants_alone():
+    """Else the search would go through the whole model, along every path."""
+    import numpy as np
+    from openvino import opset13 as op
+
+    from patchslim.deployment.targets._openvino_precision import _widened
+
+    x = op.parameter([2], np.float32)
+    for _ in range(100):
+        x = op.add(x, x)
+    assert _widened(op.multiply(x, op.constant(np.ones(2, np.float32)))) is None
+    weights = op.convert(op.constant(np.array([2, 3], np.int8)), np.float32)
+    scaled = op.multiply(weights, op.constant(np.array([0.5, 2], np.float32)))
+    assert _widened(scaled).tolist() == [1, 6]
+
+
+@slow
 def test_every_layer_of_the_host_is_int8_in_executorch(tmp_path):
     model, x, path = slim("topk"), pictures(8), tmp_path / "m.pte"
     drift = patchslim.export(model, path, precision="int8", images=x, max_kl=0.05).check.drift

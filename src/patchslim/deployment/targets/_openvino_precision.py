@@ -206,14 +206,16 @@ def _widened(node: Any) -> Any:
     kind = node.get_type_name()
     if kind == "Constant":
         return np.asarray(node.data, dtype=np.float32)
-    parts = [_widened(each.get_node()) for each in node.input_values()]
-    if any(part is None for part in parts):
+    if kind not in ("Convert", "Multiply", "Subtract"):
         return None
-    if kind == "Convert":
-        return parts[0]
-    if kind not in ("Multiply", "Subtract"):
-        return None
-    return parts[0] * parts[1] if kind == "Multiply" else parts[0] - parts[1]
+    first, *more = [each.get_node() for each in node.input_values()]
+    value = _widened(first)
+    for each in more:
+        other = None if value is None else _widened(each)
+        if other is None:
+            return None
+        value = value * other if kind == "Multiply" else value - other
+    return value
 
 
 def _rounds(node: Any) -> bool:
