@@ -103,10 +103,9 @@ def save_dense(options: argparse.Namespace) -> Path:
 
 
 def save(options: argparse.Namespace, found: Benchmark) -> None:
-    """Puts the rows in the place of earlier ones of the same host, target, precision and batch."""
+    """Puts the rows in the place of earlier ones of the same cell on the same processor."""
     rows: list[dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else []
     key = {name: getattr(options, name) for name in ("host", "target", "precision", "batch")}
-    rows = [row for row in rows if any(row[name] != value for name, value in key.items())]
     host = timm.create_model(options.host)
     _, *size = host.default_cfg["input_size"]
     provenance = asdict(
@@ -114,6 +113,10 @@ def save(options: argparse.Namespace, found: Benchmark) -> None:
             host, batch=options.batch, image_size=(size[0], size[1]), images=options.batch, seed=0
         )
     )
+    here = {**key, "processor": provenance["processor"]}
+    rows = [
+        row for row in rows if {**row, "processor": row["birth"]["processor"]} != {**row, **here}
+    ]
     eager = [
         row for row in found.rows if row.runtime == "eager" and row.batch == options.batch
     ]  # which takes one image, too

@@ -474,10 +474,14 @@ def runtimes() -> str:
     rows = _read("runtime_speed.json")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["host"], row["target"], row["precision"], row["batch"])
+        processor = row["birth"]["processor"].replace("(R)", "").removesuffix(" Processor")
+        key = (row["host"], row["target"], row["precision"], row["batch"], processor)
         groups.setdefault(key, []).append(row)
     lines = [
-        "| host, runtime, precision, batch | method | MACs | ms | faster [95 %] | conv. | fused |",
+        (
+            "| host, runtime, precision, batch, processor | method | MACs | ms | faster [95 %] "
+            "| conv. | fused |"
+        ),
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     beside_eager = any(row.get("over_eager") for row in rows)
