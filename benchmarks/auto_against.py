@@ -5,7 +5,8 @@
         --precision bfloat16 --shares 0.8,0.65,0.5
 
 Each method that needs no training follows its own rule, at as many operations as take the share of
-the dense time here: all are timed at six budgets, and what lies between is taken to go straight.
+the dense time here: all are timed at six budgets (three on a runtime, where each is converted), and
+what lies between is taken to go straight.
 Then all are timed again, in turns, and judged. `auto` plans for the same shares. Half of the images
 choose, and all are judged on the other half. Let nothing else run. A share that `auto` has planned
 for is not planned again. Writes benchmarks/results/auto.json. The images are probably training

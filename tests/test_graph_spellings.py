@@ -247,7 +247,7 @@ def test_openvino_computes_right_from_what_whole_numbers_add_up_to(kind: str, af
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ats", "saint"])
+@pytest.mark.parametrize("method", ["tome", "ats", "saint", "similarity"])
 def test_no_graph_for_openvino_computes_at_once_from_a_sum_of_whole_numbers(method: str) -> None:
     """What holds on every processor, whether OpenVINO is wrong there or not."""
     from patchslim.deployment.registry import find_target
@@ -265,5 +265,5 @@ def test_no_graph_for_openvino_computes_at_once_from_a_sum_of_whole_numbers(meth
         for node in sums
         for each in node.output(0).get_target_inputs()
     ]
-    assert uses
+    assert uses or method in ("tome", "similarity")  # which add up floats
     assert set(uses) <= SAFE

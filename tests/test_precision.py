@@ -233,12 +233,30 @@ def test_decisions_are_computed_in_float32(method, kinds, precision, tmp_path):
     # Scores and what they are from; whole numbers and truth values are neither rounded nor "f32".
     assert all("f32" in ran[f"decides {kind}"] for kind in kinds)
     assert not [kind for kind, each in ran.items() if "decides" in kind and "bf16" in each]
-    layers = [
-        node.get_rt_info()["runtimePrecision"].value
-        for node in compiled.get_runtime_model().get_ops()
-        if node.get_rt_info()["layerType"].value == "FullyConnected"
-    ]
-    assert {*layers} & ({"bf16"} if precision == "bfloat16" else {"i8", "u8"})
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    read = {name: set() for name in ("FullyConnected", "adds")}
+    for each in facts:
+        adds = each["originalLayersNames"].value.startswith(ADDS)
+        kind = "adds" if adds else each["layerType"].value
+        read.setdefault(kind, set()).add(each["runtimePrecision"].value)
+    assert read["FullyConnected"] & ({"bf16"} if precision == "bfloat16" else {"i8", "u8"})
+    if precision == "bfloat16":
+        assert read["adds"] == {"bf16"}  # exact there, and quicker
+
+
+@slow
+@pytest.mark.parametrize("method", ["tome", "similarity"])
+def test_the_graph_that_tells_its_decisions_rounds_like_the_one_that_is_written(method):
+    from patchslim.deployment.registry import find_target
+
+    target, x = find_target("openvino"), pictures(2).numpy()
+    graph = Graph(slim(method), Outputs("tensor", ("output",)), 2)
+    told = target.lower(target.convert(graph), graph, "bfloat16")
+    witness = target.witness(told)(x)
+    written = target.witness(target.strip(told, graph))(x)
+    assert (len(witness), len(written)) == (1 + len(graph.decision_names), 1)
+    assert (witness[0] == written[0]).all()
+    assert all(each.dtype.kind == "i" for each in witness[1:])
 
 
 @slow

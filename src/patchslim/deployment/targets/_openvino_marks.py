@@ -65,6 +65,29 @@ def stop_scales(model: Any, prefix: str) -> None:
         node.input(0).replace_source_output(same.output(0))
 
 
+def end_in_products(results: Sequence[Any], prefix: str) -> None:
+    """Ends what these results tell in a marked product with 1, which changes no whole number.
+
+    The plugin computes in float32 what a result is made of, back to the last product. Without one,
+    a graph that tells its decisions would round less than the one that is written.
+    """
+    import numpy as np
+    from openvino import opset13 as op
+
+    one, last = op.constant(np.ones((1, 1), np.float32)), op.constant(np.array([2]))
+    for number, result in enumerate(results):
+        told = result.input_value(0)
+        column = op.unsqueeze(op.convert(told, np.float32), last)
+        row = op.squeeze(op.matmul(column, one, False, False), last)
+        same = op.convert(row, told.get_element_type().to_dtype())
+        result.input(0).replace_source_output(same.output(0))
+        while same != told.get_node():
+            same.set_friendly_name(
+                f"{prefix}told/{number}/{same.get_type_name()}/{same.get_name()}"
+            )
+            same = same.input_value(0).get_node()
+
+
 def _list_entries(model: Any, prefix: str, kinds: Sequence[str]) -> list[Any]:
     """The marked nodes of some kinds that read no marked node."""
 

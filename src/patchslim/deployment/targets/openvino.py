@@ -14,7 +14,9 @@ from patchslim.deployment.running import check_regular
 from patchslim.deployment.shared_weights import WEIGHTS_FILE as SHARED_FILE
 from patchslim.deployment.shared_weights import SharedWeights, digest_file
 from patchslim.deployment.target import FLOAT32, INT8, Runner, Target
+from patchslim.deployment.targets._openvino_marks import end_in_products
 from patchslim.deployment.targets._openvino_precision import (
+    DECIDES,
     INT8_BFLOAT16,
     PRECISION_PATH,
     NncfQuantiser,
@@ -70,6 +72,7 @@ class OpenVino(Target):
         model = quietly(lambda: openvino.convert_model(graph.program(by_product=True)))
         part_sums(model)
         undo_swaps(model)
+        end_in_products(model.get_results()[len(graph.outputs.names) :], DECIDES)
         # The converter leaves all sizes open, and a graph with an open size runs more slowly.
         model.reshape([graph.batch or -1, *graph.input_shape])
         names = [*graph.outputs.names, *graph.decision_names]
